@@ -1,0 +1,66 @@
+"""Runs one PostgreSQL server for as long as the process that started it lives.
+
+    python _supervisor.py DIRECTORY USER POSTGRES ARGUMENT...
+
+The starter holds the other end of standard input. `stop` or `immediate` on a line ends the server (fast or immediate
+shutdown), `start` starts it again; each is answered with the server's process id. When standard input closes, however
+the starter ended, the server is stopped and DIRECTORY deleted. Only the standard library is used: this runs as a
+script, isolated from the environment.
+"""
+
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+
+PATIENCE = 10.0
+
+
+def main(directory: str, user: str, command: list[str]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    server: subprocess.Popen[bytes] | None = None
+    try:
+        with open(f"{directory}/log", "ab") as log:
+            server = start(command, user, log.fileno())
+            print(server.pid, flush=True)
+            for line in sys.stdin:
+                match line.strip():
+                    case "stop":
+                        stop(server, signal.SIGINT)
+                    case "immediate":
+                        stop(server, signal.SIGQUIT)
+                    case "start":
+                        server = start(command, user, log.fileno())
+                print(server.pid, flush=True)
+    finally:
+        if server is not None:
+            stop(server, signal.SIGINT)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def start(command: list[str], user: str, log: int) -> "subprocess.Popen[bytes]":
+    if not user:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
+    group = pwd.getpwnam(user).pw_gid
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", user=user, group=group, extra_groups=[]
+    )
+
+
+def stop(server: "subprocess.Popen[bytes]", number: int) -> None:
+    # Fast shutdown ends the sessions; immediate shutdown does not wait for them; the kernel asks nobody.
+    # https://www.postgresql.org/docs/current/server-shutdown.html
+    for attempt in (number, signal.SIGQUIT, signal.SIGKILL):
+        if server.poll() is None:
+            server.send_signal(attempt)
+        try:
+            server.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
