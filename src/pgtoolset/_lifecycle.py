@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Any, TypeVar
 
-from sqlalchemy.ext.asyncio import async_scoped_session
 from sqlalchemy.orm import Session
 
 from pgtoolset._cancellation import uninterrupted
@@ -48,9 +47,7 @@ def check_is_async(session: object, what: str) -> None:
 
 
 def sync_session_of(session: object) -> Session | None:
-    """The `Session` inside an `AsyncSession` or `async_scoped_session`; `None` for a session of another kind."""
-    if isinstance(session, async_scoped_session):
-        session = session.registry()
+    """The `Session` inside an `AsyncSession`; `None` for a session of another kind."""
     sync = getattr(session, "sync_session", None)
     return sync if isinstance(sync, Session) else None
 

@@ -23,7 +23,7 @@ from sqlalchemy.util import await_only
 
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.commits import verify_next_commit
-from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
+from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, driver_error, reported_by_server, sqlstate_of
 from pgtoolset.errors import TransactionAbortedError
 
 logger = logging.getLogger("pgtoolset")
@@ -39,9 +39,10 @@ _dialects: WeakSet[Dialect] = WeakSet()
 class Record:
     """One per session, emptied whenever its outermost transaction ends."""
 
-    __slots__ = ("aborted", "callbacks", "committed", "connections", "error", "releasing")
+    __slots__ = ("aborted", "callbacks", "committed", "connections", "error", "held", "releasing")
 
     def __init__(self) -> None:
+        self.held = False
         self.connections: list[Connection] = []
         self.error: BaseException | None = None
         self.aborted = False
@@ -54,7 +55,7 @@ class Record:
 
         Until there is one, keep the first of the others: they may have left the transaction intact.
         """
-        aborts = is_disconnect or sqlstate_of(error) is not None
+        aborts = is_disconnect or reported_by_server(error)
         if self.error is None or (aborts and not self.aborted):
             self.error = error
             self.aborted = aborts
@@ -79,6 +80,12 @@ def record_of(session: Session) -> Record:
     if record is None:
         _listen_to_sessions()
         record = session.info[_KEY] = Record()
+        # A transaction that began before has told nobody of its connections. SQLAlchemy shows them from 2.1.7 on
+        # (`SessionTransaction.connections`); what is behind that is the same in every supported version.
+        transaction = session.get_transaction()
+        for connection in list(getattr(transaction, "_connections", ())):
+            if transaction is not None and isinstance(connection, Connection):
+                _after_begin(session, transaction, connection)
     return record
 
 
@@ -89,14 +96,15 @@ def hold(session: Session) -> bool:
     (`PendingRollbackError`) before any event could turn the refusal into the error that names its cause.
     """
     record = record_of(session)
-    attributes = vars(session)
-    if "commit" in attributes:
+    if record.held:
         return False
-    attributes["commit"] = partial(_commit, session, record)
+    record.held = True
+    vars(session)["commit"] = partial(_commit, session, record)
     return True
 
 
 def release(session: Session) -> None:
+    record_of(session).held = False
     vars(session).pop("commit", None)
 
 
@@ -133,8 +141,7 @@ def aborted_by(error: BaseException | None) -> TransactionAbortedError:
     if error is None:
         what = "an error on its connection that SQLAlchemy did not see, such as one of asyncpg's own methods"
     else:
-        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-        what = f"an error that was caught inside the block ({type(error).__name__}: {cause})"
+        what = f"an error that was caught inside the block ({type(error).__name__}: {driver_error(error)})"
     aborted = TransactionAbortedError(
         f"The transaction was aborted by {what}; PostgreSQL has discarded all its work. "
         "Let the error leave the block, or put the statement that may fail into a nested get_transaction().",
@@ -234,7 +241,7 @@ async def run_callbacks(callbacks: list[Callback]) -> None:
 
 def _before_connection_commit(connection: Connection) -> None:
     record = _records.get(connection)
-    if record is None:
+    if record is None or not (record.held or record.callbacks):
         return
     if connection.invalidated:
         raise aborted_by(record.error)

@@ -29,7 +29,7 @@ S_co = TypeVar("S_co", covariant=True)
 class TransactionalSession(Protocol):
     """A session whose transactions nest: all that `get_transaction` asks for.
 
-    SQLAlchemy's `AsyncSession` and `async_scoped_session` satisfy it.
+    SQLAlchemy's `AsyncSession` satisfies it; of an `async_scoped_session` it is the session that a call of it gives.
     """
 
     def in_transaction(self) -> bool:

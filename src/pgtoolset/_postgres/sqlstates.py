@@ -16,9 +16,21 @@ DEADLOCK_DETECTED = "40P01"
 RETRYABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
 
 
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's own error, inside SQLAlchemy's two layers around it; any other error is given back."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig.__cause__ or error.orig
+    return error
+
+
 def sqlstate_of(error: BaseException | None) -> str | None:
     """The SQLSTATE that `error` carries, as SQLAlchemy wrapped it, as the driver raised it, or as our own error."""
-    if isinstance(error, DBAPIError):
-        error = error.orig
-    state = getattr(error, "sqlstate", None)
+    if error is None:
+        return None
+    state = getattr(driver_error(error), "sqlstate", None)
     return state if isinstance(state, str) else None
+
+
+def reported_by_server(error: BaseException) -> bool:
+    """Whether PostgreSQL itself raised `error`. asyncpg uses the same classes for what it refuses on its own."""
+    return getattr(driver_error(error), "severity", None) is not None

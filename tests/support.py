@@ -1,0 +1,164 @@
+"""Tables and small tools of the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import uvicorn
+from sqlalchemy import ForeignKey, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(default="")
+
+
+class Part(Base):
+    """Its foreign key is checked at the commit."""
+
+    __tablename__ = "part"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("item.id", deferrable=True, initially="DEFERRED"))
+
+
+class Account(Base):
+    __tablename__ = "account"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    balance: Mapped[int] = mapped_column(default=0)
+
+
+def sqlalchemy_url(url: str) -> str:
+    return "postgresql+asyncpg://" + url.partition("://")[2]
+
+
+def plain_url(url: str) -> str:
+    return "postgresql://" + url.partition("://")[2]
+
+
+async def insert(session: AsyncSession, *ids: int) -> None:
+    """Insert items by a statement, not through the unit of work."""
+    for id_ in ids:
+        await session.execute(text("INSERT INTO item (id, name) VALUES (:id, '')"), {"id": id_})
+
+
+async def swallow_error(session: AsyncSession) -> BaseException:
+    """Run a statement that fails, and go on as if nothing had happened. Gives the error that was swallowed."""
+    try:
+        await session.execute(text("SELECT 1 / 0"))
+    except Exception as error:
+        return error
+    raise AssertionError("the statement did not fail")
+
+
+async def stored(connection: asyncpg.Connection) -> set[int]:
+    """The ids of the items that another connection sees."""
+    return {row["id"] for row in await connection.fetch("SELECT id FROM item")}
+
+
+async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 10.0) -> None:
+    """Wait until `condition()` holds; fail where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        assert time.monotonic() < deadline, f"{condition} did not hold within {seconds} s"
+        await asyncio.sleep(0.01)
+
+
+async def wait_until_idle(connection: AsyncConnection) -> None:
+    """Wait until no other session of the database is in a transaction. One that stays in one is a leak."""
+
+    async def idle() -> bool:
+        rows = await connection.execute(
+            text(
+                "SELECT state, query FROM pg_stat_activity WHERE datname = current_database()"
+                " AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'"
+            )
+        )
+        return not rows.all()
+
+    await until(idle)
+
+
+class Interrupted:
+    """Runs a coroutine and cancels its task during its `at`-th suspension."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int) -> None:
+        self._work = work
+        self._at = at
+        self.suspensions = 0
+
+    @property
+    def happened(self) -> bool:
+        return self.suspensions >= self._at
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps = self._work.__await__()
+        task = asyncio.current_task()
+        assert task is not None
+        answer: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                future = steps.throw(error) if error is not None else steps.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = error = None
+            self.suspensions += 1
+            if self.suspensions == self._at:
+                asyncio.get_running_loop().call_soon(task.cancel)
+            try:
+                answer = yield future
+            except BaseException as thrown:
+                error = thrown
+
+
+async def interrupt_everywhere(
+    work: Callable[[int], Coroutine[Any, Any, None]], check: Callable[[int], Awaitable[None]], limit: int = 500
+) -> int:
+    """Run `work(n)` with a cancellation at its n-th suspension, for n = 1, 2, ... until it has fewer; then `check(n)`."""
+    for n in range(1, limit):
+        interrupted = Interrupted(work(n), n)
+
+        async def run(interrupted: Interrupted = interrupted) -> None:
+            await interrupted
+
+        task = asyncio.create_task(run())
+        await asyncio.wait([task], timeout=10)
+        assert task.done(), f"hangs when it is cancelled at suspension {n}"
+        if not task.cancelled() and task.exception() is not None:
+            await task
+        await check(n)
+        if not interrupted.happened:
+            return n - 1
+    raise AssertionError(f"not finished after {limit} suspensions")
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[int]:
+    """Serve `app` with uvicorn on a free port of the loopback interface; yields the port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server.serve())
+    try:
+        await until(lambda: server.started)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
