@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
+import fastapi  # noqa: F401 - imported here, and not by a test while blocking calls are forbidden
 import pytest
 from blockbuster import blockbuster_ctx
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine

@@ -160,7 +160,7 @@ class UnitOfWork(Generic[S]):
 def _http_connection_type() -> type | None:
     """What a request and a websocket have in common, in FastAPI's eyes; `None` where FastAPI is not installed."""
     try:
-        from fastapi.requests import HTTPConnection
+        from starlette.requests import HTTPConnection  # FastAPI's own, and a fraction of its import
     except ModuleNotFoundError:
         return None
     return HTTPConnection

@@ -1,0 +1,152 @@
+"""What `get_transaction` costs beside SQLAlchemy's own blocks. Run as `python -m benchmarks.transactions`.
+
+Measured is the time from entering a block to having left it, with one statement inside, on a warm connection:
+
+- nested: in a session that is in a transaction, against `session.begin_nested()`;
+- outermost: on an idle session, against `session.begin()`.
+
+Wall time decides, because it is what a caller waits for. The CPU time is that of this process alone, without
+PostgreSQL's part: the same difference against a smaller base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import Column, Executable, Identity, Integer, MetaData, Table, Text, insert, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
+from pgtoolset import get_transaction
+
+Block: TypeAlias = Callable[[AsyncSession], AbstractAsyncContextManager[Any]]
+
+metadata = MetaData()
+notes = Table(
+    "pgtoolset_benchmark_notes",
+    metadata,
+    Column("id", Integer, Identity(), primary_key=True),
+    Column("note", Text),
+)
+
+STATEMENTS: dict[str, Executable] = {
+    "SELECT 1": text("SELECT 1"),
+    "INSERT": insert(notes).values(note="measured"),
+}
+
+#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints anew in each transaction, so that few of them
+#: leave room for their statements in the adapter's cache of prepared ones: the base is as fast as it gets.
+BLOCKS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What one block took."""
+
+    wall: float
+    cpu: float
+
+
+async def nested(engine: AsyncEngine, block: Block, statement: Executable, repeats: int) -> Seconds:
+    """The time of a block inside a transaction that is open already."""
+    wall = cpu = 0.0
+    async with AsyncSession(engine) as session:
+        for _ in range(repeats):
+            await session.begin()
+            await session.execute(statement)
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            for _ in range(BLOCKS):
+                async with block(session):
+                    await session.execute(statement)
+            cpu += time.process_time() - cpu_start
+            wall += time.perf_counter() - wall_start
+            await session.rollback()
+    return Seconds(wall / repeats / BLOCKS, cpu / repeats / BLOCKS)
+
+
+async def outermost(engine: AsyncEngine, block: Block, statement: Executable, repeats: int) -> Seconds:
+    """The time of a block that is a transaction of its own."""
+    async with AsyncSession(engine) as session:
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
+        for _ in range(repeats * BLOCKS):
+            async with block(session):
+                await session.execute(statement)
+        cpu = time.process_time() - cpu_start
+        wall = time.perf_counter() - wall_start
+    return Seconds(wall / repeats / BLOCKS, cpu / repeats / BLOCKS)
+
+
+def contestants(
+    measure: Callable[[AsyncEngine, Block, Executable, int], Awaitable[Seconds]],
+    engines: tuple[AsyncEngine, AsyncEngine],
+    theirs: Block,
+    statement: Executable,
+) -> dict[str, Callable[[], Awaitable[Seconds]]]:
+    """Each has an engine of its own: the library listens to the engine that it works with, which costs a little."""
+    our_engine, their_engine = engines
+    return {
+        "pgtoolset": lambda: measure(our_engine, get_transaction, statement, 1),
+        "sqlalchemy": lambda: measure(their_engine, theirs, statement, 1),
+        "sqlalchemy again": lambda: measure(their_engine, theirs, statement, 1),
+    }
+
+
+async def compare(
+    what: str,
+    between: dict[str, Callable[[], Awaitable[Seconds]]],
+    rounds: int,
+    target: tuple[Literal["at most", "at least"], float] | None = None,
+) -> None:
+    results = await alternate(between, rounds=rounds, warm_up=10)
+    ours, theirs = results["pgtoolset"], results["sqlalchemy"]
+    tell(
+        f"{what}, wall time",
+        Spread.of_ratios([each.wall for each in ours], [each.wall for each in theirs]),
+        target,
+    )
+    tell(f"{what}, CPU time", Spread.of_ratios([each.cpu for each in ours], [each.cpu for each in theirs]))
+    again = results["sqlalchemy again"]
+    tell(f"{what}, wall control", Spread.of_ratios([each.wall for each in again], [each.wall for each in theirs]))
+    tell(f"{what}, CPU control", Spread.of_ratios([each.cpu for each in again], [each.cpu for each in theirs]))
+    base = Spread.of(each.wall for each in theirs).median
+    more = Spread.of(one.cpu - other.cpu for one, other in zip(ours, theirs, strict=True)).median
+    print(f"    SQLAlchemy's own block: {base * 1e6:.0f} us of wall time; ours adds {more * 1e6:.1f} us of CPU time")
+
+
+async def run(rounds: int) -> None:
+    environment("sqlalchemy", "asyncpg")
+    with database_url() as url:
+        engines = create_async_engine(url), create_async_engine(url)
+        try:
+            async with engines[0].begin() as connection:
+                await connection.run_sync(metadata.drop_all)
+                await connection.run_sync(metadata.create_all)
+            headline("get_transaction(session) nested / session.begin_nested()")
+            for name, statement in STATEMENTS.items():
+                between = contestants(nested, engines, AsyncSession.begin_nested, statement)
+                await compare(name, between, rounds, ("at most", 1.05))
+            headline("get_transaction(session) outermost / session.begin()")
+            for name, statement in STATEMENTS.items():
+                between = contestants(outermost, engines, AsyncSession.begin, statement)
+                await compare(name, between, rounds)
+            async with engines[0].begin() as connection:
+                await connection.run_sync(metadata.drop_all)
+        finally:
+            for engine in engines:
+                await engine.dispose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.transactions", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=500)
+    asyncio.run(run(parser.parse_args().rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The tables: what the shop knows, and what the database itself refuses to believe."""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, DateTime, ForeignKey, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class Base(DeclarativeBase):
+    """The declarative base of the shop."""
+
+
+class Customer(Base):
+    """Somebody who orders. An e-mail address belongs to one customer."""
+
+    __tablename__ = "customers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    email: Mapped[str] = mapped_column(unique=True)
+
+
+class Product(Base):
+    """Something on a shelf. There is never less than nothing of it, and never more than the shelf holds."""
+
+    __tablename__ = "products"
+    __table_args__ = (CheckConstraint("stock BETWEEN 0 AND shelf", name="stock_fits_shelf"),)
+
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    price_cents: Mapped[int]
+    stock: Mapped[int]
+    shelf: Mapped[int]
+
+
+class Order(Base):
+    """What a customer has ordered, at the prices of that moment."""
+
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id"))
+    placed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    total_cents: Mapped[int] = mapped_column(default=0)
+
+    lines: Mapped[list["OrderLine"]] = relationship(order_by="OrderLine.sku")
+
+
+class OrderLine(Base):
+    """One product of an order."""
+
+    __tablename__ = "order_lines"
+    __table_args__ = (CheckConstraint("quantity > 0", name="some_quantity"),)
+
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"), primary_key=True)
+    sku: Mapped[str] = mapped_column(ForeignKey("products.sku"), primary_key=True)
+    quantity: Mapped[int]
+    price_cents: Mapped[int]
+
+
+class Voucher(Base):
+    """A promise of a discount."""
+
+    __tablename__ = "vouchers"
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+    percent: Mapped[int]
+
+
+class Redemption(Base):
+    """The order that a voucher was used for. The primary key sees to it that there is only one."""
+
+    __tablename__ = "redemptions"
+
+    voucher_code: Mapped[str] = mapped_column(ForeignKey("vouchers.code"), primary_key=True)
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"))
+
+
+class Delivery(Base):
+    """Goods that came in."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    supplier: Mapped[str]
+
+
+class DeliveryLine(Base):
+    """One product of a delivery that found its place on the shelf."""
+
+    __tablename__ = "delivery_lines"
+
+    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"), primary_key=True)
+    sku: Mapped[str] = mapped_column(ForeignKey("products.sku"), primary_key=True)
+    quantity: Mapped[int]
