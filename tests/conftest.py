@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import asyncpg
 import fastapi  # noqa: F401 - imported here, and not by a test while blocking calls are forbidden
@@ -19,12 +20,13 @@ from .support import Base, plain_url, sqlalchemy_url, wait_until_idle
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
-    """The URL of a server: DATABASE_URL where it is set, the embedded one otherwise."""
+    """The URL of a server: DATABASE_URL where it is set, the embedded one of POSTGRES_VERSION (18) otherwise."""
     url = os.environ.get("DATABASE_URL")
     if url:
         yield sqlalchemy_url(url)
     else:
-        with EmbeddedServer() as server:
+        version: Any = int(os.environ.get("POSTGRES_VERSION", "18"))
+        with EmbeddedServer(version=version) as server:
             yield server.url()
 
 
@@ -61,7 +63,11 @@ def database_url(server_url: str) -> Iterator[str]:
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     """An engine with a pool of 5 and not one more; afterwards the pool must be whole and the tables are emptied."""
     engine = create_async_engine(
-        database_url, pool_size=5, max_overflow=0, pool_timeout=5, connect_args={"server_settings": {"application_name": "tests"}}
+        database_url,
+        pool_size=5,
+        max_overflow=0,
+        pool_timeout=5,
+        connect_args={"server_settings": {"application_name": "tests"}},
     )
     try:
         yield engine

@@ -102,9 +102,7 @@ class Shop:
             tasks.add_task(insert, session, 2)
 
         @app.post("/function-scope/{id_}")
-        async def function_scope(
-            id_: int, session: Annotated[AsyncSession, Depends(get_db, scope="function")]
-        ) -> None:
+        async def function_scope(id_: int, session: Annotated[AsyncSession, Depends(get_db, scope="function")]) -> None:
             await insert(session, id_)
 
         async def audited(session: Db) -> AsyncIterator[AsyncSession]:
@@ -356,7 +354,8 @@ async def test_fastapi_without_the_stack(session_maker: Maker, monkeypatch: pyte
     get_db: Any = create_db_dependency(session_maker)
 
     class OldRequest:
-        scope: dict[str, object] = {"type": "http"}
+        def __init__(self) -> None:
+            self.scope = {"type": "http"}
 
     monkeypatch.setattr(sessions, "version", lambda package: "0.120.4")
     with pytest.raises(UnsupportedVersionError, match=r"FastAPI 0\.120\.4.*0\.121"):

@@ -167,7 +167,9 @@ async def test_forgotten_with_the_transaction(session_maker: Maker, end: str) ->
     assert log == []
 
 
-async def test_one_that_raises(session_maker: Maker, other: asyncpg.Connection, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_that_raises(
+    session_maker: Maker, other: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
     """One that raises is logged and does not stop the next; the commit is still a success."""
     log: list[str] = []
 

@@ -369,7 +369,9 @@ async def test_subclass_is_yielded(engine: AsyncEngine) -> None:
         assert type(session) is MySession
 
 
-async def test_dependency_as_async_for(session_maker: async_sessionmaker[AsyncSession], other: asyncpg.Connection) -> None:
+async def test_dependency_as_async_for(
+    session_maker: async_sessionmaker[AsyncSession], other: asyncpg.Connection
+) -> None:
     """`async for session in get_db()` is one unit of work."""
     get_db = create_db_dependency(session_maker)
     async for session in get_db():
@@ -382,7 +384,9 @@ async def test_dependency_as_async_for(session_maker: async_sessionmaker[AsyncSe
     assert await stored(other) == {1}
 
 
-async def test_dependency_left_early(session_maker: async_sessionmaker[AsyncSession], other: asyncpg.Connection) -> None:
+async def test_dependency_left_early(
+    session_maker: async_sessionmaker[AsyncSession], other: asyncpg.Connection
+) -> None:
     """A generator that is closed before its end rolls back and gives its connection back."""
     generator = create_db_dependency(session_maker)()
     async for session in generator:

@@ -286,7 +286,13 @@ async def test_durable(session_maker: Maker, other: asyncpg.Connection) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"durable": True}, {"isolation_level": "SERIALIZABLE"}, {"read_only": True}, {"read_only": False}, {"deferrable": True}],
+    [
+        {"durable": True},
+        {"isolation_level": "SERIALIZABLE"},
+        {"read_only": True},
+        {"read_only": False},
+        {"deferrable": True},
+    ],
 )
 async def test_options_nested(session_maker: Maker, options: Any, other: asyncpg.Connection) -> None:
     """`durable` or any other option while nested is a TransactionStateError that names it, before any SQL."""

@@ -70,9 +70,11 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     # FastAPI injects the request, or the websocket, for a parameter of this type. It has a default, and is not part
     # of the declared type, so that `get_db()` can be called by hand.
     connection_type = _http_connection_type()
-    parameters = [] if connection_type is None else [
-        inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type)
-    ]
+    parameters = (
+        []
+        if connection_type is None
+        else [inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type)]
+    )
     vars(get_db)["__signature__"] = inspect.Signature(parameters)
     return get_db
 

@@ -231,7 +231,8 @@ class _Block(AbstractAsyncContextManager[S]):
             self._block = _savepoint(session, sync)
         else:
             self._block = _outermost(session, sync, self._options)
-        return await self._block.__aenter__()
+        await self._block.__aenter__()
+        return session
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

