@@ -132,7 +132,7 @@ class Interrupted:
 async def interrupt_everywhere(
     work: Callable[[int], Coroutine[Any, Any, None]], check: Callable[[int], Awaitable[None]], limit: int = 500
 ) -> int:
-    """Run `work(n)` with a cancellation at its n-th suspension, for n = 1, 2, ... until it has fewer; then `check(n)`."""
+    """Run `work(n)` with a cancellation at its n-th suspension, then `check(n)`; for every n that it has."""
     for n in range(1, limit):
         interrupted = Interrupted(work(n), n)
 

@@ -197,7 +197,7 @@ async def test_one_that_raises(
 
 
 async def test_cancellation_while_they_run(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A cancellation that arrives while callbacks run is delivered when they have all run: they belong to the commit."""
+    """A cancellation that arrives while callbacks run is delivered when all have run: they belong to the commit."""
     log: list[str] = []
     running = asyncio.Event()
 
