@@ -24,7 +24,7 @@ from pgtoolset import (
     sessions,
 )
 
-from .support import Part, insert, serving, stored, swallow_error, until
+from .support import Part, insert, interrupt_everywhere, serving, stored, swallow_error, until
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -379,3 +379,56 @@ async def test_fastapi_keeps_the_stack_in_the_scope() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         await client.get("/")
     assert isinstance(seen[0], AsyncExitStack)
+
+
+@pytest.mark.parametrize("path", ["/items/{}", "/stream/{}"])
+async def test_cancelled_everywhere(
+    session_maker: Maker, engine: AsyncEngine, other: asyncpg.Connection, path: str
+) -> None:
+    """A request that is cancelled at any suspension: a 2xx that was started is stored, a 5xx is not, nothing leaks."""
+    pool: Any = engine.pool
+    app = FastAPI()
+    Db = Annotated[AsyncSession, Depends(create_db_dependency(session_maker))]
+
+    @app.post("/items/{id_}", status_code=201)
+    async def create(id_: int, session: Db) -> None:
+        await insert(session, id_)
+
+    @app.post("/stream/{id_}", status_code=201)
+    async def stream(id_: int, session: Db) -> StreamingResponse:
+        await insert(session, id_)
+
+        async def body() -> AsyncIterator[str]:
+            await session.execute(text("SELECT 1"))
+            yield "x"
+
+        return StreamingResponse(body(), status_code=201)
+
+    statuses: dict[int, int] = {}
+
+    async def work(n: int) -> None:
+        async def receive() -> Any:
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses[n] = message["status"]
+            await asyncio.sleep(0)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "method": "POST",
+            "path": path.format(n),
+            "headers": [],
+            "query_string": b"",
+        }
+        await app(scope, receive, send)
+
+    async def check(n: int) -> None:
+        assert pool.checkedout() == 0, f"a connection is lost at suspension {n}"
+        if n in statuses:
+            assert (n in await stored(other)) == (statuses[n] == 201), f"at suspension {n}"
+
+    assert await interrupt_everywhere(work, check) >= 5
+    assert 201 in statuses.values()
