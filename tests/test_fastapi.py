@@ -387,6 +387,9 @@ async def test_cancelled_everywhere(
 ) -> None:
     """A request that is cancelled at any suspension: a 2xx that was started is stored, a 5xx is not, nothing leaks."""
     pool: Any = engine.pool
+    # SQLAlchemy 2.0.40 leaves a connection open when an engine's very first one is cancelled while it is set up.
+    async with engine.connect():
+        pass
     app = FastAPI()
     Db = Annotated[AsyncSession, Depends(create_db_dependency(session_maker))]
 

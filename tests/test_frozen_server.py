@@ -40,7 +40,7 @@ async def test_rollback_that_hangs(
                 os.kill(frozen, signal.SIGSTOP)
                 start = time.monotonic()
                 raise KeyError
-        assert time.monotonic() - start < 6
+        assert time.monotonic() - start < 5
         assert pool.checkedout() == 0
         async with db_context() as session:
             assert await session.scalar(text("SELECT pg_backend_pid()")) != frozen

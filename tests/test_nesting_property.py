@@ -135,13 +135,16 @@ class Model:
         self.touched.append(False)
         try:
             self.run(block)
-            if self.touched[-1] and self.aborted:
-                raise Refused if block.plain else Aborted
+            if self.touched[-1] and self.aborted and not block.plain:
+                raise Aborted
         except (Failure, Refused, Aborted):
             self.rows, self.aborted = rows, aborted
             raise
         finally:
-            self.touched.pop()
+            touched = self.touched.pop()
+        if touched and self.aborted:
+            # SQLAlchemy's own block sends RELEASE, which is refused, and leaves the transaction aborted.
+            raise Refused
 
     def outermost(self, block: Block) -> str:
         self.touched = [False]

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 import pgtoolset
 from pgtoolset import errors, protocols
-from pgtoolset._postgres.commits import VerifiedTransaction
+from pgtoolset._postgres.connections import VerifiedTransaction
 from pgtoolset._record import innermost
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(pgtoolset.__path__, "pgtoolset."))

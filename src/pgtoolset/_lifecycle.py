@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import Session
 
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.connections import terminate
+from pgtoolset._record import record_of
 from pgtoolset.protocols import ManagedSession, SessionFactory
 
 logger = logging.getLogger("pgtoolset")
@@ -69,12 +71,22 @@ async def close(session: ManagedSession) -> None:
 
 
 async def _roll_back(session: Any) -> None:
+    # Cutting the connection ends a ROLLBACK that is not answered; cancelling it would ask the same server to answer.
+    hang_up = asyncio.get_running_loop().call_later(ROLLBACK_TIMEOUT, _hang_up, session)
     try:
-        async with asyncio.timeout(ROLLBACK_TIMEOUT):
-            await session.rollback()
+        await session.rollback()
     except Exception:
         logger.warning("a rollback failed; its connection is discarded", exc_info=True)
         await _discard(session)
+    finally:
+        hang_up.cancel()
+
+
+def _hang_up(session: Any) -> None:
+    sync = sync_session_of(session)
+    for connection in () if sync is None else record_of(sync).connections:
+        if not connection.closed and not connection.invalidated:
+            terminate(connection)
 
 
 async def _discard(session: Any) -> None:

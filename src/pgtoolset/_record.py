@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._postgres.commits import verify_next_commit
+from pgtoolset._postgres.connections import verify_next_commit
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, driver_error, reported_by_server, sqlstate_of
 from pgtoolset.errors import TransactionAbortedError
 

@@ -1,4 +1,4 @@
-"""A COMMIT that cannot lie and cannot be cut in half.
+"""What is done with the connection of the driver itself: a COMMIT that cannot lie or be cut in half, and a hang-up.
 
 In an aborted transaction PostgreSQL answers COMMIT with the command tag ROLLBACK and no error. asyncpg reads that tag
 and SQLAlchemy's adapter drops it. Here it is looked at, at no cost: it is part of the answer to a COMMIT that is sent
@@ -14,6 +14,13 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pgtoolset._cancellation import uninterrupted
+
+
+def terminate(connection: Connection) -> None:
+    """Drop the connection on the floor, without a word to a server that may not be listening."""
+    driver: Any = connection.connection.driver_connection
+    if driver is not None:
+        driver.terminate()
 
 
 def verify_next_commit(connection: Connection, aborted: Callable[[], Exception]) -> None:
