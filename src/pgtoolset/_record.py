@@ -23,7 +23,13 @@ from sqlalchemy.util import await_only
 
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.connections import verify_next_commit
-from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, driver_error, reported_by_server, sqlstate_of
+from pgtoolset._postgres.sqlstates import (
+    IN_FAILED_SQL_TRANSACTION,
+    breaks_connection,
+    driver_error,
+    reported_by_server,
+    sqlstate_of,
+)
 from pgtoolset.errors import TransactionAbortedError
 
 logger = logging.getLogger("pgtoolset")
@@ -264,4 +270,7 @@ def _before_release_savepoint(connection: Connection, name: str, context: None) 
 def _on_error(context: ExceptionContext) -> None:
     record = _records.get(context.connection) if context.connection is not None else None
     if record is not None:
-        record.saw(context.sqlalchemy_exception or context.original_exception, is_disconnect=context.is_disconnect)
+        error = context.sqlalchemy_exception or context.original_exception
+        if breaks_connection(error):
+            context.is_disconnect = True
+        record.saw(error, is_disconnect=context.is_disconnect)

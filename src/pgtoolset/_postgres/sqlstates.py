@@ -34,3 +34,11 @@ def sqlstate_of(error: BaseException | None) -> str | None:
 def reported_by_server(error: BaseException) -> bool:
     """Whether PostgreSQL itself raised `error`. asyncpg uses the same classes for what it refuses on its own."""
     return getattr(driver_error(error), "severity", None) is not None
+
+
+def breaks_connection(error: BaseException) -> bool:
+    """Whether asyncpg lost track of its conversation with the server, as it may when the server ends the session.
+
+    SQLAlchemy takes such a connection for a sound one until asyncpg has noticed the closed socket too.
+    """
+    return type(driver_error(error)).__name__ == "InternalClientError"
