@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ def check_session_maker(session_maker: object) -> None:
             f"session_maker must be an async_sessionmaker or another callable that makes a session, "
             f"not {session_maker!r}"
         )
-    if asyncio.iscoroutinefunction(session_maker) or asyncio.iscoroutinefunction(make):
+    if inspect.iscoroutinefunction(session_maker) or inspect.iscoroutinefunction(make):
         raise TypeError(f"session_maker must return a session, not a coroutine; {session_maker!r} is async")
 
 
