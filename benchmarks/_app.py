@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import uvicorn
 from fastapi import Depends, FastAPI
@@ -72,7 +72,7 @@ def by_hand(app: FastAPI, engine: AsyncEngine, work: dict[str, Work]) -> None:
 def with_dependency(app: FastAPI, dependency: Any, work: dict[str, Work]) -> None:
     def add(path: str, do: Work) -> None:
         @app.post(path)
-        async def endpoint(session: Annotated[AsyncSession, dependency]) -> dict[str, int]:
+        async def endpoint(session: AsyncSession = dependency) -> dict[str, int]:
             return await do(session)
 
     for path, do in work.items():

@@ -1,6 +1,7 @@
 """Section 1 of the contract, "before the response": `Depends(get_db)` under FastAPI, over real sockets on uvicorn."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -87,12 +88,13 @@ class Shop:
 
             return StreamingResponse(body())
 
-        @app.post("/endless")
-        async def endless(session: Db) -> StreamingResponse:
+        @app.post("/endless/{id_}")
+        async def endless(id_: int, session: Db) -> StreamingResponse:
             async def body() -> AsyncIterator[str]:
+                await insert(session, id_)
                 while True:
-                    await session.execute(text("SELECT pg_sleep(0.01)"))
                     yield "more\n"
+                    await session.execute(text("SELECT pg_sleep(2)"))
 
             return StreamingResponse(body())
 
@@ -279,16 +281,32 @@ async def test_streaming_that_fails(client: httpx.AsyncClient, other: asyncpg.Co
     assert await stored(other) == {1}
 
 
-async def test_client_disconnect(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    """released: clients that hang up in the middle of a stream leave no connection checked out."""
+# SQLAlchemy before 2.1 drops the socket of a cancelled connection without closing it.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_client_disconnect(shop: Shop, engine: AsyncEngine, other: asyncpg.Connection) -> None:
+    """released: clients that hang up in the middle of a stream leave no connection checked out, and no error: the
+    stream was cancelled in the middle of a statement, so what it wrote is rolled back, and nobody is left to tell."""
     pool: Any = engine.pool
-    for _ in range(10):
-        response, writer = await post_raw(client, "/endless")
-        await response.until("more\n")
-        assert pool.checkedout() >= 1
-        writer.close()
-    await until(lambda: pool.checkedout() == 0)
-    assert (await client.post("/items/1")).status_code == 201
+    errors: list[Exception] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await shop.app(scope, receive, send)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    async with serving(app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        for id_ in range(100, 110):
+            response, writer = await post_raw(client, f"/endless/{id_}")
+            await response.until("more\n")
+            assert pool.checkedout() >= 1
+            writer.close()
+        await until(lambda: pool.checkedout() == 0)
+        assert (await client.post("/items/1")).status_code == 201
+    assert errors == []
+    assert await stored(other) == {1}
+    gc.collect()
 
 
 async def test_background_task(client: httpx.AsyncClient, other: asyncpg.Connection) -> None:
@@ -359,7 +377,7 @@ async def test_fastapi_without_the_stack(session_maker: Maker, monkeypatch: pyte
 
     monkeypatch.setattr(sessions, "version", lambda package: "0.120.4")
     with pytest.raises(UnsupportedVersionError, match=r"FastAPI 0\.120\.4.*0\.121"):
-        await anext(get_db(connection=OldRequest()))
+        await get_db(connection=OldRequest())
 
 
 async def test_fastapi_keeps_the_stack_in_the_scope() -> None:

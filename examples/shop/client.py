@@ -1,18 +1,16 @@
-"""The tour's means: a client of the shop, clients that hang up, and a witness who asks PostgreSQL itself."""
+"""The tour's means: a client of the shop, and a witness who asks PostgreSQL itself."""
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, Self
+from uuid import uuid4
 
 import httpx
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from examples.shop.console import NotProved, expect
+from examples.shop.console import NotProved
 from examples.shop.settings import Settings
 
 
@@ -38,6 +36,18 @@ class Shop:
         """The JSON of the answer; any other status than `status` is a `NotProved`."""
         return self._json(await self.http.post(path, json=body), status)
 
+    async def lines(self, path: str, **query: str | float) -> list[str]:
+        """The lines of a text, read to its end."""
+        response = await self.http.get(path, params=query)
+        return response.raise_for_status().text.splitlines()
+
+    async def register(self, name: str) -> dict[str, Any]:
+        """A new customer of that name."""
+        customer: dict[str, Any] = await self.post(
+            "/customers", {"name": name, "email": f"{name.lower()}-{uuid4().hex[:8]}@example.org"}
+        )
+        return customer
+
     async def stock(self, sku: str) -> int:
         product = await self.get(f"/products/{sku}")
         return int(product["stock"])
@@ -57,14 +67,6 @@ class Shop:
             what = f"{response.request.method} {response.request.url.path}"
             raise NotProved(what, expected=status, seen=f"{response.status_code} {response.text}")
         return response.json()
-
-
-@dataclass
-class Session:
-    """What pg_stat_activity tells of a connection of the shop."""
-
-    state: str
-    waits_for_lock: bool
 
 
 class Witness:
@@ -92,16 +94,17 @@ class Witness:
         """The one value of a query."""
         return await self._connection.scalar(text(query), parameters)
 
-    async def sessions(self) -> list[Session]:
-        """The shop's connections, as PostgreSQL sees them."""
-        rows = await self._connection.execute(
-            text("SELECT state, wait_event_type FROM pg_stat_activity WHERE application_name = :name"),
-            {"name": self._settings.application_name},
-        )
-        return [Session(state or "starting", wait_event_type == "Lock") for state, wait_event_type in rows]
+    async def orders_of(self, customer: dict[str, Any]) -> int:
+        """How many orders of a customer are committed."""
+        return int(await self.value("SELECT count(*) FROM orders WHERE customer_id = :id", id=customer["id"]))
+
+    async def states(self) -> list[str]:
+        """What the shop's connections are doing, one of pg_stat_activity's words for each."""
+        return await self._shop_connections("state")
 
     async def waiting_for_locks(self) -> int:
-        return sum(session.waits_for_lock for session in await self.sessions())
+        """How many of the shop's connections wait for a lock."""
+        return (await self._shop_connections("wait_event_type")).count("Lock")
 
     @asynccontextmanager
     async def holding(self, sku: str) -> AsyncIterator[None]:
@@ -112,46 +115,9 @@ class Witness:
                 await connection.execute(text("UPDATE products SET stock = stock WHERE sku = :sku"), {"sku": sku})
                 yield
 
-
-@dataclass
-class Caller:
-    """One request on a socket of its own, of a client that hangs up before it has the whole answer."""
-
-    host: str
-    port: int
-    method: str
-    path: str
-    body: object = None
-    sent: bool = False
-    answer_began: bool = False
-    _task: "asyncio.Task[None] | None" = field(default=None, repr=False)
-
-    def call(self) -> None:
-        """Start the request."""
-        self._task = asyncio.create_task(self._talk())
-
-    async def hang_up(self) -> None:
-        """Close the socket, wherever the request is now; `NotProved` where the answer was complete already."""
-        assert self._task is not None
-        expect(f"{self.method} {self.path} to be unanswered", self._task.done(), False)
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def _talk(self) -> None:
-        reader, writer = await asyncio.open_connection(self.host, self.port)
-        try:
-            content = b"" if self.body is None else json.dumps(self.body).encode()
-            head = [
-                f"{self.method} {self.path} HTTP/1.1",
-                f"Host: {self.host}:{self.port}",
-                "Content-Type: application/json",
-                f"Content-Length: {len(content)}",
-            ]
-            writer.write("\r\n".join([*head, "", ""]).encode() + content)
-            await writer.drain()
-            self.sent = True
-            await reader.readexactly(1000)
-            self.answer_began = True
-            await asyncio.Event().wait()
-        finally:
-            writer.transport.abort()
+    async def _shop_connections(self, column: str) -> list[str]:
+        rows = await self._connection.scalars(
+            text(f"SELECT coalesce({column}, '') FROM pg_stat_activity WHERE application_name = :name"),
+            {"name": self._settings.application_name},
+        )
+        return list(rows)

@@ -6,9 +6,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-T = TypeVar("T")
 
 WIDTH = 88
 BOLD, DIM, GREEN, RED = "1", "2", "32", "1;31"
@@ -31,15 +28,14 @@ def expect(what: str, seen: object, expected: object) -> None:
 
 
 async def eventually(
-    what: str, look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], *, deadline: float = 30.0
-) -> T:
-    """Look again and again until what is seen `holds`; `NotProved` after `deadline` seconds."""
+    what: str, look: Callable[[], Awaitable[object]], expected: object, *, deadline: float = 30.0
+) -> None:
+    """Look again and again until what is seen is `expected`; raise `NotProved` after `deadline` seconds."""
     end = time.monotonic() + deadline
-    while not holds(seen := await look()):
+    while (seen := await look()) != expected:
         if time.monotonic() > end:
-            raise NotProved(what, expected=f"within {deadline:g} s", seen=repr(seen))
+            raise NotProved(what, expected=f"{expected!r} within {deadline:g} s", seen=repr(seen))
         await asyncio.sleep(0.02)
-    return seen
 
 
 class Console:
@@ -62,12 +58,14 @@ class Console:
 
     def failed(self, failure: Exception) -> None:
         """Say what a step had to see and what it saw instead."""
+        while isinstance(failure, ExceptionGroup):
+            failure = failure.exceptions[0]  # of a task group; the others are mostly its consequences
         if isinstance(failure, NotProved):
             self._line("FAILED", RED, failure.what)
             self._line("expect", RED, str(failure.expected))
             self._line("seen", RED, str(failure.seen))
         else:
-            self._line("FAILED", RED, f"{type(failure).__name__}: {failure}")
+            self._line("FAILED", RED, f"{type(failure).__name__}: {failure}".rstrip(": "))
 
     def say(self, text: str = "") -> None:
         """Print a line that is no part of a step."""

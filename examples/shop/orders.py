@@ -78,7 +78,7 @@ async def take_order(session: AsyncSession, mailer: Mailer, body: OrderIn) -> Or
 
 async def take_from_stock(session: AsyncSession, line: Line) -> Product:
     """Decrement the stock in one statement, which needs no retry: the row is locked, then looked at."""
-    product = await session.scalar(
+    product: Product | None = await session.scalar(
         update(Product)
         .where(Product.sku == line.sku, Product.stock >= line.quantity)
         .values(stock=Product.stock - line.quantity)

@@ -5,31 +5,23 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
 from examples.shop.db import Session
 from examples.shop.models import Order
-from examples.shop.schemas import PoolOut
+from examples.shop.schemas import PoolOut, TurnoverOut
 
 router = APIRouter(tags=["reports"])
 
 
-class Turnover(BaseModel):
-    """How many orders there are, and what they amount to."""
-
-    orders: int
-    total_cents: int
-
-
 @router.get("/reports/turnover")
-async def turnover(session: Session, seconds: Annotated[float, Query(ge=0, le=10)] = 0.5) -> Turnover:
+async def turnover(session: Session, seconds: Annotated[float, Query(ge=0, le=10)] = 0.5) -> TurnoverOut:
     """A report that takes its time: it sleeps in PostgreSQL, with a connection in its hands."""
     await session.execute(select(func.pg_sleep(seconds)))
     orders, total = (await session.execute(select(func.count(Order.id), func.sum(Order.total_cents)))).one()
-    return Turnover(orders=orders, total_cents=total or 0)
+    return TurnoverOut(orders=orders, total_cents=total or 0)
 
 
 @router.get("/reports/export")

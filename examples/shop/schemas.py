@@ -100,6 +100,13 @@ class ReservationOut(BaseModel):
     attempts: int
 
 
+class TurnoverOut(BaseModel):
+    """How many orders there are, and what they amount to."""
+
+    orders: int
+    total_cents: int
+
+
 class PoolOut(BaseModel):
     """The application's connection pool at this moment."""
 

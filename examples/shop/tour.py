@@ -1,22 +1,29 @@
-"""The tour: what the shop promises, tried out as a client would, with PostgreSQL as the witness.
+"""The tour: every promise tried out as a client would, with PostgreSQL itself as the witness."""
 
-Every step prints what it did, what it saw and what that proves, and raises `NotProved` where it saw something else.
-"""
+from examples.shop.client import Shop, Witness
+from examples.shop.console import Console
+from examples.shop.crowd_steps import hang_ups, serializable_decrements
+from examples.shop.settings import Settings
+from examples.shop.steps import mail_after_commit, nested_step, readable_at_once, swallowed_error
 
-from collections.abc import Awaitable, Callable
+STEPS = {
+    "An order is there for everyone when its response arrives": readable_at_once,
+    "A mail leaves after the commit, or not at all": mail_after_commit,
+    "A nested step that fails takes back its own work and leaves the rest": nested_step,
+    "A swallowed database error is reported instead of lost": swallowed_error,
+    "50 clients decrement one stock under SERIALIZABLE": serializable_decrements,
+    "200 requests on a pool of 5, and half of the clients hang up": hang_ups,
+}
 
-from examples.shop.client import Guest
-from examples.shop.console import Console, NotProved, eventually, expect
-from examples.shop.crowds import hang_ups, serializable_decrements
 
-
-async def order_is_readable_at_once(guest: Guest, console: Console) -> None:
-    customer = await guest.register("Ada")
-    orders, found = 20, 0
-    for _ in range(orders):
-        body = {"customer_id": customer["id"], "lines": [{"sku": "beans", "quantity": 1}]}
-        async with guest.shop.http.stream("POST", "/orders", json=body) as response:
-            # Only the status line and the headers have been read so far.
-            expect("POST /orders", response.status_code, 201)
-            order_id = int(response.headers["location"].rpartition("/")[2])
-            found += await guest.witness.value("SELECT count(*) FROM orders WHERE id = :id", id=order_id)
+async def take_tour(address: str, settings: Settings, console: Console) -> bool:
+    """Walk through the steps; False after the first that did not prove what it says."""
+    async with Shop.at(address) as shop, Witness.of(settings) as witness:
+        for number, (title, step) in enumerate(STEPS.items(), 1):
+            console.title(number, title)
+            try:
+                await step(shop, witness, console)
+            except Exception as failure:
+                console.failed(failure)
+                return False
+    return True

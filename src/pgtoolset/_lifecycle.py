@@ -7,6 +7,7 @@ import inspect
 import logging
 from typing import Any, TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from pgtoolset._cancellation import uninterrupted
@@ -37,6 +38,8 @@ def check_session_maker(session_maker: object) -> None:
 def new_session(session_maker: SessionFactory[M]) -> M:
     """A session from the factory, or `TypeError` where it made something else."""
     session = session_maker()
+    if isinstance(session, AsyncSession):
+        return session
     for name in ("in_transaction", "begin", "begin_nested", "commit", "rollback", "close"):
         if not callable(getattr(session, name, None)):
             raise TypeError(f"session_maker must make sessions; it made {session!r}, which has no {name}()")

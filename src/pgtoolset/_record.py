@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Dialect, Engine, event
+from sqlalchemy import Connection, Dialect, PoolProxiedConnection, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -37,9 +37,10 @@ logger = logging.getLogger("pgtoolset")
 Callback: TypeAlias = Callable[[], Awaitable[object] | object]
 
 _KEY = "pgtoolset.record"
-_records: WeakKeyDictionary[Connection, Record] = WeakKeyDictionary()
-_engines: WeakSet[Engine] = WeakSet()
+#: By what a checkout gave: SQLAlchemy makes one object for each, and drops it when the connection goes back.
+_records: WeakKeyDictionary[PoolProxiedConnection, Record] = WeakKeyDictionary()
 _dialects: WeakSet[Dialect] = WeakSet()
+_listening = False
 
 
 class Record:
@@ -68,7 +69,8 @@ class Record:
 
     def clear(self) -> None:
         for connection in self.connections:
-            _records.pop(connection, None)
+            if _is_open(connection):
+                _records.pop(connection.connection, None)
         self.connections.clear()
         self.callbacks.clear()
         self.committed = self.releasing = None
@@ -174,30 +176,71 @@ def innermost(session: Session) -> SessionTransaction | None:
 
 
 def _listen_to_sessions() -> None:
-    if not event.contains(Session, "after_begin", _after_begin):
+    global _listening
+    if not _listening:
+        _listening = True
         event.listen(Session, "after_begin", _after_begin)
+        event.listen(Session, "before_commit", _before_session_commit)
         event.listen(Session, "after_commit", _after_commit)
         event.listen(Session, "after_transaction_end", _after_transaction_end)
 
 
-def _listen_to_engine(engine: Engine) -> None:
-    if engine not in _engines:
-        _engines.add(engine)
-        event.listen(engine, "commit", _before_connection_commit)
-        event.listen(engine, "rollback_savepoint", _before_rollback_to_savepoint)
-        event.listen(engine, "release_savepoint", _before_release_savepoint)
-    # `Engine.execution_options()` makes new engines, all of them with the dialect of the first.
-    if engine.dialect not in _dialects:
-        _dialects.add(engine.dialect)
-        event.listen(engine.dialect, "handle_error", _on_error)
+def _listen_to_dialect(dialect: Dialect) -> None:
+    """Hear of errors, and of each COMMIT and savepoint just before it is sent.
+
+    An engine with any listener takes SQLAlchemy's slow path at every statement and every checkout: 10 us a statement.
+    The dialect's own methods are called at exactly the same moments and cost nothing where they are not called.
+    """
+    if dialect in _dialects:
+        return
+    _dialects.add(dialect)
+    event.listen(dialect, "handle_error", _on_error)
+    commit = dialect.do_commit
+    rollback_to_savepoint = dialect.do_rollback_to_savepoint
+    release_savepoint = dialect.do_release_savepoint
+
+    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
+        _before_commit(dbapi_connection)
+        commit(dbapi_connection)
+
+    def do_rollback_to_savepoint(connection: Connection, name: str) -> None:
+        _before_rollback_to_savepoint(connection)
+        rollback_to_savepoint(connection, name)
+
+    def do_release_savepoint(connection: Connection, name: str) -> None:
+        _before_release_savepoint(connection, name)
+        release_savepoint(connection, name)
+
+    vars(dialect).update(
+        do_commit=do_commit,
+        do_rollback_to_savepoint=do_rollback_to_savepoint,
+        do_release_savepoint=do_release_savepoint,
+    )
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     record: Record | None = session.info.get(_KEY)
-    if record is not None and _records.get(connection) is not record:
-        _records[connection] = record
+    if record is not None and connection not in record.connections:
+        _records[connection.connection] = record
         record.connections.append(connection)
-        _listen_to_engine(connection.engine)
+        _listen_to_dialect(connection.dialect)
+
+
+def _record_on(connection: Connection | None) -> Record | None:
+    return _records.get(connection.connection) if connection is not None and _is_open(connection) else None
+
+
+def _is_open(connection: Connection) -> bool:
+    return not (connection.closed or connection.invalidated)
+
+
+def _before_session_commit(session: Session) -> None:
+    # On a lost connection SQLAlchemy refuses the commit with an error of its own before it asks the dialect for it.
+    record: Record | None = session.info.get(_KEY)
+    if record is None or record.error is None or not (record.held or record.callbacks):
+        return
+    if not session.in_nested_transaction() and any(connection.invalidated for connection in record.connections):
+        raise aborted_by(record.error)
 
 
 def _after_commit(session: Session) -> None:
@@ -245,30 +288,27 @@ async def run_callbacks(callbacks: list[Callback]) -> None:
             logger.exception("on_commit callback %r failed; the transaction is committed all the same", callback)
 
 
-def _before_connection_commit(connection: Connection) -> None:
-    record = _records.get(connection)
-    if record is None or not (record.held or record.callbacks):
-        return
-    if connection.invalidated:
-        raise aborted_by(record.error)
-    verify_next_commit(connection, lambda: aborted_by(record.error))
+def _before_commit(dbapi_connection: PoolProxiedConnection) -> None:
+    record = _records.get(dbapi_connection)
+    if record is not None and (record.held or record.callbacks):
+        verify_next_commit(dbapi_connection, lambda: aborted_by(record.error))
 
 
-def _before_rollback_to_savepoint(connection: Connection, name: str, context: None) -> None:
-    record = _records.get(connection)
+def _before_rollback_to_savepoint(connection: Connection) -> None:
+    record = _record_on(connection)
     # The statement puts an aborted transaction right again. A lost connection it does not bring back.
-    if record is not None and not connection.invalidated:
+    if record is not None:
         record.forgive()
 
 
-def _before_release_savepoint(connection: Connection, name: str, context: None) -> None:
-    record = _records.get(connection)
+def _before_release_savepoint(connection: Connection, name: str) -> None:
+    record = _record_on(connection)
     if record is not None:
         record.releasing = (connection, name)
 
 
 def _on_error(context: ExceptionContext) -> None:
-    record = _records.get(context.connection) if context.connection is not None else None
+    record = _record_on(context.connection)
     if record is not None:
         error = context.sqlalchemy_exception or context.original_exception
         if breaks_connection(error):

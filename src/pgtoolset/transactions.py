@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
@@ -42,6 +43,8 @@ R = TypeVar("R")
 #: Seconds: the longest pause before the second attempt; it doubles with each further one, up to the limit.
 BACKOFF_BASE = 0.02
 BACKOFF_LIMIT = 1.0
+
+_DEFAULTS = (False, None, None, None)
 
 #: Callbacks of sessions that have no SQLAlchemy events, by the session's id: a list for each open block of ours.
 _waiting: dict[int, list[list[Callback]]] = {}
@@ -89,6 +92,8 @@ def get_transaction(
     See https://www.postgresql.org/docs/current/sql-set-transaction.html and
     https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
     """
+    if isinstance(session, AsyncSession) and (durable, isolation_level, read_only, deferrable) == _DEFAULTS:
+        return _Block(session, False, {})
     for name in ("in_transaction", "begin", "begin_nested"):
         if not callable(getattr(session, name, None)):
             raise TypeError(f"session must be an AsyncSession or a TransactionalSession; {session!r} has no {name}()")
@@ -208,6 +213,8 @@ class _Block(AbstractAsyncContextManager[S]):
 
     __slots__ = ("_block", "_durable", "_options", "_session")
 
+    _block: AbstractAsyncContextManager[Any]
+
     def __init__(self, session: S, durable: bool, options: dict[str, Any]) -> None:
         self._session = session
         self._durable = durable
@@ -228,7 +235,7 @@ class _Block(AbstractAsyncContextManager[S]):
                 raise TypeError(f"{', '.join(self._options)}: only an AsyncSession has that, not {session!r}")
             self._block = _block_of_any_session(session, nested)
         elif nested:
-            self._block = _savepoint(session, sync)
+            self._block = _Savepoint(session, sync)
         else:
             self._block = _outermost(session, sync, self._options)
         await self._block.__aenter__()
@@ -259,25 +266,39 @@ async def _outermost(session: Any, sync: Session, options: dict[str, Any]) -> As
             release(sync)
 
 
-@asynccontextmanager
-async def _savepoint(session: Any, sync: Session) -> AsyncIterator[Any]:
-    record = record_of(sync)
-    ended = False
-    swallowed: BaseException | None = None
-    try:
-        async with session.begin_nested():
-            level = innermost(sync)
-            yield session
-            ended = True
-            swallowed = record.error
-            if level is not None and level is innermost(sync) and not level.is_active:
-                # A flush failed, and SQLAlchemy has rolled back to the savepoint already.
-                raise aborted_by(getattr(level, "_rollback_exception", None) or swallowed)
-    except DBAPIError as error:
-        if ended and sqlstate_of(error) == IN_FAILED_SQL_TRANSACTION:
-            await greenlet_spawn(undo_failed_release, record)
+class _Savepoint(AbstractAsyncContextManager[None]):
+    """A class rather than a generator: entering and leaving it is on the path of every nested block."""
+
+    __slots__ = ("_block", "_level", "_record", "_sync")
+
+    def __init__(self, session: Any, sync: Session) -> None:
+        self._sync = sync
+        self._record = record_of(sync)
+        self._block = session.begin_nested()
+
+    async def __aenter__(self) -> None:
+        await self._block.__aenter__()
+        self._level = innermost(self._sync)
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is not None:
+            await self._block.__aexit__(exc_type, exc, traceback)
+            return
+        swallowed, level = self._record.error, self._level
+        if level is not None and not level.is_active and level is innermost(self._sync):
+            # A flush failed, and SQLAlchemy has rolled back to the savepoint already.
+            failure = aborted_by(getattr(level, "_rollback_exception", None) or swallowed)
+            await self._block.__aexit__(type(failure), failure, None)
+            raise failure
+        try:
+            await self._block.__aexit__(None, None, None)
+        except DBAPIError as error:
+            if sqlstate_of(error) != IN_FAILED_SQL_TRANSACTION:
+                raise
+            await greenlet_spawn(undo_failed_release, self._record)
             raise aborted_by(swallowed or error) from (swallowed or error)
-        raise
 
 
 @asynccontextmanager

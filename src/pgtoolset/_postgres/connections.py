@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, PoolProxiedConnection
 
-from pgtoolset._cancellation import uninterrupted
+from pgtoolset._cancellation import uninterrupted_here
 
 
 def terminate(connection: Connection) -> None:
@@ -23,7 +23,7 @@ def terminate(connection: Connection) -> None:
         driver.terminate()
 
 
-def verify_next_commit(connection: Connection, aborted: Callable[[], Exception]) -> None:
+def verify_next_commit(connection: PoolProxiedConnection, aborted: Callable[[], Exception]) -> None:
     """Have the COMMIT that `connection` is about to send checked; `aborted()` is raised where it rolled back.
 
     Meant for SQLAlchemy's `commit` event, which fires just before the COMMIT. SQLAlchemy's adapter keeps asyncpg's
@@ -31,9 +31,8 @@ def verify_next_commit(connection: Connection, aborted: Callable[[], Exception])
     adapter or the driver does not have the expected shape nothing is changed: errors that SQLAlchemy saw are still
     noticed, by `pgtoolset._record`. A test pins the shape for every supported version.
     """
-    proxied = connection.connection
-    adapter: Any = proxied.dbapi_connection
-    driver: Any = proxied.driver_connection
+    adapter: Any = connection.dbapi_connection
+    driver: Any = connection.driver_connection
     transaction = getattr(adapter, "_transaction", None)
     if transaction is not None and hasattr(driver, "_top_xact"):
         adapter._transaction = VerifiedTransaction(driver, transaction, aborted)
@@ -52,7 +51,7 @@ class VerifiedTransaction:
     async def commit(self) -> None:
         try:
             # A COMMIT that was sent and not awaited to its end is neither success nor failure for the caller.
-            tag = await uninterrupted(self._driver.execute("COMMIT;"))
+            tag = await uninterrupted_here(self._driver.execute("COMMIT;"))
         finally:
             # What asyncpg's own `Transaction.commit` does, whatever became of the COMMIT.
             self._driver._top_xact = None

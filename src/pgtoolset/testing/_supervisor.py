@@ -1,6 +1,8 @@
 """Runs one PostgreSQL server for as long as the process that started it lives.
 
-    python _supervisor.py DIRECTORY USER POSTGRES ARGUMENT...
+    python _supervisor.py DIRECTORY TEMPLATE USER POSTGRES ARGUMENT...
+
+It copies the data directory TEMPLATE to DIRECTORY/data and starts POSTGRES on it, as USER where that is not empty.
 
 The starter holds the other end of standard input. `stop` or `immediate` on a line ends the server (fast or immediate
 shutdown), `start` starts it again; each is answered with the server's process id. When standard input closes, however
@@ -17,11 +19,14 @@ import sys
 PATIENCE = 10.0
 
 
-def main(directory: str, user: str, command: list[str]) -> None:
+def main(directory: str, template: str, user: str, command: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     server: subprocess.Popen[bytes] | None = None
     try:
+        subprocess.run(["cp", "-Rp", template, f"{directory}/data"], check=True)
+        if user:
+            shutil.chown(directory, user)
         with open(f"{directory}/log", "ab") as log:
             server = start(command, user, log.fileno())
             print(server.pid, flush=True)
@@ -63,4 +68,4 @@ def stop(server: "subprocess.Popen[bytes]", number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -80,14 +80,11 @@ class EmbeddedServer:
         self._directory = Path(tempfile.mkdtemp(prefix="pgtoolset-"))
         try:
             data = self._directory / "data"
-            subprocess.run(["cp", "-Rp", str(template), str(data)], check=True)
-            if tool.system_user is not None:
-                shutil.chown(self._directory, tool.system_user)
             settings = {**self._settings, "unix_socket_directories": str(self._directory)}
             self._supervisor = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))),
-                    *(str(self._directory), tool.system_user or ""),
+                    *(str(self._directory), str(template), tool.system_user or ""),
                     *(str(tool.bin_path / "postgres"), "-D", str(data)),
                     *(argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")),
                 ],
