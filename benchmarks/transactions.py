@@ -6,7 +6,7 @@ Measured is the time from entering a block to having left it, with one statement
 - outermost: on an idle session, against `session.begin()`.
 
 Wall time decides, because it is what a caller waits for. The CPU time is that of this process alone, without
-PostgreSQL's part: the same difference against a smaller base.
+PostgreSQL's part: the same difference against a smaller base. The control is SQLAlchemy's block against itself.
 """
 
 from __future__ import annotations
@@ -53,50 +53,44 @@ class Seconds:
     cpu: float
 
 
-async def nested(engine: AsyncEngine, block: Block, statement: Executable, repeats: int) -> Seconds:
+async def nested(engine: AsyncEngine, block: Block, statement: Executable) -> Seconds:
     """The time of a block inside a transaction that is open already."""
-    wall = cpu = 0.0
     async with AsyncSession(engine) as session:
-        for _ in range(repeats):
-            await session.begin()
-            async with block(session):  # not measured: it finds the caches as the others have left them
-                await session.execute(statement)
-            wall_start, cpu_start = time.perf_counter(), time.process_time()
-            for _ in range(BLOCKS):
-                async with block(session):
-                    await session.execute(statement)
-            cpu += time.process_time() - cpu_start
-            wall += time.perf_counter() - wall_start
-            await session.rollback()
-    return Seconds(wall / repeats / BLOCKS, cpu / repeats / BLOCKS)
+        await session.begin()
+        seconds = await timed(session, block, statement)
+        await session.rollback()
+    return seconds
 
 
-async def outermost(engine: AsyncEngine, block: Block, statement: Executable, repeats: int) -> Seconds:
+async def outermost(engine: AsyncEngine, block: Block, statement: Executable) -> Seconds:
     """The time of a block that is a transaction of its own."""
     async with AsyncSession(engine) as session:
+        return await timed(session, block, statement)
+
+
+async def timed(session: AsyncSession, block: Block, statement: Executable) -> Seconds:
+    """The first block is not measured: it finds the processor's caches as the other contestant has left them."""
+    async with block(session):
+        await session.execute(statement)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(BLOCKS):
         async with block(session):
             await session.execute(statement)
-        wall_start, cpu_start = time.perf_counter(), time.process_time()
-        for _ in range(repeats * BLOCKS):
-            async with block(session):
-                await session.execute(statement)
-        cpu = time.process_time() - cpu_start
-        wall = time.perf_counter() - wall_start
-    return Seconds(wall / repeats / BLOCKS, cpu / repeats / BLOCKS)
+    return Seconds((time.perf_counter() - wall) / BLOCKS, (time.process_time() - cpu) / BLOCKS)
 
 
 def contestants(
-    measure: Callable[[AsyncEngine, Block, Executable, int], Awaitable[Seconds]],
+    measure: Callable[[AsyncEngine, Block, Executable], Awaitable[Seconds]],
     engines: tuple[AsyncEngine, AsyncEngine],
     theirs: Block,
     statement: Executable,
 ) -> dict[str, Callable[[], Awaitable[Seconds]]]:
-    """Each has an engine of its own: the library listens to the engine that it works with, which costs a little."""
+    """Each library has an engine of its own: ours listens to the one that it works with, which costs a little."""
     our_engine, their_engine = engines
     return {
-        "pgtoolset": lambda: measure(our_engine, get_transaction, statement, 1),
-        "sqlalchemy": lambda: measure(their_engine, theirs, statement, 1),
-        "sqlalchemy again": lambda: measure(their_engine, theirs, statement, 1),
+        "pgtoolset": lambda: measure(our_engine, get_transaction, statement),
+        "sqlalchemy": lambda: measure(their_engine, theirs, statement),
+        "control": lambda: measure(their_engine, theirs, statement),
     }
 
 
@@ -107,18 +101,15 @@ async def compare(
     target: tuple[Literal["at most", "at least"], float] | None = None,
 ) -> None:
     results = await alternate(between, rounds=rounds, warm_up=10)
-    ours, theirs = results["pgtoolset"], results["sqlalchemy"]
-    tell(
-        f"{what}, wall time",
-        Spread.of_ratios([each.wall for each in ours], [each.wall for each in theirs]),
-        target,
-    )
-    tell(f"{what}, CPU time", Spread.of_ratios([each.cpu for each in ours], [each.cpu for each in theirs]))
-    again = results["sqlalchemy again"]
-    tell(f"{what}, wall control", Spread.of_ratios([each.wall for each in again], [each.wall for each in theirs]))
-    tell(f"{what}, CPU control", Spread.of_ratios([each.cpu for each in again], [each.cpu for each in theirs]))
+    theirs = results["sqlalchemy"]
+    for name, mark in (("pgtoolset", ""), ("control", ", control")):
+        ours = results[name]
+        wall = Spread.of_ratios([each.wall for each in ours], [each.wall for each in theirs])
+        cpu = Spread.of_ratios([each.cpu for each in ours], [each.cpu for each in theirs])
+        tell(f"{what}, wall time{mark}", wall, target if name == "pgtoolset" else None)
+        tell(f"{what}, CPU time{mark}", cpu)
     base = Spread.of(each.wall for each in theirs).median
-    more = Spread.of(one.cpu - other.cpu for one, other in zip(ours, theirs, strict=True)).median
+    more = Spread.of(one.cpu - other.cpu for one, other in zip(results["pgtoolset"], theirs, strict=True)).median
     print(f"    SQLAlchemy's own block: {base * 1e6:.0f} us of wall time; ours adds {more * 1e6:.1f} us of CPU time")
 
 

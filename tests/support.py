@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
@@ -150,11 +150,18 @@ async def interrupt_everywhere(
     raise AssertionError(f"not finished after {limit} suspensions")
 
 
+class QuietServer(uvicorn.Server):
+    """Leaves the signals of the process alone: Ctrl-C is for pytest."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[int]:
     """Serve `app` with uvicorn on a free port of the loopback interface; yields the port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    server = QuietServer(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
     task = asyncio.create_task(server.serve())
     try:
         await until(lambda: server.started)
