@@ -384,15 +384,15 @@ async def test_fastapi_without_the_stack(session_maker: Maker, monkeypatch: pyte
         await get_db(connection=OldRequest())
 
 
-async def test_fastapi_keeps_the_stack_in_the_scope() -> None:
-    """The undocumented key on which the commit before the response rests exists in the installed FastAPI."""
+async def test_fastapi_keeps_the_stacks_in_the_scope() -> None:
+    """The undocumented keys on which the commit before the response rests exist in the installed FastAPI."""
     app = FastAPI()
     seen: list[object] = []
 
     @app.middleware("http")
     async def look(request: Any, call_next: Any) -> Any:
         response = await call_next(request)
-        seen.append(request.scope.get(sessions._FUNCTION_STACK))
+        seen.extend(request.scope.get(key) for key in (sessions._FUNCTION_STACK, sessions._REQUEST_STACK))
         return response
 
     @app.get("/")
@@ -400,7 +400,7 @@ async def test_fastapi_keeps_the_stack_in_the_scope() -> None:
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         await client.get("/")
-    assert isinstance(seen[0], AsyncExitStack)
+    assert [type(stack) for stack in seen] == [AsyncExitStack, AsyncExitStack]
 
 
 @pytest.mark.parametrize("path", ["/items/{}", "/stream/{}"])

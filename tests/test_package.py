@@ -106,3 +106,11 @@ async def test_private_attributes_of_the_session(engine: AsyncEngine) -> None:
         level: Any = innermost(session.sync_session)
         assert session.sync_session.connection() in level._connections
         assert level._rollback_exception is None
+
+
+def test_dependency_without_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where FastAPI is not installed the dependency is a plain async generator function."""
+    monkeypatch.setitem(sys.modules, "starlette.requests", None)
+    get_db = pgtoolset.create_db_dependency(async_sessionmaker[AsyncSession]())
+    assert inspect.isasyncgenfunction(get_db)
+    assert not inspect.signature(get_db).parameters

@@ -20,8 +20,10 @@ __all__ = ["create_db_context", "create_db_dependency"]
 
 S = TypeVar("S", bound=ManagedSession)
 
-#: Where FastAPI, from 0.121 on, keeps the exit stack that it unwinds between the endpoint and the response.
+#: Where FastAPI, from 0.121 on, keeps the exit stacks that it unwinds between the endpoint and the response, and after
+#: the response. It is not documented; a test looks for both in every supported version.
 _FUNCTION_STACK = "fastapi_function_astack"
+_REQUEST_STACK = "fastapi_inner_astack"
 
 
 def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency[S]:
@@ -39,7 +41,8 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         session_maker: an `async_sessionmaker`, or any factory of sessions. The dependency is typed with its session.
 
     Returns:
-        An async generator function that yields one session.
+        A function that returns an async generator of one session. FastAPI, which calls it with the request, sees a
+        coroutine function that returns the session.
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions.
@@ -57,9 +60,6 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     """
     check_session_maker(session_maker)
 
-    def get_db(connection: Any = None) -> Any:
-        return by_hand() if connection is None else in_request(connection)
-
     async def by_hand() -> AsyncGenerator[S, None]:
         unit = UnitOfWork(session_maker)
         try:
@@ -69,6 +69,10 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         finally:
             await unit.close()
 
+    connection_type = _http_connection_type()
+    if connection_type is None:
+        return by_hand
+
     async def in_request(connection: Any) -> S:
         before_response, after_response = _exit_stacks(connection)
         unit = UnitOfWork(session_maker)
@@ -77,18 +81,18 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         before_response.push_async_exit(unit.commit_unless_failed)
         return unit.session
 
+    def get_db(connection: Any = None) -> Any:
+        return by_hand() if connection is None else in_request(connection)
+
     # FastAPI awaits what it calls a coroutine function. For an async generator function it would make a context
     # manager, a cancel scope and two more coroutines per request: 50 us, more than all the rest of ours.
     _mark_coroutine_function(get_db)
     # FastAPI injects the request, or the websocket, for a parameter of this type. It has a default, and is not part
     # of the declared type, so that `get_db()` can be called by hand.
-    connection_type = _http_connection_type()
-    parameters = (
-        []
-        if connection_type is None
-        else [inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type)]
+    parameter = inspect.Parameter(
+        "connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type
     )
-    vars(get_db)["__signature__"] = inspect.Signature(parameters)
+    vars(get_db)["__signature__"] = inspect.Signature([parameter])
     return get_db
 
 
@@ -204,7 +208,7 @@ def _mark_coroutine_function(function: Any) -> None:
 
 def _exit_stacks(connection: Any) -> tuple[AsyncExitStack, AsyncExitStack]:
     before_response = connection.scope.get(_FUNCTION_STACK)
-    after_response = connection.scope.get("fastapi_inner_astack")
+    after_response = connection.scope.get(_REQUEST_STACK)
     if isinstance(before_response, AsyncExitStack) and isinstance(after_response, AsyncExitStack):
         return before_response, after_response
     try:
@@ -212,6 +216,6 @@ def _exit_stacks(connection: Any) -> tuple[AsyncExitStack, AsyncExitStack]:
     except PackageNotFoundError:  # pragma: no cover - FastAPI called us, so something provides it
         installed = "of unknown version"
     raise UnsupportedVersionError(
-        f"Depends(get_db) cannot commit before the response: FastAPI {installed} does not keep the exit stack "
-        f"{_FUNCTION_STACK!r} in the request's scope. Use FastAPI 0.121 or newer."
+        f"Depends(get_db) cannot commit before the response: FastAPI {installed} does not keep the exit stacks "
+        f"{_FUNCTION_STACK!r} and {_REQUEST_STACK!r} in the request's scope. Use FastAPI 0.121 or newer."
     )
