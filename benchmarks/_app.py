@@ -141,7 +141,9 @@ def make_app(contestant: str, url: str, pool_size: int) -> FastAPI:
 
 
 async def serve(app: FastAPI, listening: socket.socket) -> None:
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    # A connection idles while the other contestants have their turns.
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=3600)
+    server = uvicorn.Server(config)
 
     def stop() -> None:
         server.should_exit = True

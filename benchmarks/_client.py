@@ -41,6 +41,8 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
 
     def ask(self, request: bytes) -> asyncio.Future[bytes]:
+        if self.transport.is_closing():
+            raise ConnectionError("the server has closed the connection")
         self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return self._answer

@@ -1,8 +1,8 @@
 """What `import pgtoolset` adds to `import sqlalchemy.ext.asyncio`. Run as `python -m benchmarks.imports`.
 
 Fresh interpreters in alternation import the one, or the one and then the other, and say how long it took from their
-first statement; the target is about the difference. It is small beside what both have in common, and so noisy: the
-time of the second import alone, in the interpreters that do both, says the same with less noise. Bytecode is there
+first statement. The difference is small beside what both have in common, and so noisy; the target is about the time
+of the second import, in the interpreters that do both, which says the same with less noise. Bytecode is there
 already, as after an installation: the first of the warm-up writes it, into a folder of its own.
 """
 
@@ -62,8 +62,8 @@ async def run(rounds: int) -> None:
     base, both = results["sqlalchemy"], results["both"]
     headline("import pgtoolset after import sqlalchemy.ext.asyncio, in milliseconds")
     added = [sum(together) - sum(alone) for alone, together in zip(base, both, strict=True)]
-    tell("added to the time of both imports", Spread.of(added), ("at most", 10))
-    tell("import pgtoolset alone, after the other", Spread.of(second for _, second in both))
+    tell("added to the time of both imports", Spread.of(added))
+    tell("import pgtoolset alone, after the other", Spread.of(second for _, second in both), ("at most", 10))
     tell("import sqlalchemy.ext.asyncio", Spread.of(sum(alone) for alone in base))
     print("slowest of what is added, one run, tracing included:", *modules, sep="\n    ")
 
