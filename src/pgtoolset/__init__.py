@@ -1,20 +1,41 @@
 """Honest sessions and nesting transactions for FastAPI, SQLAlchemy's AsyncSession and asyncpg on PostgreSQL."""
 
 from pgtoolset.errors import (
+    DatabaseExistsError,
+    DatabaseNotFoundError,
+    LockTimeoutError,
     PgToolsetError,
+    RowDeletedError,
+    RowNotFoundError,
     TransactionAbortedError,
     TransactionStateError,
     UnsupportedVersionError,
+    WaitTimeoutError,
+    WatcherClosedError,
 )
 from pgtoolset.sessions import create_db_context, create_db_dependency
 from pgtoolset.transactions import IsolationLevel, get_transaction, on_commit, run_transaction
+from pgtoolset.values import Blocker, LockMode, LockWait, M2MChange, RowChange, RowLockMode
 
 __all__ = [
+    "Blocker",
+    "DatabaseExistsError",
+    "DatabaseNotFoundError",
     "IsolationLevel",
+    "LockMode",
+    "LockTimeoutError",
+    "LockWait",
+    "M2MChange",
     "PgToolsetError",
+    "RowChange",
+    "RowDeletedError",
+    "RowLockMode",
+    "RowNotFoundError",
     "TransactionAbortedError",
     "TransactionStateError",
     "UnsupportedVersionError",
+    "WaitTimeoutError",
+    "WatcherClosedError",
     "create_db_context",
     "create_db_dependency",
     "get_transaction",

@@ -5,12 +5,23 @@ Each derives from `PgToolsetError` and from the builtin that a Python programmer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pgtoolset.values import Blocker
+
 __all__ = [
+    "DatabaseExistsError",
+    "DatabaseNotFoundError",
     "EmbeddedServerError",
+    "LockTimeoutError",
     "PgToolsetError",
+    "RowDeletedError",
+    "RowNotFoundError",
     "TransactionAbortedError",
     "TransactionStateError",
     "UnsupportedVersionError",
+    "WaitTimeoutError",
+    "WatcherClosedError",
 ]
 
 
@@ -44,3 +55,47 @@ class UnsupportedVersionError(PgToolsetError, RuntimeError):
 
 class EmbeddedServerError(PgToolsetError, RuntimeError):
     """The embedded PostgreSQL of `pgtoolset.testing` is missing or did not start."""
+
+
+class LockTimeoutError(PgToolsetError, TimeoutError):
+    """A lock was not to be had in time; nothing of what was asked for is held.
+
+    Attributes:
+        tables: the qualified names of the tables that were asked for; empty for an advisory lock.
+        mode: the mode that was asked for, `"EXCLUSIVE"`.
+        timeout: the seconds that it was waited for; 0 with `nowait`.
+        blockers: the sessions that were in the way; empty where none could be seen, and the message says why.
+    """
+
+    def __init__(
+        self, message: str, *, tables: Sequence[str], mode: str, timeout: float, blockers: Sequence[Blocker] = ()
+    ) -> None:
+        super().__init__(message)
+        self.tables = tuple(tables)
+        self.mode = mode
+        self.timeout = timeout
+        self.blockers = tuple(blockers)
+
+
+class RowNotFoundError(PgToolsetError, LookupError):
+    """There is no row with the key that was given."""
+
+
+class RowDeletedError(RowNotFoundError):
+    """A row that was waited for has vanished."""
+
+
+class WaitTimeoutError(PgToolsetError, TimeoutError):
+    """A row did not change in time."""
+
+
+class WatcherClosedError(PgToolsetError, RuntimeError):
+    """A `RowWatcher` was closed, or never opened, while somebody waits on it."""
+
+
+class DatabaseExistsError(PgToolsetError, ValueError):
+    """A database of that name exists already."""
+
+
+class DatabaseNotFoundError(PgToolsetError, LookupError):
+    """There is no database of that name."""
