@@ -35,6 +35,7 @@ format: $(VENV)/.ready
 ## benchmarks: ratios against SQLAlchemy by hand, and against fastapi-toolsets
 benchmarks: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.imports
+	$(VENV)/bin/python -m benchmarks.m2m
 	$(VENV)/bin/python -m benchmarks.transactions
 	$(VENV)/bin/python -m benchmarks.sessions
 

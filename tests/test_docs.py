@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 import pgtoolset
 from pgtoolset import testing
 
-from . import support
+from . import m2m_models, support
 
 ROOT = Path(__file__).parent.parent
 PAGES = {str(page): page.read_text() for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])}
@@ -93,7 +93,7 @@ async def test_docstring_example(name: str, engine: AsyncEngine, database_url: s
     docstring = inspect.getdoc(DOCUMENTED[name]) or ""
     examples = doctest.DocTestParser().get_examples(docstring)
     assert examples, f"{name} has no example"
-    session_maker = async_sessionmaker(engine)
+    session_maker = async_sessionmaker(engine, expire_on_commit=False)
 
     async def charge(order: support.Item) -> None:
         raise CardDeclined
@@ -101,7 +101,16 @@ async def test_docstring_example(name: str, engine: AsyncEngine, database_url: s
     if "Account" in docstring:
         async with session_maker.begin() as session:
             session.add(support.Account(id=1, balance=100))
+    if name.startswith("pgtoolset.m2m_"):
+        await m2m_models.create(engine)
+        await m2m_models.empty(engine)
+        async with session_maker.begin() as session:
+            session.add_all([m2m_models.Post(id=1), *(m2m_models.Tag(key=number) for number in (1, 2, 3))])
     async with session_maker() as session:
+        if name.startswith("pgtoolset.m2m_"):
+            namespace["post"] = await session.get_one(m2m_models.Post, 1)
+            namespace["tag"] = await session.get_one(m2m_models.Tag, 1)
+            await session.commit()
         namespace |= {name: getattr(pgtoolset, name) for name in pgtoolset.__all__}
         namespace |= {name: getattr(testing, name) for name in testing.__all__}
         namespace |= {
@@ -113,6 +122,7 @@ async def test_docstring_example(name: str, engine: AsyncEngine, database_url: s
             "Order": Order,
             "OrderIn": int,
             "OrderOut": int,
+            "Post": m2m_models.Post,
             "app": FastAPI(),
             "async_sessionmaker": async_sessionmaker,
             "charge": charge,

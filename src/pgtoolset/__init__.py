@@ -13,6 +13,7 @@ from pgtoolset.errors import (
     WaitTimeoutError,
     WatcherClosedError,
 )
+from pgtoolset.m2m import m2m_add, m2m_add_many, m2m_remove, m2m_set
 from pgtoolset.sessions import create_db_context, create_db_dependency
 from pgtoolset.transactions import IsolationLevel, get_transaction, on_commit, run_transaction
 from pgtoolset.values import Blocker, LockMode, LockWait, M2MChange, RowChange, RowLockMode
@@ -39,6 +40,10 @@ __all__ = [
     "create_db_context",
     "create_db_dependency",
     "get_transaction",
+    "m2m_add",
+    "m2m_add_many",
+    "m2m_remove",
+    "m2m_set",
     "on_commit",
     "run_transaction",
 ]

@@ -25,6 +25,7 @@ from pgtoolset.values import LockMode, LockWait, M2MChange, RowChange, RowLockMo
 
 __all__ = [
     "AdvisoryLocker",
+    "AssociationRows",
     "AssociationWriter",
     "ChangeWaiter",
     "DatabaseContext",
@@ -260,4 +261,24 @@ class AssociationWriter(Protocol):
         values: Mapping[str, Any] | None = ...,
     ) -> int:
         """Associate every pair of owner and related; how many rows were inserted."""
+        ...
+
+
+class AssociationRows(Protocol):
+    """Turns instances and keys into the columns of association rows. Inside the library; a module is one."""
+
+    def key_columns(
+        self, instances: Sequence[Any], keys: Sequence[tuple[Any, ...]], positions: Sequence[int]
+    ) -> list[list[Any]]:
+        """The keys of mapped instances that have identities, then `keys`, each once: a list for each of `positions`."""
+        ...
+
+    def pair_columns(
+        self,
+        owners: Sequence[tuple[Any, ...]],
+        related: Sequence[tuple[Any, ...]],
+        owner_positions: Sequence[int],
+        related_positions: Sequence[int],
+    ) -> list[list[Any]]:
+        """Pairs of keys, each once: a list for each of `owner_positions`, then one for each of `related_positions`."""
         ...

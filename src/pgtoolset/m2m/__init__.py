@@ -1,0 +1,373 @@
+"""Many-to-many associations, written directly: no collection is loaded, and any number goes in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from sqlalchemy import Executable
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import instance_state
+
+from pgtoolset._native import association_rows
+from pgtoolset._postgres import associations as statements
+from pgtoolset.m2m._arguments import (
+    Key,
+    check_flag,
+    check_instances,
+    check_keys,
+    check_links,
+    check_session,
+    check_values,
+)
+from pgtoolset.m2m._association import Association, End, association_of
+from pgtoolset.m2m._collections import expire, remember
+from pgtoolset.m2m._extras import extras_of
+from pgtoolset.m2m._keys import check_shared, identities, referenced_keys
+from pgtoolset.values import M2MChange
+
+__all__ = ["m2m_add", "m2m_add_many", "m2m_remove", "m2m_set"]
+
+#: An end of a relationship, and whose collections there a call changes: those of instances and of keys; `None`: of all.
+Touched: TypeAlias = tuple[End, Sequence[Any], Sequence[Key] | None]
+
+
+async def m2m_add(
+    session: AsyncSession,
+    instance: Any,
+    rel_attr: Any,
+    *related: Any,
+    pks: Iterable[Any] = (),
+    ignore_conflicts: bool = False,
+    values: Mapping[str, Any] | None = None,
+) -> int:
+    """Associate `instance` with each of `related` and `pks` in one INSERT, whatever their number.
+
+    Nothing is lazily loaded: expired, detached and never-loaded instances work. Pending ones, and everything else that
+    the session has pending, are flushed first. Collections that show the association are expired afterwards.
+
+    Args:
+        session: an `AsyncSession`; the rows belong to its transaction.
+        instance: the owner, an instance of the class that has the relationship.
+        rel_attr: the Many-to-Many relationship, `Post.tags`.
+        related: instances of the related class. One that occurs twice counts once.
+        pks: primary keys of more of them; a composite one is a tuple in the mapper's order.
+        ignore_conflicts: skip associations that exist, in place of an `IntegrityError`.
+        values: extra columns of the association table, by column name, the same for every row. Defaults, Python-side
+            ones included, are evaluated once per row.
+
+    Returns:
+        How many rows were inserted.
+
+    Raises:
+        TypeError: `rel_attr` is no writable Many-to-Many relationship, or an argument is of the wrong class.
+        ValueError: an instance is transient or deleted, a key does not fit, or `values` names an unknown column;
+            all of these before any SQL.
+        RowNotFoundError: the association table refers to a unique column that is not the primary key, and the row of
+            a key among `pks` is not there to be looked at.
+        sqlalchemy.exc.IntegrityError: an association exists already, or a row that it refers to does not.
+
+    Example:
+        >>> async with get_transaction(session=session):
+        ...     await m2m_add(session, post, Post.tags, tag, pks=[2, 3], ignore_conflicts=True)
+        3
+
+    See https://www.postgresql.org/docs/current/sql-insert.html and
+    https://docs.sqlalchemy.org/en/20/orm/basic_relationships.html#many-to-many
+    """
+    association = association_of(rel_attr)
+    check_flag("ignore_conflicts", ignore_conflicts)
+    given = check_values(association, values)
+    sync, keys = _checked(session, association, instance, related, pks)
+    if not related and not keys:
+        return 0
+    owner, columns = await _flushed(session, sync, association, instance, related, keys)
+    extras = extras_of(association, given)
+    shape = ("add", frozenset(given), ignore_conflicts)
+    statement = association.statements.get(shape)
+    if statement is None:
+        statement = association.statements[shape] = statements.insertion(
+            association, extras, many=False, ignore_conflicts=ignore_conflicts
+        )
+    parameters = _parameters(association, owner, columns)
+    named = dict(zip(association.pair, parameters.values(), strict=True))
+    parameters |= extras.parameters(given, named, len(columns[0]))
+    ends = _ends(association, instance, related, keys)
+    return int((await _execute(session, sync, association, statement, parameters, *ends)).rowcount)
+
+
+async def m2m_remove(
+    session: AsyncSession, instance: Any, rel_attr: Any, *related: Any, pks: Iterable[Any] = ()
+) -> int:
+    """Undo the associations of `instance` with `related` and `pks` in one DELETE; those that do not exist are no error.
+
+    As with `m2m_add`, nothing is lazily loaded, what is pending is flushed first, and collections are expired.
+
+    Args:
+        session: an `AsyncSession`.
+        instance: the owner.
+        rel_attr: the Many-to-Many relationship, `Post.tags`.
+        related: instances of the related class.
+        pks: primary keys of more of them; a composite one is a tuple in the mapper's order.
+
+    Returns:
+        How many rows were deleted.
+
+    Raises:
+        TypeError, ValueError, RowNotFoundError: as `m2m_add`.
+
+    Example:
+        >>> async with get_transaction(session=session):
+        ...     await m2m_remove(session, post, Post.tags, tag, pks=[2, 3])
+        0
+
+    See https://www.postgresql.org/docs/current/sql-delete.html
+    """
+    association = association_of(rel_attr)
+    sync, keys = _checked(session, association, instance, related, pks)
+    if not related and not keys:
+        return 0
+    owner, columns = await _flushed(session, sync, association, instance, related, keys)
+    statement = association.statements.get("remove")
+    if statement is None:
+        statement = association.statements["remove"] = statements.deletion(association)
+    parameters = _parameters(association, owner, columns)
+    ends = _ends(association, instance, related, keys)
+    return int((await _execute(session, sync, association, statement, parameters, *ends)).rowcount)
+
+
+async def m2m_set(
+    session: AsyncSession,
+    instance: Any,
+    rel_attr: Any,
+    *related: Any,
+    pks: Iterable[Any] = (),
+    values: Mapping[str, Any] | None = None,
+    keep_existing: bool = False,
+) -> M2MChange:
+    """Make the associations of `instance` exactly `related` and `pks`, as if all had been deleted and these inserted.
+
+    What is there and wanted stays; only where the association table has columns beyond the keys it is rewritten, with
+    `values` and defaults, unless `keep_existing`. Of two calls for one owner at the same time, the second waits for the
+    first one's transaction (its row is locked FOR NO KEY UPDATE), and the result is that of one of them, never a
+    mixture. Under REPEATABLE READ and SERIALIZABLE the second is a serialization failure; `run_transaction` tries it
+    again.
+
+    Args:
+        session: an `AsyncSession`.
+        instance: the owner.
+        rel_attr: the Many-to-Many relationship, `Post.tags`.
+        related: instances of the related class; none, and no `pks` either, clears.
+        pks: primary keys of more of them; a composite one is a tuple in the mapper's order.
+        values: extra columns of the association table, by column name, the same for every row that is written.
+        keep_existing: leave the extra columns of associations that exist already as they are.
+
+    Returns:
+        How many associations were added and how many removed; one that was only rewritten counts as neither.
+
+    Raises:
+        TypeError, ValueError, RowNotFoundError, sqlalchemy.exc.IntegrityError: as `m2m_add`.
+
+    Example:
+        >>> async with get_transaction(session=session):
+        ...     await m2m_set(session, post, Post.tags, tag)
+        M2MChange(added=1, removed=0)
+
+    See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS
+    """
+    association = association_of(rel_attr)
+    check_flag("keep_existing", keep_existing)
+    given = check_values(association, values)
+    sync, keys = _checked(session, association, instance, related, pks)
+    owner, columns = await _flushed(session, sync, association, instance, related, keys)
+    extras = extras_of(association, given)
+    rewrite = bool(association.extras) and not keep_existing
+    shape = ("set", frozenset(given), rewrite)
+    statement = association.statements.get(shape)
+    if statement is None:
+        statement = association.statements[shape] = statements.replacement(association, extras, rewrite=rewrite)
+    parameters = _parameters(association, owner, columns)
+    named = dict(zip(association.pair, parameters.values(), strict=True))
+    parameters |= extras.parameters(given, named, len(columns[0]))
+    await _lock_owner(session, association, owner)
+    ends = _ends(association, instance, related, None)
+    added, removed = (await _execute(session, sync, association, statement, parameters, *ends)).one()
+    return M2MChange(added, removed)
+
+
+async def m2m_add_many(
+    session: AsyncSession,
+    rel_attr: Any,
+    links: Iterable[tuple[Any, Any]],
+    *,
+    ignore_conflicts: bool = False,
+    values: Mapping[str, Any] | None = None,
+) -> int:
+    """Associate every pair of owner and related in one INSERT, whatever their number.
+
+    As with `m2m_add`, nothing is lazily loaded, what is pending is flushed first, and collections are expired.
+
+    Args:
+        session: an `AsyncSession`.
+        rel_attr: the Many-to-Many relationship, `Post.tags`.
+        links: pairs (owner, related), each of the two an instance or a primary key. A pair that occurs twice counts
+            once.
+        ignore_conflicts: skip associations that exist, in place of an `IntegrityError`.
+        values: extra columns of the association table, by column name, the same for every row.
+
+    Returns:
+        How many rows were inserted.
+
+    Raises:
+        TypeError, ValueError, RowNotFoundError, sqlalchemy.exc.IntegrityError: as `m2m_add`.
+
+    Example:
+        >>> async with get_transaction(session=session):
+        ...     await m2m_add_many(session, Post.tags, [(post, tag), (post, 2), (post.id, 3)])
+        3
+
+    See https://www.postgresql.org/docs/current/functions-array.html
+    """
+    association = association_of(rel_attr)
+    check_flag("ignore_conflicts", ignore_conflicts)
+    given = check_values(association, values)
+    sync = check_session(session)
+    pairs = check_links(sync, association, links)
+    if not pairs:
+        return 0
+    await _flush(session, sync)
+    sides = []
+    for end, items in ((association.owner, [pair[0] for pair in pairs]), (association.related, [p[1] for p in pairs])):
+        instances, keys = _divided(items)
+        sides.append((end, instances, keys, *await _keys_in_order(session, association, end, items)))
+    (_, _, _, owners, owner_positions), (_, _, _, related, related_positions) = sides
+    columns = association_rows.pair_columns(owners, related, owner_positions, related_positions)
+    width = len(owner_positions)
+    check_shared(association, columns[:width], columns[width:])
+    extras = extras_of(association, given)
+    shape = ("add_many", frozenset(given), ignore_conflicts)
+    statement = association.statements.get(shape)
+    if statement is None:
+        statement = association.statements[shape] = statements.insertion(
+            association, extras, many=True, ignore_conflicts=ignore_conflicts
+        )
+    parameters = _parameters(association, columns[:width], columns[width:])
+    named = dict(zip(association.pair, parameters.values(), strict=True))
+    parameters |= extras.parameters(given, named, len(columns[0]))
+    ends: list[Touched] = [(end, instances, keys) for end, instances, keys, _, _ in sides]
+    return int((await _execute(session, sync, association, statement, parameters, *ends)).rowcount)
+
+
+def _checked(
+    session: AsyncSession, association: Association, instance: Any, related: Sequence[Any], pks: Iterable[Any]
+) -> tuple[Session, list[Key]]:
+    sync = check_session(session)
+    check_instances(sync, association, association.owner, [instance])
+    check_instances(sync, association, association.related, related)
+    return sync, check_keys(association, association.related, "pks", pks)
+
+
+def _ends(
+    association: Association, instance: Any, related: Sequence[Any], keys: Sequence[Key] | None
+) -> tuple[Touched, Touched]:
+    return (association.owner, [instance], ()), (association.related, related, keys)
+
+
+async def _flush(session: AsyncSession, sync: Session) -> None:
+    # Whatever is pending, as autoflush would: a change to a collection may hide behind any instance.
+    if sync.new or sync.dirty or sync.deleted:
+        await session.flush()
+
+
+async def _flushed(
+    session: AsyncSession,
+    sync: Session,
+    association: Association,
+    instance: Any,
+    related: Sequence[Any],
+    keys: Sequence[Key],
+) -> tuple[list[Any], list[list[Any]]]:
+    """Flush what is pending; the owner's key, and the related keys as columns."""
+    await _flush(session, sync)
+    end = association.owner
+    if end.positions is None:
+        (key,) = await referenced_keys(session, association, end, [instance], ())
+        owner = list(key)
+    else:
+        identity: Any = instance_state(instance).key
+        owner = [identity[1][position] for position in end.positions]
+    end = association.related
+    if end.positions is None:
+        keys = await referenced_keys(session, association, end, related, keys)
+        columns = association_rows.key_columns((), keys, range(len(end.columns)))
+    else:
+        columns = association_rows.key_columns(related, keys, end.positions)
+    if association.shared:
+        check_shared(association, owner, columns)
+    return owner, columns
+
+
+async def _keys_in_order(
+    session: AsyncSession, association: Association, end: End, items: Sequence[Any]
+) -> tuple[list[Key], Sequence[int]]:
+    """The key of each of `items`, and the positions in them."""
+    if end.positions is not None:
+        return identities(items), end.positions
+    instances, keys = _divided(items)
+    found = await referenced_keys(session, association, end, instances, keys)
+    of_instances, of_keys = iter(found[: len(instances)]), iter(found[len(instances) :])
+    ordered = [next(of_keys) if isinstance(item, tuple) else next(of_instances) for item in items]
+    return ordered, range(len(end.columns))
+
+
+def _divided(items: Sequence[Any]) -> tuple[list[Any], list[Key]]:
+    instances = [item for item in items if not isinstance(item, tuple)]
+    return instances, [item for item in items if isinstance(item, tuple)]
+
+
+def _parameters(association: Association, owner: Sequence[Any], related: Sequence[Any]) -> dict[str, Any]:
+    """The keys by the names of their parameters, in the order of `association.pair`."""
+    parameters = {f"o{at}": value for at, value in enumerate(owner)}
+    own = [column for at, column in enumerate(related) if at not in association.shared]
+    return parameters | {f"r{at}": column for at, column in enumerate(own)}
+
+
+async def _lock_owner(session: AsyncSession, association: Association, owner: Sequence[Any]) -> None:
+    end = association.owner
+    shape = "lock"
+    if shape not in association.statements:
+        association.statements[shape] = statements.lock(end)
+    table = end.referenced[0].table
+    parameters = {f"o{at}": value for at, value in enumerate(owner) if end.referenced[at].table is table}
+    bind = {"mapper": end.mapper}
+    level = await session.scalar(association.statements[shape], parameters, bind_arguments=bind)
+    if level in ("repeatable read", "serializable"):
+        update = statements.touch(end)
+        if update is not None:
+            await session.execute(update, parameters, bind_arguments=bind)
+
+
+async def _execute(
+    session: AsyncSession,
+    sync: Session,
+    association: Association,
+    statement: Executable,
+    parameters: dict[str, Any],
+    *ends: Touched,
+) -> Any:
+    """Execute, and expire what shows the associations: after a cancellation too, when nobody knows what was done."""
+    try:
+        remember(sync, association)
+        bind = {"mapper": association.owner.mapper, "clause": association.table}
+        result = await session.execute(statement, parameters, bind_arguments=bind)
+    except DBAPIError:
+        raise  # nothing was written
+    except BaseException:
+        for end, instances, keys in ends:
+            expire(sync, end, instances, keys)
+        raise
+    for end, instances, keys in ends:
+        expire(sync, end, instances, keys)
+    return result

@@ -1,0 +1,461 @@
+"""Mappings of every kind that a Many-to-Many relationship can have, and small tools for tests of them."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    CHAR,
+    Column,
+    Date,
+    DateTime,
+    Enum,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    Select,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    and_,
+    event,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+# -- plain, both sides, with attributes that are called otherwise than their columns
+
+
+post_tag = Table(
+    "m2m_post_tag",
+    Base.metadata,
+    Column("post", ForeignKey("m2m_post.post_id"), primary_key=True),
+    Column("tag", ForeignKey("m2m_tag.tag_id"), primary_key=True),
+)
+
+
+class Post(Base):
+    __tablename__ = "m2m_post"
+
+    id: Mapped[int] = mapped_column("post_id", primary_key=True)
+    title: Mapped[str] = mapped_column(default="")
+    tags: Mapped[list[Tag]] = relationship(secondary=post_tag, back_populates="posts")
+    seen: Mapped[list[Tag]] = relationship(secondary=post_tag, viewonly=True)
+    tag_query: WriteOnlyMapped[Tag] = relationship(secondary=post_tag, overlaps="tags,posts")
+    comments: Mapped[list[Comment]] = relationship()
+
+
+class Tag(Base):
+    __tablename__ = "m2m_tag"
+
+    key: Mapped[int] = mapped_column("tag_id", primary_key=True)
+    posts: Mapped[list[Post]] = relationship(secondary=post_tag, back_populates="tags", overlaps="tag_query")
+
+
+class Comment(Base):
+    __tablename__ = "m2m_comment"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    post_id: Mapped[int] = mapped_column(ForeignKey("m2m_post.post_id"))
+
+
+# -- composite keys, one column of which both ends share
+
+
+course_student = Table(
+    "m2m_course_student",
+    Base.metadata,
+    Column("school", Integer, primary_key=True),
+    Column("course", Integer, primary_key=True),
+    Column("student", String(5), primary_key=True),
+    ForeignKeyConstraint(["school", "course"], ["m2m_course.school", "m2m_course.number"]),
+    ForeignKeyConstraint(["school", "student"], ["m2m_student.school", "m2m_student.name"]),
+)
+
+
+class Course(Base):
+    __tablename__ = "m2m_course"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    school: Mapped[int] = mapped_column(primary_key=True)
+    students: Mapped[list[Student]] = relationship(
+        secondary=course_student,
+        primaryjoin=lambda: and_(Course.school == course_student.c.school, Course.number == course_student.c.course),
+        secondaryjoin=lambda: and_(Student.school == course_student.c.school, Student.name == course_student.c.student),
+        back_populates="courses",
+    )
+
+
+class Student(Base):
+    __tablename__ = "m2m_student"
+
+    school: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(5), primary_key=True)
+    courses: Mapped[list[Course]] = relationship(
+        secondary=course_student,
+        primaryjoin=lambda: and_(Student.school == course_student.c.school, Student.name == course_student.c.student),
+        secondaryjoin=lambda: and_(Course.school == course_student.c.school, Course.number == course_student.c.course),
+        back_populates="students",
+    )
+
+
+composite_link = Table(
+    "m2m_composite_link",
+    Base.metadata,
+    Column("b1", Integer, primary_key=True),
+    Column("b2", String(4), primary_key=True),
+    Column("a1", Integer, primary_key=True),
+    Column("a2", Integer, primary_key=True),
+    ForeignKeyConstraint(["a1", "a2"], ["m2m_composite_a.one", "m2m_composite_a.two"]),
+    ForeignKeyConstraint(["b2", "b1"], ["m2m_composite_b.text", "m2m_composite_b.number"]),
+)
+
+
+class CompositeA(Base):
+    __tablename__ = "m2m_composite_a"
+
+    two: Mapped[int] = mapped_column(primary_key=True)
+    one: Mapped[int] = mapped_column(primary_key=True)
+    bs: Mapped[list[CompositeB]] = relationship(secondary=composite_link, back_populates="as_")
+    __table_args__ = (UniqueConstraint("one", "two"),)
+
+
+class CompositeB(Base):
+    __tablename__ = "m2m_composite_b"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(String(4), primary_key=True)
+    as_: Mapped[list[CompositeA]] = relationship(secondary=composite_link, back_populates="bs")
+    __table_args__ = (UniqueConstraint("text", "number"),)
+
+
+# -- self-referential, with a backref
+
+
+friendship = Table(
+    "m2m_follows",
+    Base.metadata,
+    Column("follower", ForeignKey("m2m_person.id"), primary_key=True),
+    Column("followed", ForeignKey("m2m_person.id"), primary_key=True),
+)
+
+
+class Person(Base):
+    __tablename__ = "m2m_person"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    follows: Mapped[list[Person]] = relationship(
+        secondary=friendship,
+        primaryjoin=lambda: Person.id == friendship.c.follower,
+        secondaryjoin=lambda: Person.id == friendship.c.followed,
+        backref="followers",
+    )
+
+
+# -- extra columns
+
+
+counter = itertools.count(1)
+
+
+def pair_of(context: Any) -> str:
+    row = context.get_current_parameters()
+    return f"{row['box']}/{row['thing']}/{row['note']}"
+
+
+box_thing = Table(
+    "m2m_box_thing",
+    Base.metadata,
+    Column("box", ForeignKey("m2m_box.id"), primary_key=True),
+    Column("thing", ForeignKey("m2m_thing.id"), primary_key=True),
+    Column("note", Text, default="scalar"),
+    Column("number", Integer, default=lambda: next(counter)),
+    Column("pair", Text, default=pair_of),
+    Column("at", DateTime(timezone=True), default=func.clock_timestamp()),
+    Column("colour", Text, server_default="grey"),
+    Column("serial", Integer, Identity(always=True)),
+    Column("labels", ARRAY(Text), default=lambda: ["a", 'b"\\,{', None]),
+    Column("payload", JSONB, default=lambda: {"a": [1, None]}),
+    Column("plain", Text, key="plain_key"),
+)
+
+
+class Box(Base):
+    __tablename__ = "m2m_box"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    things: Mapped[list[Thing]] = relationship(secondary=box_thing, back_populates="boxes")
+
+
+class Thing(Base):
+    __tablename__ = "m2m_thing"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    boxes: Mapped[list[Box]] = relationship(secondary=box_thing, back_populates="things")
+
+
+# -- tables without a unique constraint on the pair, with another one, and with a surrogate key
+
+
+loose = Table(
+    "m2m_loose",
+    Base.metadata,
+    Column("box", ForeignKey("m2m_box.id")),
+    Column("thing", ForeignKey("m2m_thing.id")),
+)
+
+noted = Table(
+    "m2m_loose_noted",
+    Base.metadata,
+    Column("box", ForeignKey("m2m_box.id")),
+    Column("thing", ForeignKey("m2m_thing.id")),
+    Column("note", Text, server_default="new"),
+)
+
+ranked = Table(
+    "m2m_ranked",
+    Base.metadata,
+    Column("id", Integer, primary_key=True),
+    Column("box", ForeignKey("m2m_box.id"), nullable=False),
+    Column("thing", ForeignKey("m2m_thing.id"), nullable=False),
+    Column("rank", Integer, nullable=False),
+    UniqueConstraint("box", "thing"),
+    Index("m2m_ranked_rank", "box", "rank", unique=True),
+)
+
+
+class Shelf(Base):
+    """The boxes again, with the tables above."""
+
+    __table__ = Box.__table__
+    loose: Mapped[list[Thing]] = relationship(secondary=loose)
+    noted: Mapped[list[Thing]] = relationship(secondary=noted)
+    ranked: Mapped[list[Thing]] = relationship(secondary=ranked)
+    conditional: Mapped[list[Thing]] = relationship(
+        secondary=box_thing,
+        primaryjoin=lambda: and_(Shelf.__table__.c.id == box_thing.c.box, box_thing.c.colour == "red"),
+        overlaps="boxes,things",
+    )
+
+
+# -- joined-table inheritance; the key of the joined table has a name of its own
+
+
+car_driver = Table(
+    "m2m_car_driver",
+    Base.metadata,
+    Column("car", ForeignKey("m2m_car.car_id"), primary_key=True),
+    Column("driver", ForeignKey("m2m_driver.id"), primary_key=True),
+)
+
+
+class Vehicle(Base):
+    __tablename__ = "m2m_vehicle"
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "vehicle"}  # noqa: RUF012
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+
+
+class Car(Vehicle):
+    __tablename__ = "m2m_car"
+    __mapper_args__ = {"polymorphic_identity": "car"}  # noqa: RUF012
+
+    car_id: Mapped[int] = mapped_column(ForeignKey("m2m_vehicle.id"), primary_key=True)
+    drivers: Mapped[list[Driver]] = relationship(secondary=car_driver, back_populates="cars")
+
+
+class Taxi(Car):
+    __mapper_args__ = {"polymorphic_identity": "taxi"}  # noqa: RUF012
+
+
+class Driver(Base):
+    __tablename__ = "m2m_driver"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cars: Mapped[list[Car]] = relationship(secondary=car_driver, back_populates="drivers")
+
+
+# -- a reference to a unique column that is not the primary key
+
+
+user_group = Table(
+    "m2m_user_group",
+    Base.metadata,
+    Column("user_email", ForeignKey("m2m_user.email"), primary_key=True),
+    Column("group_name", ForeignKey("m2m_group.name"), primary_key=True),
+)
+
+
+class User(Base):
+    __tablename__ = "m2m_user"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    mail: Mapped[str | None] = mapped_column("email", String(30), unique=True)
+    groups: Mapped[list[Group]] = relationship(secondary=user_group, back_populates="users")
+
+
+class Group(Base):
+    __tablename__ = "m2m_group"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(30), unique=True)
+    users: Mapped[list[User]] = relationship(secondary=user_group, back_populates="groups")
+
+
+# -- another schema, names that need quotes
+
+
+selection = Table(
+    "Select",
+    Base.metadata,
+    Column("Order", ForeignKey("m2m_Schema.Group.User"), primary_key=True),
+    Column("table", ForeignKey("m2m_tag.tag_id"), primary_key=True),
+    schema="m2m_Schema",
+)
+
+
+class Reserved(Base):
+    __tablename__ = "Group"
+    __table_args__ = {"schema": "m2m_Schema"}  # noqa: RUF012
+
+    user: Mapped[int] = mapped_column("User", primary_key=True)
+    tags: Mapped[list[Tag]] = relationship(secondary=selection)
+
+
+# -- types of keys
+
+
+class Colour(enum.Enum):
+    RED = "r"
+    GREEN = "g"
+
+
+class Prefixed(TypeDecorator[str]):
+    """Stored with a prefix that Python does not see."""
+
+    impl = String(20)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else f"p-{value}"
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.removeprefix("p-")
+
+
+KEY_TYPES: dict[str, tuple[Any, list[Any]]] = {
+    "uuid": (Uuid(), [uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)]),
+    "uuid_text": (Uuid(as_uuid=False), [str(uuid.UUID(int=number)) for number in (1, 2, 3)]),
+    "native_enum": (Enum(Colour, name="m2m_colour"), [Colour.RED, Colour.GREEN]),
+    "schema_enum": (Enum("a", "b", name="m2m Letter", schema="m2m_Schema"), ["a", "b"]),
+    "text_enum": (Enum(Colour, native_enum=False), [Colour.RED, Colour.GREEN]),
+    "decorated": (Prefixed(), ["a", "b", "c"]),
+    "numeric": (Numeric(6, 2), [Decimal("1.50"), Decimal("2.00"), Decimal("-3.25")]),
+    "date": (Date(), [date(2024, 2, 29), date(1999, 1, 1)]),
+    "timestamp": (DateTime(), [datetime(2024, 1, 1, 12, 30, 0, 5), datetime(1970, 1, 1)]),
+    "bytes": (LargeBinary(), [b"\x00\xff", b"", b"abc"]),
+    "char": (CHAR(4), ["ab  ", "abcd"]),
+    "varchar": (String(3), ["abc", 'ä,"', "'"]),
+    "text": (Text(), ["", "\\", "{}"]),
+}
+KEYED: dict[str, tuple[Any, Any, Table]] = {}
+
+
+def _keyed(name: str, type_: Any) -> None:
+    table = Table(
+        f"m2m_keyed_link_{name}",
+        Base.metadata,
+        Column("left", type_, ForeignKey(f"m2m_keyed_left_{name}.id"), primary_key=True),
+        Column("right", type_, ForeignKey(f"m2m_keyed_right_{name}.id"), primary_key=True),
+    )
+    right = type(
+        f"Right_{name}",
+        (Base,),
+        {"__tablename__": f"m2m_keyed_right_{name}", "id": mapped_column(type_, primary_key=True)},
+    )
+    left = type(
+        f"Left_{name}",
+        (Base,),
+        {
+            "__tablename__": f"m2m_keyed_left_{name}",
+            "id": mapped_column(type_, primary_key=True),
+            "rights": relationship(right, secondary=table, backref="lefts"),
+        },
+    )
+    KEYED[name] = (left, right, table)
+
+
+for _name, (_type, _) in KEY_TYPES.items():
+    _keyed(_name, _type)
+
+
+async def create(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text('CREATE SCHEMA IF NOT EXISTS "m2m_Schema"'))
+        await connection.run_sync(Base.metadata.create_all)
+
+
+async def empty(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        names = ", ".join(
+            connection.dialect.identifier_preparer.format_table(table) for table in Base.metadata.sorted_tables
+        )
+        await connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+
+
+async def pairs(session: AsyncSession, table: Table) -> set[tuple[Any, ...]]:
+    """All rows of an association table. A pair that is there twice fails the test."""
+    found = [tuple(row) for row in await session.execute(select(table))]
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+async def ids(session: AsyncSession, statement: Select[Any]) -> list[Any]:
+    return list((await session.scalars(statement)).all())
+
+
+class Statements(list[tuple[str, Any]]):
+    """What an engine was asked to execute."""
+
+    @property
+    def verbs(self) -> list[str]:
+        return [statement.split()[0] for statement, _ in self]
+
+
+@contextmanager
+def recorded(engine: AsyncEngine) -> Iterator[Statements]:
+    statements = Statements()
+
+    def before(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(engine.sync_engine, "before_cursor_execute", before)
+    try:
+        yield statements
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", before)
