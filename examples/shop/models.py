@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, DateTime, ForeignKey, func
+from sqlalchemy import CheckConstraint, Column, DateTime, ForeignKey, Table, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -32,6 +32,22 @@ class Product(Base):
     shelf: Mapped[int]
 
 
+order_tags = Table(
+    "order_tags",
+    Base.metadata,
+    Column("order_id", ForeignKey("orders.id"), primary_key=True),
+    Column("tag", ForeignKey("tags.name"), primary_key=True),
+)
+
+
+class Tag(Base):
+    """A word for orders."""
+
+    __tablename__ = "tags"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+
+
 class Order(Base):
     """What a customer has ordered, at the prices of that moment."""
 
@@ -43,6 +59,7 @@ class Order(Base):
     total_cents: Mapped[int] = mapped_column(default=0)
 
     lines: Mapped[list["OrderLine"]] = relationship(order_by="OrderLine.sku")
+    tags: Mapped[list[Tag]] = relationship(secondary=order_tags)
 
 
 class OrderLine(Base):

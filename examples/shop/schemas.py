@@ -67,6 +67,18 @@ class OrderOut(BaseModel):
     notes: list[str] = []
 
 
+class TagsIn(Incoming):
+    tags: Annotated[list[Sku], Field(max_length=100_000)]
+
+
+class TagsOut(BaseModel):
+    """How many tags an order gained and lost, and those that do not exist."""
+
+    added: int = 0
+    removed: int = 0
+    unknown: list[Sku] = []
+
+
 class DeliveryIn(WithLines):
     supplier: Text
 
