@@ -25,6 +25,7 @@ async def tagged_orders(shop: Shop, witness: Witness, console: Console) -> None:
     expect("the status for an unknown tag", refused.status_code, 409)
     expect("the tags", await shop.get(path), ["gift", "late"])
     sets = [["fragile", "gift"], ["late", "urgent"]]
+    left: list[str] = []
     for _ in range(10):
         await asyncio.gather(*(put(shop, path, tags) for tags in sets))
         left = await shop.get(path)

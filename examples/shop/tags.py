@@ -23,7 +23,7 @@ async def make_tags(body: TagsIn, session: Session) -> int:
 
 @router.put("/orders/{order_id}/tags")
 async def replace_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
-    """The order has exactly these tags from now on; none clears them. 409, and nothing is changed, for an unknown one."""
+    """The order has exactly these tags from now on, or none. 409, and nothing is changed, for an unknown one."""
     order = await find_order(session, order_id)
     try:
         async with get_transaction(session):

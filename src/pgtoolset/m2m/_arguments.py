@@ -63,7 +63,11 @@ def check_keys(association: Association, end: End, name: str, keys: Iterable[Any
         raise TypeError(f"{name} must be an iterable of primary keys, not {keys!r}")
     if len(end.mapper.primary_key) > 1:
         return [check_key(association, end, key) for key in keys]
-    return [(key,) if type(key) in _SCALARS else check_key(association, end, key) for key in keys]
+    found = list(keys)
+    # As many passes as there are, but each of them in C: faster than one look at every key.
+    if _SCALARS.issuperset(map(type, found)):
+        return list(zip(found, strict=True))
+    return [check_key(association, end, key) for key in found]
 
 
 def check_key(association: Association, end: End, key: Any) -> Key:
