@@ -396,14 +396,14 @@ def _keyed(name: str, type_: Any) -> None:
     right = type(
         f"Right_{name}",
         (Base,),
-        {"__tablename__": f"m2m_keyed_right_{name}", "id": mapped_column(type_, primary_key=True)},
+        {"__tablename__": f"m2m_keyed_right_{name}", "id": mapped_column(type_, primary_key=True, autoincrement=False)},
     )
     left = type(
         f"Left_{name}",
         (Base,),
         {
             "__tablename__": f"m2m_keyed_left_{name}",
-            "id": mapped_column(type_, primary_key=True),
+            "id": mapped_column(type_, primary_key=True, autoincrement=False),
             "rights": relationship(right, secondary=table, backref="lefts"),
         },
     )
