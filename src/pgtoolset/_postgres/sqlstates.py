@@ -8,6 +8,8 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError
 
 IN_FAILED_SQL_TRANSACTION = "25P02"
+LOCK_NOT_AVAILABLE = "55P03"
+QUERY_CANCELED = "57014"
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 
