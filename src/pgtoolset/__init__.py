@@ -13,6 +13,7 @@ from pgtoolset.errors import (
     WaitTimeoutError,
     WatcherClosedError,
 )
+from pgtoolset.locks import advisory_lock, list_lock_waits, lock_rows, lock_tables
 from pgtoolset.m2m import m2m_add, m2m_add_many, m2m_remove, m2m_set
 from pgtoolset.sessions import create_db_context, create_db_dependency
 from pgtoolset.transactions import IsolationLevel, get_transaction, on_commit, run_transaction
@@ -37,9 +38,13 @@ __all__ = [
     "UnsupportedVersionError",
     "WaitTimeoutError",
     "WatcherClosedError",
+    "advisory_lock",
     "create_db_context",
     "create_db_dependency",
     "get_transaction",
+    "list_lock_waits",
+    "lock_rows",
+    "lock_tables",
     "m2m_add",
     "m2m_add_many",
     "m2m_remove",

@@ -1,0 +1,254 @@
+"""`lock_rows`: row locks in the order of the keys, and the rows as they were locked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import ARRAY, Select, Table, Text, any_, cast, func, literal, literal_column, select, text, tuple_
+from sqlalchemy import inspect as sqlalchemy_inspect
+from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapper
+
+from pgtoolset._lifecycle import abandon
+from pgtoolset._postgres.locks import isolation_level_of, sessions_owning
+from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
+from pgtoolset.errors import LockTimeoutError, TransactionStateError
+from pgtoolset.locks import checks
+from pgtoolset.locks.blockers import Lookout
+from pgtoolset.transactions import get_transaction
+from pgtoolset.values import Blocker, RowLockMode
+
+__all__ = ["lock_rows"]
+
+M = TypeVar("M")
+
+_STRENGTH: dict[RowLockMode, dict[str, bool]] = {
+    RowLockMode.UPDATE: {},
+    RowLockMode.NO_KEY_UPDATE: {"key_share": True},
+    RowLockMode.SHARE: {"read": True},
+    RowLockMode.KEY_SHARE: {"read": True, "key_share": True},
+}
+
+#: `lock_timeout` counts for each row anew, so the statement as a whole is limited too, a little later: where a single
+#: row is in the way, the more telling error comes first. A shorter `statement_timeout` of the caller's stays.
+_LIMIT = text("""
+SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeout') AS statement,
+       set_config('lock_timeout', :lock, true),
+       set_config('statement_timeout', CASE
+           WHEN CAST(current_setting('statement_timeout') AS interval) > CAST('0' AS interval)
+            AND CAST(current_setting('statement_timeout') AS interval) < CAST(:statement AS interval)
+           THEN current_setting('statement_timeout') ELSE :statement END, true)
+""")
+_RESTORE = text("SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)")
+_PATIENCE = 1.2
+
+
+async def lock_rows(
+    session: Any,
+    model: type[M],
+    pks: Iterable[Any],
+    *,
+    mode: RowLockMode | str = RowLockMode.UPDATE,
+    skip_locked: bool = False,
+    nowait: bool = False,
+    timeout: float | timedelta | str | None = None,
+) -> Sequence[M]:
+    """Lock rows in the order of their keys until the transaction ends, and return them with the values as locked.
+
+    Two callers that lock the same rows never deadlock on them, whatever order they name them in. Pending changes of
+    the session are flushed first, so none is overwritten. In a session without a transaction it begins one, as any
+    query does.
+
+    Args:
+        session: an `AsyncSession`.
+        model: the mapped class.
+        pks: primary keys: scalars, or tuples in the mapper's order for a composite one.
+        mode: a `RowLockMode`, its value or its name, in any case.
+        skip_locked: leave out what somebody else has locked.
+        nowait: do not wait at all.
+        timeout: what all the rows together may be waited for: seconds, a `timedelta`, or a number with a unit such as
+            `"500ms"`. `None` leaves that to the connection's `lock_timeout`, which by default is for ever.
+
+    Returns:
+        The instances in key order. A row that does not exist, or was skipped, is not among them.
+
+    Raises:
+        LockTimeoutError: a row was not to be had in time; it names who was in the way. With `timeout` or `nowait` the
+            transaction is still usable.
+        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would be gone at once.
+        ValueError, TypeError: an argument is not what it must be; before any SQL.
+
+    Example:
+        >>> for account in await lock_rows(session, Account, [2, 1], timeout="500ms"):
+        ...     account.balance -= 10
+
+    See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS
+    """
+    checks.async_session(session)
+    mapper = _mapper_of(model)
+    keys = _keys(mapper, pks)
+    lock_mode = checks.member_of(RowLockMode, mode)
+    checks.flag("skip_locked", skip_locked)
+    checks.flag("nowait", nowait)
+    if skip_locked and nowait:
+        raise ValueError("skip_locked and nowait exclude each other")
+    milliseconds = None if nowait else checks.milliseconds(timeout)
+    if nowait:
+        checks.milliseconds(timeout)
+    if not keys:
+        return []
+    statement = _statement(mapper, keys, lock_mode, skip_locked, nowait)
+    request = _Request(mapper, keys, lock_mode, 0 if nowait else milliseconds, statement)
+    if session.in_transaction() and (nowait or milliseconds is not None):
+        # PostgreSQL keeps the locks of a savepoint that is released.
+        async with get_transaction(session):
+            return await request.run(session)
+    fresh = not session.in_transaction()
+    try:
+        return await request.run(session)
+    except LockTimeoutError:
+        if fresh:
+            await abandon(session)
+        raise
+
+
+class _Request:
+    """What is wanted of which rows."""
+
+    __slots__ = ("_keys", "_mapper", "_milliseconds", "_mode", "_statement")
+
+    def __init__(
+        self,
+        mapper: Mapper[Any],
+        keys: list[tuple[Any, ...]],
+        mode: RowLockMode,
+        milliseconds: int | None,
+        statement: Select[Any],
+    ) -> None:
+        self._mapper = mapper
+        self._keys = keys
+        self._mode = mode
+        self._milliseconds = milliseconds
+        self._statement = statement
+
+    async def run(self, session: Any) -> Sequence[Any]:
+        await session.flush()
+        connection: AsyncConnection = await session.connection(bind_arguments={"mapper": self._mapper})
+        assert connection.sync_connection is not None
+        if isolation_level_of(connection.sync_connection) == "AUTOCOMMIT":
+            raise TransactionStateError(
+                "a row lock lasts until the transaction ends, and in AUTOCOMMIT that is at once; "
+                "use a session of an engine that is not in AUTOCOMMIT"
+            )
+        seconds = None if self._milliseconds is None else self._milliseconds / 1000
+        earlier: Mapping[str, Any] | None = None
+        if self._milliseconds:
+            limits = {"lock": f"{self._milliseconds}ms", "statement": f"{round(self._milliseconds * _PATIENCE)}ms"}
+            earlier = (await connection.execute(_LIMIT, limits)).mappings().one()
+        async with Lookout(connection.sync_connection, seconds, self._owners(session)) as lookout:
+            try:
+                result = await session.scalars(self._statement, execution_options={"populate_existing": True})
+                rows: Sequence[Any] = result.unique().all()
+            except DBAPIError as error:
+                if not self._is_timeout(error, lookout.waited):
+                    raise
+                table = self._mapper.local_table
+                name = table.fullname if isinstance(table, Table) else str(table)
+                what = f"lock {len(self._keys)} row{'s' * (len(self._keys) != 1)} of {name} in {self._mode.value} mode"
+                raise await lookout.timed_out(what, tables=[name], mode=self._mode.value) from error
+        if earlier is not None:
+            await connection.execute(_RESTORE, {"lock": earlier["lock"], "statement": earlier["statement"]})
+        return rows
+
+    def _is_timeout(self, error: DBAPIError, waited: float) -> bool:
+        sqlstate = sqlstate_of(error)
+        if sqlstate == QUERY_CANCELED and self._milliseconds:
+            return waited >= self._milliseconds / 1000
+        return sqlstate == LOCK_NOT_AVAILABLE
+
+    def _owners(self, session: Any) -> Any:
+        """Asks whose transactions have locked or changed the rows: the system column `xmax` tells."""
+        table = self._mapper.primary_key[0].table
+        rows = select(cast(literal_column("xmax"), Text)).select_from(table).where(_among(self._mapper, self._keys))
+        options = getattr(session.sync_session, "execution_options", None) or {}
+
+        async def owners(outside: AsyncConnection, pid: int) -> list[Blocker]:
+            translation = options.get("schema_translate_map")
+            if translation is not None:
+                outside = await outside.execution_options(schema_translate_map=translation)
+            xids = [xid for xid in await outside.scalars(rows) if xid != "0"]
+            found = await sessions_owning(outside, xids, but=pid)
+            if not found:
+                members: list[str] = []
+                for xid in dict.fromkeys(xids):
+                    members += await _members(outside, xid)
+                found = await sessions_owning(outside, members, but=pid)
+            return found
+
+        return owners
+
+
+async def _members(outside: AsyncConnection, xid: str) -> list[str]:
+    """Several transactions that share a row lock stand in `xmax` as one number; what it means, a function tells."""
+    try:
+        members = await outside.scalars(
+            text("SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))"),
+            {"xid": xid},
+        )
+        return list(members)
+    except DBAPIError:  # it is the number of a transaction, and one that has ended
+        return []
+
+
+def _mapper_of(model: Any) -> Mapper[Any]:
+    try:
+        mapper = sqlalchemy_inspect(model) if isinstance(model, type) else None
+    except NoInspectionAvailable:
+        mapper = None
+    if not isinstance(mapper, Mapper):
+        raise TypeError(f"model must be a mapped class, not {model!r}")
+    return mapper
+
+
+def _keys(mapper: Mapper[Any], pks: Any) -> list[tuple[Any, ...]]:
+    if isinstance(pks, str | bytes | Mapping) or not isinstance(pks, Iterable):
+        raise TypeError(f"pks must be a list of primary keys, not {pks!r}")
+    names = ", ".join(column.name for column in mapper.primary_key)
+    width = len(mapper.primary_key)
+    keys = []
+    for pk in pks:
+        key = tuple(pk) if isinstance(pk, tuple | list) else (pk,)
+        if len(key) != width:
+            raise ValueError(
+                f"a primary key of {mapper.class_.__name__} has {width} value(s), ({names}); {pk!r} has not"
+            )
+        if None in key:
+            raise ValueError(f"a primary key is never None, as in {pk!r}")
+        keys.append(key)
+    return keys
+
+
+def _among(mapper: Mapper[Any], keys: list[tuple[Any, ...]]) -> Any:
+    """A condition whose number of bind parameters does not grow with the number of rows."""
+    arrays = [
+        literal([key[index] for key in keys], ARRAY(column.type)) for index, column in enumerate(mapper.primary_key)
+    ]
+    if len(arrays) == 1:
+        return mapper.primary_key[0] == any_(arrays[0])  # type: ignore[arg-type]
+    wanted = func.unnest(*arrays).table_valued(*(f"k{index}" for index in range(len(arrays)))).alias("wanted")
+    return tuple_(*mapper.primary_key).in_(select(*wanted.c))
+
+
+def _statement(
+    mapper: Mapper[Any], keys: list[tuple[Any, ...]], mode: RowLockMode, skip_locked: bool, nowait: bool
+) -> Select[Any]:
+    # Without OF, PostgreSQL would try to lock what is joined for eager loading too, and refuses to.
+    return (
+        select(mapper)
+        .where(_among(mapper, keys))
+        .order_by(*mapper.primary_key)
+        .with_for_update(of=list(mapper.tables), skip_locked=skip_locked, nowait=nowait, **_STRENGTH[mode])
+    )

@@ -1,0 +1,197 @@
+"""`lock_tables`: table locks for a block, taken in one global order under one budget of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table
+from sqlalchemy import inspect as sqlalchemy_inspect
+from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapper, Session
+
+from pgtoolset._postgres.locks import isolation_level_of, lock_block, lock_statement, sessions_holding
+from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
+from pgtoolset.errors import TransactionStateError
+from pgtoolset.locks import checks
+from pgtoolset.locks.blockers import Lookout
+from pgtoolset.protocols import TransactionalSession
+from pgtoolset.transactions import get_transaction
+from pgtoolset.values import Blocker, LockMode
+
+__all__ = ["lock_tables"]
+
+S = TypeVar("S", bound=TransactionalSession)
+
+
+def lock_tables(
+    session: S,
+    tables: Sequence[Any],
+    *,
+    mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
+    timeout: float | timedelta | str | None = "5s",
+    nowait: bool = False,
+) -> AbstractAsyncContextManager[S]:
+    """A block that is a `get_transaction` and holds `mode` on all of `tables`.
+
+    Outermost, the locks end with the block; nested, PostgreSQL holds them until the outermost transaction ends or this
+    level rolls back. They are taken in one order whoever asks, so two callers that name the same tables never deadlock
+    on them. `lock_timeout` has its earlier value when the block starts, and after a failure.
+
+    Lock first, read afterwards: under REPEATABLE READ and SERIALIZABLE the snapshot is taken at the first query, and
+    one that was taken before the lock does not show what the earlier holder has written. As the first statement of
+    such a transaction, which `get_transaction(session, isolation_level=...)` begins, this takes no snapshot.
+
+    Args:
+        session: an `AsyncSession`.
+        tables: mapped classes and `Table` objects. A class locks every table that it maps.
+        mode: a `LockMode`, its value or its name, in any case.
+        timeout: what all the tables together may be waited for: seconds, a `timedelta`, a number with a unit of
+            PostgreSQL's settings such as `"500ms"`; `None` waits for ever.
+        nowait: do not wait at all.
+
+    Returns:
+        An async context manager that yields `session`.
+
+    Raises:
+        LockTimeoutError: a lock was not to be had in time; it names who was in the way. The transaction around the
+            block is still usable. Errors of the block itself are never translated.
+        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would be gone at once.
+        ValueError, TypeError: an argument is not what it must be; before any SQL.
+
+    Example:
+        >>> async with lock_tables(session=session, tables=[Account], mode="EXCLUSIVE", timeout="2s"):
+        ...     account = await session.get_one(Account, 1)
+        ...     account.balance += 1
+
+    See https://www.postgresql.org/docs/current/sql-lock.html and
+    https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
+    """
+    sync = checks.async_session(session)
+    targets = _tables_of(tables)
+    lock_mode = checks.member_of(LockMode, mode)
+    checks.flag("nowait", nowait)
+    milliseconds = checks.milliseconds(timeout)
+    bind_arguments = _bind_arguments(sync, targets)
+    return _block(session, targets, lock_mode, 0 if nowait else milliseconds, bind_arguments)
+
+
+@asynccontextmanager
+async def _block(
+    session: Any, tables: Sequence[Table], mode: LockMode, milliseconds: int | None, bind_arguments: dict[str, Any]
+) -> AsyncIterator[Any]:
+    async with get_transaction(session):
+        connection: AsyncConnection = await session.connection(bind_arguments=bind_arguments)
+        assert connection.sync_connection is not None
+        names = _names(tables, connection.sync_connection, _translation(session, connection))
+        await _acquire(connection, names, mode, milliseconds)
+        yield session
+
+
+async def _acquire(connection: AsyncConnection, names: list[str], mode: LockMode, milliseconds: int | None) -> None:
+    """Take the locks, or raise `LockTimeoutError`. 0 milliseconds: without waiting."""
+    assert connection.sync_connection is not None
+    isolation_level = isolation_level_of(connection.sync_connection)
+    if isolation_level == "AUTOCOMMIT":
+        raise TransactionStateError(
+            "a table lock lasts until the transaction ends, and in AUTOCOMMIT that is at once; "
+            "use a session of an engine that is not in AUTOCOMMIT"
+        )
+    seconds = None if milliseconds is None else milliseconds / 1000
+
+    async def holders(outside: AsyncConnection, pid: int) -> list[Blocker]:
+        return await sessions_holding(outside, names, mode, but=pid)
+
+    async with Lookout(connection.sync_connection, seconds, holders) as lookout:
+        try:
+            if milliseconds == 0:
+                await connection.exec_driver_sql(lock_statement(names, mode, nowait=True))
+            elif isolation_level == "READ COMMITTED":
+                await connection.exec_driver_sql(lock_block(names, mode, milliseconds or 0))
+            else:
+                await _lock_without_snapshot(connection, names, mode, milliseconds)
+        except DBAPIError as error:
+            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
+                raise
+            what = f"lock {', '.join(names)} in {mode.value} mode"
+            raise await lookout.timed_out(what, tables=names, mode=mode.value) from error
+
+
+async def _lock_without_snapshot(
+    connection: AsyncConnection, names: list[str], mode: LockMode, milliseconds: int | None
+) -> None:
+    """A statement for each step, of the kinds that take no snapshot. A DO block takes one before it starts to wait."""
+    earlier = str((await connection.exec_driver_sql("SHOW lock_timeout")).scalar_one())
+    if milliseconds is None:
+        await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        await connection.exec_driver_sql(lock_statement(names, mode))
+    else:
+        ends = time.monotonic() + milliseconds / 1000
+        for name in names:
+            left = max(1, round(1000 * (ends - time.monotonic())))
+            await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left}")
+            await connection.exec_driver_sql(lock_statement([name], mode))
+    # A number and a unit, in the server's own words.
+    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{earlier}'")
+
+
+def _tables_of(tables: Any) -> list[Table]:
+    """Every table that is meant, each once."""
+    if isinstance(tables, str | type | Table) or not isinstance(tables, Iterable):
+        raise TypeError(f"tables must be a list of mapped classes and tables, not {tables!r}")
+    found: dict[Table, None] = {}
+    for each in tables:
+        found |= dict.fromkeys([each] if isinstance(each, Table) else _mapped_tables(each))
+    if not found:
+        raise ValueError("tables must name at least one table; the list is empty")
+    return list(found)
+
+
+def _mapped_tables(model: Any) -> list[Table]:
+    try:
+        mapper = sqlalchemy_inspect(model) if isinstance(model, type) else None
+    except NoInspectionAvailable:
+        mapper = None
+    if not isinstance(mapper, Mapper):
+        raise TypeError(f"tables must be mapped classes and Table objects; {model!r} is neither")
+    tables = [table for table in mapper.tables if isinstance(table, Table)]
+    if not tables:
+        raise TypeError(f"{model!r} is not mapped to a table, so there is nothing to lock")
+    return tables
+
+
+def _bind_arguments(sync: Session, tables: Sequence[Table]) -> dict[str, Any]:
+    """What finds the one engine that all the tables are on."""
+    if len({id(sync.get_bind(clause=table)) for table in tables}) > 1:
+        names = ", ".join(table.fullname for table in tables)
+        raise ValueError(f"tables must be on one engine, for their locks to be in one transaction: {names}")
+    return {"clause": tables[0]}
+
+
+def _translation(session: Any, connection: AsyncConnection) -> Mapping[str | None, str | None]:
+    """The `schema_translate_map` that a statement of the session would get."""
+    of_session = getattr(session.sync_session, "execution_options", None) or {}
+    options = {**connection.sync_connection.get_execution_options(), **of_session}  # type: ignore[union-attr]
+    return options.get("schema_translate_map") or {}
+
+
+def _names(tables: Iterable[Table], connection: Connection, translation: Mapping[str | None, str | None]) -> list[str]:
+    """The names as SQL writes them, in the global order: that of the plain schema and table names."""
+    default = connection.dialect.default_schema_name
+    quote = connection.dialect.identifier_preparer
+    names: dict[tuple[str, str], str] = {}
+    for table in tables:
+        schema = table.schema
+        if schema in translation:
+            schema = translation[schema] or default
+        name = quote.quote(table.name)
+        key = (str(schema or default or ""), str(table.name))
+        if schema is not None:
+            names[key] = f"{quote.quote_schema(schema)}.{name}"
+        else:
+            names.setdefault(key, name)
+    return [names[key] for key in sorted(names)]

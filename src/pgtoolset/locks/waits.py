@@ -1,0 +1,43 @@
+"""`list_lock_waits`: who waits for whom, now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from pgtoolset._postgres.locks import waits
+from pgtoolset.values import LockWait
+
+__all__ = ["list_lock_waits"]
+
+
+async def list_lock_waits(connection_or_session: Any) -> Sequence[LockWait]:
+    """Every session of the database that waits for a lock now, and who is in its way.
+
+    Args:
+        connection_or_session: an `AsyncConnection` or an `AsyncSession`, which is in a transaction afterwards as after
+            any query; or an `AsyncEngine`, which lends a connection for the look.
+
+    Returns:
+        The waits, the longest first. What the role may not see of other roles' sessions is `None`.
+
+    Raises:
+        TypeError: it is none of the three.
+
+    Example:
+        >>> for wait in await list_lock_waits(session):
+        ...     print(wait.pid, "waits for", wait.blocked_by, "to use", wait.relation)
+
+    See https://www.postgresql.org/docs/current/view-pg-locks.html
+    """
+    if isinstance(connection_or_session, AsyncEngine):
+        async with connection_or_session.connect() as connection:
+            return await waits(connection)
+    if isinstance(connection_or_session, AsyncConnection | AsyncSession):
+        return await waits(connection_or_session)
+    raise TypeError(
+        f"connection_or_session must be an AsyncConnection, an AsyncSession or an AsyncEngine, "
+        f"not {connection_or_session!r}"
+    )
