@@ -34,9 +34,7 @@ async def acquire(
     until_commit: bool,
 ) -> bool:
     """Take the lock, until the transaction ends or until it is unlocked. False with `nowait` where it is taken."""
-    function = (
-        f"pg_{'try_' if nowait else ''}advisory_{'xact_' if until_commit else ''}lock{'_shared' if shared else ''}"
-    )
+    function = f"pg_{'try_' * nowait}advisory_{'xact_' * until_commit}lock{'_shared' * shared}"
     arguments = "CAST(:a AS bigint)" if len(numbers) == 1 else "CAST(:a AS int), CAST(:b AS int)"
     call = f"pg_catalog.{function}({arguments})"
     parameters: dict[str, Any] = dict(zip("ab", numbers, strict=False))

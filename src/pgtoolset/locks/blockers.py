@@ -122,8 +122,7 @@ class Lookout:
         if self._seen:
             verb = "is" if len(self._seen) == 1 else "are"
             return (
-                f"in the way {verb} {'; '.join(map(_described, self._seen))}. End {'that' if verb == 'is' else 'those'} "
-                "first, or wait longer (timeout)."
+                f"in the way {verb} {'; '.join(map(_described, self._seen))}. End that first, or wait longer (timeout)."
             )
         if self._error is not None:
             return f"who is in the way could not be seen ({type(self._error).__name__}: {self._error})."
@@ -139,15 +138,12 @@ def _described(blocker: Blocker) -> str:
             f"pid {blocker.pid}{name}, of which this role may not see more (GRANT pg_read_all_stats lets it), "
             "or which has ended meanwhile"
         )
-    age = (
-        ""
-        if blocker.transaction_age is None
-        else f", {blocker.transaction_age.total_seconds():.1f} s in its transaction"
-    )
+    age = blocker.transaction_age
+    since = "" if age is None else f", {age.total_seconds():.1f} s in its transaction"
     query = " ".join((blocker.query or "").split())
     if len(query) > _QUERY_LENGTH:
         query = query[:_QUERY_LENGTH] + "..."
-    return f"pid {blocker.pid}{name}, {blocker.state or 'no state'}{age}, query: {query}"
+    return f"pid {blocker.pid}{name}, {blocker.state or 'no state'}{since}, query: {query}"
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ARRAY, Select, Table, Text, any_, cast, func, literal, literal_column, select, text, tuple_
 from sqlalchemy import inspect as sqlalchemy_inspect
-from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapper
 
@@ -44,6 +44,8 @@ SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeo
 """)
 _RESTORE = text("SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)")
 _PATIENCE = 1.2
+
+_MEMBERS = text("SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))")
 
 
 async def lock_rows(
@@ -144,10 +146,11 @@ class _Request:
                 "use a session of an engine that is not in AUTOCOMMIT"
             )
         seconds = None if self._milliseconds is None else self._milliseconds / 1000
-        earlier: Mapping[str, Any] | None = None
+        earlier: dict[str, Any] | None = None
         if self._milliseconds:
             limits = {"lock": f"{self._milliseconds}ms", "statement": f"{round(self._milliseconds * _PATIENCE)}ms"}
-            earlier = (await connection.execute(_LIMIT, limits)).mappings().one()
+            row = (await connection.execute(_LIMIT, limits)).one()
+            earlier = {"lock": row.lock, "statement": row.statement}
         async with Lookout(connection.sync_connection, seconds, self._owners(session)) as lookout:
             try:
                 result = await session.scalars(self._statement, execution_options={"populate_existing": True})
@@ -160,7 +163,7 @@ class _Request:
                 what = f"lock {len(self._keys)} row{'s' * (len(self._keys) != 1)} of {name} in {self._mode.value} mode"
                 raise await lookout.timed_out(what, tables=[name], mode=self._mode.value) from error
         if earlier is not None:
-            await connection.execute(_RESTORE, {"lock": earlier["lock"], "statement": earlier["statement"]})
+            await connection.execute(_RESTORE, earlier)
         return rows
 
     def _is_timeout(self, error: DBAPIError, waited: float) -> bool:
@@ -194,20 +197,13 @@ class _Request:
 async def _members(outside: AsyncConnection, xid: str) -> list[str]:
     """Several transactions that share a row lock stand in `xmax` as one number; what it means, a function tells."""
     try:
-        members = await outside.scalars(
-            text("SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))"),
-            {"xid": xid},
-        )
-        return list(members)
+        return list(await outside.scalars(_MEMBERS, {"xid": xid}))
     except DBAPIError:  # it is the number of a transaction, and one that has ended
         return []
 
 
 def _mapper_of(model: Any) -> Mapper[Any]:
-    try:
-        mapper = sqlalchemy_inspect(model) if isinstance(model, type) else None
-    except NoInspectionAvailable:
-        mapper = None
+    mapper: Any = sqlalchemy_inspect(model, raiseerr=False) if isinstance(model, type) else None
     if not isinstance(mapper, Mapper):
         raise TypeError(f"model must be a mapped class, not {model!r}")
     return mapper
@@ -222,9 +218,7 @@ def _keys(mapper: Mapper[Any], pks: Any) -> list[tuple[Any, ...]]:
     for pk in pks:
         key = tuple(pk) if isinstance(pk, tuple | list) else (pk,)
         if len(key) != width:
-            raise ValueError(
-                f"a primary key of {mapper.class_.__name__} has {width} value(s), ({names}); {pk!r} has not"
-            )
+            raise ValueError(f"a primary key of {mapper.class_.__name__} is ({names}), {width} value(s), not {pk!r}")
         if None in key:
             raise ValueError(f"a primary key is never None, as in {pk!r}")
         keys.append(key)
@@ -237,7 +231,7 @@ def _among(mapper: Mapper[Any], keys: list[tuple[Any, ...]]) -> Any:
         literal([key[index] for key in keys], ARRAY(column.type)) for index, column in enumerate(mapper.primary_key)
     ]
     if len(arrays) == 1:
-        return mapper.primary_key[0] == any_(arrays[0])  # type: ignore[arg-type]
+        return mapper.primary_key[0] == any_(arrays[0])
     wanted = func.unnest(*arrays).table_valued(*(f"k{index}" for index in range(len(arrays)))).alias("wanted")
     return tuple_(*mapper.primary_key).in_(select(*wanted.c))
 

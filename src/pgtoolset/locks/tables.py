@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table
 from sqlalchemy import inspect as sqlalchemy_inspect
-from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapper, Session
 
@@ -152,10 +152,7 @@ def _tables_of(tables: Any) -> list[Table]:
 
 
 def _mapped_tables(model: Any) -> list[Table]:
-    try:
-        mapper = sqlalchemy_inspect(model) if isinstance(model, type) else None
-    except NoInspectionAvailable:
-        mapper = None
+    mapper: Any = sqlalchemy_inspect(model, raiseerr=False) if isinstance(model, type) else None
     if not isinstance(mapper, Mapper):
         raise TypeError(f"tables must be mapped classes and Table objects; {model!r} is neither")
     tables = [table for table in mapper.tables if isinstance(table, Table)]
