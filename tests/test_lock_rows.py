@@ -145,7 +145,7 @@ async def test_timeout(
         if nested:
             await session.begin()
             await session.execute(text("INSERT INTO account (id, balance) VALUES (9, 0)"))
-            await session.execute(text("SET LOCAL lock_timeout = '1234ms'; ").execution_options())
+            await session.execute(text("SET LOCAL lock_timeout = '1234ms'"))
         start = time.monotonic()
         with pytest.raises(LockTimeoutError, match="lock 2 rows of account in UPDATE mode") as caught:
             await lock_rows(session, Account, [1, 2], **arguments)

@@ -475,20 +475,17 @@ async def test_errors_of_the_block_keep_their_type(session_maker: Maker, other: 
 
 async def test_deadlock_propagates(session_maker: Maker, other: asyncpg.Connection) -> None:
     """A deadlock with somebody who does not keep the order is told as what it is."""
+    await other.execute("BEGIN; SET LOCAL deadlock_timeout = '30s'; LOCK TABLE item")
     async with session_maker() as session:
         with pytest.raises(DBAPIError) as caught:
-            async with other.transaction():
-                await other.execute("SET LOCAL deadlock_timeout = '30s'; LOCK TABLE item")
-                async with lock_tables(session, [Account]):
-                    theirs = asyncio.create_task(other.execute("LOCK TABLE account"))
-                    await asyncio.sleep(0.1)
-                    try:
-                        async with lock_tables(session, [Item], timeout="10s"):
-                            pass
-                    finally:
-                        await asyncio.wait([theirs])
-                    theirs.result()
+            async with lock_tables(session, [Account]):
+                theirs = asyncio.create_task(other.execute("LOCK TABLE account"))
+                await asyncio.sleep(0.1)
+                async with lock_tables(session, [Item], timeout="10s"):
+                    pass
         assert getattr(caught.value.orig, "sqlstate", None) == "40P01"
+    await theirs
+    await other.execute("ROLLBACK")
 
 
 async def test_holder_that_disappears(session_maker: Maker, database_url: str) -> None:

@@ -103,6 +103,9 @@ class SessionLock:
         if self._listening:
             self._listening = False
             event.remove(self._session, "after_transaction_end", self._after_transaction_end)
+        await self._release()
+
+    async def _release(self) -> None:
         if self not in self._locks:
             return
         self._locks.remove(self)
@@ -136,7 +139,7 @@ class SessionLock:
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         # On a pooled connection it has been unlocked on the way into the pool; this is for one of the caller's own.
         if transaction.parent is None and self in self._locks:
-            await_only(uninterrupted(self.release()))
+            await_only(uninterrupted(self._release()))
 
 
 def _before_pool(dbapi_connection: Any, record: Any) -> None:

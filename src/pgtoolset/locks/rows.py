@@ -39,8 +39,8 @@ SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeo
        set_config('lock_timeout', :lock, true),
        set_config('statement_timeout', CASE
            WHEN CAST(current_setting('statement_timeout') AS interval) > CAST('0' AS interval)
-            AND CAST(current_setting('statement_timeout') AS interval) < CAST(:statement AS interval)
-           THEN current_setting('statement_timeout') ELSE :statement END, true)
+            AND CAST(current_setting('statement_timeout') AS interval) < CAST(CAST(:statement AS text) AS interval)
+           THEN current_setting('statement_timeout') ELSE CAST(:statement AS text) END, true)
 """)
 _RESTORE = text("SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)")
 _PATIENCE = 1.2
@@ -232,7 +232,9 @@ def _among(mapper: Mapper[Any], keys: list[tuple[Any, ...]]) -> Any:
     ]
     if len(arrays) == 1:
         return mapper.primary_key[0] == any_(arrays[0])
-    wanted = func.unnest(*arrays).table_valued(*(f"k{index}" for index in range(len(arrays)))).alias("wanted")
+    wanted = (
+        func.unnest(*arrays).table_valued(*(f"k{index}" for index in range(len(arrays)))).render_derived(name="wanted")
+    )
     return tuple_(*mapper.primary_key).in_(select(*wanted.c))
 
 
