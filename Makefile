@@ -38,6 +38,7 @@ benchmarks: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.m2m
 	$(VENV)/bin/python -m benchmarks.transactions
 	$(VENV)/bin/python -m benchmarks.sessions
+	$(VENV)/bin/python -m benchmarks.locks
 
 clean:
 	rm -rf $(VENV) $(VENV_MINIMUM) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -51,7 +51,7 @@ async def use(session: MySession, connection: AsyncConnection) -> None:
 
 async def wrong(session: AsyncSession) -> None:
     lock_tables(object(), [Account])  # type: ignore[type-var]
-    lock_tables(session, [Account], "EXCLUSIVE")  # type: ignore[misc]
+    lock_tables(session, [Account], "EXCLUSIVE")  # type: ignore[call-arg]
     lock_tables(session, [Account], timeout=b"5s")  # type: ignore[arg-type]
     advisory_lock(session, 1.5)  # type: ignore[arg-type]
     advisory_lock(session, (1, 2, 3))  # type: ignore[arg-type]
