@@ -23,8 +23,11 @@ class CommandError(Exception):
 class Command(Protocol):
     """A module that is a command."""
 
-    HELP: str
-    DESCRIPTION: str
+    @property
+    def HELP(self) -> str: ...
+
+    @property
+    def DESCRIPTION(self) -> str: ...
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Say what may be given."""

@@ -57,32 +57,35 @@ def backend_pid(connection: Connection) -> int:
 def lock_block(names: Sequence[str], mode: LockMode, timeout: int) -> str:
     """One statement that locks all of `names` in this order and leaves `lock_timeout` as it was.
 
-    `timeout`, in milliseconds, is the budget for all; 0 waits for ever. PostgreSQL counts `lock_timeout` for each lock
-    anew, so from the second on it is what is left. A failure undoes the setting with the savepoint or transaction.
+    `timeout`, in milliseconds, is the budget for all; 0 waits for ever. Where all are free they are had without
+    touching the setting. Otherwise it is set: PostgreSQL counts `lock_timeout` for each lock anew, so for each it is
+    what is left of the budget. A failure undoes the setting with the savepoint or transaction.
     """
-    lines = [
-        "DECLARE",
-        " earlier pg_catalog.text := pg_catalog.current_setting('lock_timeout');",
-        f" used pg_catalog.text := pg_catalog.set_config('lock_timeout', '{timeout}ms', true);",
-    ]
-    if timeout and len(names) > 1:
-        lines.append(
-            f" ends pg_catalog.timestamptz := pg_catalog.clock_timestamp() + '{timeout} ms'::pg_catalog.interval;"
-        )
-    lines.append("BEGIN")
-    for number, name in enumerate(names):
-        if timeout and number:
-            lines.append(
-                " used := pg_catalog.set_config('lock_timeout', GREATEST(1, pg_catalog.ceil(1000 * EXTRACT(EPOCH FROM "
-                "ends - pg_catalog.clock_timestamp())))::pg_catalog.int4::pg_catalog.text, true);"
-            )
-        lines.append(f" LOCK TABLE {name} IN {mode.value} MODE;")
-    lines += [" used := pg_catalog.set_config('lock_timeout', earlier, true);", "END"]
-    body = "\n".join(lines)
+    left = f"ceil(1000 * EXTRACT(EPOCH FROM ends - pg_catalog.clock_timestamp()) + {timeout})" if timeout else "0"
+    body = f"""
+DECLARE
+ earlier text; name text; ends timestamptz;
+BEGIN
+ {lock_statement(names, mode, nowait=True)};
+EXCEPTION WHEN lock_not_available THEN
+ earlier := pg_catalog.current_setting('lock_timeout');
+ ends := pg_catalog.clock_timestamp();
+ FOREACH name IN ARRAY ARRAY[{", ".join(map(_literal, names))}] LOOP
+  PERFORM pg_catalog.set_config('lock_timeout', {f"GREATEST(1, {left})::int4::text" if timeout else "'0'"}, true);
+  EXECUTE 'LOCK TABLE ' || name || ' IN {mode.value} MODE';
+ END LOOP;
+ PERFORM pg_catalog.set_config('lock_timeout', earlier, true);
+END """
     tag = "$pgtoolset$"
     while tag in body:
         tag = f"{tag[:-1]}_$"
-    return f"DO {tag}{body} {tag}"
+    return f"DO {tag}{body}{tag}"
+
+
+def _literal(string: str) -> str:
+    """The string as SQL writes it, whatever `standard_conforming_strings` is."""
+    quoted = string.replace("'", "''")
+    return f"E'{quoted}'".replace("\\", "\\\\") if "\\" in quoted else f"'{quoted}'"
 
 
 def lock_statement(names: Sequence[str], mode: LockMode, *, nowait: bool = False) -> str:

@@ -114,7 +114,8 @@ async def _acquire(
         return True
     assert connection.sync_connection is not None
     seconds = None if milliseconds is None or nowait else milliseconds / 1000
-    async with Lookout(connection.sync_connection, seconds) as lookout:
+    async with Lookout(seconds) as lookout:
+        lookout.watch(connection.sync_connection)
         try:
             if lock is not None:
                 lock.expect()

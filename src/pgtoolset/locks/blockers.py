@@ -42,15 +42,14 @@ class Lookout:
     the block does not wait, or nobody was seen, `holders` asks afterwards who has what was wanted.
 
     Args:
-        connection: the connection that the lock is asked for on.
         seconds: how long the block waits at the most; 0 where it does not wait, `None` where there is no end.
         holders: asks for holders after the failure; `None` where the server cannot tell.
     """
 
     __slots__ = ("_began", "_connection", "_error", "_failed", "_holders", "_seconds", "_seen", "_task", "_timer")
 
-    def __init__(self, connection: Connection, seconds: float | None, holders: FindHolders | None = None) -> None:
-        self._connection = connection
+    def __init__(self, seconds: float | None, holders: FindHolders | None = None) -> None:
+        self._connection: Connection | None = None
         self._seconds = seconds
         self._holders = holders
         self._seen: list[Blocker] = []
@@ -73,6 +72,10 @@ class Lookout:
         if self._task is not None:
             self._task.cancel()
             await uninterrupted(_ended(self._task))
+
+    def watch(self, connection: Connection) -> None:
+        """The lock is about to be asked for on this connection."""
+        self._connection = connection
 
     @property
     def waited(self) -> float:
@@ -102,6 +105,8 @@ class Lookout:
         self._task = asyncio.get_running_loop().create_task(self._look())
 
     async def _look(self) -> None:
+        if self._connection is None:
+            return  # it has taken all this time to get one
         try:
             pid = backend_pid(self._connection)
             async with outside_connection(self._connection.engine) as outside:

@@ -151,7 +151,8 @@ class _Request:
             limits = {"lock": f"{self._milliseconds}ms", "statement": f"{round(self._milliseconds * _PATIENCE)}ms"}
             row = (await connection.execute(_LIMIT, limits)).one()
             earlier = {"lock": row.lock, "statement": row.statement}
-        async with Lookout(connection.sync_connection, seconds, self._owners(session)) as lookout:
+        async with Lookout(seconds, self._owners(session)) as lookout:
+            lookout.watch(connection.sync_connection)
             try:
                 result = await session.scalars(self._statement, execution_options={"populate_existing": True})
                 rows: Sequence[Any] = result.unique().all()

@@ -13,6 +13,7 @@ from sqlalchemy import inspect as sqlalchemy_inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._postgres.locks import isolation_level_of, lock_block, lock_statement, sessions_holding
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
@@ -85,35 +86,39 @@ async def _block(
     session: Any, tables: Sequence[Table], mode: LockMode, milliseconds: int | None, bind_arguments: dict[str, Any]
 ) -> AsyncIterator[Any]:
     async with get_transaction(session):
-        connection: AsyncConnection = await session.connection(bind_arguments=bind_arguments)
-        assert connection.sync_connection is not None
-        names = _names(tables, connection.sync_connection, _translation(session, connection))
-        await _acquire(connection, names, mode, milliseconds)
+        await _acquire(session.sync_session, tables, mode, milliseconds, bind_arguments)
         yield session
 
 
-async def _acquire(connection: AsyncConnection, names: list[str], mode: LockMode, milliseconds: int | None) -> None:
+async def _acquire(
+    session: Session, tables: Sequence[Table], mode: LockMode, milliseconds: int | None, bind_arguments: dict[str, Any]
+) -> None:
     """Take the locks, or raise `LockTimeoutError`. 0 milliseconds: without waiting."""
-    assert connection.sync_connection is not None
-    isolation_level = isolation_level_of(connection.sync_connection)
-    if isolation_level == "AUTOCOMMIT":
-        raise TransactionStateError(
-            "a table lock lasts until the transaction ends, and in AUTOCOMMIT that is at once; "
-            "use a session of an engine that is not in AUTOCOMMIT"
-        )
-    seconds = None if milliseconds is None else milliseconds / 1000
+    names: list[str] = []
 
     async def holders(outside: AsyncConnection, pid: int) -> list[Blocker]:
         return await sessions_holding(outside, names, mode, but=pid)
 
-    async with Lookout(connection.sync_connection, seconds, holders) as lookout:
+    def take() -> None:
+        connection = session.connection(bind_arguments=bind_arguments)
+        isolation_level = isolation_level_of(connection)
+        if isolation_level == "AUTOCOMMIT":
+            raise TransactionStateError(
+                "a table lock lasts until the transaction ends, and in AUTOCOMMIT that is at once; "
+                "use a session of an engine that is not in AUTOCOMMIT"
+            )
+        names[:] = _names(tables, connection, _translation(session, connection))
+        lookout.watch(connection)
+        if milliseconds == 0:
+            connection.exec_driver_sql(lock_statement(names, mode, nowait=True))
+        elif isolation_level == "READ COMMITTED":
+            connection.exec_driver_sql(lock_block(names, mode, milliseconds or 0))
+        else:
+            _lock_without_snapshot(connection, names, mode, milliseconds)
+
+    async with Lookout(None if milliseconds is None else milliseconds / 1000, holders) as lookout:
         try:
-            if milliseconds == 0:
-                await connection.exec_driver_sql(lock_statement(names, mode, nowait=True))
-            elif isolation_level == "READ COMMITTED":
-                await connection.exec_driver_sql(lock_block(names, mode, milliseconds or 0))
-            else:
-                await _lock_without_snapshot(connection, names, mode, milliseconds)
+            await greenlet_spawn(take)
         except DBAPIError as error:
             if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
                 raise
@@ -121,22 +126,20 @@ async def _acquire(connection: AsyncConnection, names: list[str], mode: LockMode
             raise await lookout.timed_out(what, tables=names, mode=mode.value) from error
 
 
-async def _lock_without_snapshot(
-    connection: AsyncConnection, names: list[str], mode: LockMode, milliseconds: int | None
-) -> None:
+def _lock_without_snapshot(connection: Connection, names: list[str], mode: LockMode, milliseconds: int | None) -> None:
     """A statement for each step, of the kinds that take no snapshot. A DO block takes one before it starts to wait."""
-    earlier = str((await connection.exec_driver_sql("SHOW lock_timeout")).scalar_one())
+    earlier = str(connection.exec_driver_sql("SHOW lock_timeout").scalar_one())
     if milliseconds is None:
-        await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
-        await connection.exec_driver_sql(lock_statement(names, mode))
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        connection.exec_driver_sql(lock_statement(names, mode))
     else:
         ends = time.monotonic() + milliseconds / 1000
         for name in names:
             left = max(1, round(1000 * (ends - time.monotonic())))
-            await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left}")
-            await connection.exec_driver_sql(lock_statement([name], mode))
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left}")
+            connection.exec_driver_sql(lock_statement([name], mode))
     # A number and a unit, in the server's own words.
-    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{earlier}'")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{earlier}'")
 
 
 def _tables_of(tables: Any) -> list[Table]:
@@ -169,10 +172,10 @@ def _bind_arguments(sync: Session, tables: Sequence[Table]) -> dict[str, Any]:
     return {"clause": tables[0]}
 
 
-def _translation(session: Any, connection: AsyncConnection) -> Mapping[str | None, str | None]:
+def _translation(session: Session, connection: Connection) -> Mapping[str | None, str | None]:
     """The `schema_translate_map` that a statement of the session would get."""
-    of_session = getattr(session.sync_session, "execution_options", None) or {}
-    options = {**connection.sync_connection.get_execution_options(), **of_session}  # type: ignore[union-attr]
+    of_session = getattr(session, "execution_options", None) or {}
+    options = {**connection.get_execution_options(), **of_session}
     return options.get("schema_translate_map") or {}
 
 
