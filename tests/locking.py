@@ -10,6 +10,8 @@ from sqlalchemy import ForeignKey, MetaData, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from pgtoolset._lifecycle import close
+
 from .support import until
 
 SCHEMA = "Odd schema"
@@ -103,6 +105,15 @@ async def holding(connection: asyncpg.Connection, statement: str) -> AsyncIterat
     async with connection.transaction():
         await connection.execute(statement)
         yield connection.get_server_pid()
+
+
+@asynccontextmanager
+async def closing(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    """The session, closed at the end by the library's own means, whatever cancels the block."""
+    try:
+        yield session
+    finally:
+        await close(session)
 
 
 async def waiting(connection: asyncpg.Connection, count: int = 1) -> None:
