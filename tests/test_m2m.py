@@ -107,7 +107,7 @@ async def test_the_other_side(session: AsyncSession) -> None:
 async def test_one_statement(session: AsyncSession, engine: AsyncEngine) -> None:
     """One statement each; a set locks the owner in one before; parameters and text do not depend on the size."""
     (post, _), _ = await stored(session, tags=300)
-    for size in (1, 250):
+    for size in (2, 250):
         keys = range(1, size + 1)
         with recorded(engine) as statements:
             await m2m_add(session, post, Post.tags, pks=keys)
@@ -118,10 +118,24 @@ async def test_one_statement(session: AsyncSession, engine: AsyncEngine) -> None
             await m2m_set(session, post, Post.tags)
         assert statements.verbs == ["INSERT", "DELETE", "INSERT", "INSERT", "SELECT", "WITH", "SELECT", "WITH"]
         assert [len(parameters) for _, parameters in statements] == [2, 2, 2, 2, 1, 2, 1, 2]
-        if size == 1:
+        if size == 2:
             first = [statement for statement, _ in statements]
     assert [statement for statement, _ in statements] == first
     assert "FOR NO KEY UPDATE" in first[4]
+
+
+async def test_one_row(session: AsyncSession, engine: AsyncEngine) -> None:
+    """One row is a plain INSERT with VALUES, with the same answers."""
+    (post, _), (one, *_) = await stored(session)
+    with recorded(engine) as statements:
+        assert await m2m_add(session, post, Post.tags, one) == 1
+        assert await m2m_add(session, post, Post.tags, one, ignore_conflicts=True) == 0
+        assert await m2m_add(session, post, Post.tags, one, pks=[1], ignore_conflicts=True) == 0
+    assert all("VALUES" in statement and "unnest" not in statement for statement, _ in statements[:2])
+    assert [len(parameters) for _, parameters in statements] == [2, 2, 2]
+    with pytest.raises(IntegrityError):
+        await m2m_add(session, post, Post.tags, one)
+    await session.rollback()
 
 
 async def test_statements_are_made_once(session: AsyncSession, engine: AsyncEngine) -> None:
@@ -136,6 +150,7 @@ async def test_statements_are_made_once(session: AsyncSession, engine: AsyncEngi
         await m2m_remove(session, post, Post.tags, pks=keys)
 
     await round_(1, 2)
+    await round_(1)
     size = len(cache)
     await round_(3)
     await round_(1, 2, 3, 4, 5)

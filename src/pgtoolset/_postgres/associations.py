@@ -66,6 +66,16 @@ def insertion(association: Association, extras: Extras, *, many: bool, ignore_co
     return statement
 
 
+def insertion_of_one(association: Association, extras: Extras, *, ignore_conflicts: bool) -> Insert:
+    """INSERT one row, whose values are no arrays: PostgreSQL has less to plan and nothing to sort."""
+    keys = {**owner_parameters(association), **related_parameters(association)}
+    row: dict[str, Any] = {column.key: bindparam(name, type_=column.type) for name, column in keys.items()}
+    keys_of_extras = [column.key for column in extras.columns]
+    row.update(zip(keys_of_extras, extras.scalar_expressions(), strict=True))
+    statement = insert(association.table).values(row).inline()
+    return statement.on_conflict_do_nothing(index_elements=association.pair) if ignore_conflicts else statement
+
+
 def deletion(association: Association) -> Delete:
     """DELETE the associations of one owner with the related."""
     related = related_parameters(association)

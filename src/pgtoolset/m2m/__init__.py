@@ -85,15 +85,19 @@ async def m2m_add(
         return 0
     owner, columns = await _flushed(session, sync, association, instance, related, keys)
     extras = extras_of(association, given)
-    shape = ("add", frozenset(given), ignore_conflicts)
+    one = len(columns[0]) == 1 and not extras.array_columns and (association.unique or not ignore_conflicts)
+    shape = ("add", frozenset(given), ignore_conflicts, one)
     statement = association.statements.get(shape)
     if statement is None:
-        statement = association.statements[shape] = statements.insertion(
-            association, extras, many=False, ignore_conflicts=ignore_conflicts
+        statement = association.statements[shape] = (
+            statements.insertion_of_one(association, extras, ignore_conflicts=ignore_conflicts)
+            if one
+            else statements.insertion(association, extras, many=False, ignore_conflicts=ignore_conflicts)
         )
-    parameters = _parameters(association, owner, columns)
-    named = dict(zip(association.pair, parameters.values(), strict=True))
-    parameters |= extras.parameters(given, named, len(columns[0]))
+    parameters = _parameters(association, owner, [column[0] for column in columns] if one else columns)
+    if extras.columns:
+        named = dict(zip(association.pair, parameters.values(), strict=True))
+        parameters |= extras.parameters(given, named, len(columns[0]))
     ends = _ends(association, instance, related, keys)
     return int((await _execute(session, sync, association, statement, parameters, *ends)).rowcount)
 

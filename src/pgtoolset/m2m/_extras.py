@@ -62,6 +62,10 @@ class Extras:
             for column, expression in zip(self.columns, self._expressions, strict=True)
         ]
 
+    def scalar_expressions(self) -> list[Any]:
+        """What the columns are to be, where there is one row and `array_columns` is empty."""
+        return self._expressions
+
     def parameters(self, values: Mapping[str, Any], keys: Mapping[Column[Any], Any], rows: int) -> dict[str, Any]:
         """The values of the parameters; `keys` has a list per key column, or the one value that all rows have."""
         parameters = self._scalars | {name: values[column.name] for name, column in self._given.items()}
