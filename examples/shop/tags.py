@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from examples.shop.db import Session
 from examples.shop.models import Order, Tag, order_tags
 from examples.shop.schemas import Id, TagsIn, TagsOut
-from pgtoolset import get_transaction, m2m_add, m2m_set
+from pgtoolset import get_transaction, lock_tables, m2m_add, m2m_set
 
 router = APIRouter(tags=["tags"])
 
@@ -47,6 +47,15 @@ async def add_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
             # As after a rollback: no attribute of the order could be read here without a load. Its key is known.
             session.expire(order)
     return out
+
+
+@router.post("/orders/{order_id}/tags/reset", status_code=200)
+async def reset_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
+    """Clear the tags of an order and add others, while nobody else writes any."""
+    order = await find_order(session, order_id)
+    async with lock_tables(session, [order_tags], mode="SHARE ROW EXCLUSIVE"):
+        cleared = await m2m_set(session, order, Order.tags)
+        return TagsOut(removed=cleared.removed, added=await m2m_add(session, order, Order.tags, pks=body.tags))
 
 
 async def find_order(session: AsyncSession, order_id: int) -> Order:
