@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from examples.shop import customers, mail, orders, reports, stock, tags
+from examples.shop import customers, mail, orders, reports, stock, tags, till
 from examples.shop.db import connected
 from examples.shop.settings import Settings
 from pgtoolset import TransactionAbortedError
@@ -23,7 +23,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(title="A shop on pgtoolset", lifespan=lifespan)
-    for module in (customers, orders, tags, stock, reports, mail):
+    for module in (customers, orders, tags, stock, till, reports, mail):
         app.include_router(module.router)
     app.add_exception_handler(TransactionAbortedError, report_aborted_transaction)
     return app

@@ -115,6 +115,15 @@ class Witness:
                 await connection.execute(text("UPDATE products SET stock = stock WHERE sku = :sku"), {"sku": sku})
                 yield
 
+    @asynccontextmanager
+    async def holding_till(self) -> AsyncIterator[int]:
+        """Begin a sale and stay in the transaction; yields the pid of the connection."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="READ COMMITTED")
+            async with connection.begin():
+                await connection.execute(text("INSERT INTO till_sales (cents) VALUES (100)"))
+                yield int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+
     async def _shop_connections(self, column: str) -> list[str]:
         rows = await self._connection.scalars(
             text(f"SELECT coalesce({column}, '') FROM pg_stat_activity WHERE application_name = :name"),

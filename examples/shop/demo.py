@@ -13,12 +13,14 @@ what it says; 1 when a step did not, or the demo could not start; above 128 when
 
 import asyncio
 import os
+import shlex
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
@@ -30,6 +32,7 @@ from sqlalchemy.schema import CreateSchema, DropSchema
 from examples.shop.app import create_app
 from examples.shop.console import Console
 from examples.shop.db import POOL_SIZE
+from examples.shop.scene import jam
 from examples.shop.serving import CannotStart, listen, serving
 from examples.shop.settings import Settings
 from examples.shop.tour import STEPS, take_tour
@@ -41,6 +44,11 @@ Still serving at {address}, to play with at {address}/docs
 
   curl {address}/products
   curl {address}/orders --json '{{"customer_id": 1, "lines": [{{"sku": "beans", "quantity": 2}}]}}'
+
+Somebody holds a lock, and somebody waits for it:
+
+  {pgtoolset} locks {url}
+  curl -X POST {address}/till/closings
 
 Ctrl-C stops it."""
 
@@ -80,10 +88,26 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
                 return 1
             console.say(f"\nAll {len(STEPS)} steps proved what they say, in {time.monotonic() - start:.1f} s.")
             if not once:
-                console.say(GOODBYE.format(address=address))
-                await stopped
+                async with jam(settings):
+                    console.say(GOODBYE.format(address=address, pgtoolset=command(), url=shown_url(settings)))
+                    await stopped
                 console.say("\nStopped.")
     return 0
+
+
+def command() -> str:
+    """`pgtoolset` of the environment that the demo runs in."""
+    script = Path(sys.executable).with_name("pgtoolset")
+    return (
+        shlex.quote(os.path.relpath(script)) if script.exists() else f"{shlex.quote(sys.executable)} -m pgtoolset.cli"
+    )
+
+
+def shown_url(settings: Settings) -> str:
+    """The database as an argument in a shell. A password stays where the user has put it."""
+    if os.environ.get("DATABASE_URL"):
+        return '"$DATABASE_URL"'
+    return shlex.quote(settings.url.render_as_string(hide_password=False))
 
 
 def stop_signal() -> asyncio.Future[int]:

@@ -109,3 +109,23 @@ class DeliveryLine(Base):
     delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"), primary_key=True)
     sku: Mapped[str] = mapped_column(ForeignKey("products.sku"), primary_key=True)
     quantity: Mapped[int]
+
+
+class TillClosing(Base):
+    """What was in the till when it was counted."""
+
+    __tablename__ = "till_closings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sales: Mapped[int]
+    cents: Mapped[int]
+
+
+class TillSale(Base):
+    """A sale at the till, and the closing that has counted it."""
+
+    __tablename__ = "till_sales"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cents: Mapped[int]
+    closing_id: Mapped[int | None] = mapped_column(ForeignKey("till_closings.id"))

@@ -6,6 +6,7 @@ from examples.shop.crowd_steps import hang_ups, serializable_decrements
 from examples.shop.settings import Settings
 from examples.shop.steps import mail_after_commit, nested_step, readable_at_once, swallowed_error
 from examples.shop.tag_steps import tagged_orders
+from examples.shop.till_steps import closing_the_till, who_is_in_the_way
 
 STEPS = {
     "An order is there for everyone when its response arrives": readable_at_once,
@@ -13,6 +14,8 @@ STEPS = {
     "A nested step that fails takes back its own work and leaves the rest": nested_step,
     "A swallowed database error is reported instead of lost": swallowed_error,
     "Orders are tagged: one tag, another set of them, 50,000 at once": tagged_orders,
+    "The till is closed while clients keep writing": closing_the_till,
+    "A lock that is not to be had names who has it": who_is_in_the_way,
     "50 clients decrement one stock under SERIALIZABLE": serializable_decrements,
     "200 requests on a pool of 5, and half of the clients hang up": hang_ups,
 }
