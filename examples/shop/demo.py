@@ -48,7 +48,6 @@ Still serving at {address}, to play with at {address}/docs
 Somebody holds a lock, and somebody waits for it:
 
   {pgtoolset} locks {url}
-  curl -X POST {address}/till/closings
 
 Ctrl-C stops it."""
 
@@ -98,9 +97,9 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
 def command() -> str:
     """`pgtoolset` of the environment that the demo runs in."""
     script = Path(sys.executable).with_name("pgtoolset")
-    return (
-        shlex.quote(os.path.relpath(script)) if script.exists() else f"{shlex.quote(sys.executable)} -m pgtoolset.cli"
-    )
+    if script.exists():
+        return shlex.quote(os.path.relpath(script))
+    return f"{shlex.quote(sys.executable)} -m pgtoolset.cli"
 
 
 def shown_url(settings: Settings) -> str:
