@@ -121,8 +121,9 @@ class Witness:
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="READ COMMITTED")
             async with connection.begin():
+                pid = int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
                 await connection.execute(text("INSERT INTO till_sales (cents) VALUES (100)"))
-                yield int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+                yield pid
 
     async def _shop_connections(self, column: str) -> list[str]:
         rows = await self._connection.scalars(

@@ -132,7 +132,7 @@ class TillSale(Base):
 
 
 class Audit(Base):
-    """A look at the books. The shop itself never uses the table, so whoever locks it is only in another auditor's way."""
+    """A look at the books. The shop itself never uses the table, so who locks it is only in another auditor's way."""
 
     __tablename__ = "audits"
 
