@@ -12,12 +12,14 @@ from pgtoolset.errors import (
     UnsupportedVersionError,
     WaitTimeoutError,
     WatcherClosedError,
+    WatchFailedError,
 )
 from pgtoolset.locks import advisory_lock, list_lock_waits, lock_rows, lock_tables
 from pgtoolset.m2m import m2m_add, m2m_add_many, m2m_remove, m2m_set
 from pgtoolset.sessions import create_db_context, create_db_dependency
 from pgtoolset.transactions import IsolationLevel, get_transaction, on_commit, run_transaction
 from pgtoolset.values import Blocker, LockMode, LockWait, M2MChange, RowChange, RowLockMode
+from pgtoolset.watch import RowWatcher, row_change_trigger, wait_for_row_change
 
 __all__ = [
     "Blocker",
@@ -33,10 +35,12 @@ __all__ = [
     "RowDeletedError",
     "RowLockMode",
     "RowNotFoundError",
+    "RowWatcher",
     "TransactionAbortedError",
     "TransactionStateError",
     "UnsupportedVersionError",
     "WaitTimeoutError",
+    "WatchFailedError",
     "WatcherClosedError",
     "advisory_lock",
     "create_db_context",
@@ -50,5 +54,7 @@ __all__ = [
     "m2m_remove",
     "m2m_set",
     "on_commit",
+    "row_change_trigger",
     "run_transaction",
+    "wait_for_row_change",
 ]

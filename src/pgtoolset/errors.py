@@ -21,6 +21,7 @@ __all__ = [
     "TransactionStateError",
     "UnsupportedVersionError",
     "WaitTimeoutError",
+    "WatchFailedError",
     "WatcherClosedError",
 ]
 
@@ -87,6 +88,20 @@ class RowDeletedError(RowNotFoundError):
 
 class WaitTimeoutError(PgToolsetError, TimeoutError):
     """A row did not change in time."""
+
+
+class WatchFailedError(PgToolsetError, RuntimeError):
+    """The rows that a `RowWatcher` watches can no longer be read: their table was dropped, a privilege revoked.
+
+    It ends those who wait for these rows and columns, and nobody else. Its `__cause__` is the error of the driver.
+
+    Attributes:
+        sqlstate: the SQLSTATE of the cause, or `None` where it has none.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 class WatcherClosedError(PgToolsetError, RuntimeError):

@@ -32,6 +32,7 @@ __all__ = [
     "DatabaseDependency",
     "LockObserver",
     "ManagedSession",
+    "RowComparator",
     "RowLocker",
     "SessionFactory",
     "StartableTransaction",
@@ -213,6 +214,18 @@ class Watcher(Protocol):
         self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = ...
     ) -> AsyncIterator[RowChange[M]]:
         """Every change of the row from now on; where the consumer is slow, changes are merged."""
+        ...
+
+
+class RowComparator(Protocol):
+    """Finds the rows that changed between two looks. The library's own, interpreted or compiled; it keeps no state."""
+
+    def changed_rows(self, rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int) -> list[int]:
+        """The positions of the rows that differ from what is `known` under their key, their first `width` values."""
+        ...
+
+    def same_value(self, left: Any, right: Any) -> bool:
+        """Whether two values are the same: NaN is itself, and an odd `__eq__` is no change."""
         ...
 
 
