@@ -7,7 +7,6 @@ A cast of ours would have to know domains, enums and collations, and one to `var
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Dialect, and_, any_, case, false, literal_column, select, true, tuple_
@@ -55,17 +54,21 @@ def key_arguments(keys: Sequence[Any], width: int) -> list[list[Any]]:
     return [list(part) for part in zip(*keys, strict=True)]
 
 
-def decoder(mapper: Mapper[Any], columns: Sequence[str], dialect: Dialect) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """Turns the driver's values of `columns` into a dictionary of the mapping's, as SQLAlchemy would."""
-    types = [mapper.column_attrs[name].columns[0].type.dialect_impl(dialect) for name in columns]
-    processors: dict[tuple[int, int], Callable[[Any], Any] | None] = {}
+def decoder(
+    mapper: Mapper[Any], selected: Sequence[str], wanted: Sequence[str], dialect: Dialect
+) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """Turns a row of `selected` into a dictionary of the `wanted` attributes, with the values SQLAlchemy would give."""
+    types = {name: mapper.column_attrs[name].columns[0].type.dialect_impl(dialect) for name in wanted}
+    positions = [(name, selected.index(name)) for name in wanted]
+    processors: dict[tuple[str, int], Callable[[Any], Any] | None] = {}
 
-    def decode(values: Sequence[Any]) -> dict[str, Any]:
+    def decode(row: Sequence[Any]) -> dict[str, Any]:
         decoded = {}
-        for position, (name, value) in enumerate(zip(columns, values, strict=True)):
-            kind = (position, _type_code(value))
+        for name, position in positions:
+            value = row[position]
+            kind = (name, _type_code(value))
             if kind not in processors:
-                processors[kind] = types[position].result_processor(dialect, kind[1])
+                processors[kind] = types[name].result_processor(dialect, kind[1])
             process = processors[kind]
             decoded[name] = value if process is None else process(value)
         return decoded

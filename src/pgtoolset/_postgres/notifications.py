@@ -1,0 +1,143 @@
+"""NOTIFY: the channel of a table, the trigger that announces changes of its rows, and what its payloads say.
+
+A payload is a JSON array of keys, each an array of its parts: `[[1], [2]]`. An empty one says "look at the table":
+the keys did not fit, or are of a type that JSON and the driver do not spell alike.
+https://www.postgresql.org/docs/current/sql-notify.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from hashlib import blake2b
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Column, Date, Integer, String, Table, Uuid
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.types import TypeDecorator
+
+__all__ = ["AnnounceFunction", "AnnounceTrigger", "channel_of", "keys_in", "spelled"]
+
+#: Bytes: the longest payload that PostgreSQL takes.
+LONGEST_PAYLOAD = 7999
+
+#: Keys that are looked at to fill a payload. The shortest take 5 bytes each, "[1], ", so more never fit.
+_MOST_KEYS = LONGEST_PAYLOAD // 5 + 1
+
+#: The triggers of a table, one for each event, because PostgreSQL allows a transition table to one event only.
+EVENTS: Mapping[str, str] = {
+    "INSERT": "REFERENCING NEW TABLE AS pgtoolset_new ",
+    "UPDATE": "REFERENCING OLD TABLE AS pgtoolset_old NEW TABLE AS pgtoolset_new ",
+    "DELETE": "REFERENCING OLD TABLE AS pgtoolset_old ",
+    "TRUNCATE": "",
+}
+
+
+def channel_of(table: Table) -> str:
+    """The channel of a table. A hash, because PostgreSQL cuts a name at 63 bytes without a word."""
+    name = json.dumps([table.schema, table.name])
+    return "pgtoolset_" + blake2b(name.encode(), digest_size=16).hexdigest()
+
+
+def keys_in(payload: str) -> list[tuple[Any, ...]] | None:
+    """The keys that a payload names, spelled as `spelled` does; `None` says "look at the table"."""
+    try:
+        keys = json.loads(payload)
+        return [tuple(key) for key in keys]
+    except (ValueError, TypeError):  # empty, or somebody else's
+        return None
+
+
+def spelled(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A key as payloads spell it, from the driver's values."""
+    return tuple(part if isinstance(part, (int, str)) else _spelled(part) for part in parts)
+
+
+def _spelled(part: Any) -> Any:
+    if isinstance(part, date) and not isinstance(part, datetime):
+        return part.isoformat()
+    return str(part) if isinstance(part, UUID) else part
+
+
+def _travels(column: Column[Any]) -> bool:
+    """Whether JSON and the driver spell the values of a column alike, so that a payload can name them."""
+    type_: Any = column.type
+    while isinstance(type_, TypeDecorator):
+        type_ = type_.impl_instance
+    return isinstance(type_, (Integer, String, Uuid, Date))
+
+
+class AnnounceFunction(ExecutableDDLElement):
+    """CREATE FUNCTION, for the triggers of a table."""
+
+    def __init__(self, table: Table, keys: Sequence[Column[Any]]) -> None:
+        self.table = table
+        self.keys = tuple(keys)
+
+
+class AnnounceTrigger(ExecutableDDLElement):
+    """CREATE TRIGGER, for one event of a table."""
+
+    def __init__(self, table: Table, event: str) -> None:
+        self.table = table
+        self.event = event
+
+
+@compiles(AnnounceFunction, "postgresql")
+def _create_function(element: AnnounceFunction, compiler: Any, **_: Any) -> str:
+    quote = compiler.preparer.quote
+    columns = ", ".join(quote(column.name) for column in element.keys)
+    channel = channel_of(element.table)
+    if element.keys and all(map(_travels, element.keys)):
+
+        def named(rows: str) -> str:
+            return (
+                f"SELECT pg_catalog.json_agg(pg_catalog.json_build_array({columns}))::text INTO keys "
+                f"FROM (SELECT {columns} FROM {rows} LIMIT {_MOST_KEYS}) AS changed;"
+            )
+
+        both = f"(SELECT {columns} FROM pgtoolset_old UNION SELECT {columns} FROM pgtoolset_new) AS rows"
+        body = f"""
+    IF TG_OP = 'INSERT' THEN
+        {named("pgtoolset_new")}
+    ELSIF TG_OP = 'UPDATE' THEN
+        {named(both)}
+    ELSIF TG_OP = 'DELETE' THEN
+        {named("pgtoolset_old")}
+    ELSE
+        keys := '';
+    END IF;
+    IF pg_catalog.octet_length(keys) > {LONGEST_PAYLOAD} THEN
+        keys := '';
+    END IF;"""
+    else:
+        body = "\n    keys := '';"
+    return f"""CREATE OR REPLACE FUNCTION {_function_name(element.table, compiler)}() RETURNS trigger
+LANGUAGE plpgsql AS $pgtoolset$
+DECLARE
+    keys text;
+BEGIN{body}
+    IF keys IS NOT NULL THEN
+        PERFORM pg_catalog.pg_notify('{channel}', keys);
+    END IF;
+    RETURN NULL;
+END
+$pgtoolset$"""
+
+
+@compiles(AnnounceTrigger, "postgresql")
+def _create_trigger(element: AnnounceTrigger, compiler: Any, **_: Any) -> str:
+    table = compiler.preparer.format_table(element.table)
+    return (
+        f"CREATE OR REPLACE TRIGGER pgtoolset_{element.event.lower()} AFTER {element.event} ON {table} "
+        f"{EVENTS[element.event]}FOR EACH STATEMENT EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
+    )
+
+
+def _function_name(table: Table, compiler: Any) -> str:
+    """Beside its table, under the name of the channel."""
+    beside = Table(channel_of(table), table.metadata.__class__(), schema=table.schema)
+    return str(compiler.preparer.format_table(beside))

@@ -1,0 +1,177 @@
+"""wait_for_row_change: one waiter, and no connection while it sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import greenlet_spawn
+
+from pgtoolset._lifecycle import check_is_async
+from pgtoolset._native import row_comparator
+from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
+from pgtoolset.watch._loading import Look, look, place, seen_by, values_of
+from pgtoolset.watch.targets import Target, check_seconds, parse_key, raw_key, resolve_target
+
+__all__ = ["wait_for_row_change"]
+
+M = TypeVar("M")
+
+#: Seconds that one look may take, before its connection counts as lost.
+PATIENCE = 10.0
+
+#: Seconds that the last look may take, past the deadline.
+GRACE = 1.0
+
+#: Seconds: the longest pause after a look that failed; the interval where that is shorter.
+RETRY = 0.5
+
+
+async def wait_for_row_change(
+    session: AsyncSession,
+    model: type[M],
+    pk_value: Any,
+    *,
+    columns: Iterable[Any] | None = None,
+    interval: float | timedelta = 0.5,
+    timeout: float | timedelta | None = None,
+    until: Callable[[M], bool] | None = None,
+    baseline: M | Mapping[str, Any] | None = None,
+) -> M:
+    """Wait until a row has changed, and return it as an instance in `session` with its new values.
+
+    It looks at the row over a connection of the session's engine in AUTOCOMMIT, and gives it back after each look: so
+    it sees what is committed whatever the isolation level of the session, and holds nothing while it sleeps. What the
+    session has flushed and not committed is no change to it. On a session that is bound to a single connection it
+    looks over that one, as part of the transaction that is open there, if any.
+
+    The session's transaction is left alone, and so are its pending changes: an attribute with unflushed changes keeps
+    them. A lost connection is replaced until the timeout; where the pool has none left, SQLAlchemy's `TimeoutError`
+    comes after the pool's own timeout.
+
+    Args:
+        session: an `AsyncSession`.
+        model: a mapped class.
+        pk_value: the primary key: a scalar, or a tuple or mapping for a composite one.
+        columns: attributes or names of mapped columns; `None` watches all of them.
+        interval: seconds between two looks.
+        timeout: seconds; `None` waits for ever. The last look is at the deadline.
+        until: a function of the row, a detached instance; the wait ends when it returns true, at once if it already
+            does. It decides alone then, whatever `columns` and `baseline` say.
+        baseline: what the caller has seen, an instance or a mapping of attribute names to values; a change since then
+            is returned at once. Of an instance its loaded values count, and not its unflushed changes.
+
+    Raises:
+        RowNotFoundError: there is no such row.
+        RowDeletedError: the row has vanished; a `RowNotFoundError` too.
+        WaitTimeoutError: it has not changed in time.
+        TypeError, ValueError: an argument is not what it must be; before any SQL.
+
+    Example:
+        >>> account = await session.get(Account, 1)
+        >>> try:
+        ...     account = await wait_for_row_change(
+        ...         session, Account, 1, columns=[Account.balance], baseline=account, interval=0.05, timeout=0.1
+        ...     )
+        ... except WaitTimeoutError:
+        ...     pass
+
+    See https://www.postgresql.org/docs/current/transaction-iso.html and
+    https://docs.sqlalchemy.org/en/20/orm/session_state_management.html
+    """
+    check_is_async(session, "session must be an AsyncSession")
+    if not isinstance(session, AsyncSession):
+        raise TypeError(f"session must be an AsyncSession, not {session!r}")
+    target = resolve_target(model, columns)
+    parts = parse_key(target, pk_value)
+    pause = check_seconds("interval", interval)
+    seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
+    if until is not None and (not callable(until) or inspect.iscoroutinefunction(until)):
+        raise TypeError(f"until must be a plain function of the row, not {until!r}")
+    bind = session.sync_session.get_bind(target.mapper)
+    raw_key(target, parts, bind.dialect)
+    wait = _Wait(target, pk_value, pause, seconds, until, None if baseline is None else seen_by(target, baseline))
+    found = await wait.run(Look(target, parts, bind))
+    return await greenlet_spawn(place, session.sync_session, target, found)
+
+
+class _Wait:
+    """One wait: when to look, and whether what was found ends it."""
+
+    def __init__(
+        self,
+        target: Target[Any],
+        pk_value: Any,
+        interval: float,
+        timeout: float | None,
+        until: Callable[[Any], bool] | None,
+        baseline: dict[str, Any] | None,
+    ) -> None:
+        self._target = target
+        self._what = f"{target} {pk_value!r}"
+        self._interval = interval
+        self._timeout = timeout
+        self._until = until
+        self._was_there = baseline is not None
+        self._baseline = dict(baseline or {})
+
+    async def run(self, spot: Look) -> Any:
+        loop = asyncio.get_running_loop()
+        deadline = None if self._timeout is None else loop.time() + self._timeout
+        next_look = loop.time()
+        trouble: Exception | None = None
+        while True:
+            now = loop.time()
+            last = deadline is not None and now >= deadline
+            limit = now + PATIENCE if deadline is None else min(now + PATIENCE, max(now, deadline) + GRACE)
+            try:
+                async with asyncio.timeout_at(limit):
+                    row = await greenlet_spawn(look, spot)
+            except Exception as error:
+                # A single connection cannot be replaced: its transaction is lost with it.
+                if spot.is_single or not _is_lost(error):
+                    raise
+                trouble = error
+                next_look = loop.time() + min(self._interval, RETRY)
+            else:
+                trouble = None
+                if self._is_over(row):
+                    return row
+                next_look = max(next_look + self._interval, loop.time())
+            if last or (deadline is not None and loop.time() >= deadline + GRACE):
+                why = "" if trouble is None else f" There was no connection: {type(trouble).__name__}: {trouble}"
+                raise WaitTimeoutError(f"{self._what} did not change within {self._timeout} s.{why}") from trouble
+            wake = next_look if deadline is None else min(next_look, deadline)
+            await asyncio.sleep(max(0, wake - loop.time()))
+
+    def _is_over(self, row: Any) -> bool:
+        """Whether this is what is waited for; what it differs from is noted at the first look."""
+        if row is None:
+            if self._was_there:
+                raise RowDeletedError(f"{self._what} has been deleted while it was waited for.")
+            raise RowNotFoundError(f"There is no {self._target} with this primary key: {self._what}.")
+        self._was_there = True
+        if self._until is not None:
+            return bool(self._until(row))
+        changed = False
+        for name, value in values_of(self._target, row).items():
+            if name not in self._baseline:
+                self._baseline[name] = value
+            elif not row_comparator.same_value(self._baseline[name], value):
+                changed = True
+        return changed
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether a new connection may help: the old one is gone, the server is, or it does not answer."""
+    if isinstance(error, DBAPIError):
+        state = sqlstate_of(error) or ""
+        return error.connection_invalidated or state.startswith(("08", "53", "57"))
+    # What asyncpg raises while it connects is not wrapped: the operating system's errors and the server's own.
+    return isinstance(error, OSError) or (sqlstate_of(error) or "").startswith(("08", "53", "57"))
