@@ -36,7 +36,7 @@ def rows_statement(
         # The first branch is gone before the statement is planned. It is there for its types: `unnest` takes any
         # array, so the parameters must have met their columns before they meet it.
         typed = case((false(), and_(*matches)), else_=true())
-        wanted = literal_column(f"(SELECT * FROM unnest({', '.join(parameters)}))")
+        wanted: Any = literal_column(f"(SELECT * FROM unnest({', '.join(parameters)}))")
         criterion = and_(typed, tuple_(*key_columns).op("IN", is_comparison=True)(wanted))
     # The entities are the mapping's, so that SQLAlchemy joins the tables of a subclass and adds its discriminator.
     entities = [getattr(mapper.class_, name) for name in (*keys, *columns)]

@@ -12,11 +12,12 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Column, Dialect, Enum, Integer, SmallInteger, String, Uuid
 from sqlalchemy import inspect as inspect_mapping
 from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.orm.attributes import QueryableAttribute
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["Target", "check_seconds", "parse_key", "raw_key", "resolve_target"]
+__all__ = ["Target", "check_seconds", "check_session", "parse_key", "raw_key", "resolve_target"]
 
 M = TypeVar("M")
 
@@ -152,6 +153,12 @@ def _check_part(what: str, type_: TypeEngine[Any], value: Any) -> None:
                 UUID(value)
             except ValueError:
                 raise ValueError(f"{what} is a UUID, not {value!r}") from None
+
+
+def check_session(session: object) -> None:
+    """Raise `TypeError` for what is no `AsyncSession`."""
+    if not isinstance(session, AsyncSession):
+        raise TypeError(f"session must be an AsyncSession, not {session!r}")
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:

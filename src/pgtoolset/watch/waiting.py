@@ -12,12 +12,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._lifecycle import check_is_async
 from pgtoolset._native import row_comparator
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
 from pgtoolset.watch._loading import Look, look, place, seen_by, values_of
-from pgtoolset.watch.targets import Target, check_seconds, parse_key, raw_key, resolve_target
+from pgtoolset.watch.targets import Target, check_seconds, check_session, parse_key, raw_key, resolve_target
 
 __all__ = ["wait_for_row_change"]
 
@@ -29,7 +28,8 @@ PATIENCE = 10.0
 #: Seconds that the last look may take, past the deadline.
 GRACE = 1.0
 
-#: Seconds: the longest pause after a look that failed; the interval where that is shorter.
+#: Seconds: the first and the longest pause after a look that failed; the interval where that is shorter.
+RETRY_FIRST = 0.02
 RETRY = 0.5
 
 
@@ -85,9 +85,7 @@ async def wait_for_row_change(
     See https://www.postgresql.org/docs/current/transaction-iso.html and
     https://docs.sqlalchemy.org/en/20/orm/session_state_management.html
     """
-    check_is_async(session, "session must be an AsyncSession")
-    if not isinstance(session, AsyncSession):
-        raise TypeError(f"session must be an AsyncSession, not {session!r}")
+    check_session(session)
     target = resolve_target(model, columns)
     parts = parse_key(target, pk_value)
     pause = check_seconds("interval", interval)
@@ -126,6 +124,7 @@ class _Wait:
         deadline = None if self._timeout is None else loop.time() + self._timeout
         next_look = loop.time()
         trouble: Exception | None = None
+        retry = RETRY_FIRST
         while True:
             now = loop.time()
             last = deadline is not None and now >= deadline
@@ -138,16 +137,18 @@ class _Wait:
                 if spot.is_single or not _is_lost(error):
                     raise
                 trouble = error
-                next_look = loop.time() + min(self._interval, RETRY)
+                next_look = loop.time() + min(self._interval, retry)
+                retry = min(2 * retry, RETRY)
             else:
-                trouble = None
+                trouble, retry = None, RETRY_FIRST
                 if self._is_over(row):
                     return row
                 next_look = max(next_look + self._interval, loop.time())
-            if last or (deadline is not None and loop.time() >= deadline + GRACE):
+            # A last look that failed is none, as long as there is time for another.
+            if (last and trouble is None) or (deadline is not None and loop.time() >= deadline + GRACE):
                 why = "" if trouble is None else f" There was no connection: {type(trouble).__name__}: {trouble}"
                 raise WaitTimeoutError(f"{self._what} did not change within {self._timeout} s.{why}") from trouble
-            wake = next_look if deadline is None else min(next_look, deadline)
+            wake = next_look if deadline is None or last else min(next_look, deadline)
             await asyncio.sleep(max(0, wake - loop.time()))
 
     def _is_over(self, row: Any) -> bool:
