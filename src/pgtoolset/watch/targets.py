@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.orm.attributes import QueryableAttribute
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["Target", "check_seconds", "check_session", "parse_key", "raw_key", "resolve_target"]
+__all__ = ["Target", "check_predicate", "check_seconds", "check_session", "parse_key", "raw_key", "resolve_target"]
 
 M = TypeVar("M")
 
@@ -159,6 +160,12 @@ def check_session(session: object) -> None:
     """Raise `TypeError` for what is no `AsyncSession`."""
     if not isinstance(session, AsyncSession):
         raise TypeError(f"session must be an AsyncSession, not {session!r}")
+
+
+def check_predicate(until: object) -> None:
+    """Raise `TypeError` for what cannot tell whether a wait is over."""
+    if until is not None and (not callable(until) or inspect.iscoroutinefunction(until)):
+        raise TypeError(f"until must be a plain function of the row, not {until!r}")
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from pgtoolset._native import row_comparator
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
 from pgtoolset.watch._loading import Look, look, place, seen_by, values_of
-from pgtoolset.watch.targets import Target, check_seconds, check_session, parse_key, raw_key, resolve_target
+from pgtoolset.watch.targets import Target, check_predicate, check_seconds, check_session, parse_key, raw_key, resolve_target
 
 __all__ = ["wait_for_row_change"]
 
@@ -90,8 +89,7 @@ async def wait_for_row_change(
     parts = parse_key(target, pk_value)
     pause = check_seconds("interval", interval)
     seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
-    if until is not None and (not callable(until) or inspect.iscoroutinefunction(until)):
-        raise TypeError(f"until must be a plain function of the row, not {until!r}")
+    check_predicate(until)
     bind = session.sync_session.get_bind(target.mapper)
     raw_key(target, parts, bind.dialect)
     wait = _Wait(target, pk_value, pause, seconds, until, None if baseline is None else seen_by(target, baseline))
