@@ -15,7 +15,15 @@ from pgtoolset._native import row_comparator
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
 from pgtoolset.watch._loading import Look, look, place, seen_by, values_of
-from pgtoolset.watch.targets import Target, check_predicate, check_seconds, check_session, parse_key, raw_key, resolve_target
+from pgtoolset.watch.targets import (
+    Target,
+    check_predicate,
+    check_seconds,
+    check_session,
+    parse_key,
+    raw_key,
+    resolve_target,
+)
 
 __all__ = ["wait_for_row_change"]
 
