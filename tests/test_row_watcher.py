@@ -285,6 +285,7 @@ async def test_ten_thousand_waiters(places: AsyncEngine, other: asyncpg.Connecti
 WAITERS = 500
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("fault", ["terminate", "drop", "freeze", "slow"])
 async def test_faults(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, fault: str

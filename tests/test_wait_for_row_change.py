@@ -307,6 +307,7 @@ async def test_holds_no_connection_while_it_sleeps(
             await each.close()
 
 
+@pytest.mark.usefixtures("engine")
 async def test_pool_of_one(database_url: str, other: asyncpg.Connection) -> None:
     """A caller who holds the only connection is told by the pool's own timeout, not left hanging."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -341,6 +342,7 @@ async def test_single_connection(engine: AsyncEngine, other: asyncpg.Connection)
     assert await other.fetchval("SELECT count(*) FROM item") == 2
 
 
+@pytest.mark.usefixtures("engine")
 async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.Connection) -> None:
     """A network that is cut, refuses and freezes between the looks delays the answer and does not end the wait."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -363,6 +365,7 @@ async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.C
             await engine.dispose()
 
 
+@pytest.mark.usefixtures("engine")
 async def test_lost_until_the_deadline(database_url: str, other: asyncpg.Connection) -> None:
     """Where no connection comes back the wait ends in time, and says why."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
