@@ -377,7 +377,7 @@ async def test_notifications_wake(places: AsyncEngine, other: asyncpg.Connection
             await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(10, 20000) AS n")
             await other.execute("UPDATE item SET name = 'all'")
             assert (await anext(changes)).kind == "update"
-            await other.execute("TRUNCATE item")
+            await other.execute("TRUNCATE item CASCADE")
             assert (await anext(changes)).kind == "delete"
             await other.execute('UPDATE "watched ""place""" SET number = 2')
             assert (await anext(place)).kind == "delete"

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from pgtoolset import RowChange, RowNotFoundError, RowWatcher
 
 from .support import Item
+import itertools
 
 KEYS = (1, 2)
 CLOCK = 100
@@ -129,7 +130,7 @@ def check_stream(seen: Seen, history: list[str | None]) -> None:
     start = name_of(seen.changes[0].before) if seen.changes else (seen.lasting[0] if seen.lasting else None)
     assert is_part(([start] if seen.changes else []) + states, history), "a state was invented"
     settled = [seen.lasting[0], *seen.lasting] if seen.lasting else []
-    lasted = [now for before, now in zip(settled, settled[1:], strict=False) if now != before]
+    lasted = [now for before, now in itertools.pairwise(settled) if now != before]
     assert is_part(lasted, states), "a state that lasted was missed"
 
 
