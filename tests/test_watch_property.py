@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from pgtoolset import RowChange, RowNotFoundError, RowWatcher
 
 from .support import Item
-import itertools
 
 KEYS = (1, 2)
 CLOCK = 100
