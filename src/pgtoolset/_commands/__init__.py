@@ -1,10 +1,11 @@
 """The commands of `pgtoolset`, by name."""
 
-from pgtoolset._commands import locks
+from pgtoolset._commands import locks, watch
 from pgtoolset._commands._command import Command, CommandError
 
 __all__ = ["COMMANDS", "CommandError"]
 
 COMMANDS: dict[str, Command] = {
     "locks": locks,
+    "watch": watch,
 }

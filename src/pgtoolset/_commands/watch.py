@@ -1,0 +1,91 @@
+"""`pgtoolset watch URL TABLE KEY`: the changes of a row, one line for each, as they happen."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import registry
+
+from pgtoolset._commands._command import CommandError, connected, parse_url
+from pgtoolset.errors import WatchFailedError
+from pgtoolset.watch.watcher import RowWatcher
+
+HELP = "the changes of a row, as they happen"
+DESCRIPTION = "Prints a line for each change of a row, until Ctrl-C. The row may not exist yet."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the database, postgresql://user:password@host/name")
+    parser.add_argument("table", metavar="TABLE", help="the table, as NAME or SCHEMA.NAME")
+    parser.add_argument("key", metavar="KEY", nargs="+", help="the primary key, its parts as separate arguments")
+    parser.add_argument("--interval", metavar="SECONDS", type=float, default=0.5, help="between two looks (0.5)")
+
+
+def run(options: argparse.Namespace) -> int:
+    return asyncio.run(_run(options))
+
+
+async def _run(options: argparse.Namespace) -> int:
+    async with connected(parse_url(options.url)) as engine:
+        model = await _mapped(engine, options.table)
+        try:
+            async with RowWatcher(engine, interval=options.interval) as watcher:
+                async with watcher.changes(model, _key(model, options.key)) as changes:
+                    _tell("now", changes.current)
+                    async for change in changes:
+                        before = change.before or {}
+                        if change.after is None:
+                            _tell("delete", change.before)
+                        else:
+                            news = {name: value for name, value in change.after.items() if before.get(name) != value}
+                            _tell(change.kind, news if change.before else change.after)
+        except (ValueError, WatchFailedError) as error:
+            raise CommandError(str(error)) from error
+    return 0
+
+
+async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
+    """A class for the table, made from what the database says of it."""
+    schema, _, table_name = name.rpartition(".")
+
+    def reflect(connection: Connection) -> Table:
+        return Table(table_name, MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False)
+
+    try:
+        async with engine.connect() as connection:
+            table = await connection.run_sync(reflect)
+    except NoSuchTableError as error:
+        raise CommandError(f"there is no table {name}") from error
+    if not table.primary_key.columns:
+        raise CommandError(f"{name} has no primary key, so nothing tells one row from another")
+    model = type(table_name, (), {})
+    registry().map_imperatively(model, table)
+    return model
+
+
+def _key(model: type[Any], parts: list[str]) -> tuple[Any, ...]:
+    """The key, its parts in the types of their columns."""
+    columns = list(model.__table__.primary_key.columns)
+    if len(parts) != len(columns):
+        names = ", ".join(column.name for column in columns)
+        raise CommandError(f"the primary key has {len(columns)} part(s) ({names}), and {len(parts)} were given")
+    return tuple(_part(column.name, column.type.python_type, part) for column, part in zip(columns, parts, strict=True))
+
+
+def _part(name: str, type_: type[Any], part: str) -> Any:
+    try:
+        return type_.fromisoformat(part) if hasattr(type_, "fromisoformat") else type_(part)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise CommandError(f"{part!r} cannot be {name}, which is of type {type_.__name__}") from error
+
+
+def _tell(what: str, values: Mapping[str, Any] | None) -> None:
+    row = "no row" if values is None else ", ".join(f"{name}={value!r}" for name, value in values.items())
+    print(f"{datetime.now():%H:%M:%S.%f} {what}: {row}", flush=True)

@@ -1,0 +1,49 @@
+"""`pgtoolset watch`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import asyncpg
+import pytest
+
+
+async def start(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pgtoolset.cli", "watch", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+@pytest.mark.usefixtures("engine")
+async def test_prints_changes(database_url: str, other: asyncpg.Connection) -> None:
+    """The row as it is, then a line for each insertion, update and deletion."""
+    process = await start(database_url, "item", "1", "--interval", "0.05")
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            assert b"now: no row" in await process.stdout.readline()
+            await other.execute("INSERT INTO item VALUES (1, 'new')")
+            assert b"insert: id=1, name='new'" in await process.stdout.readline()
+            await other.execute("UPDATE item SET name = 'paid'")
+            assert (await process.stdout.readline()).endswith(b"update: name='paid'\n")
+            await other.execute("DELETE FROM item")
+            assert b"delete: id=1, name='paid'" in await process.stdout.readline()
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("nothing", "1"), "no table"), (("item", "1", "2"), "1 part"), (("item", "one"), "cannot be id")],
+)
+async def test_bad_arguments(database_url: str, arguments: tuple[str, ...], message: str) -> None:
+    """A table or key that cannot be is told in a sentence, with exit code 1."""
+    process = await start(database_url, *arguments)
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert message in errors.decode()
+    assert "Traceback" not in errors.decode()
