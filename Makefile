@@ -38,6 +38,7 @@ benchmarks: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.m2m
 	$(VENV)/bin/python -m benchmarks.transactions
 	$(VENV)/bin/python -m benchmarks.sessions
+	$(VENV)/bin/python -m benchmarks.watch
 	$(VENV)/bin/python -m benchmarks.locks
 
 clean:
