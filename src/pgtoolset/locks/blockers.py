@@ -24,12 +24,14 @@ logger = logging.getLogger("pgtoolset")
 FindHolders: TypeAlias = Callable[[AsyncConnection, int], Awaitable[list[Blocker]]]
 
 #: Seconds before the end of the wait at which a connection is opened for the look, and of the last look, at the most.
-#: Of a short wait it is a part: half and a tenth.
+#: Of a short wait it is a part: four fifths and a tenth.
 _OPEN_BEFORE = 1.0
 _LOOK_BEFORE = 0.05
 
-#: Seconds that the error may come later for the sake of naming the blockers; of a wait a quarter, but at the most this.
+#: Seconds that the error may come later for the sake of naming the blockers: of a wait a quarter, but at the most _GRACE.
+#: Less than _SHORT_GRACE is not enough to connect and ask on a busy machine.
 _GRACE = 1.0
+_SHORT_GRACE = 0.25
 
 _QUERY_LENGTH = 200
 
@@ -37,7 +39,7 @@ _QUERY_LENGTH = 200
 class Lookout:
     """Looks out for blockers during a block that waits for a lock.
 
-    Until the wait is half over it is nothing but a timer, so a lock that is free costs no statement, no task and no
+    For the first fifth of the wait, or more, it is nothing but a timer, so a lock that is free costs no statement, no task and no
     connection. Then it connects past the pool, which may be exhausted by those very waiters, and asks the server. Where
     the block does not wait, or nobody was seen, `holders` asks afterwards who has what was wanted.
 
@@ -61,7 +63,7 @@ class Lookout:
         self._began = time.monotonic()
         if self._seconds:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._seconds - min(_OPEN_BEFORE, self._seconds / 2), self._start)
+            self._timer = loop.call_later(self._seconds - min(_OPEN_BEFORE, self._seconds * 4 / 5), self._start)
         return self
 
     async def __aexit__(
@@ -89,7 +91,7 @@ class Lookout:
             self._start()
         assert self._task is not None
         self._failed.set()
-        await asyncio.wait([self._task], timeout=min(_GRACE, seconds / 4) if seconds else _GRACE)
+        await asyncio.wait([self._task], timeout=min(_GRACE, max(_SHORT_GRACE, seconds / 4)) if seconds else _GRACE)
         waited = self.waited if seconds is None else seconds
         within = f"within {waited:g} s" if waited else "without waiting"
         return LockTimeoutError(
