@@ -1,7 +1,9 @@
 """Honest sessions and nesting transactions for FastAPI, SQLAlchemy's AsyncSession and asyncpg on PostgreSQL."""
 
+from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
     DatabaseExistsError,
+    DatabaseInUseError,
     DatabaseNotFoundError,
     LockTimeoutError,
     PgToolsetError,
@@ -24,6 +26,7 @@ from pgtoolset.watch import RowWatcher, row_change_trigger, wait_for_row_change
 __all__ = [
     "Blocker",
     "DatabaseExistsError",
+    "DatabaseInUseError",
     "DatabaseNotFoundError",
     "IsolationLevel",
     "LockMode",
@@ -43,8 +46,10 @@ __all__ = [
     "WatchFailedError",
     "WatcherClosedError",
     "advisory_lock",
+    "create_database",
     "create_db_context",
     "create_db_dependency",
+    "drop_database",
     "get_transaction",
     "list_lock_waits",
     "lock_rows",

@@ -11,6 +11,7 @@ from pgtoolset.values import Blocker
 
 __all__ = [
     "DatabaseExistsError",
+    "DatabaseInUseError",
     "DatabaseNotFoundError",
     "EmbeddedServerError",
     "LockTimeoutError",
@@ -114,3 +115,17 @@ class DatabaseExistsError(PgToolsetError, ValueError):
 
 class DatabaseNotFoundError(PgToolsetError, LookupError):
     """There is no database of that name."""
+
+
+class DatabaseInUseError(PgToolsetError, RuntimeError):
+    """A database cannot be dropped, or copied, because somebody is in it.
+
+    Attributes:
+        database: its name.
+        sessions: who is in it; empty where nobody could be seen any more.
+    """
+
+    def __init__(self, message: str, *, database: str, sessions: Sequence[Blocker] = ()) -> None:
+        super().__init__(message)
+        self.database = database
+        self.sessions = tuple(sessions)

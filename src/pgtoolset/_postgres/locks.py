@@ -96,16 +96,17 @@ def lock_statement(names: Sequence[str], mode: LockMode, *, nowait: bool = False
 #: pg_stat_activity hides the state, the query and the age of other roles' sessions, and shows a sentence as the query.
 _VISIBLE = "(pg_has_role('pg_read_all_stats', 'USAGE') OR coalesce(pg_has_role(a.usesysid, 'USAGE'), false))"
 
-_ACTIVITY = f"""
+#: What sessions are doing, as a `Blocker` tells it; `pids` is a query for theirs.
+ACTIVITY = f"""
 SELECT b.pid, a.application_name, a.state, CASE WHEN {_VISIBLE} THEN a.query END AS query,
        clock_timestamp() - a.xact_start AS transaction_age
 FROM (SELECT DISTINCT p.pid FROM ({{pids}}) AS p) AS b LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
 ORDER BY a.xact_start, b.pid
 """
-_BLOCKING = text(_ACTIVITY.format(pids="SELECT unnest(pg_blocking_pids(:pid)) AS pid"))
-_SESSIONS = text(_ACTIVITY.format(pids="SELECT unnest(CAST(:pids AS int[])) AS pid"))
+_BLOCKING = text(ACTIVITY.format(pids="SELECT unnest(pg_blocking_pids(:pid)) AS pid"))
+_SESSIONS = text(ACTIVITY.format(pids="SELECT unnest(CAST(:pids AS int[])) AS pid"))
 _HOLDERS = text(
-    _ACTIVITY.format(
+    ACTIVITY.format(
         # Those who wait are in the way too: NOWAIT does not overtake them. A prepared transaction has no pid.
         pids="""SELECT coalesce(l.pid, 0) AS pid FROM pg_locks AS l
             WHERE l.locktype = 'relation' AND l.pid IS DISTINCT FROM :pid AND l.mode = ANY(CAST(:modes AS text[]))
@@ -114,7 +115,7 @@ _HOLDERS = text(
     )
 )
 _OWNERS = text(
-    _ACTIVITY.format(
+    ACTIVITY.format(
         pids="""SELECT coalesce(l.pid, 0) AS pid FROM pg_locks AS l
             WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
               AND l.pid IS DISTINCT FROM :pid AND l.transactionid::text = ANY(CAST(:xids AS text[]))"""

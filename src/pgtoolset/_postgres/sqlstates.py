@@ -12,6 +12,10 @@ LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
+DUPLICATE_DATABASE = "42P04"
+INVALID_CATALOG_NAME = "3D000"
+OBJECT_IN_USE = "55006"
+UNIQUE_VIOLATION = "23505"
 
 #: A transaction that failed so may succeed when it is run again from its start.
 #: https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html

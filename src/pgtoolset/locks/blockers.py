@@ -28,8 +28,8 @@ FindHolders: TypeAlias = Callable[[AsyncConnection, int], Awaitable[list[Blocker
 _OPEN_BEFORE = 1.0
 _LOOK_BEFORE = 0.05
 
-#: Seconds that the error may come later for the sake of naming the blockers: of a wait a quarter, but at the most _GRACE.
-#: Less than _SHORT_GRACE is not enough to connect and ask on a busy machine.
+#: Seconds that the error may come later for the sake of naming the blockers: of a wait a quarter, but at the most
+#: _GRACE. Less than _SHORT_GRACE is not enough to connect and ask on a busy machine.
 _GRACE = 1.0
 _SHORT_GRACE = 0.25
 
@@ -39,9 +39,9 @@ _QUERY_LENGTH = 200
 class Lookout:
     """Looks out for blockers during a block that waits for a lock.
 
-    For the first fifth of the wait, or more, it is nothing but a timer, so a lock that is free costs no statement, no task and no
-    connection. Then it connects past the pool, which may be exhausted by those very waiters, and asks the server. Where
-    the block does not wait, or nobody was seen, `holders` asks afterwards who has what was wanted.
+    For the first fifth of the wait, or more, it is nothing but a timer, so a lock that is free costs no statement, no
+    task and no connection. Then it connects past the pool, which may be exhausted by those very waiters, and asks the
+    server. Where the block does not wait, or nobody was seen, `holders` asks afterwards who has what was wanted.
 
     Args:
         seconds: how long the block waits at the most; 0 where it does not wait, `None` where there is no end.
@@ -129,14 +129,15 @@ class Lookout:
         if self._seen:
             verb = "is" if len(self._seen) == 1 else "are"
             return (
-                f"in the way {verb} {'; '.join(map(_described, self._seen))}. End that first, or wait longer (timeout)."
+                f"in the way {verb} {'; '.join(map(described, self._seen))}. End that first, or wait longer (timeout)."
             )
         if self._error is not None:
             return f"who is in the way could not be seen ({type(self._error).__name__}: {self._error})."
         return "who is in the way could not be seen in time. `pgtoolset locks URL` shows who waits for whom."
 
 
-def _described(blocker: Blocker) -> str:
+def described(blocker: Blocker) -> str:
+    """A session in words, for a message."""
     if blocker.pid == 0:
         return "a prepared transaction (see pg_prepared_xacts)"
     name = f" ({blocker.application_name!r})" if blocker.application_name else ""

@@ -1,0 +1,97 @@
+"""The SQL of whole databases: making and dropping them, and asking who is in one.
+
+https://www.postgresql.org/docs/current/sql-createdatabase.html and
+https://www.postgresql.org/docs/current/sql-dropdatabase.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy import URL
+
+from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.locks import ACTIVITY
+from pgtoolset._postgres.servers import maintenance_connection
+from pgtoolset.values import Blocker
+
+logger = logging.getLogger("pgtoolset")
+
+#: PostgreSQL cuts longer identifiers, so two of them may be one. NAMEDATALEN is 64, one byte of it a terminator.
+#: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS
+LONGEST_NAME = 63
+
+_USERS = ACTIVITY.format(
+    # A prepared transaction has no pid.
+    pids="""SELECT s.pid FROM pg_stat_activity AS s WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
+            UNION ALL SELECT 0 FROM pg_prepared_xacts AS x WHERE x.database = $1"""
+)
+
+
+def check_name(what: str, name: object) -> str:
+    """The name, or the error that says why PostgreSQL cannot hold it."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a string, not {name!r}")
+    if not name:
+        raise ValueError(f"{what} must not be empty")
+    if "\0" in name:
+        raise ValueError(f"{what} must not contain a NUL character: {name!r}")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid Unicode: {name!r}") from None
+    if length > LONGEST_NAME:
+        raise ValueError(f"{what} must be at most {LONGEST_NAME} bytes in UTF-8, and {name!r} has {length}")
+    return name
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def create_statement(name: str, template: str | None) -> str:
+    return f"CREATE DATABASE {quoted(name)}" + (f" TEMPLATE {quoted(template)}" if template is not None else "")
+
+
+def drop_statement(name: str, *, force: bool) -> str:
+    return f"DROP DATABASE {quoted(name)}" + (" WITH (FORCE)" if force else "")
+
+
+async def users_of(connection: Any, name: str) -> list[Blocker]:
+    """The sessions, and prepared transactions, that are in a database, this one excepted."""
+    return [Blocker(*row) for row in await connection.fetch(_USERS, name)]
+
+
+async def execute_or_undo(connection: Any, url: URL, statement: str, undo: Callable[[], Awaitable[object]]) -> None:
+    """Run a statement; where the caller is cancelled meanwhile, it has not happened, or is undone.
+
+    The driver's own way to cancel a statement does not tell whether it was done nevertheless. Here PostgreSQL is asked
+    to cancel it over another connection, and its answer to the statement itself is waited for.
+    """
+    task = asyncio.ensure_future(connection.execute(statement))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await uninterrupted(_take_back(connection, url, task, undo))
+        raise
+
+
+async def _take_back(
+    connection: Any, url: URL, task: asyncio.Future[Any], undo: Callable[[], Awaitable[object]]
+) -> None:
+    try:
+        if not task.done():
+            async with maintenance_connection(url, never="") as other:
+                await other.execute(f"SELECT pg_cancel_backend({connection.get_server_pid()})")
+    except Exception:
+        logger.debug("a statement could not be cancelled, and is waited for", exc_info=True)
+    await asyncio.wait([task])
+    if not task.cancelled() and task.exception() is None:
+        try:
+            await undo()
+        except Exception:
+            # The cancellation is what the caller must hear of.
+            logger.warning("what a cancelled call had made could not be undone", exc_info=True)
