@@ -150,7 +150,7 @@ async def test_timeout(
         with pytest.raises(LockTimeoutError, match="lock 2 rows of account in UPDATE mode") as caught:
             await lock_rows(session, Account, [1, 2], **arguments)
         if "timeout" in arguments:
-            assert 0.19 < time.monotonic() - start < 0.3
+            assert 0.19 < time.monotonic() - start < 0.2 + 0.25  # what naming the blockers may take
         assert [blocker.pid for blocker in caught.value.blockers] == [pid]
         assert (caught.value.tables, caught.value.mode) == (("account",), "UPDATE")
         assert caught.value.timeout == (0.2 if "timeout" in arguments else 0)

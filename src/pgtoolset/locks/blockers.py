@@ -61,9 +61,6 @@ class Lookout:
 
     async def __aenter__(self) -> Self:
         self._began = time.monotonic()
-        if self._seconds:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._seconds - min(_OPEN_BEFORE, self._seconds * 4 / 5), self._start)
         return self
 
     async def __aexit__(
@@ -76,12 +73,16 @@ class Lookout:
             await uninterrupted(_ended(self._task))
 
     def watch(self, connection: Connection) -> None:
-        """The lock is about to be asked for on this connection."""
+        """The lock is about to be asked for on this connection: the wait begins now."""
         self._connection = connection
+        self._began = time.monotonic()
+        if self._seconds:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._seconds - min(_OPEN_BEFORE, self._seconds * 4 / 5), self._start)
 
     @property
     def waited(self) -> float:
-        """The seconds since the block began."""
+        """The seconds since the wait began."""
         return time.monotonic() - self._began
 
     async def timed_out(self, what: str, *, tables: Sequence[str], mode: str) -> LockTimeoutError:
@@ -108,7 +109,7 @@ class Lookout:
 
     async def _look(self) -> None:
         if self._connection is None:
-            return  # it has taken all this time to get one
+            return  # refused before the lock was asked for
         try:
             pid = backend_pid(self._connection)
             async with outside_connection(self._connection.engine) as outside:
