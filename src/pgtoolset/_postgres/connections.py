@@ -23,6 +23,15 @@ def terminate(connection: Connection) -> None:
         driver.terminate()
 
 
+def has_one_backend(connection: Connection) -> bool:
+    """Whether two statements outside a transaction meet the same backend, as far as this side can tell.
+
+    Behind a pooler of transactions they do not, and a statement that was prepared is gone when it is executed. Nobody
+    can ask for one, but asyncpg has to go without its cache of statements there, and nowhere else.
+    """
+    return bool(getattr(connection.connection.driver_connection, "_stmt_cache_enabled", True))
+
+
 def verify_next_commit(connection: PoolProxiedConnection, aborted: Callable[[], Exception]) -> None:
     """Have the COMMIT that `connection` is about to send checked; `aborted()` is raised where it rolled back.
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.base import NO_VALUE
 
 from pgtoolset._native import row_comparator
+from pgtoolset._postgres.connections import has_one_backend
 from pgtoolset.watch.targets import Target
 
 __all__ = ["Look", "look", "place", "seen_by", "values_of"]
@@ -35,9 +36,9 @@ def look(spot: Look) -> Any:
     """The row as a detached instance, or `None`. Runs in SQLAlchemy's greenlet."""
     if isinstance(spot.bind, Engine):
         with spot.bind.connect() as connection:
-            # A snapshot of this moment, and neither BEGIN nor ROLLBACK on the wire.
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            return _load(spot, connection)
+            # A snapshot of this moment, where it can be with neither BEGIN nor ROLLBACK on the wire.
+            level: Any = "AUTOCOMMIT" if has_one_backend(connection) else "READ COMMITTED"
+            return _load(spot, connection.execution_options(isolation_level=level))
     if spot.bind.in_transaction():
         return _load(spot, spot.bind)
     with spot.bind.begin():

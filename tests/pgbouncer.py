@@ -1,0 +1,66 @@
+"""PgBouncer in transaction mode, before the server of a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+#: Backends for all clients together: fewer than there are clients, so that these share them.
+BACKENDS = 2
+
+
+@asynccontextmanager
+async def pgbouncer(url: str) -> AsyncIterator[str]:
+    """Yields a URL of the same database through PgBouncer, which runs as whoever owns the server's socket."""
+    assert PROGRAM is not None
+    behind = make_url(url)
+    host = behind.query.get("host") or behind.host
+    assert isinstance(host, str)
+    user = pwd.getpwuid(os.stat(host).st_uid if host.startswith("/") else os.getuid()).pw_name
+    if os.getuid() == 0 and user == "root":
+        user = "nobody"
+    directory = Path(tempfile.mkdtemp(prefix="pgtoolset-pgbouncer-"))
+    try:
+        password = f" password='{behind.password}'" if behind.password else ""
+        (directory / "pgbouncer.ini").write_text(
+            f"""
+[databases]
+* = host={host} port={behind.port or 5432} user={behind.username}{password}
+
+[pgbouncer]
+pool_mode = transaction
+default_pool_size = {BACKENDS}
+auth_type = any
+listen_addr =
+listen_port = 6432
+unix_socket_dir = {directory}
+"""
+        )
+        command = [PROGRAM, "-q", str(directory / "pgbouncer.ini")]
+        if os.getuid() == 0:
+            shutil.chown(directory, user)
+            shutil.chown(directory / "pgbouncer.ini", user)
+            command[1:1] = ["-u", user]
+        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(10):
+                while not (directory / ".s.PGSQL.6432").exists():
+                    assert process.returncode is None, await process.communicate()
+                    await asyncio.sleep(0.02)
+            yield f"postgresql+asyncpg://{behind.username}@/{behind.database}?host={directory}&port=6432"
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+    finally:
+        shutil.rmtree(directory)
