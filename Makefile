@@ -4,8 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_MINIMUM ?= .venv-minimum
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find src stubs -name '*.py*' -not -path '*/__pycache__/*') setup.py MANIFEST.in pyproject.toml
 
-.PHONY: demo test check lint test-minimum format benchmarks clean
+# Tests, and what they read, as they are copied to where the source of the package is not.
+OUTSIDE = .wheel-tests
+TESTED = tests docs examples benchmarks README.md CHANGELOG.md pyproject.toml
+
+.PHONY: demo test check lint wheel test-wheel test-minimum format benchmarks clean
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
 demo: $(VENV)/.ready
@@ -24,9 +29,14 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-## test-minimum: the same suite on the oldest versions that are supported, and on PostgreSQL 16
-test-minimum: $(VENV_MINIMUM)/.ready
-	POSTGRES_VERSION=16 $(VENV_MINIMUM)/bin/python -m pytest $(PYTEST_ARGS)
+## wheel: a wheel for this Python with the compiled modules, and the sdist that it is built from, in dist/
+wheel: dist/.built
+
+## test-wheel: the suite on the installed wheel, away from the source tree, with its compiled modules; the environment
+## has the oldest versions that are supported, and PostgreSQL is 16, so the other end of each range is tested as well
+test-wheel test-minimum: $(VENV_MINIMUM)/.ready
+	rm -rf $(OUTSIDE) && mkdir $(OUTSIDE) && cp -r $(TESTED) $(OUTSIDE)
+	cd $(OUTSIDE) && PGTOOLSET_IMPL=c POSTGRES_VERSION=16 $(abspath $(VENV_MINIMUM))/bin/python -m pytest $(PYTEST_ARGS)
 
 format: $(VENV)/.ready
 	$(VENV)/bin/ruff check --fix
@@ -42,14 +52,23 @@ benchmarks: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.locks
 
 clean:
-	rm -rf $(VENV) $(VENV_MINIMUM) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_MINIMUM) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready: pyproject.toml
+# Editable, and so without the compiled modules: they would hide an edit of their source.
+$(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP_INSTALL) --editable ".[dev]"
+	PGTOOLSET_NO_EXTENSIONS=1 $(VENV)/bin/python $(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
-$(VENV_MINIMUM)/.ready: pyproject.toml requirements-minimum.txt
+# The wheel is built from the sdist, away from the source tree, so neither can lack anything.
+dist/.built: $(SOURCES) | $(VENV)/.ready
+	rm -rf dist && mkdir dist
+	PGTOOLSET_REQUIRE_EXTENSIONS=1 $(VENV)/bin/python -m build --outdir dist . > dist/build.log 2>&1 \
+		|| { cat dist/build.log; exit 1; }
+	touch $@
+
+$(VENV_MINIMUM)/.ready: dist/.built requirements-minimum.txt
 	$(PYTHON) -m venv $(VENV_MINIMUM)
-	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --editable ".[dev]" --constraint requirements-minimum.txt
+	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[dev]" --constraint requirements-minimum.txt
+	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	touch $@

@@ -1,5 +1,6 @@
 """Honest sessions and nesting transactions for FastAPI, SQLAlchemy's AsyncSession and asyncpg on PostgreSQL."""
 
+from pgtoolset._native import implementation
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
     DatabaseExistsError,
@@ -51,6 +52,7 @@ __all__ = [
     "create_db_dependency",
     "drop_database",
     "get_transaction",
+    "implementation",
     "list_lock_waits",
     "lock_rows",
     "lock_tables",

@@ -1,10 +1,51 @@
-"""The two hot modules, each behind a slot that is typed by its protocol."""
+"""The two hot modules, each behind a slot that is typed by its protocol.
 
-from pgtoolset._native import associations as _python_associations
-from pgtoolset._native import comparator as _python_comparator
+Each has one source and two names: interpreted it is `comparator`, compiled it is `comparator_c`. The compiled ones are
+taken where both are there. The environment variable PGTOOLSET_IMPL, `c` or `python`, leaves no choice.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
 from pgtoolset.protocols import AssociationRows, RowComparator
 
-__all__ = ["association_rows", "row_comparator"]
+__all__ = ["association_rows", "implementation", "row_comparator"]
 
-association_rows: AssociationRows = _python_associations
-row_comparator: RowComparator = _python_comparator
+
+def _compiled() -> tuple[Literal["c"], AssociationRows, RowComparator]:
+    import pgtoolset._native.associations_c as associations_c
+    import pgtoolset._native.comparator_c as comparator_c
+
+    return "c", associations_c, comparator_c
+
+
+def _interpreted() -> tuple[Literal["python"], AssociationRows, RowComparator]:
+    from pgtoolset._native import associations, comparator
+
+    return "python", associations, comparator
+
+
+def _chosen() -> tuple[Literal["c", "python"], AssociationRows, RowComparator]:
+    forced = os.environ.get("PGTOOLSET_IMPL", "")
+    if forced not in ("", "c", "python"):
+        raise ImportError(f"PGTOOLSET_IMPL must be 'c' or 'python', or not be set; it is {forced!r}")
+    if forced == "python":
+        return _interpreted()
+    try:
+        return _compiled()
+    except ImportError as error:
+        if forced:
+            raise ImportError(
+                f"PGTOOLSET_IMPL=c, but the compiled modules of pgtoolset cannot be imported: {error}. Install a wheel "
+                "that has them, or build with a C compiler and PGTOOLSET_REQUIRE_EXTENSIONS=1; or unset PGTOOLSET_IMPL"
+            ) from error
+        return _interpreted()
+
+
+#: Which of the two is in use.
+implementation: Literal["c", "python"]
+association_rows: AssociationRows
+row_comparator: RowComparator
+implementation, association_rows, row_comparator = _chosen()

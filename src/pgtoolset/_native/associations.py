@@ -7,9 +7,19 @@ SQLAlchemy keeps of each instance; an attribute is never read, because reading a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.attributes import instance_state
+
+if TYPE_CHECKING:
+    from pgtoolset._native import _pure as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from pgtoolset._native import _pure as cython
+
+__all__ = ["key_columns", "pair_columns"]
 
 
 def key_columns(instances: Sequence[Any], keys: Sequence[tuple[Any, ...]], positions: Sequence[int]) -> list[list[Any]]:
@@ -48,5 +58,6 @@ def pair_columns(
     return _columns(list(rows), len(owner_positions) + len(related_positions))
 
 
+@cython.cfunc
 def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [[row[position] for row in rows] for position in range(width)]

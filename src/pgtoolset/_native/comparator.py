@@ -8,7 +8,15 @@ same value make two objects, so equality has to be sane for every type that a co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pgtoolset._native import _pure as cython
+else:
+    try:
+        import cython
+    except ModuleNotFoundError:
+        from pgtoolset._native import _pure as cython
 
 __all__ = ["changed_rows", "same_value"]
 
@@ -58,6 +66,7 @@ def same_value(left: Any, right: Any) -> bool:
         return False
 
 
+@cython.cfunc
 def _same_items(left: Sequence[Any], right: Sequence[Any]) -> bool:
     if len(left) != len(right):
         return False
@@ -67,6 +76,7 @@ def _same_items(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return True
 
 
+@cython.cfunc
 def _alike(left: Any, right: Any) -> bool:
     """Of values that will not say whether they are equal: whether they look the same, to the last byte if they can."""
     if type(left) is not type(right):

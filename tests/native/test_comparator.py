@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgtoolset._native import row_comparator
-
-changed_rows, same_value = row_comparator.changed_rows, row_comparator.same_value
+from pgtoolset.protocols import RowComparator
 
 
 class Array:
@@ -70,10 +68,10 @@ nan = float("nan")
         (Decimal("1.0"), Decimal("1.00")),
     ],
 )
-def test_same(left: Any, right: Any) -> None:
+def test_same(comparator: RowComparator, left: Any, right: Any) -> None:
     """Equal values are the same, and so are those that no `==` calls equal although nothing has changed."""
-    assert same_value(left, right)
-    assert same_value(right, left)
+    assert comparator.same_value(left, right)
+    assert comparator.same_value(right, left)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +91,10 @@ def test_same(left: Any, right: Any) -> None:
         (b"a", memoryview(b"b")),
     ],
 )
-def test_different(left: Any, right: Any) -> None:
+def test_different(comparator: RowComparator, left: Any, right: Any) -> None:
     """A change is a change, whatever the values think of being compared."""
-    assert not same_value(left, right)
-    assert not same_value(right, left)
+    assert not comparator.same_value(left, right)
+    assert not comparator.same_value(right, left)
 
 
 values = st.recursive(
@@ -113,7 +111,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_a_copy_is_the_same(value: Any) -> None:
+def test_a_copy_is_the_same(comparator: RowComparator, value: Any) -> None:
     """A value that was sent twice is no change."""
 
     def copy(value: Any) -> Any:
@@ -125,17 +123,17 @@ def test_a_copy_is_the_same(value: Any) -> None:
             return math.ldexp(*math.frexp(value)) if math.isfinite(value) else float(str(value))
         return Decimal(str(value)) if isinstance(value, Decimal) else value
 
-    assert same_value(value, copy(value))
+    assert comparator.same_value(value, copy(value))
 
 
 @given(st.lists(values, min_size=1, max_size=4), st.lists(values, min_size=1, max_size=4), st.integers(1, 2))
-def test_changed_rows(one: list[Any], other: list[Any], width: int) -> None:
+def test_changed_rows(comparator: RowComparator, one: list[Any], other: list[Any], width: int) -> None:
     """Rows are told apart by their keys, and by nothing but their values."""
     keys: list[tuple[int, ...]] = [(number,) * width for number in range(4)]
     before = [(*key, *one) for key in keys]
     known = {key if width == 2 else key[0]: row for key, row in zip(keys, before, strict=True)}
     after = [(*keys[0], *one), (*keys[1], *other), (*keys[3], *one), (*(9,) * width, *one)]
-    same = len(one) == len(other) and all(same_value(*pair) for pair in zip(one, other, strict=True))
-    assert changed_rows(after, known, width) == ([3] if same else [1, 3])
-    assert changed_rows(before, {}, width) == [0, 1, 2, 3]
-    assert changed_rows([], known, width) == []
+    same = len(one) == len(other) and all(comparator.same_value(*pair) for pair in zip(one, other, strict=True))
+    assert comparator.changed_rows(after, known, width) == ([3] if same else [1, 3])
+    assert comparator.changed_rows(before, {}, width) == [0, 1, 2, 3]
+    assert comparator.changed_rows([], known, width) == []

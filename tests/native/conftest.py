@@ -1,0 +1,37 @@
+"""Both implementations of each hot module, or the one that there is.
+
+These tests need no database and nothing from the folder above: wheels are tested with them on every platform.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+
+def implementations(name: str) -> list[ModuleType]:
+    """The module as it is interpreted and, where that is installed, as it is compiled."""
+    found = [importlib.import_module(f"pgtoolset._native.{name}")]
+    try:
+        found.append(importlib.import_module(f"pgtoolset._native.{name}_c"))
+    except ModuleNotFoundError:
+        pass  # test_choice.py sees to it that it is there where it must be
+    return found
+
+
+def name_of(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+@pytest.fixture(scope="session", params=implementations("comparator"), ids=name_of)
+def comparator(request: pytest.FixtureRequest) -> ModuleType:
+    module: ModuleType = request.param
+    return module
+
+
+@pytest.fixture(scope="session", params=implementations("associations"), ids=name_of)
+def associations(request: pytest.FixtureRequest) -> ModuleType:
+    module: ModuleType = request.param
+    return module

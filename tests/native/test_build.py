@@ -1,0 +1,161 @@
+"""What is built and installed: with a compiler, without one, without Cython, from the sdist."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "src", "stubs")
+BUILT = {"associations_c", "comparator_c"}
+
+#: The other half of `make check` runs where there is no source, on the wheel that was built from it.
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="builds from the source tree")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the source tree, so that nothing is left in it."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in SOURCE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def run(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run this Python on `arguments`, there and with these variables of the environment."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PGTOOLSET_")}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=kept | dict(variables or {}), capture_output=True, text=True
+    )
+
+
+def wheel_of(folder: Path, **variables: str) -> tuple[Path, str]:
+    """The wheel that is built from a source tree, and what was printed meanwhile."""
+    out = folder.parent / "wheel"
+    result = run(folder, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), variables=variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = out.glob("*.whl")
+    return wheel, result.stdout + result.stderr
+
+
+def files_of(wheel: Path) -> dict[str, int]:
+    """The files of the package in a wheel, and their checksums."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {each.filename: each.CRC for each in archive.infolist() if each.filename.startswith("pgtoolset/")}
+
+
+def installed(wheel: Path, **variables: str) -> str:
+    """What `pgtoolset.implementation` is of a package out of this wheel."""
+    target = wheel.parent / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    program = "import pgtoolset; print(pgtoolset.__file__); print(pgtoolset.implementation)"
+    result = run(wheel.parent, "-W", "error", "-c", program, variables={"PYTHONPATH": str(target), **variables})
+    assert result.returncode == 0, result.stderr
+    file, implementation = result.stdout.split()
+    assert Path(file).is_relative_to(target)
+    return implementation
+
+
+@pytest.fixture
+def no_compiler(tmp_path: Path) -> dict[str, str]:
+    """Variables of an environment in which there is no C compiler."""
+    (tmp_path / "bin").mkdir()
+    return {"CC": "no-such-compiler", "CXX": "no-such-compiler", "PATH": str(tmp_path / "bin")}
+
+
+def test_wheel_with_compiled_modules(source: Path) -> None:
+    """The wheel has each compiled module, its stub beside it, no generated C; the source tree stays as it was."""
+    before = {path for path in source.rglob("*") if path.is_relative_to(source / "src")}
+    wheel, _ = wheel_of(source, PGTOOLSET_REQUIRE_EXTENSIONS="1")
+    names = [name for name in files_of(wheel) if name.startswith("pgtoolset/_native/")]
+    modules = {Path(name).name.partition(".")[0] for name in names if name.endswith((".so", ".pyd"))}
+    assert modules == BUILT
+    assert {Path(name).stem for name in names if name.endswith(".pyi")} == BUILT
+    assert not [name for name in names if name.endswith((".c", ".cpp", ".h"))]
+    after = {path for path in source.rglob("*") if path.is_relative_to(source / "src")}
+    assert not [path for path in after - before if "egg-info" not in str(path)]
+    assert installed(wheel) == "c"
+    assert installed(wheel, PGTOOLSET_IMPL="python") == "python"
+
+
+def test_sdist_builds_the_same_wheel(source: Path, tmp_path: Path) -> None:
+    """Nothing that the build needs is missing from the sdist."""
+    direct, _ = wheel_of(source, PGTOOLSET_NO_EXTENSIONS="1")
+    out = tmp_path / "dist"
+    result = run(
+        source,
+        *("-m", "build", "--no-isolation", "--outdir", str(out)),
+        variables={"PGTOOLSET_REQUIRE_EXTENSIONS": "1"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (through_sdist,) = out.glob("*.whl")
+    ours, theirs = files_of(direct), files_of(through_sdist)
+    assert ours.items() <= theirs.items()
+    extra = {Path(name).name.partition(".")[0] for name in set(theirs) - set(ours)}
+    assert extra == BUILT
+
+
+def test_no_compiler(source: Path, no_compiler: dict[str, str]) -> None:
+    """Without a compiler there is a warning, and a package that works without the compiled modules."""
+    wheel, output = wheel_of(source, **no_compiler)
+    assert "no-such-compiler" in output
+    assert 'building extension "pgtoolset._native.comparator_c" failed' in output
+    assert not [name for name in files_of(wheel) if name.endswith((".so", ".pyd", ".pyi"))]
+    assert installed(wheel) == "python"
+
+
+def test_no_compiler_but_required(source: Path, no_compiler: dict[str, str]) -> None:
+    """PGTOOLSET_REQUIRE_EXTENSIONS=1 makes a compiler that is missing an error."""
+    result = run(source, "setup.py", "build", variables={**no_compiler, "PGTOOLSET_REQUIRE_EXTENSIONS": "1"})
+    assert result.returncode != 0
+    assert "no-such-compiler" in result.stderr
+
+
+def test_no_cython(source: Path, tmp_path: Path) -> None:
+    """Without Cython there is a warning and a pure wheel; where the modules are required, an error."""
+    hidden = tmp_path / "hidden" / "Cython"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ModuleNotFoundError(__name__)")
+    variables = {"PYTHONPATH": str(hidden.parent)}
+    result = run(source, "setup.py", "build", variables=variables)
+    assert result.returncode == 0, result.stderr
+    assert "without Cython, pgtoolset is built without its compiled modules" in result.stderr
+    assert not [*source.rglob("*.so"), *source.rglob("*.pyd")]
+    result = run(source, "setup.py", "build", variables={**variables, "PGTOOLSET_REQUIRE_EXTENSIONS": "1"})
+    assert result.returncode == 1
+    assert "PGTOOLSET_REQUIRE_EXTENSIONS is set, but Cython is not installed" in result.stderr
+
+
+def test_no_extensions_wanted(source: Path) -> None:
+    """PGTOOLSET_NO_EXTENSIONS=1 makes a pure wheel, for every platform."""
+    wheel, _ = wheel_of(source, PGTOOLSET_NO_EXTENSIONS="1")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in files_of(wheel) if name.endswith((".so", ".pyd", ".pyi"))]
+    assert installed(wheel) == "python"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PGTOOLSET_NO_EXTENSIONS": "1", "PGTOOLSET_REQUIRE_EXTENSIONS": "1"}, "exclude one another"),
+        ({"PGTOOLSET_NO_EXTENSIONS": "yes"}, "PGTOOLSET_NO_EXTENSIONS must be 1 or 0, not 'yes'"),
+    ],
+)
+def test_contradictions(source: Path, variables: dict[str, str], message: str) -> None:
+    """What cannot be meant is an error that says so."""
+    result = run(source, "setup.py", "--version", variables=variables)
+    assert result.returncode == 1
+    assert message in result.stderr
