@@ -7,8 +7,9 @@ import itertools
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
+from ipaddress import ip_address
 from typing import Any
 
 from sqlalchemy import (
@@ -18,11 +19,13 @@ from sqlalchemy import (
     Date,
     DateTime,
     Enum,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     Numeric,
     Select,
@@ -37,7 +40,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INET, INT8RANGE, JSONB, Range
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -368,6 +371,16 @@ class Prefixed(TypeDecorator[str]):
         return None if value is None else value.removeprefix("p-")
 
 
+class Lowered(TypeDecorator[str]):
+    """Stored in lower case, by the database."""
+
+    impl = String(20)
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return func.lower(bindparam, type_=String())
+
+
 KEY_TYPES: dict[str, tuple[Any, list[Any]]] = {
     "uuid": (Uuid(), [uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)]),
     "uuid_text": (Uuid(as_uuid=False), [str(uuid.UUID(int=number)) for number in (1, 2, 3)]),
@@ -382,6 +395,11 @@ KEY_TYPES: dict[str, tuple[Any, list[Any]]] = {
     "char": (CHAR(4), ["ab  ", "abcd"]),
     "varchar": (String(3), ["abc", 'ä,"', "'"]),
     "text": (Text(), ["", "\\", "{}"]),
+    "interval": (Interval(), [timedelta(hours=30), timedelta(0), timedelta(microseconds=-1)]),
+    "range": (INT8RANGE(), [Range(1, 5), Range(None, 1, bounds="()"), Range(5, 6)]),
+    "inet": (INET(), [ip_address("10.0.0.1"), ip_address("::1")]),
+    "float": (Float(), [1.5, float("inf"), -0.25]),
+    "bind_expression": (Lowered(), ["a", "b", "c"]),
 }
 KEYED: dict[str, tuple[Any, Any, Table]] = {}
 
