@@ -10,9 +10,9 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import String, text
+from sqlalchemy import String, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from pgtoolset import (
     RowNotFoundError,
@@ -382,6 +382,30 @@ async def test_notifications_wake(places: AsyncEngine, other: asyncpg.Connection
             await other.execute('UPDATE "watched ""place""" SET number = 2')
             assert (await anext(place)).kind == "delete"
         assert time.monotonic() - start < 30
+
+
+async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Connection) -> None:
+    """The DDL is to be had before the classes that a relationship names, and created along with the table."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Early(Own):
+        __tablename__ = "early"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        late: Mapped[Any] = relationship("Late", uselist=False)
+
+    for ddl in row_change_trigger(Early):
+        event.listen(Early.__table__, "after_create", ddl)
+    async with engine.begin() as connection:
+        await connection.run_sync(Own.metadata.create_all)
+    try:
+        triggers = await other.fetchval("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'early'::regclass")
+        assert triggers == 4
+    finally:
+        async with engine.begin() as connection:
+            await connection.run_sync(Own.metadata.drop_all)
 
 
 @pytest.mark.usefixtures("triggers")

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from examples.shop import customers, mail, orders, reports, stock, tags, till
-from examples.shop.db import connected
+from examples.shop import customers, mail, orders, reports, status, stock, tags, till
+from examples.shop.db import connected, watching
 from examples.shop.settings import Settings
 from pgtoolset import TransactionAbortedError
 
@@ -17,13 +17,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with connected(settings) as engine:
+        async with connected(settings) as engine, watching(settings) as watcher:
             app.state.engine = engine
+            app.state.watcher = watcher
             app.state.mailer = mail.Mailer()
             yield
 
     app = FastAPI(title="A shop on pgtoolset", lifespan=lifespan)
-    for module in (customers, orders, tags, stock, till, reports, mail):
+    for module in (customers, orders, status, tags, stock, till, reports, mail):
         app.include_router(module.router)
     app.add_exception_handler(TransactionAbortedError, report_aborted_transaction)
     return app

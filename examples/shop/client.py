@@ -102,6 +102,17 @@ class Witness:
         """What the shop's connections are doing, one of pg_stat_activity's words for each."""
         return await self._shop_connections("state")
 
+    async def watching(self) -> int:
+        """How many connections the shop's watcher has."""
+        name = self._settings.watcher_name
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name"
+        return int(await self.value(query, name=name))
+
+    async def send_orders_of(self, customer: dict[str, Any]) -> None:
+        """Set the status of all orders of a customer, behind the back of the shop."""
+        query = text("UPDATE orders SET status = 'sent' WHERE customer_id = :id")
+        await self._connection.execute(query, {"id": customer["id"]})
+
     async def waiting_for_locks(self) -> int:
         """How many of the shop's connections wait for a lock."""
         return (await self._shop_connections("wait_event_type")).count("Lock")

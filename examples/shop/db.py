@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from examples.shop.models import Base, Product, Voucher
 from examples.shop.settings import Settings
-from pgtoolset import create_db_context, create_db_dependency
+from pgtoolset import RowWatcher, create_db_context, create_db_dependency
 
 POOL_SIZE = 5
 
@@ -39,6 +39,18 @@ async def connected(settings: Settings) -> AsyncIterator[AsyncEngine]:
             await connection.run_sync(Base.metadata.create_all)
         await stock_the_shelves()
         yield engine
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def watching(settings: Settings) -> AsyncIterator[RowWatcher]:
+    """The one watcher for everybody who waits. An engine of its own gives its connection a name of its own."""
+    server_settings = settings.server_settings(settings.watcher_name)
+    engine = create_async_engine(settings.url, connect_args={"server_settings": server_settings})
+    try:
+        async with RowWatcher(engine, interval=0.5, notify=True) as watcher:
+            yield watcher
     finally:
         await engine.dispose()
 

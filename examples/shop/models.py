@@ -2,8 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, Column, DateTime, ForeignKey, Table, func
+from sqlalchemy import CheckConstraint, Column, DateTime, ForeignKey, Table, event, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from pgtoolset import row_change_trigger
 
 
 class Base(DeclarativeBase):
@@ -57,9 +59,15 @@ class Order(Base):
     customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id"))
     placed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     total_cents: Mapped[int] = mapped_column(default=0)
+    status: Mapped[str] = mapped_column(default="placed")
 
     lines: Mapped[list["OrderLine"]] = relationship(order_by="OrderLine.sku")
     tags: Mapped[list[Tag]] = relationship(secondary=order_tags)
+
+
+# Created with the table: whoever follows an order hears of a change at once, and not at the next look.
+for ddl in row_change_trigger(Order):
+    event.listen(Order.__table__, "after_create", ddl)
 
 
 class OrderLine(Base):

@@ -107,6 +107,7 @@ def to_order_out(order: Order, notes: list[str] | None = None) -> OrderOut:
         customer_id=order.customer_id,
         placed_at=order.placed_at,
         total_cents=order.total_cents,
+        status=order.status,
         lines=[Line(sku=line.sku, quantity=line.quantity) for line in order.lines],
         notes=notes or [],
     )

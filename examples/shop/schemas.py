@@ -1,7 +1,7 @@
 """What comes in and goes out over HTTP, validated at the edge: past it, every value fits its column."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
@@ -63,8 +63,17 @@ class OrderOut(BaseModel):
     customer_id: int
     placed_at: datetime
     total_cents: int
+    status: str
     lines: list[Line]
     notes: list[str] = []
+
+
+class StatusIn(Incoming):
+    status: Literal["placed", "paid", "sent", "received"]
+
+
+class StatusOut(StatusIn):
+    id: int
 
 
 class TagsIn(Incoming):

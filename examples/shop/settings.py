@@ -29,6 +29,11 @@ class Settings:
         """What the shop's connections are called in pg_stat_activity: another run's have another name."""
         return self.schema
 
+    @property
+    def watcher_name(self) -> str:
+        """What the connection of the shop's `RowWatcher` is called there."""
+        return f"{self.schema}_watcher"
+
     def server_settings(self, application_name: str) -> dict[str, str]:
         """PostgreSQL settings of a connection on which unqualified table names mean the shop's own."""
         return {"search_path": self.schema, "application_name": application_name}

@@ -3,6 +3,7 @@
 from examples.shop.client import Shop, Witness
 from examples.shop.console import Console
 from examples.shop.crowd_steps import hang_ups, serializable_decrements
+from examples.shop.follower_steps import followed_orders
 from examples.shop.settings import Settings
 from examples.shop.steps import mail_after_commit, nested_step, readable_at_once, swallowed_error
 from examples.shop.tag_steps import tagged_orders
@@ -16,6 +17,7 @@ STEPS = {
     "Orders are tagged: one tag, another set of them, 50,000 at once": tagged_orders,
     "The till is closed while clients keep writing": closing_the_till,
     "A lock that is not to be had names who has it": who_is_in_the_way,
+    "1,000 clients follow their orders over one database connection": followed_orders,
     "50 clients decrement one stock under SERIALIZABLE": serializable_decrements,
     "200 requests on a pool of 5, and half of the clients hang up": hang_ups,
 }

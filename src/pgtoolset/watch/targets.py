@@ -18,7 +18,16 @@ from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.orm.attributes import QueryableAttribute
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["Target", "check_predicate", "check_seconds", "check_session", "parse_key", "raw_key", "resolve_target"]
+__all__ = [
+    "Target",
+    "check_predicate",
+    "check_seconds",
+    "check_session",
+    "mapper_of",
+    "parse_key",
+    "raw_key",
+    "resolve_target",
+]
 
 M = TypeVar("M")
 
@@ -43,14 +52,20 @@ class Target(Generic[M]):
         return self.model.__name__
 
 
-def resolve_target(model: type[M], columns: Iterable[Any] | None) -> Target[M]:
-    """The target that `model` and `columns` name; `TypeError` or `ValueError` where they name none."""
+def mapper_of(model: type[M]) -> Mapper[M]:
+    """The mapper of a class, configured or not; `TypeError` where it has none."""
     try:
         mapper: Any = inspect_mapping(model)
     except NoInspectionAvailable:
         mapper = None
     if not isinstance(mapper, Mapper) or not isinstance(model, type):
         raise TypeError(f"model must be a mapped class, not {model!r}")
+    return mapper
+
+
+def resolve_target(model: type[M], columns: Iterable[Any] | None) -> Target[M]:
+    """The target that `model` and `columns` name; `TypeError` or `ValueError` where they name none."""
+    mapper = mapper_of(model)
     keys = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
     if columns is None:
         names = [each.key for each in mapper.column_attrs if isinstance(each.columns[0], Column)]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.schema import ExecutableDDLElement
 
 from pgtoolset._postgres.notifications import EVENTS, AnnounceFunction, AnnounceTrigger
-from pgtoolset.watch.targets import resolve_target
+from pgtoolset.watch.targets import mapper_of
 
 __all__ = ["row_change_trigger"]
 
@@ -42,7 +42,7 @@ def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
     See https://www.postgresql.org/docs/current/sql-notify.html and
     https://docs.sqlalchemy.org/en/20/core/ddl.html
     """
-    mapper = resolve_target(model, None).mapper
+    mapper = mapper_of(model)  # which may wait for classes of the same module still
     elements: list[ExecutableDDLElement] = []
     for table in mapper.tables:
         if not isinstance(table, Table):
