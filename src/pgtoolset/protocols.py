@@ -278,20 +278,24 @@ class AssociationWriter(Protocol):
 
 
 class AssociationRows(Protocol):
-    """Turns instances and keys into the columns of association rows. Inside the library; a module is one."""
+    """Turns instances and keys into the columns of association rows. Inside the library; a module is one.
+
+    Both stop at what is not beyond doubt an instance with an identity or a key, and tell its position: the caller
+    looks closer, and knows what to say.
+    """
 
     def key_columns(
-        self, instances: Sequence[Any], keys: Sequence[tuple[Any, ...]], positions: Sequence[int]
-    ) -> list[list[Any]]:
-        """The keys of mapped instances that have identities, then `keys`, each once: a list for each of `positions`."""
+        self, class_: type[Any], instances: Sequence[Any], keys: Sequence[Any], width: int, positions: Sequence[int]
+    ) -> list[list[Any]] | int:
+        """The keys of instances of `class_`, then `keys`, each once: a list for each of `positions`."""
         ...
 
     def pair_columns(
         self,
-        owners: Sequence[tuple[Any, ...]],
-        related: Sequence[tuple[Any, ...]],
-        owner_positions: Sequence[int],
-        related_positions: Sequence[int],
-    ) -> list[list[Any]]:
-        """Pairs of keys, each once: a list for each of `owner_positions`, then one for each of `related_positions`."""
+        classes: tuple[type[Any], type[Any]],
+        links: Sequence[Any],
+        widths: tuple[int, int],
+        positions: tuple[Sequence[int], Sequence[int]],
+    ) -> list[list[Any]] | int:
+        """Pairs of owner and related, each once: a list for each of the owners' positions, then of the related."""
         ...

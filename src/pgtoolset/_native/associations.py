@@ -1,15 +1,16 @@
 """The rows of an association table: instances or keys in, one list of values per key column out.
 
-Every row of every call passes through here once, so these are flat loops over lists. Keys come from the identity that
-SQLAlchemy keeps of each instance; an attribute is never read, because reading an expired one would load it.
+Every row of every call passes through here once, so this is one pass: whether an instance is of the class and has an
+identity, or a key is one beyond doubt; its values; each row once. What is not beyond doubt ends the pass, and is left
+to the caller, who knows how to look closer and what to say. Keys come from the identity that SQLAlchemy keeps of each
+instance; an attribute of the mapping is never read, because reading an expired one would load it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from sqlalchemy.orm.attributes import instance_state
+from uuid import UUID
 
 if TYPE_CHECKING:
     from pgtoolset._native import _pure as cython
@@ -22,42 +23,129 @@ else:
 __all__ = ["key_columns", "pair_columns"]
 
 
-def key_columns(instances: Sequence[Any], keys: Sequence[tuple[Any, ...]], positions: Sequence[int]) -> list[list[Any]]:
-    """The keys of `instances`, which have identities, and then `keys`, each once; a list per position in them."""
-    if len(positions) == 1:
-        position = positions[0]
-        single: list[Any] = [instance_state(instance).key[1][position] for instance in instances]  # type: ignore[index]
-        single += [key[position] for key in keys]
-        return [list(dict.fromkeys(single))]
-    rows: dict[tuple[Any, ...], None] = {}
+def key_columns(
+    class_: type[Any], instances: Sequence[Any], keys: Sequence[Any], width: int, positions: Sequence[int]
+) -> list[list[Any]] | int:
+    """The keys of `instances` of `class_`, and then `keys`, each once: a list for each of `positions` in them.
+
+    Args:
+        class_: what the instances must be of.
+        instances: each with an identity, and not deleted.
+        keys: each a tuple of `width` values, or where that is 1 the value. A value is an `int`, a `str` or a `UUID`.
+        width: the number of columns of a key.
+        positions: those of them that are wanted.
+
+    Returns:
+        The lists; or how many of `instances` and `keys`, in this order, came before one that is not like that.
+    """
+    count: cython.Py_ssize_t = width
+    at: cython.Py_ssize_t = positions[0]
+    is_single: cython.bint = len(positions) == 1
+    is_scalar: cython.bint = count == 1
+    kind: Any = None
+    rows: list[Any] = []
     for instance in instances:
-        identity: tuple[Any, ...] = instance_state(instance).key[1]  # type: ignore[index]
-        rows[tuple([identity[position] for position in positions])] = None
+        if type(instance) is not class_ and not isinstance(instance, class_):
+            return len(rows)
+        state = instance._sa_instance_state
+        key = state.key
+        if key is None or state._deleted:
+            return len(rows)
+        rows.append(key[1][at] if is_single else key[1])
     for key in keys:
-        rows[tuple([key[position] for position in positions])] = None
-    return _columns(list(rows), len(positions))
+        if is_scalar and type(key) is not tuple:
+            if type(key) is not kind:
+                if not _is_scalar(type(key)):
+                    return len(rows)
+                kind = type(key)
+            rows.append(key)
+        elif _is_key(key, count):
+            rows.append(key[at] if is_single else key)
+        else:
+            return len(rows)
+    if is_single:
+        return [_once(rows)]
+    if len(set(positions)) < count:
+        rows = [tuple([row[position] for position in positions]) for row in rows]
+        return _columns(_once(rows), range(len(positions)))
+    return _columns(_once(rows), positions)
 
 
 def pair_columns(
-    owners: Sequence[tuple[Any, ...]],
-    related: Sequence[tuple[Any, ...]],
-    owner_positions: Sequence[int],
-    related_positions: Sequence[int],
-) -> list[list[Any]]:
-    """The pairs, each once: first a list per position in the owners' keys, then one per position in the related."""
-    rows: dict[tuple[Any, ...], None] = {}
-    if len(owner_positions) == 1 and len(related_positions) == 1:
-        first, second = owner_positions[0], related_positions[0]
-        for one, other in zip(owners, related, strict=True):
-            rows[(one[first], other[second])] = None
-    else:
-        for one, other in zip(owners, related, strict=True):
+    classes: tuple[type[Any], type[Any]],
+    links: Sequence[Any],
+    widths: tuple[int, int],
+    positions: tuple[Sequence[int], Sequence[int]],
+) -> list[list[Any]] | int:
+    """The pairs of owner and related, each once: first the lists of the owners' columns, then those of the related.
+
+    Args:
+        classes: those of owners and of related.
+        links: tuples of two, each an instance or a key, as `key_columns` wants them.
+        widths: the numbers of columns of their keys.
+        positions: the columns of either that are wanted.
+
+    Returns:
+        The lists; or how many of `links` came before one that is not like that.
+    """
+    owner_class, related_class = classes
+    owner_positions, related_positions = positions
+    owner_width: cython.Py_ssize_t = widths[0]
+    related_width: cython.Py_ssize_t = widths[1]
+    is_single: cython.bint = len(owner_positions) == 1 and len(related_positions) == 1
+    first: cython.Py_ssize_t = owner_positions[0]
+    second: cython.Py_ssize_t = related_positions[0]
+    rows: list[Any] = []
+    for link in links:
+        if type(link) is not tuple or len(link) != 2:
+            return len(rows)
+        one = _key_of(link[0], owner_class, owner_width)
+        other = _key_of(link[1], related_class, related_width)
+        if one is None or other is None:
+            return len(rows)
+        if is_single:
+            rows.append((one[first], other[second]))
+        else:
             pair = [one[position] for position in owner_positions]
             pair += [other[position] for position in related_positions]
-            rows[tuple(pair)] = None
-    return _columns(list(rows), len(owner_positions) + len(related_positions))
+            rows.append(tuple(pair))
+    return _columns(_once(rows), range(len(owner_positions) + len(related_positions)))
 
 
 @cython.cfunc
-def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    return [[row[position] for row in rows] for position in range(width)]
+def _key_of(item: Any, class_: Any, width: cython.Py_ssize_t) -> Any:
+    """The key that an instance has, or that `item` is; `None` where neither is beyond doubt."""
+    if type(item) is class_ or isinstance(item, class_):
+        state = item._sa_instance_state
+        key = state.key
+        return None if key is None or state._deleted else key[1]
+    if type(item) is tuple:
+        return item if _is_key(item, width) else None
+    return (item,) if width == 1 and _is_scalar(type(item)) else None
+
+
+@cython.cfunc
+def _is_key(key: Any, width: cython.Py_ssize_t) -> cython.bint:
+    if type(key) is not tuple or len(key) != width:
+        return False
+    for value in key:
+        if not _is_scalar(type(value)):
+            return False
+    return True
+
+
+@cython.cfunc
+def _is_scalar(kind: Any) -> cython.bint:
+    """Whether a value of this type can be nothing but a column of a key."""
+    return kind is int or kind is str or issubclass(kind, UUID)
+
+
+@cython.cfunc
+def _once(rows: list[Any]) -> list[Any]:
+    # Nearly always there is nothing to drop, and a set finds that out sooner than a dictionary is filled.
+    return rows if len(set(rows)) == len(rows) else list(dict.fromkeys(rows))
+
+
+@cython.cfunc
+def _columns(rows: list[Any], positions: Sequence[int]) -> list[list[Any]]:
+    return [[row[position] for row in rows] for position in positions]

@@ -9,7 +9,6 @@ from sqlalchemy import Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import instance_state
 
 from pgtoolset._native import association_rows
 from pgtoolset._postgres import associations as statements
@@ -17,21 +16,22 @@ from pgtoolset.m2m._arguments import (
     Key,
     check_flag,
     check_instances,
-    check_keys,
+    check_key,
     check_links,
     check_session,
     check_values,
+    listed,
 )
 from pgtoolset.m2m._association import Association, End, association_of
 from pgtoolset.m2m._collections import expire, remember
 from pgtoolset.m2m._extras import extras_of
-from pgtoolset.m2m._keys import check_shared, identities, referenced_keys
+from pgtoolset.m2m._keys import check_shared, columns_of, identities, referenced_keys
 from pgtoolset.values import M2MChange
 
 __all__ = ["m2m_add", "m2m_add_many", "m2m_remove", "m2m_set"]
 
 #: An end of a relationship, and whose collections there a call changes: those of instances and of keys; `None`: of all.
-Touched: TypeAlias = tuple[End, Sequence[Any], Sequence[Key] | None]
+Touched: TypeAlias = tuple[End, Sequence[Any], Sequence[Any] | None]
 
 
 async def m2m_add(
@@ -80,10 +80,12 @@ async def m2m_add(
     association = association_of(rel_attr)
     check_flag("ignore_conflicts", ignore_conflicts)
     given = check_values(association, values)
-    sync, keys = _checked(session, association, instance, related, pks)
+    sync = check_session(session)
+    check_instances(sync, association, association.owner, [instance])
+    keys = listed("pks", "primary keys", pks)
     if not related and not keys:
         return 0
-    owner, columns = await _flushed(session, sync, association, instance, related, keys)
+    owner, columns = await _columns(session, sync, association, instance, related, keys)
     extras = extras_of(association, given)
     one = len(columns[0]) == 1 and not extras.array_columns and (association.unique or not ignore_conflicts)
     shape = ("add", frozenset(given), ignore_conflicts, one)
@@ -130,10 +132,12 @@ async def m2m_remove(
     See https://www.postgresql.org/docs/current/sql-delete.html
     """
     association = association_of(rel_attr)
-    sync, keys = _checked(session, association, instance, related, pks)
+    sync = check_session(session)
+    check_instances(sync, association, association.owner, [instance])
+    keys = listed("pks", "primary keys", pks)
     if not related and not keys:
         return 0
-    owner, columns = await _flushed(session, sync, association, instance, related, keys)
+    owner, columns = await _columns(session, sync, association, instance, related, keys)
     statement = association.statements.get("remove")
     if statement is None:
         statement = association.statements["remove"] = statements.deletion(association)
@@ -184,8 +188,10 @@ async def m2m_set(
     association = association_of(rel_attr)
     check_flag("keep_existing", keep_existing)
     given = check_values(association, values)
-    sync, keys = _checked(session, association, instance, related, pks)
-    owner, columns = await _flushed(session, sync, association, instance, related, keys)
+    sync = check_session(session)
+    check_instances(sync, association, association.owner, [instance])
+    keys = listed("pks", "primary keys", pks)
+    owner, columns = await _columns(session, sync, association, instance, related, keys)
     extras = extras_of(association, given)
     rewrite = bool(association.extras) and not keep_existing
     shape = ("set", frozenset(given), rewrite)
@@ -238,17 +244,10 @@ async def m2m_add_many(
     check_flag("ignore_conflicts", ignore_conflicts)
     given = check_values(association, values)
     sync = check_session(session)
-    pairs = check_links(sync, association, links)
+    pairs = listed("links", "pairs (owner, related)", links)
     if not pairs:
         return 0
-    await _flush(session, sync)
-    sides = []
-    for end, items in ((association.owner, [pair[0] for pair in pairs]), (association.related, [p[1] for p in pairs])):
-        instances, keys = _divided(items)
-        sides.append((end, instances, keys, *await _keys_in_order(session, association, end, items)))
-    (_, _, _, owners, owner_positions), (_, _, _, related, related_positions) = sides
-    columns = association_rows.pair_columns(owners, related, owner_positions, related_positions)
-    width = len(owner_positions)
+    columns, width = await _pair_columns(session, sync, association, pairs)
     check_shared(association, columns[:width], columns[width:])
     extras = extras_of(association, given)
     shape = ("add_many", frozenset(given), ignore_conflicts)
@@ -260,57 +259,95 @@ async def m2m_add_many(
     parameters = _parameters(association, columns[:width], columns[width:])
     named = dict(zip(association.pair, parameters.values(), strict=True))
     parameters |= extras.parameters(given, named, len(columns[0]))
-    ends: list[Touched] = [(end, instances, keys) for end, instances, keys, _, _ in sides]
+    ends: list[Touched] = []
+    for at, end in enumerate((association.owner, association.related)):
+        if end.collections:
+            ends.append((end, *_divided(end, [pair[at] for pair in pairs])))
     return int((await _execute(session, sync, association, statement, parameters, *ends)).rowcount)
 
 
-def _checked(
-    session: AsyncSession, association: Association, instance: Any, related: Sequence[Any], pks: Iterable[Any]
-) -> tuple[Session, list[Key]]:
-    sync = check_session(session)
-    check_instances(sync, association, association.owner, [instance])
-    check_instances(sync, association, association.related, related)
-    return sync, check_keys(association, association.related, "pks", pks)
-
-
 def _ends(
-    association: Association, instance: Any, related: Sequence[Any], keys: Sequence[Key] | None
+    association: Association, instance: Any, related: Sequence[Any], keys: Sequence[Any] | None
 ) -> tuple[Touched, Touched]:
     return (association.owner, [instance], ()), (association.related, related, keys)
 
 
-async def _flush(session: AsyncSession, sync: Session) -> None:
-    # Whatever is pending, as autoflush would: a change to a collection may hide behind any instance.
-    if sync.new or sync.dirty or sync.deleted:
-        await session.flush()
+def _is_pending(sync: Session) -> bool:
+    # Whatever it is, as autoflush would have it: a change to a collection may hide behind any instance.
+    return bool(sync.new or sync.dirty or sync.deleted)
 
 
-async def _flushed(
+async def _columns(
     session: AsyncSession,
     sync: Session,
     association: Association,
     instance: Any,
     related: Sequence[Any],
-    keys: Sequence[Key],
+    keys: Sequence[Any],
 ) -> tuple[list[Any], list[list[Any]]]:
-    """Flush what is pending; the owner's key, and the related keys as columns."""
-    await _flush(session, sync)
-    end = association.owner
+    """Check what is given, and flush what is pending; the owner's key, and the related keys as columns."""
+    owner, end = association.owner, association.related
+    class_, width = end.mapper.class_, len(end.mapper.primary_key)
+    is_pending = _is_pending(sync)
+    columns: list[list[Any]] | int = 0
+    if end.positions is not None and not sync.deleted:
+        columns = association_rows.key_columns(class_, related, keys, width, end.positions)
+    if isinstance(columns, int):
+        check_instances(sync, association, end, related)
+        keys = [check_key(association, end, key) for key in keys]
+    if is_pending:
+        await session.flush()
     if end.positions is None:
-        (key,) = await referenced_keys(session, association, end, [instance], ())
-        owner = list(key)
+        found = await referenced_keys(session, association, end, related, keys)
+        columns = columns_of(found, range(len(end.columns)))
+    elif is_pending or isinstance(columns, int):
+        # Instances have got identities by the flush, or other ones, and keys have become tuples.
+        columns = association_rows.key_columns(class_, related, keys, width, end.positions)
+        if isinstance(columns, int):
+            columns = columns_of(identities([*related, *keys]), end.positions)
+    if owner.positions is None:
+        (key,) = await referenced_keys(session, association, owner, [instance], ())
+        owner_key = list(key)
     else:
-        identity: Any = instance_state(instance).key
-        owner = [identity[1][position] for position in end.positions]
-    end = association.related
-    if end.positions is None:
-        keys = await referenced_keys(session, association, end, related, keys)
-        columns = association_rows.key_columns((), keys, range(len(end.columns)))
-    else:
-        columns = association_rows.key_columns(related, keys, end.positions)
+        (key,) = identities([instance])
+        owner_key = [key[position] for position in owner.positions]
     if association.shared:
-        check_shared(association, owner, columns)
-    return owner, columns
+        check_shared(association, owner_key, columns)
+    return owner_key, columns
+
+
+async def _pair_columns(
+    session: AsyncSession, sync: Session, association: Association, pairs: Sequence[Any]
+) -> tuple[list[list[Any]], int]:
+    """Check what is given, and flush what is pending; the keys of both as columns, and how many are the owners'."""
+    owner, related = association.owner, association.related
+    is_pending = _is_pending(sync)
+    columns: list[list[Any]] | int = 0
+
+    def build() -> list[list[Any]] | int:
+        if owner.positions is None or related.positions is None:
+            return 0
+        classes = owner.mapper.class_, related.mapper.class_
+        widths = len(owner.mapper.primary_key), len(related.mapper.primary_key)
+        return association_rows.pair_columns(classes, pairs, widths, (owner.positions, related.positions))
+
+    if not sync.deleted:
+        columns = build()
+    if isinstance(columns, int):
+        pairs = check_links(sync, association, pairs)
+    if is_pending:
+        await session.flush()
+    if is_pending or isinstance(columns, int):
+        columns = build()
+    if not isinstance(columns, int):
+        assert owner.positions is not None
+        return columns, len(owner.positions)
+    owners, owner_positions = await _keys_in_order(session, association, owner, [pair[0] for pair in pairs])
+    keys, positions = await _keys_in_order(session, association, related, [pair[1] for pair in pairs])
+    offset = len(owners[0])
+    both = [one + other for one, other in zip(owners, keys, strict=True)]
+    columns = columns_of(both, [*owner_positions, *(offset + position for position in positions)])
+    return columns, len(owner_positions)
 
 
 async def _keys_in_order(
@@ -319,16 +356,18 @@ async def _keys_in_order(
     """The key of each of `items`, and the positions in them."""
     if end.positions is not None:
         return identities(items), end.positions
-    instances, keys = _divided(items)
+    instances, keys = _divided(end, items)
     found = await referenced_keys(session, association, end, instances, keys)
     of_instances, of_keys = iter(found[: len(instances)]), iter(found[len(instances) :])
     ordered = [next(of_keys) if isinstance(item, tuple) else next(of_instances) for item in items]
     return ordered, range(len(end.columns))
 
 
-def _divided(items: Sequence[Any]) -> tuple[list[Any], list[Key]]:
-    instances = [item for item in items if not isinstance(item, tuple)]
-    return instances, [item for item in items if isinstance(item, tuple)]
+def _divided(end: End, items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The instances among them, and the keys."""
+    class_ = end.mapper.class_
+    instances = [item for item in items if isinstance(item, class_)]
+    return instances, [item for item in items if not isinstance(item, class_)]
 
 
 def _parameters(association: Association, owner: Sequence[Any], related: Sequence[Any]) -> dict[str, Any]:

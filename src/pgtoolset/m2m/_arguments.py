@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.orm import Session
@@ -15,12 +13,6 @@ from pgtoolset._lifecycle import sync_session_of
 from pgtoolset.m2m._association import Association, End
 
 Key = tuple[Any, ...]
-
-_key_of = attrgetter("key")
-_is_deleted = attrgetter("_deleted")
-
-#: A value of one of these types can be nothing but a key of one column, and needs no further look.
-_SCALARS = frozenset({int, str, UUID})
 
 
 def check_session(session: object) -> Session:
@@ -40,11 +32,6 @@ def check_instances(session: Session, association: Association, end: End, instan
     """Each is of the class, and has an identity or will have one after a flush of `session`."""
     class_ = end.mapper.class_
     doomed = session.deleted or ()
-    # Nearly always they all have identities. Passes in C find that out faster than one look at every instance.
-    if not doomed and all(issubclass(each, class_) for each in set(map(type, instances))):
-        states = list(map(instance_state, instances))
-        if None not in map(_key_of, states) and not any(map(_is_deleted, states)):
-            return
     for instance in instances:
         if isinstance(instance, class_):
             state: Any = instance_state(instance)
@@ -66,17 +53,11 @@ def check_instances(session: Session, association: Association, end: End, instan
             raise TypeError(f"{association.name} takes instances of {end.name}, not {instance!r}{hint}")
 
 
-def check_keys(association: Association, end: End, name: str, keys: Iterable[Any]) -> list[Key]:
-    """Primary keys as tuples in the mapper's order."""
-    if isinstance(keys, str | bytes | Mapping) or not isinstance(keys, Iterable):
-        raise TypeError(f"{name} must be an iterable of primary keys, not {keys!r}")
-    if len(end.mapper.primary_key) > 1:
-        return [check_key(association, end, key) for key in keys]
-    found = list(keys)
-    # As many passes as there are, but each of them in C: faster than one look at every key.
-    if _SCALARS.issuperset(map(type, found)):
-        return list(zip(found, strict=True))
-    return [check_key(association, end, key) for key in found]
+def listed(name: str, what: str, values: Iterable[Any]) -> list[Any]:
+    """Any iterable as a list, but a string or a mapping."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be an iterable of {what}, not {values!r}")
+    return list(values)
 
 
 def check_key(association: Association, end: End, key: Any) -> Key:
@@ -120,10 +101,8 @@ def check_values(association: Association, values: Mapping[str, Any] | None) -> 
     return values
 
 
-def check_links(session: Session, association: Association, links: Iterable[Any]) -> list[tuple[Any, Any]]:
+def check_links(session: Session, association: Association, links: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Pairs of owner and related; a key among them becomes a tuple, an instance stays."""
-    if isinstance(links, str | bytes | Mapping) or not isinstance(links, Iterable):
-        raise TypeError(f"links must be an iterable of pairs (owner, related), not {links!r}")
     checked: list[tuple[Any, Any]] = []
     owner, related = association.owner, association.related
     owner_class, related_class = owner.mapper.class_, related.mapper.class_

@@ -43,8 +43,11 @@ def remember(session: Session, association: Association) -> None:
         writes.by_level.append((level, association))
 
 
-def expire(session: Session, end: End, instances: Sequence[Any], keys: Sequence[Key] | None) -> None:
-    """Expire the loaded collections of `instances`, and of those that have `keys`; `None` means of all."""
+def expire(session: Session, end: End, instances: Sequence[Any], keys: Sequence[Any] | None) -> None:
+    """Expire the loaded collections of `instances`, and of those that have `keys`; `None` means of all.
+
+    A key of one column may be the value or a tuple of it.
+    """
     if not end.collections:
         return
     absent: list[Key] = []
@@ -62,7 +65,8 @@ def expire(session: Session, end: End, instances: Sequence[Any], keys: Sequence[
                     state.dict.pop(name)
                     state.committed_state.pop(name, None)
     if keys is None or keys or absent:
-        _expire_by_key(session, end, None if keys is None else [*keys, *absent])
+        wanted = None if keys is None else [key if isinstance(key, tuple) else (key,) for key in keys] + absent
+        _expire_by_key(session, end, wanted)
 
 
 def _expire_by_key(session: Session, end: End, keys: Sequence[Key] | None) -> None:

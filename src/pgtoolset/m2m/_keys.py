@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Select
@@ -68,8 +68,18 @@ async def _select(session: AsyncSession, association: Association, end: End, key
 
 
 def identities(items: Sequence[Any]) -> list[Key]:
-    """The identities of instances; a key among them is one already."""
-    return [item if isinstance(item, tuple) else instance_state(item).key[1] for item in items]  # type: ignore[index]
+    """The identities of instances; a key among them is one already, but for the tuple around it."""
+    found = []
+    for item in items:
+        state: Any = getattr(item, "_sa_instance_state", None)
+        found.append(state.key[1] if state is not None else item if isinstance(item, tuple) else (item,))
+    return found
+
+
+def columns_of(rows: Iterable[Key], positions: Sequence[int]) -> list[list[Any]]:
+    """The rows, each once: a list for each of `positions` in them."""
+    once = list(dict.fromkeys(tuple([row[position] for position in positions]) for row in rows))
+    return [[row[at] for row in once] for at in range(len(positions))]
 
 
 def check_shared(association: Association, owner: Sequence[Any], related: Sequence[Sequence[Any]]) -> None:

@@ -4,11 +4,11 @@ from typing import Any
 __all__ = ["key_columns", "pair_columns"]
 
 def key_columns(
-    instances: Sequence[Any], keys: Sequence[tuple[Any, ...]], positions: Sequence[int]
-) -> list[list[Any]]: ...
+    class_: type[Any], instances: Sequence[Any], keys: Sequence[Any], width: int, positions: Sequence[int]
+) -> list[list[Any]] | int: ...
 def pair_columns(
-    owners: Sequence[tuple[Any, ...]],
-    related: Sequence[tuple[Any, ...]],
-    owner_positions: Sequence[int],
-    related_positions: Sequence[int],
-) -> list[list[Any]]: ...
+    classes: tuple[type[Any], type[Any]],
+    links: Sequence[Any],
+    widths: tuple[int, int],
+    positions: tuple[Sequence[int], Sequence[int]],
+) -> list[list[Any]] | int: ...

@@ -1,0 +1,217 @@
+"""The builder of association rows: instances and keys in, columns out; what is in doubt is left to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import inspect
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column
+from sqlalchemy.orm.attributes import instance_state
+
+from pgtoolset._native import associations as interpreted
+from pgtoolset.protocols import AssociationRows
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Tag(Base):
+    __tablename__ = "tag"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class SpecialTag(Tag):
+    pass
+
+
+class Seat(Base):
+    __tablename__ = "seat"
+
+    row: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Color(IntEnum):
+    RED = 1
+
+
+class DriversUUID(UUID):
+    """As asyncpg has one of its own."""
+
+
+def known(class_: type[Any], **key: Any) -> Any:
+    """An instance that has an identity."""
+    instance = class_(**key)
+    state: Any = instance_state(instance)
+    state.key = inspect(class_).identity_key_from_primary_key(tuple(key.values()))
+    return instance
+
+
+def deleted(number: int) -> Tag:
+    instance: Tag = known(Tag, id=number)
+    state: Any = instance_state(instance)
+    state._deleted = True
+    return instance
+
+
+def test_instances_then_keys(associations: AssociationRows) -> None:
+    """The columns have the keys of the instances first, in order, and each of them once."""
+    tags = [known(Tag, id=3), known(SpecialTag, id=1), known(Tag, id=3)]
+    assert associations.key_columns(Tag, tags, [1, (2,), 2], 1, (0,)) == [[3, 1, 2]]
+    assert associations.key_columns(Tag, (), (), 1, (0,)) == [[]]
+    assert associations.key_columns(Tag, (), ["a", "b", "a"], 1, (0,)) == [["a", "b"]]
+    one, same = UUID(int=1), DriversUUID(int=1)
+    assert associations.key_columns(Tag, (), [one, same, UUID(int=2)], 1, (0,)) == [[one, UUID(int=2)]]
+
+
+def test_composite(associations: AssociationRows) -> None:
+    """A column for each position that is wanted, and what counts as once is decided by those alone."""
+    seats = [known(Seat, row=1, number=2), known(Seat, row=1, number=3)]
+    keys = [(1, 2), (2, 2)]
+    assert associations.key_columns(Seat, seats, keys, 2, (0, 1)) == [[1, 1, 2], [2, 3, 2]]
+    assert associations.key_columns(Seat, seats, keys, 2, (1, 0)) == [[2, 3, 2], [1, 1, 2]]
+    assert associations.key_columns(Seat, seats, keys, 2, (0,)) == [[1, 2]]
+    assert associations.key_columns(Seat, seats, keys, 2, (1, 1)) == [[2, 3], [2, 3]]
+    assert associations.key_columns(Seat, seats, [], 2, range(2)) == [[1, 1], [2, 3]]
+
+
+def test_pairs(associations: AssociationRows) -> None:
+    """The owners' columns come first; a pair that is given twice, by instance and by key, counts once."""
+    tag, seat = known(Tag, id=1), known(Seat, row=5, number=6)
+    links = [(tag, seat), (1, (5, 6)), ((1,), seat), (2, (5, 7))]
+    both = (Tag, Seat)
+    assert associations.pair_columns(both, links, (1, 2), ((0,), (0, 1))) == [[1, 2], [5, 5], [6, 7]]
+    assert associations.pair_columns(both, links, (1, 2), ((0,), (1,))) == [[1, 2], [6, 7]]
+    assert associations.pair_columns((Tag, Tag), [(tag, 2), (1, 2), (2, tag)], (1, 1), ((0,), (0,))) == [[1, 2], [2, 1]]
+    assert associations.pair_columns((Tag, Tag), [], (1, 1), ((0,), (0,))) == [[], []]
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        pytest.param(lambda: None, id="None"),
+        pytest.param(lambda: Tag(id=1), id="transient"),
+        pytest.param(lambda: deleted(1), id="deleted"),
+        pytest.param(lambda: known(Seat, row=1, number=1), id="another class"),
+        pytest.param(lambda: [1], id="list"),
+        pytest.param(lambda: {1: 1}, id="dict"),
+        pytest.param(lambda: (), id="empty"),
+        pytest.param(lambda: (1, 2), id="too long"),
+        pytest.param(lambda: (None,), id="tuple of None"),
+        pytest.param(lambda: ([1],), id="tuple of a list"),
+        pytest.param(lambda: True, id="bool"),
+        pytest.param(lambda: Color.RED, id="enum"),
+        pytest.param(lambda: 1.0, id="float"),
+        pytest.param(object, id="object"),
+    ],
+)
+def test_whatever_is_in_doubt(associations: AssociationRows, stranger: Callable[[], Any]) -> None:
+    """The position of what needs a closer look is told, whether it stands among instances, keys or links."""
+    tags, odd = [known(Tag, id=1), known(Tag, id=2)], stranger()
+    assert associations.key_columns(Tag, [*tags, odd, *tags], [], 1, (0,)) == 2
+    assert associations.key_columns(Tag, tags, [7, odd, 8], 1, (0,)) == 3
+    links = [(1, 2), (odd, 3), (4, 5)]
+    assert associations.pair_columns((Tag, Tag), links, (1, 1), ((0,), (0,))) == 1
+    links = [(1, 2), (tags[0], 3), (4, odd)]
+    assert associations.pair_columns((Tag, Tag), links, (1, 1), ((0,), (0,))) == 2
+
+
+@pytest.mark.parametrize("link", [None, 1, "ab", (), (1,), (1, 2, 3), [1, 2], {1: 2, 3: 4}])
+def test_no_pair(associations: AssociationRows, link: Any) -> None:
+    """So is the position of a link that is no tuple of two."""
+    assert associations.pair_columns((Tag, Tag), [(1, 2), link], (1, 1), ((0,), (0,))) == 1
+
+
+def test_reads_no_attribute(associations: AssociationRows) -> None:
+    """Expired and detached instances are never asked for anything that would be loaded."""
+    tag = known(Tag, id=1)
+    with Session() as session:
+        session.add(tag)
+        session.expire(tag)
+        assert associations.key_columns(Tag, [tag], [], 1, (0,)) == [[1]]
+    assert "id" not in tag.__dict__
+    assert associations.pair_columns((Tag, Tag), [(tag, tag)], (1, 1), ((0,), (0,))) == [[1], [1]]
+    make_transient(tag)
+    assert associations.key_columns(Tag, [tag], [], 1, (0,)) == 0
+
+
+class State:
+    """What is read of SQLAlchemy's state, with anything in it."""
+
+    def __init__(self, key: Any, deleted: bool) -> None:
+        self.key = key
+        self._deleted = deleted
+
+
+class Instance:
+    def __init__(self, state: State | None) -> None:
+        if state is not None:
+            self._sa_instance_state = state
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(0, 3)
+    | st.sampled_from(["", "a", 1.0, float("nan"), b"a", Color.RED, UUID(int=1), DriversUUID(int=1)])
+    | st.builds(list)
+)
+tuples = st.lists(scalars, max_size=3).map(tuple)
+instances = st.builds(
+    Instance, st.none() | st.builds(State, st.none() | st.tuples(st.just(Instance), tuples), st.booleans())
+)
+good = st.builds(lambda *parts: Instance(State((Instance, parts), False)), st.integers(0, 2), st.integers(0, 2))
+items = good | instances | scalars | tuples | st.tuples(st.integers(0, 2), st.integers(0, 2))
+positions = st.lists(st.integers(0, 2), min_size=1, max_size=3)
+
+
+def outcome(call: Callable[[], Any]) -> tuple[Any, ...]:
+    """What a call returns, told apart to the last type, or what it raises."""
+    try:
+        result = call()
+    except Exception as error:
+        return type(error), str(error)
+    return repr(result), [[id(value) for value in column] for column in result] if isinstance(result, list) else None
+
+
+@given(st.lists(good | instances | scalars, max_size=5), st.lists(items, max_size=5), st.integers(1, 3), positions)
+def test_key_columns_alike(
+    associations: AssociationRows, some: list[Any], keys: list[Any], width: int, wanted: Sequence[int]
+) -> None:
+    """Compiled and interpreted agree on whatever comes in, to the objects that come out and to the errors."""
+    arguments = (Instance, some, keys, width, wanted)
+    assert outcome(lambda: associations.key_columns(*arguments)) == outcome(lambda: interpreted.key_columns(*arguments))
+
+
+@given(
+    st.lists(st.tuples(items, items) | items, max_size=5),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    st.tuples(positions, positions),
+)
+def test_pair_columns_alike(
+    associations: AssociationRows,
+    links: list[Any],
+    widths: tuple[int, int],
+    wanted: tuple[Sequence[int], Sequence[int]],
+) -> None:
+    """The same for pairs."""
+    arguments = ((Instance, Instance), links, widths, wanted)
+    theirs = outcome(lambda: interpreted.pair_columns(*arguments))
+    assert outcome(lambda: associations.pair_columns(*arguments)) == theirs
+
+
+@given(st.lists(st.integers(0, 9) | st.text("ab", max_size=2), max_size=9))
+def test_each_once(associations: AssociationRows, keys: list[Any]) -> None:
+    """Keys come out as a dictionary would have them: each once, in the order in which they first came."""
+    assert associations.key_columns(Tag, (), keys, 1, (0,)) == [list(dict.fromkeys(keys))]
+    links = [(key, 0) for key in keys]
+    found = list(dict.fromkeys(keys))
+    assert associations.pair_columns((Tag, Tag), links, (1, 1), ((0,), (0,))) == [found, [0] * len(found)]
