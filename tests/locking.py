@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+import pytest
 from sqlalchemy import ForeignKey, MetaData, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.schema import CreateSchema, DropSchema
 
 from pgtoolset._lifecycle import close
 
@@ -57,6 +59,18 @@ class Seat(Base):
     row: Mapped[int] = mapped_column(primary_key=True)
     letter: Mapped[str] = mapped_column(primary_key=True)
     taken: Mapped[bool] = mapped_column(default=False)
+
+
+@pytest.fixture
+async def odd_tables(engine: AsyncEngine) -> AsyncIterator[None]:
+    """The tables of this module, for one test."""
+    async with engine.begin() as connection:
+        await connection.execute(CreateSchema(SCHEMA))
+        await connection.run_sync(Base.metadata.create_all)
+    yield
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.execute(DropSchema(SCHEMA, cascade=True))
 
 
 async def locks_of(connection: asyncpg.Connection, pid: int) -> set[tuple[str, str]]:

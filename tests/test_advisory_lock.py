@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 from typing import Any
 
 import asyncpg
@@ -13,10 +12,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from pgtoolset import LockTimeoutError, TransactionAbortedError, advisory_lock, create_db_context, get_transaction
+from pgtoolset import LockTimeoutError, TransactionAbortedError, advisory_lock, get_transaction
 
-from .locking import closing, nothing_left, settings_of
-from .support import insert, interrupt_everywhere, stored, swallow_error
+from .locking import nothing_left, settings_of
+from .support import insert, stored, swallow_error
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -268,92 +267,3 @@ async def test_only_one_at_a_time(session_maker: Maker, other: asyncpg.Connectio
 
     await asyncio.gather(*(increment() for _ in range(20)))
     assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("blocked", [False, True])
-async def test_cancelled_everywhere(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, nested: bool, blocked: bool
-) -> None:
-    """Cancelled at any suspension, with the lock free and with it taken: nobody has it afterwards."""
-    pool: Any = engine.pool
-    async with engine.connect():
-        pass  # SQLAlchemy 2.0 loses a connection that is cancelled while it is the first of its engine
-    db_context = create_db_context(session_maker)
-
-    async def take(session: AsyncSession, n: int) -> None:
-        try:
-            async with advisory_lock(session, 42, timeout=0.12):
-                await insert(session, n)
-        except LockTimeoutError:
-            assert blocked
-
-    async def work(n: int) -> None:
-        if nested:
-            async with db_context() as session:
-                await take(session, n)
-        else:
-            async with closing(session_maker()) as session:
-                await take(session, n)
-
-    async def check(n: int) -> None:
-        assert pool.checkedout() == 0
-        if not blocked:
-            await nothing_left(other)
-
-    if blocked:
-        await other.execute("SELECT pg_advisory_lock(42)")
-    assert await interrupt_everywhere(work, check) > 3
-    if blocked:
-        await other.execute("SELECT pg_advisory_unlock_all()")
-    await nothing_left(other)
-
-
-@pytest.mark.filterwarnings("ignore:nested transaction already deassociated")  # SQLAlchemy 2.0, of a commit inside
-@pytest.mark.parametrize("seed", range(6))
-async def test_random_interleavings(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, seed: int
-) -> None:
-    """Nested locks, commits, rollbacks, errors and cancellations in any order: in the end nobody holds anything."""
-    chance = random.Random(seed)
-
-    async def unit(chance: random.Random, session: AsyncSession, depth: int) -> None:
-        shared, nowait = chance.random() < 0.3, chance.random() < 0.3
-        async with advisory_lock(session, chance.randrange(3), shared=shared, nowait=nowait, timeout=0.05):
-            if depth < 2 and chance.random() < 0.6:
-                try:
-                    await unit(chance, session, depth + 1)
-                except (LockTimeoutError, KeyError):
-                    pass
-            match chance.randrange(7):
-                case 0:
-                    raise KeyError
-                case 1:
-                    await session.commit()
-                case 2:
-                    await session.rollback()
-                case 3:
-                    await asyncio.sleep(chance.random() * 0.02)
-                case 4:
-                    await session.execute(text("SELECT 1 / 0"))
-                case _:
-                    pass
-
-    async def run(seed: int) -> None:
-        own = random.Random(seed)
-        for _ in range(8):
-            try:
-                async with session_maker() as session:
-                    await unit(own, session, 0)
-            except (LockTimeoutError, KeyError, DBAPIError, InvalidRequestError):
-                pass
-
-    tasks = [asyncio.create_task(run(chance.getrandbits(30))) for _ in range(4)]
-    for task in chance.sample(tasks, 2):
-        await asyncio.sleep(chance.random() * 0.2)
-        task.cancel()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert not [each for each in results if each is not None and not isinstance(each, asyncio.CancelledError)]
-    pool: Any = engine.pool
-    assert pool.checkedout() == 0
-    await nothing_left(other)

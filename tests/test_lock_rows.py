@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -12,27 +11,19 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.schema import CreateSchema, DropSchema
 
 from pgtoolset import LockTimeoutError, RowLockMode, TransactionStateError, get_transaction, lock_rows
 
-from . import locking
-from .locking import SCHEMA, Animal, Dog, Seat, closing, holding, nothing_left
-from .support import Account, interrupt_everywhere, plain_url
+from .locking import (  # noqa: F401
+    Animal,
+    Dog,
+    Seat,
+    holding,
+    odd_tables,
+)
+from .support import Account, plain_url
 
 Maker = async_sessionmaker[AsyncSession]
-
-
-@pytest.fixture
-async def odd_tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    """The tables of tests/locking.py, for one test."""
-    async with engine.begin() as connection:
-        await connection.execute(CreateSchema(SCHEMA))
-        await connection.run_sync(locking.Base.metadata.create_all)
-    yield
-    async with engine.begin() as connection:
-        await connection.run_sync(locking.Base.metadata.drop_all)
-        await connection.execute(DropSchema(SCHEMA, cascade=True))
 
 
 @pytest.fixture(autouse=True)
@@ -248,29 +239,3 @@ async def test_other_errors_propagate(session_maker: Maker, other: asyncpg.Conne
                 await other.execute("UPDATE account SET balance = 1 WHERE id = 1")
                 await lock_rows(session, Account, [1], timeout="1s")
         assert getattr(caught.value.orig, "sqlstate", None) == "40001"
-
-
-@pytest.mark.parametrize("nested", [False, True])
-async def test_cancelled_everywhere(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, nested: bool
-) -> None:
-    """Cancelled at any suspension while the row is taken: nothing stays behind."""
-    pool: Any = engine.pool
-    async with engine.connect():
-        pass  # SQLAlchemy 2.0 loses a connection that is cancelled while it is the first of its engine
-
-    async def work(n: int) -> None:
-        async with closing(session_maker()) as session:
-            if nested:
-                await session.begin()
-            try:
-                await lock_rows(session, Account, [1], timeout=0.12)
-            except LockTimeoutError:
-                pass
-
-    async def check(n: int) -> None:
-        assert pool.checkedout() == 0
-
-    async with holding(other, "SELECT FROM account FOR UPDATE"):
-        assert await interrupt_everywhere(work, check) > 3
-    await nothing_left(other)

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.schema import CreateSchema, DropSchema
 
 from pgtoolset import (
     LockMode,
     LockTimeoutError,
     RowLockMode,
     TransactionStateError,
-    create_db_context,
     get_transaction,
     lock_tables,
 )
 from pgtoolset._postgres.locks import CONFLICTS
 
-from . import locking
-from .locking import SCHEMA, Animal, Dog, Order, closing, holding, locks_of, nothing_left, pid_of, settings_of, waiting
-from .support import Account, Item, Part, insert, interrupt_everywhere, plain_url, stored
+from .locking import (  # noqa: F401
+    SCHEMA,
+    Animal,
+    Dog,
+    Order,
+    holding,
+    locks_of,
+    nothing_left,
+    odd_tables,
+    pid_of,
+    settings_of,
+    waiting,
+)
+from .support import Account, Item, Part, insert, plain_url, stored
 
 Maker = async_sessionmaker[AsyncSession]
-
-
-@pytest.fixture
-async def odd_tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    """The tables of tests/locking.py, for one test."""
-    async with engine.begin() as connection:
-        await connection.execute(CreateSchema(SCHEMA))
-        await connection.run_sync(locking.Base.metadata.create_all)
-    yield
-    async with engine.begin() as connection:
-        await connection.run_sync(locking.Base.metadata.drop_all)
-        await connection.execute(DropSchema(SCHEMA, cascade=True))
 
 
 # Modes
@@ -497,96 +492,3 @@ async def test_holder_that_disappears(session_maker: Maker, database_url: str) -
         async with session_maker() as session:
             async with lock_tables(session, [Item], timeout=1.0):
                 assert await session.scalar(text("SELECT 1")) == 1
-
-
-# Cancellation
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("blocked", [False, True])
-async def test_cancelled_everywhere(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, nested: bool, blocked: bool
-) -> None:
-    """Cancelled at any suspension, with the lock free and with it taken: nothing stays behind."""
-    pool: Any = engine.pool
-    async with engine.connect():
-        pass  # SQLAlchemy 2.0 loses a connection that is cancelled while it is the first of its engine
-    db_context = create_db_context(session_maker)
-
-    async def take(session: AsyncSession, n: int) -> None:
-        try:
-            async with lock_tables(session, [Item, Account], mode="SHARE ROW EXCLUSIVE", timeout=0.12):
-                await insert(session, n)
-        except LockTimeoutError:
-            assert blocked
-
-    async def work(n: int) -> None:
-        if nested:
-            async with db_context() as session:
-                await take(session, n)
-        else:
-            async with closing(session_maker()) as session:
-                await take(session, n)
-
-    async def check(n: int) -> None:
-        assert pool.checkedout() == 0
-        if not blocked:
-            await nothing_left(other)
-
-    if blocked:
-        async with holding(other, "LOCK TABLE item IN SHARE MODE"):
-            assert await interrupt_everywhere(work, check) > 3
-    else:
-        assert await interrupt_everywhere(work, check) > 3
-    await nothing_left(other)
-
-
-@pytest.mark.filterwarnings("ignore:nested transaction already deassociated")  # SQLAlchemy 2.0, of a commit inside
-@pytest.mark.parametrize("seed", range(6))
-async def test_random_interleavings(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, seed: int
-) -> None:
-    """Locks, nested locks, commits, rollbacks and cancellations in any order: in the end nobody holds anything."""
-    chance = random.Random(seed)
-    tables: list[Any] = [Item, Account, Part]
-
-    async def unit(chance: random.Random, session: AsyncSession, depth: int) -> None:
-        some = chance.sample(tables, chance.randint(1, 3))
-        mode = chance.choice(list(LockMode))
-        async with lock_tables(session, some, mode=mode, timeout=0.05, nowait=chance.random() < 0.3):
-            if depth < 2 and chance.random() < 0.6:
-                try:
-                    await unit(chance, session, depth + 1)
-                except (LockTimeoutError, KeyError):
-                    pass
-            match chance.randrange(6):
-                case 0:
-                    raise KeyError
-                case 1:
-                    await session.commit()
-                case 2:
-                    await session.rollback()
-                case 3:
-                    await asyncio.sleep(chance.random() * 0.02)
-                case _:
-                    pass
-
-    async def run(seed: int) -> None:
-        own = random.Random(seed)
-        for _ in range(8):
-            try:
-                async with session_maker() as session:
-                    await unit(own, session, 0)
-            except (LockTimeoutError, KeyError, DBAPIError, InvalidRequestError):
-                pass  # a deadlock, as nested locks keep no common order; or SQLAlchemy's, of a block after its commit
-
-    tasks = [asyncio.create_task(run(chance.getrandbits(30))) for _ in range(4)]
-    for task in chance.sample(tasks, 2):
-        await asyncio.sleep(chance.random() * 0.2)
-        task.cancel()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    unexpected = [each for each in results if each is not None and not isinstance(each, asyncio.CancelledError)]
-    assert not unexpected
-    pool: Any = engine.pool
-    assert pool.checkedout() == 0
-    await nothing_left(other)
