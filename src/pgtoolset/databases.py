@@ -75,8 +75,9 @@ async def create_database(
                 raise
 
 
-async def create(connection: Any, url: URL, db_name: str, template: str | None) -> None:
-    """Create a database over a connection of asyncpg to another one."""
+async def create(connection: Any, url: URL, db_name: str, template: str | None, *, called: str | None = None) -> None:
+    """Create a database over a connection of asyncpg to another one. In errors it may be `called` something else."""
+    called = called or db_name
 
     async def undo() -> None:
         await connection.execute(drop_statement(db_name, force=True))
@@ -90,18 +91,18 @@ async def create(connection: Any, url: URL, db_name: str, template: str | None) 
             # A database that somebody else creates at this very moment is found by the index of the names.
             if state in (DUPLICATE_DATABASE, UNIQUE_VIOLATION):
                 raise DatabaseExistsError(
-                    f"there is a database {db_name!r} already: drop it, choose another name, or pass exist_ok=True"
+                    f"there is a database {called!r} already: drop it, choose another name, or pass exist_ok=True"
                 ) from error
             if state == INVALID_CATALOG_NAME:
                 raise DatabaseNotFoundError(
-                    f"there is no database {source!r} that {db_name!r} could become a copy of"
+                    f"there is no database {source!r} that {called!r} could become a copy of"
                 ) from error
             if state != OBJECT_IN_USE:
                 raise
             if not left:
                 sessions = await users_of(connection, source)
                 raise _in_use(
-                    f"could not create {db_name!r} as a copy of {source!r}", source, sessions, error
+                    f"could not create {called!r} as a copy of {source!r}", source, sessions, error
                 ) from error
 
 

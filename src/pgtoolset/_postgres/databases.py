@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from hashlib import blake2b
 from typing import Any
 
 from sqlalchemy import URL
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._postgres.locks import ACTIVITY
+from pgtoolset._postgres.locks import ACTIVITY, literal
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.values import Blocker
 
@@ -29,6 +31,8 @@ _USERS = ACTIVITY.format(
     pids="""SELECT s.pid FROM pg_stat_activity AS s WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
             UNION ALL SELECT 0 FROM pg_prepared_xacts AS x WHERE x.database = $1"""
 )
+
+_COMMENTS = "SELECT d.datname AS name, shobj_description(d.oid, 'pg_database') AS comment FROM pg_database AS d"
 
 
 def check_name(what: str, name: object) -> str:
@@ -95,3 +99,34 @@ async def _take_back(
         except Exception:
             # The cancellation is what the caller must hear of.
             logger.warning("what a cancelled call had made could not be undone", exc_info=True)
+
+
+async def comment_of(connection: Any, name: str) -> tuple[bool, str | None]:
+    """Whether there is such a database, and the comment on it."""
+    row = await connection.fetchrow(f"{_COMMENTS} WHERE d.datname = $1", name)
+    return row is not None, None if row is None else row["comment"]
+
+
+async def comments(connection: Any) -> list[tuple[str, str | None]]:
+    """The names of all databases, and the comments on them."""
+    return [(row["name"], row["comment"]) for row in await connection.fetch(_COMMENTS)]
+
+
+def comment_statement(name: str, comment: str) -> str:
+    return f"COMMENT ON DATABASE {quoted(name)} IS {literal(comment)}"
+
+
+def rename_statement(name: str, new_name: str) -> str:
+    return f"ALTER DATABASE {quoted(name)} RENAME TO {quoted(new_name)}"
+
+
+@asynccontextmanager
+async def name_locked(connection: Any, name: str) -> AsyncIterator[None]:
+    """A block that no other one for the same name, over a connection to the same database, overlaps with."""
+    key = int.from_bytes(blake2b(f"pgtoolset database {name}".encode(), digest_size=8).digest(), signed=True)
+    await connection.execute(f"SELECT pg_advisory_lock({key})")
+    try:
+        yield
+    finally:
+        if not connection.is_closed():  # which has unlocked it
+            await connection.execute(f"SELECT pg_advisory_unlock({key})")

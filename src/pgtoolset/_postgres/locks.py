@@ -70,7 +70,7 @@ BEGIN
 EXCEPTION WHEN lock_not_available THEN
  earlier := pg_catalog.current_setting('lock_timeout');
  ends := pg_catalog.clock_timestamp();
- FOREACH name IN ARRAY ARRAY[{", ".join(map(_literal, names))}] LOOP
+ FOREACH name IN ARRAY ARRAY[{", ".join(map(literal, names))}] LOOP
   PERFORM pg_catalog.set_config('lock_timeout', {f"GREATEST(1, {left})::int4::text" if timeout else "'0'"}, true);
   EXECUTE 'LOCK TABLE ' || name || ' IN {mode.value} MODE';
  END LOOP;
@@ -82,7 +82,7 @@ END """
     return f"DO {tag}{body}{tag}"
 
 
-def _literal(string: str) -> str:
+def literal(string: str) -> str:
     """The string as SQL writes it, whatever `standard_conforming_strings` is."""
     quoted = string.replace("'", "''")
     return f"E'{quoted}'".replace("\\", "\\\\") if "\\" in quoted else f"'{quoted}'"

@@ -1,0 +1,132 @@
+"""Whose a database is: a mark that says which process made it, and whether that process is still alive.
+
+A process id means something on one machine, in one PID namespace (a container has its own), until a restart, and only
+together with the time at which the process began. A mark has all of these. Of a process of another machine nothing is
+known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from uuid import uuid4
+
+#: What a comment of ours says that it is.
+_KIND = "pgtoolset worker database"
+
+#: Seconds after which a draft of another machine is certainly forgotten; it is one for milliseconds.
+_DRAFT_AGE = 3600
+
+_DRAFT = re.compile(r"pgtoolset-([0-9a-f]{12})-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]{6}")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process, and one of its databases.
+
+    Attributes:
+        machine: the host and the PID namespace.
+        boot: when the machine was started, as far as it tells.
+        pid: the process id.
+        started: when the process began, in ticks since the start of the machine; 0 where it cannot be told.
+        token: what sets this database apart from others of the process.
+    """
+
+    machine: str
+    boot: str
+    pid: int
+    started: int
+    token: str
+
+    def mark(self) -> str:
+        """The comment that says so."""
+        return json.dumps({"kind": _KIND, **asdict(self)})
+
+    def is_alive(self) -> bool | None:
+        """Whether the process is running; `None` where that cannot be told from here."""
+        machine, boot = _machine()
+        if machine != self.machine:
+            return None
+        return boot == self.boot and _is_running(self.pid, self.started)
+
+
+_FIELDS = {"machine": str, "boot": str, "pid": int, "started": int, "token": str}
+
+
+def new_owner() -> Owner:
+    """This process, with a token for a new database."""
+    machine, boot = _machine()
+    pid = os.getpid()
+    return Owner(machine, boot, pid, _started(pid) or 0, uuid4().hex)
+
+
+def owner_in(comment: str | None) -> Owner | None:
+    """The owner that a comment names; `None` where it is not one of ours."""
+    try:
+        told = json.loads(comment or "")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(told, dict) or told.pop("kind", None) != _KIND:
+        return None
+    if {name: type(value) for name, value in told.items()} != _FIELDS:
+        return None
+    return Owner(**told)
+
+
+def draft_name(owner: Owner) -> str:
+    """The name of a database that is not finished. It says itself whose it is, because it has no comment yet."""
+    return f"pgtoolset-{_digest()}-{owner.pid:x}-{owner.started:x}-{int(time.time()):x}-{owner.token[:6]}"
+
+
+def is_forgotten_draft(name: str) -> bool:
+    """Whether this is the name of a draft whose maker will not finish it any more."""
+    match = _DRAFT.fullmatch(name)
+    if match is None:
+        return False
+    pid, started, created = (int(number, 16) for number in match.groups()[1:])
+    if match[1] == _digest():
+        return not _is_running(pid, started)
+    return time.time() - created > _DRAFT_AGE
+
+
+@cache
+def _machine() -> tuple[str, str]:
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        namespace = boot = ""
+    return f"{socket.gethostname()} {namespace}".strip(), boot
+
+
+def _digest() -> str:
+    return blake2b(" ".join(_machine()).encode(), digest_size=6).hexdigest()
+
+
+def _is_running(pid: int, started: int) -> bool:
+    if os.name != "posix":
+        return True  # os.kill would end it; it is better left alone
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    now = _started(pid)
+    return now is None or now == started
+
+
+def _started(pid: int) -> int | None:
+    """When a process began; `None` where that cannot be told. A zombie has never begun."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) if fields[0] not in "ZX" else -1
+    except (OSError, IndexError, ValueError):
+        return None
