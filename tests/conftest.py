@@ -17,6 +17,8 @@ from pgtoolset.testing import EmbeddedServer
 
 from .support import Base, plain_url, sqlalchemy_url, wait_until_idle
 
+collect_ignore = ["user_project"]
+
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
