@@ -115,12 +115,6 @@ class Group:
     def subscriptions(self) -> list[Subscription[Any]]:
         return [each for served in self._subscriptions.values() for each in served]
 
-    def prune(self) -> None:
-        """Drop the streams that nobody holds any more."""
-        for subscription in self.subscriptions():
-            if subscription.abandoned:
-                self.remove(subscription)
-
     async def look(self, fetch: Fetch, *, whole: bool) -> None:
         """Look at what is due, or at all of it, and tell whoever waits.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,7 +14,7 @@ from pgtoolset._postgres.link import HEARTBEAT, Link, LinkLost, is_about_data, i
 from pgtoolset._postgres.notifications import keys_in
 from pgtoolset.errors import WatcherClosedError
 from pgtoolset.watch._groups import Group
-from pgtoolset.watch._subscriptions import Subscription, Waiter
+from pgtoolset.watch._subscriptions import Stream, Subscription, Waiter
 from pgtoolset.watch.targets import Target
 
 __all__ = ["Hub"]
@@ -40,6 +41,7 @@ class Hub:
         self._notify = notify
         self._groups: dict[tuple[Any, tuple[str, ...]], Group] = {}
         self._made: dict[tuple[Any, tuple[str, ...]], Group] = {}
+        self._dropped: deque[Stream[Any]] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connected = False
@@ -70,6 +72,10 @@ class Hub:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+
+    def drop(self, stream: Stream[Any]) -> None:
+        """Unsubscribe at the next tick. May be called in any thread."""
+        self._dropped.append(stream)
 
     def subscribe(self, subscription: Subscription[Any]) -> None:
         self._group(subscription.target).add(subscription)
@@ -153,20 +159,19 @@ class Hub:
                 next_tick += self._interval
                 if next_tick <= now:  # there was nobody to look for, or looking took longer than the interval
                     next_tick = now + self._interval
+                while self._dropped:
+                    self.unsubscribe(self._dropped.popleft())
             for id_, group in list(self._groups.items()):
-                if whole:
-                    group.prune()
-                    if not group:
-                        self._groups.pop(id_, None)
-                        continue
                 if (whole or group.is_due) and now >= group.not_before:
                     await self._look(link, id_, group, whole)
                     self._served = True
+            # A connection that is half-open says nothing, and one that has nothing to say does neither.
+            heartbeat = loop.time() + HEARTBEAT
             try:
-                async with asyncio.timeout_at(next_tick if self._groups else now + HEARTBEAT):
+                async with asyncio.timeout_at(min(next_tick, heartbeat) if self._groups else heartbeat):
                     await self._wake.wait()
             except TimeoutError:
-                if not self._groups:
+                if not self._groups or heartbeat < next_tick:
                     await link.check()
 
     async def _look(self, link: Link, id_: tuple[Any, tuple[str, ...]], group: Group, whole: bool) -> None:

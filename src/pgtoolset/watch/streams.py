@@ -28,9 +28,12 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
     was undone in between is none. A cancelled `async for` loses nothing, and can be taken up again.
     """
 
-    def __init__(self, stream: Stream[M], unsubscribe: Callable[[Stream[M]], None]) -> None:
+    def __init__(
+        self, stream: Stream[M], unsubscribe: Callable[[Stream[M]], None], drop: Callable[[Stream[M]], None]
+    ) -> None:
         self._stream = stream
         self._unsubscribe = unsubscribe
+        self._drop = drop
 
     @property
     def current(self) -> Mapping[str, Any] | None:
@@ -66,5 +69,7 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
         self._unsubscribe(self._stream)
 
     def __del__(self) -> None:
-        # May run in any thread: the flag is looked at by the watcher's next tick.
-        self._stream.dropped = True
+        # May run in any thread, in which nothing can be unsubscribed.
+        if not self._stream.dropped:
+            self._stream.dropped = True
+            self._drop(self._stream)

@@ -138,7 +138,7 @@ class RowWatcher:
         hub = self._open_hub()
         stream = Stream(target, pk, key)
         hub.subscribe(stream)
-        return RowChanges(stream, hub.unsubscribe)
+        return RowChanges(stream, hub.unsubscribe, hub.drop)
 
     def _parse(self, model: type[M], pk_value: Any, columns: Iterable[Any] | None) -> tuple[Target[M], Any, Any]:
         target = resolve_target(model, columns)
