@@ -81,13 +81,13 @@ def tell(what: str, figure: Spread, target: tuple[Literal["at most", "at least"]
 
 
 @contextmanager
-def database_url() -> Iterator[str]:
-    """`DATABASE_URL` for SQLAlchemy with asyncpg, or a PostgreSQL of our own."""
+def database_url(**settings: str) -> Iterator[str]:
+    """`DATABASE_URL` for SQLAlchemy with asyncpg, or a PostgreSQL of our own, with these settings."""
     given = os.environ.get("DATABASE_URL")
     if given:
         yield given
     else:
-        with EmbeddedServer() as server:
+        with EmbeddedServer(settings=settings) as server:
             yield server.url()
 
 

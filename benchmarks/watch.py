@@ -3,7 +3,9 @@
 - idle: CPU time of this process with waiters at a 0.5 s interval and nothing happening, as a share of one core, and
   against raw asyncpg that fetches and decodes the same rows at the same interval, in the same round;
 - detection: from the commit to the waiter's return, while all wait;
-- notify: the same with `notify=True` and a trigger, against a bare asyncpg LISTEN that hears the same notification.
+- notify: the same with `notify=True` and a trigger, against a bare asyncpg LISTEN that hears the same notification;
+- writers: what the trigger costs them, on a server that waits for its disk;
+- waiters: `RowWatcher`, `wait_for_row_change` and the one of fastapi-toolsets, by number of waiters (`_waiters.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from benchmarks import _waiters, _writers
 from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
 from pgtoolset import RowWatcher, row_change_trigger
 from pgtoolset._postgres.notifications import channel_of
@@ -135,9 +138,9 @@ async def notified(engine: AsyncEngine, url: str, changes: int) -> tuple[list[fl
     return ours, theirs
 
 
-async def run(rounds: int, waiters: int, seconds: float) -> None:
+async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float) -> None:
     environment("sqlalchemy", "asyncpg")
-    with database_url() as url:
+    with database_url(fsync="on", full_page_writes="on") as url:
         engine = create_async_engine(url)
         plain = url.replace("+asyncpg", "", 1)
         try:
@@ -177,6 +180,9 @@ async def run(rounds: int, waiters: int, seconds: float) -> None:
             ours, theirs = await notified(engine, plain, 300)
             p50 = statistics.median(ours), statistics.median(theirs)
             print(f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at most 3)")
+            await _writers.compare(plain, Order.__tablename__, rounds)
+            if crowd_seconds:
+                await _waiters.compare(url, Order, [100, 500, 1_000, 2_000], crowd_seconds, INTERVAL)
             async with engine.begin() as connection:
                 await connection.run_sync(Base.metadata.drop_all)
         finally:
@@ -188,8 +194,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--waiters", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument(
+        "--crowd-seconds", type=float, default=45, help="for each number of waiters and contestant; 0 leaves them out"
+    )
     options = parser.parse_args()
-    asyncio.run(run(options.rounds, options.waiters, options.seconds))
+    asyncio.run(run(options.rounds, options.waiters, options.seconds, options.crowd_seconds))
 
 
 if __name__ == "__main__":
