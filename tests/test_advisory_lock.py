@@ -171,9 +171,9 @@ async def test_keys(
 
 def test_string_keys_are_stable() -> None:
     """A string is the same lock for ever: another process, another version, another Python."""
-    from pgtoolset.locks.advisory import _numbers
+    from pgtoolset.locks.advisory import key_numbers
 
-    assert _numbers("") == (int.from_bytes(bytes.fromhex("e3b0c44298fc1c14"), "big", signed=True),)
+    assert key_numbers("") == (int.from_bytes(bytes.fromhex("e3b0c44298fc1c14"), "big", signed=True),)
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,14 @@ def test_pages_have_blocks() -> None:
         assert len(BLOCK.findall(content)) == content.count("```python") > 0, page
 
 
+#: Classes whose docstring has the example, in place of their methods.
+CLASSES = {"EmbeddedServer", "ManualClock", "MemoryDatabase", "MemoryLocks"}
+
 DOCUMENTED = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (pgtoolset, testing)
     for name in module.__all__
-    if inspect.isfunction(getattr(module, name)) or name == "EmbeddedServer"
+    if inspect.isfunction(getattr(module, name)) or name in CLASSES
 }
 
 

@@ -1,8 +1,8 @@
 """Random trees of nested transactions with random failures, against a model of savepoint semantics.
 
-The same programs run on PostgreSQL, by blocks of ours mixed with SQLAlchemy's own, and on a double that knows nothing
-of SQLAlchemy. Model and implementation must agree on what is stored, on which callbacks ran in which order, and on
-how the outermost block ended.
+The same programs run on PostgreSQL, by blocks of ours mixed with SQLAlchemy's own, on the double of
+`pgtoolset.testing`, and on a session that knows nothing of SQLAlchemy. Model and implementation must agree on what is
+stored, on which callbacks ran in which order, and on how the outermost block ended.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from pgtoolset import TransactionAbortedError, get_transaction, on_commit
+from pgtoolset.testing import MemoryDatabase, MemorySession
 
-from .doubles import MemorySession
+from .plain_session import PlainSession
 from .support import Item
 
 
@@ -166,7 +167,22 @@ def outcome_of(error: BaseException) -> str:
     return OUTCOMES.get(type(error), "Refused")
 
 
-async def run_on_postgresql(session: AsyncSession, program: Block, ran: list[int]) -> str:
+async def write(session: AsyncSession, id_: int) -> None:
+    if isinstance(session, MemorySession):
+        session.add(Item(id=id_))
+        await session.flush()
+    else:
+        await session.execute(text("INSERT INTO item (id, name) VALUES (:id, '')"), {"id": id_})
+
+
+async def divide_by_zero(session: AsyncSession) -> None:
+    if isinstance(session, MemorySession):
+        await session.fail("22012")
+    await session.execute(text("SELECT 1 / 0"))
+
+
+async def run_on_session(session: AsyncSession, program: Block, ran: list[int]) -> str:
+    """On PostgreSQL and on the double, by the same code."""
     next_id = 0
 
     async def run(block: Block) -> None:
@@ -176,7 +192,7 @@ async def run_on_postgresql(session: AsyncSession, program: Block, ran: list[int
                 case Write():
                     next_id += 1
                     id_ = next_id
-                    await session.execute(text("INSERT INTO item (id, name) VALUES (:id, '')"), {"id": id_})
+                    await write(session, id_)
                     on_commit(session, lambda id_=id_: ran.append(id_))
                 case Flush():
                     next_id += 1
@@ -191,7 +207,7 @@ async def run_on_postgresql(session: AsyncSession, program: Block, ran: list[int
                     raise Failure
                 case BadStatement(swallowed):
                     try:
-                        await session.execute(text("SELECT 1 / 0"))
+                        await divide_by_zero(session)
                     except DBAPIError:
                         if not swallowed:
                             raise
@@ -211,7 +227,7 @@ async def run_on_postgresql(session: AsyncSession, program: Block, ran: list[int
     return "committed"
 
 
-async def run_on_double(session: MemorySession, program: Block, ran: list[int]) -> str:
+async def run_on_plain_session(session: PlainSession, program: Block, ran: list[int]) -> str:
     next_id = 0
 
     async def run(block: Block) -> None:
@@ -221,7 +237,7 @@ async def run_on_double(session: MemorySession, program: Block, ran: list[int]) 
                 case Write() | Flush():
                     next_id += 1
                     id_ = next_id
-                    session.rows.add(id_)
+                    session.numbers.add(id_)
                     on_commit(session, lambda id_=id_: ran.append(id_))
                 case Raise():
                     raise Failure
@@ -265,7 +281,7 @@ def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program:
 
     async def run() -> tuple[str, list[int]]:
         async with async_sessionmaker(shared_engine)() as session:
-            outcome = await run_on_postgresql(session, program, ran)
+            outcome = await run_on_session(session, program, ran)
             rows = await session.execute(text("DELETE FROM item RETURNING id"))
             ids = sorted(row.id for row in rows)
             await session.commit()
@@ -278,13 +294,31 @@ def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program:
 
 
 @settings(max_examples=300, deadline=None)
-@given(program=programs(sql=False))
+@given(program=programs(sql=True))
 def test_double(program: Block) -> None:
-    """A duck-typed double: the same semantics, by the protocol alone."""
+    """The double of `pgtoolset.testing`: the same programs, errors of statements included, end in the same way."""
     model = Model()
     expected = model.outermost(program)
     ran: list[int] = []
-    session = MemorySession()
-    outcome = asyncio.run(run_on_double(session, program, ran))
-    assert (outcome, sorted(session.shared)) == (expected, sorted(model.rows))
+    database = MemoryDatabase()
+
+    async def run() -> str:
+        async with database.session() as session:
+            return await run_on_session(session, program, ran)
+
+    outcome = asyncio.run(run())
+    assert (outcome, [row["id"] for row in database.rows(Item)]) == (expected, sorted(model.rows))
+    assert ran == model.rows
+
+
+@settings(max_examples=300, deadline=None)
+@given(program=programs(sql=False))
+def test_plain_session(program: Block) -> None:
+    """A session of a user's own: the same semantics, by the protocol alone."""
+    model = Model()
+    expected = model.outermost(program)
+    ran: list[int] = []
+    session = PlainSession(set())
+    outcome = asyncio.run(run_on_plain_session(session, program, ran))
+    assert (outcome, sorted(session.stored)) == (expected, sorted(model.rows))
     assert ran == model.rows

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from pgtoolset import TransactionAbortedError, TransactionStateError, create_db_context, get_transaction, on_commit
 
-from .doubles import MemorySession
+from .plain_session import PlainSession
 from .support import insert, stored, swallow_error
 
 Maker = async_sessionmaker[AsyncSession]
@@ -250,7 +250,7 @@ async def test_callback_uses_the_database(session_maker: Maker, other: asyncpg.C
 async def test_with_a_double() -> None:
     """The same rules hold for a session without SQLAlchemy's events, by the blocks of get_transaction."""
     log: list[str] = []
-    session = MemorySession()
+    session = PlainSession(set())
 
     async def later() -> None:
         log.append("async")
@@ -280,7 +280,7 @@ async def test_outside_a_transaction(session_maker: Maker) -> None:
     async with session_maker() as session:
         with pytest.raises(TransactionStateError, match="on_commit"):
             on_commit(session, lambda: None)
-        double: Any = MemorySession()
+        double: Any = PlainSession(set())
         async with double.begin():
             with pytest.raises(TransactionStateError, match="get_transaction"):
                 on_commit(double, lambda: None)

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_sessi
 from sqlalchemy.orm import Session
 
 from pgtoolset import TransactionAbortedError, TransactionStateError, create_db_context, get_transaction
+from pgtoolset.testing import MemoryDatabase
 
-from .doubles import MemoryManagedSession, MemorySession
+from .plain_session import PlainSession
 from .support import Account, Item, Part, insert, stored, swallow_error
 
 Maker = async_sessionmaker[AsyncSession]
@@ -126,33 +127,19 @@ async def test_works_with_async_scoped_session(session_maker: Maker, other: asyn
 
 
 async def test_works_with_a_double() -> None:
-    """It works with every object that satisfies the TransactionalSession protocol."""
-    session = MemorySession()
-    async with get_transaction(session):
-        session.rows.add(1)
+    """It works with the double as with the database; with any `TransactionalSession`: see test_contracts_own.py."""
+    database = MemoryDatabase()
+    async with create_db_context(database.session)() as session:
+        session.add(Item(id=1))
         with pytest.raises(KeyError):
             async with get_transaction(session):
-                session.rows.add(2)
+                session.add(Item(id=2))
                 raise KeyError
         async with get_transaction(session):
-            session.rows.add(3)
-    assert session.shared == {1, 3}
-    assert session.log == ["BEGIN", "SAVEPOINT", "ROLLBACK TO", "SAVEPOINT", "RELEASE", "COMMIT"]
-
-
-async def test_context_of_doubles() -> None:
-    """A factory of doubles is a SessionFactory: begun, committed or rolled back, and closed."""
-    shared: set[int] = set()
-    db_context = create_db_context(lambda: MemoryManagedSession(shared))
-    async with db_context() as session:
-        session.rows.add(1)
-    assert session.log == ["BEGIN", "COMMIT", "CLOSE"]
-    with pytest.raises(KeyError):
-        async with db_context() as session:
-            session.rows.add(2)
-            raise KeyError
-    assert session.log == ["BEGIN", "ROLLBACK", "CLOSE"]
-    assert shared == {1}
+            session.add(Item(id=3))
+    assert [row["id"] for row in database.rows(Item)] == [1, 3]
+    assert session.log == ["BEGIN", "INSERT item (1)", "SAVEPOINT", "ROLLBACK TO", "SAVEPOINT", "INSERT item (3)",
+                           "RELEASE", "COMMIT"]  # fmt: skip
 
 
 async def test_outermost_is_honest(session_maker: Maker, other: asyncpg.Connection) -> None:
@@ -337,12 +324,12 @@ def test_bad_session(session: Any) -> None:
 
 
 async def test_options_need_sqlalchemy() -> None:
-    """A double cannot be asked for an isolation level: that would be a promise that nobody keeps."""
-    session = MemorySession()
+    """Other sessions cannot be asked for an isolation level: that would be a promise that nobody keeps."""
+    session = PlainSession(set())
     with pytest.raises(TypeError, match="isolation_level"):
         async with get_transaction(session, isolation_level="SERIALIZABLE"):
             raise AssertionError("must not be reached")
-    assert session.log == []
+    assert not session.in_transaction()
 
 
 async def test_concurrent_sessions_are_independent(session_maker: Maker, other: asyncpg.Connection) -> None:

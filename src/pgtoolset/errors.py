@@ -15,6 +15,7 @@ __all__ = [
     "DatabaseNotFoundError",
     "EmbeddedServerError",
     "LockTimeoutError",
+    "NoDatabaseError",
     "PgToolsetError",
     "RowDeletedError",
     "RowNotFoundError",
@@ -77,6 +78,10 @@ class LockTimeoutError(PgToolsetError, TimeoutError):
         self.mode = mode
         self.timeout = timeout
         self.blockers = tuple(blockers)
+
+
+class NoDatabaseError(PgToolsetError, NotImplementedError):
+    """A double of `pgtoolset.testing` was asked for something that takes a database, such as a SQL statement."""
 
 
 class RowNotFoundError(PgToolsetError, LookupError):

@@ -68,7 +68,7 @@ def advisory_lock(
     See https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     """
     sync = checks.async_session(session)
-    numbers = _numbers(key)
+    numbers = key_numbers(key)
     checks.flag("shared", shared)
     checks.flag("nowait", nowait)
     milliseconds = checks.milliseconds(timeout)
@@ -138,7 +138,7 @@ async def _acquire(
     return taken
 
 
-def _numbers(key: object) -> tuple[int, ...]:
+def key_numbers(key: object) -> tuple[int, ...]:
     """The key as PostgreSQL takes it: one bigint or two int4."""
     if isinstance(key, str):
         return (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True),)

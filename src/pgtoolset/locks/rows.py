@@ -90,8 +90,8 @@ async def lock_rows(
     See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS
     """
     checks.async_session(session)
-    mapper = _mapper_of(model)
-    keys = _keys(mapper, pks)
+    mapper = mapper_of(model)
+    keys = keys_of(mapper, pks)
     lock_mode = checks.member_of(RowLockMode, mode)
     checks.flag("skip_locked", skip_locked)
     checks.flag("nowait", nowait)
@@ -203,14 +203,14 @@ async def _members(outside: AsyncConnection, xid: str) -> list[str]:
         return []
 
 
-def _mapper_of(model: Any) -> Mapper[Any]:
+def mapper_of(model: Any) -> Mapper[Any]:
     mapper: Any = sqlalchemy_inspect(model, raiseerr=False) if isinstance(model, type) else None
     if not isinstance(mapper, Mapper):
         raise TypeError(f"model must be a mapped class, not {model!r}")
     return mapper
 
 
-def _keys(mapper: Mapper[Any], pks: Any) -> list[tuple[Any, ...]]:
+def keys_of(mapper: Mapper[Any], pks: Any) -> list[tuple[Any, ...]]:
     if isinstance(pks, str | bytes | Mapping) or not isinstance(pks, Iterable):
         raise TypeError(f"pks must be a list of primary keys, not {pks!r}")
     names = ", ".join(column.name for column in mapper.primary_key)

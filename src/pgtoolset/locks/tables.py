@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Dialect, Table
 from sqlalchemy import inspect as sqlalchemy_inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -73,7 +73,7 @@ def lock_tables(
     https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
     """
     sync = checks.async_session(session)
-    targets = _tables_of(tables)
+    targets = tables_of(tables)
     lock_mode = checks.member_of(LockMode, mode)
     checks.flag("nowait", nowait)
     milliseconds = checks.milliseconds(timeout)
@@ -107,7 +107,7 @@ async def _acquire(
                 "a table lock lasts until the transaction ends, and in AUTOCOMMIT that is at once; "
                 "use a session of an engine that is not in AUTOCOMMIT"
             )
-        names[:] = _names(tables, connection, _translation(session, connection))
+        names[:] = qualified_names(tables, connection.dialect, _translation(session, connection))
         lookout.watch(connection)
         if milliseconds == 0:
             connection.exec_driver_sql(lock_statement(names, mode, nowait=True))
@@ -142,7 +142,7 @@ def _lock_without_snapshot(connection: Connection, names: list[str], mode: LockM
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{earlier}'")
 
 
-def _tables_of(tables: Any) -> list[Table]:
+def tables_of(tables: Any) -> list[Table]:
     """Every table that is meant, each once."""
     if isinstance(tables, str | type | Table) or not isinstance(tables, Iterable):
         raise TypeError(f"tables must be a list of mapped classes and tables, not {tables!r}")
@@ -179,10 +179,12 @@ def _translation(session: Session, connection: Connection) -> Mapping[str | None
     return options.get("schema_translate_map") or {}
 
 
-def _names(tables: Iterable[Table], connection: Connection, translation: Mapping[str | None, str | None]) -> list[str]:
+def qualified_names(
+    tables: Iterable[Table], dialect: Dialect, translation: Mapping[str | None, str | None]
+) -> list[str]:
     """The names as SQL writes them, in the global order: that of the plain schema and table names."""
-    default = connection.dialect.default_schema_name
-    quote = connection.dialect.identifier_preparer
+    default = dialect.default_schema_name
+    quote = dialect.identifier_preparer
     names: dict[tuple[str, str], str] = {}
     for table in tables:
         schema = table.schema

@@ -105,8 +105,8 @@ def _analyse(rel_attr: QueryableAttribute[Any], prop: Any) -> Association:
     owner_pairs: Any = prop.synchronize_pairs
     related_pairs: Any = prop.secondary_synchronize_pairs
     for join, pairs in ((prop.primaryjoin, owner_pairs), (prop.secondaryjoin, related_pairs)):
-        conditions = list(_conditions(join))
-        if len(conditions) != len(pairs) or not all(_is_equality(condition) for condition in conditions):
+        conditions = list(conditions_of(join))
+        if len(conditions) != len(pairs) or not all(is_equality(condition) for condition in conditions):
             raise TypeError(
                 f"{name}: this Many-to-Many relationship has conditions beyond its keys ({join}), so that its "
                 f"collection is not all of an owner's rows; write through a relationship without them"
@@ -123,7 +123,7 @@ def _analyse(rel_attr: QueryableAttribute[Any], prop: Any) -> Association:
     if len(shared) == len(related_columns):
         raise TypeError(f"{name}: both ends of this Many-to-Many relationship are the same columns of {table.name}")
     pair = {*owner_columns, *related_columns}
-    unique = list(_unique_keys(table))
+    unique = list(unique_keys(table))
     return Association(
         name=name,
         table=table,
@@ -143,8 +143,8 @@ def _end(mapper: Mapper[Any], pairs: Any, table: Table, others: tuple[Column[Any
     keys = {mapper.get_property_by_column(column).key: at for at, column in enumerate(mapper.primary_key)}
     for each in mapper.iterate_to_root():
         # A key of a joined table may have an attribute of its own, which always equals that of the table above.
-        for condition in () if each.inherit_condition is None else _conditions(each.inherit_condition):
-            if _is_equality(condition):
+        for condition in () if each.inherit_condition is None else conditions_of(each.inherit_condition):
+            if is_equality(condition):
                 names = {mapper.get_property_by_column(side).key for side in (condition.left, condition.right)}
                 for found in [keys[name] for name in names if name in keys]:
                     keys.update(dict.fromkeys(names, found))
@@ -165,17 +165,17 @@ def _collections(mapper: Mapper[Any], columns: set[Any], table: Table, others: t
     return tuple(found)
 
 
-def _conditions(join: Any) -> Iterator[Any]:
+def conditions_of(join: Any) -> Iterator[Any]:
     if isinstance(join, Grouping):
-        yield from _conditions(join.element)
+        yield from conditions_of(join.element)
     elif isinstance(join, BooleanClauseList) and join.operator is operators.and_:
         for clause in join.clauses:
-            yield from _conditions(clause)
+            yield from conditions_of(clause)
     else:
         yield join
 
 
-def _is_equality(condition: ColumnElement[Any]) -> bool:
+def is_equality(condition: ColumnElement[Any]) -> bool:
     return (
         isinstance(condition, BinaryExpression)
         and condition.operator is operators.eq
@@ -184,7 +184,7 @@ def _is_equality(condition: ColumnElement[Any]) -> bool:
     )
 
 
-def _unique_keys(table: Table) -> Iterator[tuple[set[Any], bool]]:
+def unique_keys(table: Table) -> Iterator[tuple[set[Any], bool]]:
     """The columns of each unique constraint and index, and whether it is of no use to ON CONFLICT."""
     for constraint in table.constraints:
         if isinstance(constraint, PrimaryKeyConstraint | UniqueConstraint) and len(constraint.columns) > 0:

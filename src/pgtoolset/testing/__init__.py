@@ -1,6 +1,15 @@
-"""PostgreSQL for tests and demos, and databases for tests."""
+"""For tests and demos: PostgreSQL itself, databases on it, and doubles that need none."""
 
+from pgtoolset.testing.doubles import ManualClock, MemoryDatabase, MemoryLocks, MemorySession
 from pgtoolset.testing.server import EmbeddedServer
 from pgtoolset.testing.workers import create_worker_database, worker_database_url
 
-__all__ = ["EmbeddedServer", "create_worker_database", "worker_database_url"]
+__all__ = [
+    "EmbeddedServer",
+    "ManualClock",
+    "MemoryDatabase",
+    "MemoryLocks",
+    "MemorySession",
+    "create_worker_database",
+    "worker_database_url",
+]

@@ -1,0 +1,317 @@
+"""Sessions and their transactions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+
+from pgtoolset import (
+    TransactionAbortedError,
+    TransactionStateError,
+    create_db_context,
+    get_transaction,
+    on_commit,
+    run_transaction,
+)
+from pgtoolset._postgres.sqlstates import DEADLOCK_DETECTED, SERIALIZATION_FAILURE
+from pgtoolset.testing.contracts.harness import MappedRows, TransactionHarness, missing, opened
+
+__all__ = ["AbortedTransactionContract", "SessionFactoryContract", "TransactionalSessionContract"]
+
+
+class Undone(Exception):
+    """Leaves a block that is to be undone."""
+
+
+class TransactionalSessionContract:
+    """What `TransactionalSession` promises. Fixtures: `harness`, a `TransactionHarness`."""
+
+    @pytest.fixture
+    def harness(self) -> TransactionHarness:
+        missing("harness", "a TransactionHarness, such as MappedRows(session_maker, Model)")
+
+    async def test_the_end_of_a_block_commits(self, harness: TransactionHarness) -> None:
+        """What is written in a block is stored at its end, and nobody else sees it before."""
+        async with opened(harness) as session:
+            assert not session.in_transaction()
+            async with get_transaction(session) as same:
+                assert same is session
+                assert session.in_transaction()
+                await harness.write(session, 1)
+                assert await harness.stored() == set()
+            assert not session.in_transaction()
+            assert await harness.stored() == {1}
+
+    @pytest.mark.parametrize("error", [Undone(), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
+    async def test_an_exception_rolls_back(self, harness: TransactionHarness, error: BaseException) -> None:
+        """An exception undoes the block and leaves it as it is; the session can be used again."""
+        async with opened(harness) as session:
+            with pytest.raises(type(error)) as caught:
+                async with get_transaction(session):
+                    await harness.write(session, 1)
+                    raise error
+            assert caught.value is error
+            assert not session.in_transaction()
+            assert await harness.stored() == set()
+            async with get_transaction(session):
+                await harness.write(session, 2)
+            assert await harness.stored() == {2}
+
+    @pytest.mark.parametrize("failing", range(4))
+    async def test_an_exception_undoes_its_own_level(self, harness: TransactionHarness, failing: int) -> None:
+        """Of nested blocks, an exception undoes the one that it leaves, with those inside it, and no other."""
+
+        async def nest(session: Any, level: int) -> None:
+            try:
+                async with get_transaction(session):
+                    await harness.write(session, level)
+                    if level < 3:
+                        await nest(session, level + 1)
+                    await harness.write(session, 10 + level)
+                    if level == failing:
+                        raise Undone
+            except Undone:
+                assert session.in_transaction() is (level > 0)
+
+        async with opened(harness) as session:
+            await nest(session, 0)
+            assert await harness.stored() == {*range(failing), *range(10, 10 + failing)}
+
+    async def test_a_released_level_belongs_to_the_one_around(self, harness: TransactionHarness) -> None:
+        """A nested block that ended well is undone with the block around it, and is not stored before."""
+        async with opened(harness) as session:
+            with pytest.raises(Undone):
+                async with get_transaction(session):
+                    async with get_transaction(session):
+                        await harness.write(session, 1)
+                    assert await harness.stored() == set()
+                    raise Undone
+            assert await harness.stored() == set()
+
+    async def test_levels_in_a_row(self, harness: TransactionHarness) -> None:
+        """Levels that follow each other fail and succeed by themselves."""
+        async with opened(harness) as session:
+            async with get_transaction(session):
+                for number in range(6):
+                    try:
+                        async with get_transaction(session):
+                            await harness.write(session, number)
+                            if number % 2:
+                                raise Undone
+                    except Undone:
+                        pass
+            assert await harness.stored() == {0, 2, 4}
+
+    async def test_callbacks_run_after_the_commit(self, harness: TransactionHarness) -> None:
+        """Callbacks run once the outermost block is committed, in order; those of a level that was undone never."""
+        ran: list[Any] = []
+
+        def callback(name: str) -> Callable[[], Any]:
+            async def run() -> None:
+                ran.append((name, await harness.stored()))
+
+            return run
+
+        async with opened(harness) as session:
+            async with get_transaction(session):
+                on_commit(session, callback("first"))
+                with pytest.raises(Undone):
+                    async with get_transaction(session):
+                        on_commit(session, callback("never"))
+                        async with get_transaction(session):
+                            on_commit(session, callback("never either"))
+                        raise Undone
+                async with get_transaction(session):
+                    await harness.write(session, 1)
+                    on_commit(session, callback("nested"))
+                on_commit(session, callback("last"))
+                assert ran == []
+            assert ran == [("first", {1}), ("nested", {1}), ("last", {1})]
+            with pytest.raises(Undone):
+                async with get_transaction(session):
+                    on_commit(session, callback("never"))
+                    raise Undone
+            assert len(ran) == 3
+            with pytest.raises(TransactionStateError):
+                on_commit(session, callback("never"))
+
+    async def test_durable_is_outermost(self, harness: TransactionHarness) -> None:
+        """A durable block is refused inside another, which goes on as if nothing had happened."""
+        async with opened(harness) as session:
+            async with get_transaction(session, durable=True):
+                await harness.write(session, 1)
+                with pytest.raises(TransactionStateError):
+                    async with get_transaction(session, durable=True):
+                        await harness.write(session, 2)
+                await harness.write(session, 3)
+            assert await harness.stored() == {1, 3}
+
+
+class SessionFactoryContract:
+    """What `SessionFactory` and `ManagedSession` promise. Fixtures: `harness`, a `TransactionHarness`."""
+
+    @pytest.fixture
+    def harness(self) -> TransactionHarness:
+        missing("harness", "a TransactionHarness whose session() is the factory")
+
+    async def test_each_call_makes_a_session(self, harness: TransactionHarness) -> None:
+        """Two sessions have nothing in common but what is committed."""
+        async with opened(harness) as one, opened(harness) as other:
+            assert one is not other
+            async with get_transaction(one):
+                await harness.write(one, 1)
+                assert not other.in_transaction()
+                async with get_transaction(other):
+                    await harness.write(other, 2)
+                assert await harness.stored() == {2}
+
+    async def test_a_unit_of_work(self, harness: TransactionHarness) -> None:
+        """A context is begun when it yields; its end commits, an exception rolls back."""
+        db_context = create_db_context(harness.session)
+        async with db_context() as session:
+            assert session.in_transaction()
+            await harness.write(session, 1)
+        assert not session.in_transaction()
+        with pytest.raises(Undone):
+            async with db_context() as session:
+                await harness.write(session, 2)
+                raise Undone
+        assert not session.in_transaction()
+        assert await harness.stored() == {1}
+
+    async def test_the_block_may_end_its_transaction(self, harness: TransactionHarness) -> None:
+        """The block may commit and roll back by itself and go on; what is open at its end is committed."""
+        async with create_db_context(harness.session)() as session:
+            await harness.write(session, 1)
+            await session.commit()
+            assert await harness.stored() == {1}
+            async with get_transaction(session):
+                await harness.write(session, 2)
+                await session.rollback()
+            async with get_transaction(session):
+                await harness.write(session, 3)
+        assert await harness.stored() == {1, 3}
+
+    async def test_nothing_to_end(self, harness: TransactionHarness) -> None:
+        """Commit and rollback with nothing open are no errors, and a closed session has nothing open."""
+        async with opened(harness) as session:
+            await session.commit()
+            await session.rollback()
+            await session.begin()
+            await harness.write(session, 1)
+            assert session.in_transaction()
+        assert not session.in_transaction()
+        assert await harness.stored() == set()
+
+
+class AbortedTransactionContract:
+    """What a session promises after an error of the database. Fixtures: `harness`, a `MappedRows`."""
+
+    @pytest.fixture
+    def harness(self) -> MappedRows:
+        missing("harness", "MappedRows(session_maker, Model)")
+
+    async def test_a_swallowed_error_is_told(self, harness: MappedRows) -> None:
+        """A block that swallowed the error that aborted its transaction raises, caused by it, and stores nothing."""
+        async with opened(harness) as session:
+            swallowed: list[BaseException] = []
+            with pytest.raises(TransactionAbortedError) as caught:
+                async with get_transaction(session):
+                    await harness.write(session, 1)
+                    try:
+                        await harness.fail(session, "22012")
+                    except DBAPIError as error:
+                        swallowed.append(error)
+            assert [caught.value.__cause__] == swallowed
+            assert caught.value.sqlstate == "22012"
+            assert await harness.stored() == set()
+
+    async def test_nothing_works_in_an_aborted_transaction(self, harness: MappedRows) -> None:
+        """After an error every statement is refused, until the level is rolled back."""
+        async with opened(harness) as session:
+            async with get_transaction(session):
+                await harness.write(session, 1)
+                with pytest.raises(DBAPIError) as caught:
+                    async with get_transaction(session):
+                        await harness.write(session, 2)
+                        with pytest.raises(DBAPIError):
+                            await harness.fail(session, "22012")
+                        await session.get(harness.model, 99)
+                assert getattr(caught.value.orig, "sqlstate", None) == "25P02"
+                await harness.write(session, 3)
+            assert await harness.stored() == {1, 3}
+
+    async def test_a_swallowed_error_costs_its_own_level(self, harness: MappedRows) -> None:
+        """A nested block that swallowed an error raises, and the level around it is as it was."""
+        async with opened(harness) as session:
+            async with get_transaction(session):
+                await harness.write(session, 1)
+                with pytest.raises(TransactionAbortedError):
+                    async with get_transaction(session):
+                        await harness.write(session, 2)
+                        with pytest.raises(DBAPIError):
+                            await harness.fail(session, "22012")
+                await harness.write(session, 3)
+            assert await harness.stored() == {1, 3}
+
+    async def test_a_failed_flush(self, harness: MappedRows) -> None:
+        """A key that is taken is an `IntegrityError`; swallowed, its level raises and goes, the one around stays."""
+        await harness.insert(1)
+        async with opened(harness) as session:
+            async with get_transaction(session):
+                await harness.write(session, 2)
+                with pytest.raises(TransactionAbortedError):
+                    async with get_transaction(session):
+                        with pytest.raises(DBAPIError) as caught:
+                            await harness.write(session, 1)
+                        assert getattr(caught.value.orig, "sqlstate", None) == "23505"
+                        with pytest.raises(InvalidRequestError):
+                            await session.get(harness.model, 99)
+                await harness.write(session, 3)
+            assert await harness.stored() == {1, 2, 3}
+
+    async def test_an_explicit_commit_is_honest(self, harness: MappedRows) -> None:
+        """A `commit()` inside of a unit of work is held to the truth as well."""
+        with pytest.raises(TransactionAbortedError):
+            async with create_db_context(harness.session)() as session:
+                await harness.write(session, 1)
+                with pytest.raises(DBAPIError):
+                    await harness.fail(session, "22012")
+                await session.commit()
+        assert await harness.stored() == set()
+
+    @pytest.mark.parametrize("sqlstate", [SERIALIZATION_FAILURE, DEADLOCK_DETECTED])
+    async def test_run_transaction_tries_again(self, harness: MappedRows, sqlstate: str) -> None:
+        """A serialization failure or a deadlock is tried again from the start, in a new session."""
+        sessions: list[Any] = []
+
+        async def work(session: Any) -> str:
+            sessions.append(session)
+            await harness.write(session, len(sessions))
+            if len(sessions) < 3:
+                await harness.fail(session, sqlstate)
+            return "done"
+
+        assert await run_transaction(harness.session, work) == "done"
+        assert len(set(map(id, sessions))) == 3
+        assert await harness.stored() == {3}
+
+    async def test_run_transaction_gives_up(self, harness: MappedRows) -> None:
+        """Any other error, and the last of so many, comes through."""
+        tried: list[int] = []
+
+        async def work(session: Any) -> None:
+            tried.append(1)
+            await harness.fail(session, SERIALIZATION_FAILURE if len(tried) < 2 else "22012")
+
+        with pytest.raises(DBAPIError):
+            await run_transaction(harness.session, work)
+        assert len(tried) == 2
+        tried.clear()
+        with pytest.raises(DBAPIError):
+            await run_transaction(harness.session, work, attempts=1)
+        assert len(tried) == 1

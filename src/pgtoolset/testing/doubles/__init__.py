@@ -1,0 +1,9 @@
+"""Doubles that satisfy the protocols of pgtoolset in memory: deterministic, with a log, without a database."""
+
+from pgtoolset.testing.doubles._clock import Clock, LoopClock, ManualClock
+from pgtoolset.testing.doubles._store import Event
+from pgtoolset.testing.doubles.database import MemoryDatabase
+from pgtoolset.testing.doubles.locks import MemoryLocks
+from pgtoolset.testing.doubles.session import MemorySession
+
+__all__ = ["Clock", "Event", "LoopClock", "ManualClock", "MemoryDatabase", "MemoryLocks", "MemorySession"]

@@ -1,0 +1,67 @@
+"""The contract classes on the doubles: no database, no server."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgtoolset.testing import MemoryDatabase, MemoryLocks
+from pgtoolset.testing.contracts import (
+    AbortedTransactionContract,
+    AdvisoryLockerContract,
+    LockObserverContract,
+    MappedRows,
+    RowLockerContract,
+    SessionFactoryContract,
+    TableLockerContract,
+    TransactionalSessionContract,
+)
+
+from .support import Item
+
+
+class OnDoubles:
+    """The fixtures of every contract."""
+
+    @pytest.fixture
+    def database(self) -> MemoryDatabase:
+        return MemoryDatabase()
+
+    @pytest.fixture
+    def harness(self, database: MemoryDatabase) -> MappedRows:
+        return MappedRows(database.session, Item, value="name")
+
+    @pytest.fixture
+    def locks(self) -> MemoryLocks:
+        return MemoryLocks()
+
+    @pytest.fixture
+    def observer(self) -> MemoryLocks:
+        return MemoryLocks()
+
+
+class TestTransactionalSession(OnDoubles, TransactionalSessionContract):
+    pass
+
+
+class TestSessionFactory(OnDoubles, SessionFactoryContract):
+    pass
+
+
+class TestAbortedTransaction(OnDoubles, AbortedTransactionContract):
+    pass
+
+
+class TestTableLocker(OnDoubles, TableLockerContract):
+    pass
+
+
+class TestAdvisoryLocker(OnDoubles, AdvisoryLockerContract):
+    pass
+
+
+class TestRowLocker(OnDoubles, RowLockerContract):
+    pass
+
+
+class TestLockObserver(OnDoubles, LockObserverContract):
+    pass

@@ -1,0 +1,66 @@
+"""The contract classes on PostgreSQL: the doubles are held to the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+import pgtoolset
+from pgtoolset.testing.contracts import (
+    AbortedTransactionContract,
+    AdvisoryLockerContract,
+    LockObserverContract,
+    MappedRows,
+    RowLockerContract,
+    SessionFactoryContract,
+    TableLockerContract,
+    TransactionalSessionContract,
+)
+
+from .support import Item
+
+
+class OnPostgreSQL:
+    """The fixtures of every contract."""
+
+    @pytest.fixture
+    def harness(self, session_maker: async_sessionmaker[AsyncSession]) -> MappedRows:
+        return MappedRows(session_maker, Item, value="name")
+
+    @pytest.fixture
+    def locks(self) -> Any:
+        return pgtoolset
+
+    @pytest.fixture
+    def observer(self) -> Any:
+        return pgtoolset
+
+
+class TestTransactionalSession(OnPostgreSQL, TransactionalSessionContract):
+    pass
+
+
+class TestSessionFactory(OnPostgreSQL, SessionFactoryContract):
+    pass
+
+
+class TestAbortedTransaction(OnPostgreSQL, AbortedTransactionContract):
+    pass
+
+
+class TestTableLocker(OnPostgreSQL, TableLockerContract):
+    pass
+
+
+class TestAdvisoryLocker(OnPostgreSQL, AdvisoryLockerContract):
+    pass
+
+
+class TestRowLocker(OnPostgreSQL, RowLockerContract):
+    pass
+
+
+class TestLockObserver(OnPostgreSQL, LockObserverContract):
+    pass
