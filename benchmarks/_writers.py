@@ -16,8 +16,9 @@ SECONDS = 1.0
 async def compare(url: str, table: str, rounds: int) -> None:
     """An UPDATE of one row is a transaction here; each connection has a row of its own."""
     headline("writers: transactions a second with the triggers / without")
-    for count in (1, 16):
-        connections = [await asyncpg.connect(url) for _ in range(count)]
+    for count, flush in ((1, "on"), (1, "off"), (16, "on"), (16, "off")):
+        settings = {"synchronous_commit": flush}
+        connections = [await asyncpg.connect(url, server_settings=settings) for _ in range(count)]
         try:
 
             def contestant(action: str, connections: list[asyncpg.Connection]) -> Callable[[], Awaitable[float]]:
@@ -35,7 +36,8 @@ async def compare(url: str, table: str, rounds: int) -> None:
         finally:
             await asyncio.gather(*(connection.close() for connection in connections))
         plain = Spread.of(figures["without"]).median
-        tell(f"{count:>2} connection(s), {plain:.0f}/s without", Spread.of_ratios(figures["with"], figures["without"]))
+        what = f"{count:>2} connection(s), synchronous_commit {flush}, {plain:.0f}/s without"
+        tell(what, Spread.of_ratios(figures["with"], figures["without"]))
 
 
 async def throughput(connections: list[asyncpg.Connection], table: str) -> float:

@@ -15,8 +15,8 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
 from sqlalchemy import text
@@ -84,6 +84,32 @@ async def raw(url: str, waiters: int, seconds: float) -> float:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await connection.close()
+
+
+@contextmanager
+def longest_callback() -> Iterator[list[float]]:
+    """CPU seconds of the longest callback that an event loop has run in the block, for which all others had to wait."""
+    longest = [0.0]
+    run = asyncio.Handle._run
+
+    def timed(self: asyncio.Handle) -> None:
+        start = time.thread_time()
+        run(self)
+        longest[0] = max(longest[0], time.thread_time() - start)
+
+    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    try:
+        yield longest
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]
+
+
+async def blocked(engine: AsyncEngine, waiters: int, seconds: float) -> float:
+    """Milliseconds of the longest callback while nothing happens."""
+    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, waiters):
+        with longest_callback() as longest:
+            await asyncio.sleep(seconds)
+        return longest[0] * 1000
 
 
 async def share(seconds: float) -> float:
@@ -161,6 +187,8 @@ async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float) -
             )
             tell("share of one core", Spread.of(shares["ours"]), ("at most", 0.10))
             tell("watcher / raw asyncpg", Spread.of_ratios(shares["ours"], shares["raw"]), ("at most", 1.5))
+            stretches = [await blocked(engine, waiters, seconds) for _ in range(rounds)]
+            tell("longest callback of the event loop, milliseconds", Spread.of(stretches), ("at most", 20))
             headline("CPU time per waiter and tick, in microseconds")
             for count in (1_000, 10_000, 50_000):
                 figures = [await idle(engine, count, seconds) * INTERVAL / count * 1e6 for _ in range(2)]
