@@ -36,6 +36,36 @@ async def test_prints_changes(database_url: str, other: asyncpg.Connection) -> N
         await process.communicate()
 
 
+@pytest.mark.usefixtures("engine")
+async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -> None:
+    """A key is read as what its columns are: a domain's own type, an address, a moment, an enum, true or false."""
+    await other.execute(
+        """
+        CREATE SCHEMA "Odd";
+        CREATE DOMAIN "Odd".positive AS int CHECK (VALUE > 0);
+        CREATE TYPE "Odd".colour AS ENUM ('red', 'green');
+        CREATE TABLE "Odd"."a table" (
+            n "Odd".positive, host inet, at timestamptz, colour "Odd".colour, flag bool, "the value" json,
+            PRIMARY KEY (n, host, at, colour, flag)
+        );
+        INSERT INTO "Odd"."a table" VALUES (1, '10.0.0.1', '2026-01-01 00:00+00', 'red', false, '[1]');
+        """
+    )
+    key = ("1", "10.0.0.1", "2026-01-01T01:00:00+01:00", "red", "false")
+    process = await start(database_url, "Odd.a table", *key, "--interval", "0.05")
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            assert b"the value=[1]" in await process.stdout.readline()
+            await other.execute('UPDATE "Odd"."a table" SET "the value" = \'[2]\'')
+            assert (await process.stdout.readline()).endswith(b"update: the value=[2]\n")
+    finally:
+        process.kill()
+        _, errors = await process.communicate()
+        await other.execute('DROP SCHEMA "Odd" CASCADE')
+    assert not errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(("nothing", "1"), "no table"), (("item", "1", "2"), "1 part"), (("item", "one"), "cannot be id")],

@@ -9,9 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import registry
+from sqlalchemy.types import TypeEngine
 
 from pgtoolset._commands._command import CommandError, connected, parse_url
 from pgtoolset.errors import WatchFailedError
@@ -76,10 +78,28 @@ def _key(model: type[Any], parts: list[str]) -> tuple[Any, ...]:
     if len(parts) != len(columns):
         names = ", ".join(column.name for column in columns)
         raise CommandError(f"the primary key has {len(columns)} part(s) ({names}), and {len(parts)} were given")
-    return tuple(_part(column.name, column.type.python_type, part) for column, part in zip(columns, parts, strict=True))
+    return tuple(
+        _part(column.name, _python_type(column.type), part) for column, part in zip(columns, parts, strict=True)
+    )
+
+
+def _python_type(type_: TypeEngine[Any]) -> type[Any]:
+    """The type of a key's values, or `str` for one that only the driver knows."""
+    if isinstance(type_, DOMAIN):
+        return _python_type(type_.data_type)
+    try:
+        known = type_.python_type
+    except NotImplementedError:
+        return str
+    return str if known is object else known
 
 
 def _part(name: str, type_: type[Any], part: str) -> Any:
+    if type_ is bool:
+        try:
+            return {"t": True, "true": True, "f": False, "false": False}[part.lower()]
+        except KeyError:
+            raise CommandError(f"{part!r} cannot be {name}, which is true or false") from None
     try:
         return type_.fromisoformat(part) if hasattr(type_, "fromisoformat") else type_(part)
     except (ValueError, TypeError, ArithmeticError) as error:
