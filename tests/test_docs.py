@@ -120,6 +120,7 @@ async def test_docstring_example(name: str, engine: AsyncEngine, database_url: s
             "Account": support.Account,
             "Annotated": Annotated,
             "AsyncSession": AsyncSession,
+            "Base": support.Base,
             "CardDeclined": CardDeclined,
             "Depends": Depends,
             "Order": Order,

@@ -1,12 +1,14 @@
 """Honest sessions and nesting transactions for FastAPI, SQLAlchemy's AsyncSession and asyncpg on PostgreSQL."""
 
 from pgtoolset._native import implementation
+from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
     DatabaseExistsError,
     DatabaseInUseError,
     DatabaseNotFoundError,
     LockTimeoutError,
+    OutsideReferenceError,
     PgToolsetError,
     RowDeletedError,
     RowNotFoundError,
@@ -34,6 +36,7 @@ __all__ = [
     "LockTimeoutError",
     "LockWait",
     "M2MChange",
+    "OutsideReferenceError",
     "PgToolsetError",
     "RowChange",
     "RowDeletedError",
@@ -47,6 +50,7 @@ __all__ = [
     "WatchFailedError",
     "WatcherClosedError",
     "advisory_lock",
+    "cleanup_tables",
     "create_database",
     "create_db_context",
     "create_db_dependency",

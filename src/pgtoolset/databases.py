@@ -13,9 +13,9 @@ from pgtoolset._postgres.databases import (
     create_statement,
     drop_statement,
     execute_or_undo,
-    quoted,
     users_of,
 )
+from pgtoolset._postgres.quoting import quoted
 from pgtoolset._postgres.servers import maintenance_connection, server_of
 from pgtoolset._postgres.sqlstates import (
     DUPLICATE_DATABASE,

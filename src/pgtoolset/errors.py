@@ -16,6 +16,7 @@ __all__ = [
     "EmbeddedServerError",
     "LockTimeoutError",
     "NoDatabaseError",
+    "OutsideReferenceError",
     "PgToolsetError",
     "RowDeletedError",
     "RowNotFoundError",
@@ -134,3 +135,15 @@ class DatabaseInUseError(PgToolsetError, RuntimeError):
         super().__init__(message)
         self.database = database
         self.sessions = tuple(sessions)
+
+
+class OutsideReferenceError(PgToolsetError, RuntimeError):
+    """Rows that were to be deleted are referenced by rows of tables that are not to be touched.
+
+    Attributes:
+        references: each table, schema-qualified, with the constraint in parentheses.
+    """
+
+    def __init__(self, message: str, *, references: Sequence[str]) -> None:
+        super().__init__(message)
+        self.references = tuple(references)

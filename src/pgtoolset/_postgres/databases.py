@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import URL
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._postgres.locks import ACTIVITY, literal
+from pgtoolset._postgres.locks import ACTIVITY
+from pgtoolset._postgres.quoting import literal, quoted
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.values import Blocker
 
@@ -50,10 +51,6 @@ def check_name(what: str, name: object) -> str:
     if length > LONGEST_NAME:
         raise ValueError(f"{what} must be at most {LONGEST_NAME} bytes in UTF-8, and {name!r} has {length}")
     return name
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def create_statement(name: str, template: str | None) -> str:

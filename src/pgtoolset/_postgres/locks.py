@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from pgtoolset._postgres.quoting import do_block, literal
 from pgtoolset.values import Blocker, LockMode, LockWait
 
 _M = LockMode
@@ -76,16 +77,7 @@ EXCEPTION WHEN lock_not_available THEN
  END LOOP;
  PERFORM pg_catalog.set_config('lock_timeout', earlier, true);
 END """
-    tag = "$pgtoolset$"
-    while tag in body:
-        tag = f"{tag[:-1]}_$"
-    return f"DO {tag}{body}{tag}"
-
-
-def literal(string: str) -> str:
-    """The string as SQL writes it, whatever `standard_conforming_strings` is."""
-    quoted = string.replace("'", "''")
-    return f"E'{quoted}'".replace("\\", "\\\\") if "\\" in quoted else f"'{quoted}'"
+    return do_block(body)
 
 
 def lock_statement(names: Sequence[str], mode: LockMode, *, nowait: bool = False) -> str:

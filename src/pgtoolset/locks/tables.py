@@ -77,7 +77,7 @@ def lock_tables(
     lock_mode = checks.member_of(LockMode, mode)
     checks.flag("nowait", nowait)
     milliseconds = checks.milliseconds(timeout)
-    bind_arguments = _bind_arguments(sync, targets)
+    bind_arguments = bind_arguments_of(sync, targets)
     return _block(session, targets, lock_mode, 0 if nowait else milliseconds, bind_arguments)
 
 
@@ -107,7 +107,7 @@ async def _acquire(
                 "a table lock lasts until the transaction ends, and in AUTOCOMMIT that is at once; "
                 "use a session of an engine that is not in AUTOCOMMIT"
             )
-        names[:] = qualified_names(tables, connection.dialect, _translation(session, connection))
+        names[:] = qualified_names(tables, connection.dialect, translation_of(session, connection))
         lookout.watch(connection)
         if milliseconds == 0:
             connection.exec_driver_sql(lock_statement(names, mode, nowait=True))
@@ -164,15 +164,15 @@ def _mapped_tables(model: Any) -> list[Table]:
     return tables
 
 
-def _bind_arguments(sync: Session, tables: Sequence[Table]) -> dict[str, Any]:
+def bind_arguments_of(sync: Session, tables: Sequence[Table]) -> dict[str, Any]:
     """What finds the one engine that all the tables are on."""
     if len({id(sync.get_bind(clause=table)) for table in tables}) > 1:
         names = ", ".join(table.fullname for table in tables)
-        raise ValueError(f"tables must be on one engine, for their locks to be in one transaction: {names}")
+        raise ValueError(f"tables must be on one engine, for this to be one transaction: {names}")
     return {"clause": tables[0]}
 
 
-def _translation(session: Session, connection: Connection) -> Mapping[str | None, str | None]:
+def translation_of(session: Session, connection: Connection) -> Mapping[str | None, str | None]:
     """The `schema_translate_map` that a statement of the session would get."""
     of_session = getattr(session, "execution_options", None) or {}
     options = {**connection.get_execution_options(), **of_session}

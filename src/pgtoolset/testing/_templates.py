@@ -17,7 +17,7 @@ from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pgtoolset._postgres.databases import quoted
+from pgtoolset._postgres.quoting import quoted
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.databases import create_database, drop_database, seal_database
 from pgtoolset.testing._recipes import Recipe

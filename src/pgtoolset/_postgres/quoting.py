@@ -1,0 +1,24 @@
+"""Names, strings and bodies of code as SQL writes them, where they cannot be parameters.
+
+https://www.postgresql.org/docs/current/sql-syntax-lexical.html
+"""
+
+from __future__ import annotations
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(string: str) -> str:
+    """The string as SQL writes it, whatever `standard_conforming_strings` is."""
+    doubled = string.replace("'", "''")
+    return f"E'{doubled}'".replace("\\", "\\\\") if "\\" in doubled else f"'{doubled}'"
+
+
+def do_block(body: str) -> str:
+    """A DO statement with this body in PL/pgSQL."""
+    tag = "$pgtoolset$"
+    while tag in body:
+        tag = f"{tag[:-1]}_$"
+    return f"DO {tag}{body}{tag}"
