@@ -5,9 +5,24 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import assert_type
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, MetaData, make_url
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase
 
-from pgtoolset.testing import create_worker_database, worker_database_url
+from pgtoolset.testing import create_db_session, create_worker_database, worker_database_url
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+async def use_session(url: str) -> None:
+    async with create_db_session(url, Base) as session:
+        assert_type(session, AsyncSession)
+    async with create_db_session(
+        make_url(url), MetaData(), echo=True, drop_tables=False, cleanup=True, engine_kwargs={"pool_size": 1}
+    ):
+        pass
 
 
 async def use(url: str, parsed: URL) -> None:
@@ -21,6 +36,8 @@ async def use(url: str, parsed: URL) -> None:
 
 
 def wrong(url: str) -> None:
+    create_db_session(url)  # type: ignore[call-arg]
+    create_db_session(url, "base")  # type: ignore[arg-type]
     worker_database_url(url)  # type: ignore[call-arg]
     worker_database_url(url, "test_db", "shop")  # type: ignore[call-arg]
     create_worker_database(None)  # type: ignore[arg-type]

@@ -48,6 +48,15 @@ def server_of(name: str, url: object) -> URL:
     return parsed
 
 
+def asyncpg_url(url: URL) -> URL:
+    """The URL for `create_async_engine`: one that names no driver gets asyncpg."""
+    if url.drivername != "postgresql":
+        return url
+    # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for it.
+    query = {("ssl" if name == "sslmode" else name): value for name, value in url.query.items()}
+    return url.set(drivername="postgresql+asyncpg", query=query)
+
+
 async def connect(url: URL, database: str) -> Any:
     """A connection of asyncpg to `database` on the server of `url`."""
     asyncpg = import_module("asyncpg")  # only here, and it has no types

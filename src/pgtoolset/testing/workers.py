@@ -23,7 +23,7 @@ from pgtoolset._postgres.databases import (
     rename_statement,
     users_of,
 )
-from pgtoolset._postgres.servers import maintenance_connection, server_of
+from pgtoolset._postgres.servers import asyncpg_url, maintenance_connection, server_of
 from pgtoolset._postgres.sqlstates import DUPLICATE_DATABASE, UNIQUE_VIOLATION, sqlstate_of
 from pgtoolset.databases import create, drop
 from pgtoolset.errors import DatabaseExistsError, DatabaseInUseError, DatabaseNotFoundError
@@ -61,11 +61,7 @@ def worker_database_url(database_url: str | URL, default_test_db: str, *, prefix
 
     See https://pytest-xdist.readthedocs.io/en/stable/how-to.html#identifying-the-worker-process-during-a-test
     """
-    parsed = server_of("database_url", database_url)
-    if parsed.drivername == "postgresql":
-        # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for it.
-        query = {("ssl" if name == "sslmode" else name): value for name, value in parsed.query.items()}
-        parsed = parsed.set(drivername="postgresql+asyncpg", query=query)
+    parsed = asyncpg_url(server_of("database_url", database_url))
     name = _worker_name(default_test_db, prefix)
     url = parsed.set(database=name).render_as_string(hide_password=False)
     if make_url(url).database != name:
