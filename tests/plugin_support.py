@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
+import asyncpg
 import pytest
+
+from .support import plain_url
 
 USER_PROJECT = Path(__file__).with_name("user_project")
 
@@ -111,3 +114,13 @@ def project(tmp_path: Path, server_url: str) -> Project:
         """,
     )
     return project
+
+
+async def databases(server_url: str) -> set[str]:
+    """The databases on a server that are not templates."""
+    connection = await asyncpg.connect(plain_url(server_url))
+    try:
+        rows = await connection.fetch("SELECT datname FROM pg_database")
+    finally:
+        await connection.close()
+    return {row["datname"] for row in rows if not row["datname"].startswith("pgtoolset_template_")}

@@ -11,9 +11,12 @@ from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
 import pytest
+from sqlalchemy import MetaData
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from pgtoolset._postgres.servers import server_of
-from pgtoolset.errors import PgToolsetError
+from pgtoolset.cleanup import cleanup_tables
+from pgtoolset.errors import OutsideReferenceError, PgToolsetError
 from pgtoolset.testing._recipes import Recipe, recipe_of
 from pgtoolset.testing._templates import Template, template_of
 from pgtoolset.testing.server import EmbeddedServer
@@ -45,6 +48,7 @@ class Provision:
         self._changes: asyncio.Queue[Future[str] | None] = asyncio.Queue()
         self._recipe: Recipe | None = None
         self._template: Template | None = None
+        self._engine: AsyncEngine | None = None
 
     def start(self) -> None:
         """Begin to make the database, in the background. What goes wrong is told to who asks for it."""
@@ -64,10 +68,30 @@ class Provision:
     def restore(self) -> None:
         """Make the database as it was when it was made, after a test that has committed."""
         assert self._opened is not None
-        self._opened.result()
+        url = self._opened.result()
+        recipe, template = self._recipe, self._template
+        if recipe is None or recipe.metadata is None or template is None or template.has_rows:
+            self._renew()
+            return
+        try:
+            self._thread.run(self._clean(url, recipe.metadata)).result()
+        except OutsideReferenceError:
+            self._renew()  # the test has made tables of its own
+        except PgToolsetError:
+            self._renew()
+            raise
+
+    def _renew(self) -> None:
+        """Drop the database and copy the template again."""
         opened: Future[str] = Future()
         self._thread.call(self._changes.put_nowait, opened)
         opened.result()
+
+    async def _clean(self, url: str, metadata: MetaData) -> None:
+        if self._engine is None:
+            self._engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+        async with AsyncSession(self._engine) as session:
+            await cleanup_tables(session, metadata)
 
     def close(self) -> None:
         """Drop the database and stop the server, if they are ours."""
@@ -102,6 +126,8 @@ class Provision:
                     ) as database_url:
                         opened.set_result(database_url)
                         change = await self._changes.get()
+                        if self._engine is not None:
+                            await self._engine.dispose()
                     if change is None:
                         return
                     opened = change

@@ -77,24 +77,24 @@ async def template_of(server_url: str, recipe: Recipe, run: str) -> AsyncIterato
     """
     url = make_url(server_url)
     name = f"{_PREFIX}{recipe.version}" if recipe.version else f"{_RUN_PREFIX}{run}"
-    key = _lock_key(name)
     # Databases are not in a database, but advisory locks are: all who come here are in the same one.
     async with maintenance_connection(url, never=name) as connection:
-        await connection.execute("SELECT pg_advisory_lock($1)", key)
+        # Who makes it keeps the others waiting, and who uses it keeps it from being dropped.
+        await connection.execute("SELECT pg_advisory_lock($1)", _lock_key("making", name))
+        await connection.execute("SELECT pg_advisory_lock_shared($1)", _lock_key("using", name))
         mark = await _mark_of(connection, name)
         if mark is None:
             mark = await _make(connection, url, name, recipe)
             await _sweep(connection, name)
         elif mark.used != _today():
             mark = await _set_mark(connection, name, _Mark(_today(), mark.has_rows))
+        await connection.execute("SELECT pg_advisory_unlock($1)", _lock_key("making", name))
         template = Template(name, mark.has_rows)
         if recipe.version is None:
-            await connection.execute("SELECT pg_advisory_lock_shared($1)", key)
-            await connection.execute("SELECT pg_advisory_unlock($1)", key)
             try:
                 yield template
             finally:
-                await connection.execute("SELECT pg_advisory_unlock_shared($1)", key)
+                await connection.execute("SELECT pg_advisory_unlock_shared($1)", _lock_key("using", name))
                 await _drop_unused(connection, name)
             return
     yield template
@@ -164,7 +164,7 @@ async def _sweep(connection: Any, keep: str) -> None:
 
 
 async def _drop_unused(connection: Any, name: str) -> None:
-    key = _lock_key(name.removesuffix(_DRAFT))
+    key = _lock_key("using", name.removesuffix(_DRAFT))
     if await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):
         try:
             await connection.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
@@ -176,5 +176,5 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
-def _lock_key(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"pgtoolset {name}".encode()).digest()[:8], signed=True)
+def _lock_key(what: str, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"pgtoolset {what} {name}".encode()).digest()[:8], signed=True)
