@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, MetaData
 from sqlalchemy.exc import CircularDependencyError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._lifecycle import close
@@ -64,7 +64,7 @@ async def create_db_session(
 
     Example:
         >>> async with create_db_session(url, Base, drop_tables=False, cleanup=True) as session:
-        ...     session.add(Account(id=1, balance=100))
+        ...     session.add(Account(id=2, balance=100))
         ...     await session.commit()
     """
     metadata = metadata_of(base)
@@ -74,9 +74,9 @@ async def create_db_session(
     session = maker()
     made = False
     try:
-        async with engine.connect() as connection:
-            await uninterrupted(_create(connection, metadata))
-            made = True
+        # A cancelled COMMIT would leave tables; a cancelled first connect leaves a connection, in SQLAlchemy 2.0.
+        await uninterrupted(_create(engine, metadata))
+        made = True
         yield session
     except BaseException:
         if made:
@@ -88,10 +88,10 @@ async def create_db_session(
         await uninterrupted(engine.dispose())
 
 
-async def _create(connection: AsyncConnection, metadata: MetaData) -> None:
-    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * PATIENCE}")
-    await connection.run_sync(metadata.create_all)
-    await connection.commit()
+async def _create(engine: AsyncEngine, metadata: MetaData) -> None:
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * PATIENCE}")
+        await connection.run_sync(metadata.create_all)
 
 
 async def _finish(
