@@ -384,6 +384,25 @@ async def test_notifications_wake(places: AsyncEngine, other: asyncpg.Connection
         assert time.monotonic() - start < 30
 
 
+async def test_a_server_that_does_not_listen(
+    engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where LISTEN is refused, as by a standby, changes are seen by polling, and the log says so."""
+
+    async def refuse(*_: Any) -> None:
+        raise asyncpg.ReadOnlySQLTransactionError("cannot execute LISTEN during recovery")
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", refuse)
+    await other.execute("INSERT INTO item VALUES (1, 'new'); INSERT INTO account VALUES (1, 0)")
+    async with RowWatcher(engine, interval=0.05, notify=True) as watcher:
+        waiters = [asyncio.create_task(watcher.wait(model, 1, timeout=10)) for model in (Item, Account)]
+        await asyncio.sleep(0)
+        await settled(watcher)
+        await other.execute("UPDATE item SET name = 'paid'; UPDATE account SET balance = 1")
+        assert [change.kind for change in await asyncio.gather(*waiters)] == ["update", "update"]
+    assert caplog.text.count("during recovery") == 1
+
+
 async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Connection) -> None:
     """The DDL is to be had before the classes that a relationship names, and created along with the table."""
 

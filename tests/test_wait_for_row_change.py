@@ -19,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.orm.exc import StaleDataError
 
 from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, wait_for_row_change
+from pgtoolset.watch import waiting
 
 from .proxy import Proxy
 from .support import Account, Item, interrupt_everywhere, until
@@ -296,7 +297,7 @@ async def test_holds_no_connection_while_it_sleeps(
     try:
         async with later(other, "UPDATE item SET name = 'paid'", seconds=0.3):
             tasks = [
-                asyncio.create_task(wait_for_row_change(each, Item, number, interval=0.1, timeout=10))
+                asyncio.create_task(wait_for_row_change(each, Item, number, interval=0.3, timeout=60))
                 for number, each in enumerate(sessions, 1)
             ]
             await until(lambda: engine.pool.checkedout() == 0)  # type: ignore[attr-defined]
@@ -308,8 +309,12 @@ async def test_holds_no_connection_while_it_sleeps(
 
 
 @pytest.mark.usefixtures("engine")
-async def test_pool_of_one(database_url: str, other: asyncpg.Connection) -> None:
-    """A caller who holds the only connection is told by the pool's own timeout, not left hanging."""
+@pytest.mark.parametrize("patience", [0.05, 10])
+async def test_pool_of_one(
+    database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """A caller who holds the only connection is told by the pool's own timeout, however long that is."""
+    monkeypatch.setattr(waiting, "PATIENCE", patience)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     engine = create_async_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.2)
     try:
@@ -361,6 +366,28 @@ async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.C
                 assert not task.done()
                 proxy.refusing = False
                 assert (await task).name == "paid"
+        finally:
+            await engine.dispose()
+
+
+@pytest.mark.usefixtures("engine")
+async def test_a_silent_network(database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look whose answer never comes is given up, and so is a connection that is never opened."""
+    monkeypatch.setattr(waiting, "PATIENCE", 0.3)
+    await other.execute("INSERT INTO item VALUES (1, 'new')")
+    async with Proxy.to(database_url) as proxy:
+        engine = create_async_engine(proxy.url, pool_timeout=0.3)
+        try:
+            async with AsyncSession(engine) as session:
+                task = asyncio.create_task(wait_for_row_change(session, Item, 1, interval=0.02, timeout=60))
+                await until(lambda: engine.pool.checkedin() == 1)  # type: ignore[attr-defined]
+                connections = proxy.accepted
+                proxy.frozen = True
+                await other.execute("UPDATE item SET name = 'paid'")
+                await until(lambda: proxy.accepted > connections)
+                proxy.frozen = False
+                async with asyncio.timeout(20):
+                    assert (await task).name == "paid"
         finally:
             await engine.dispose()
 

@@ -109,7 +109,9 @@ class Link:
 
     async def _close(self) -> None:
         try:
-            await self._driver.close(timeout=1)
+            # asyncpg does not count the time in which it tells the server of a statement that was cancelled.
+            async with asyncio.timeout(1.5):
+                await self._driver.close(timeout=1)
         except Exception:
             logger.debug("closing a watcher's connection failed; it is dropped", exc_info=True)
         finally:

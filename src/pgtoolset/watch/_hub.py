@@ -177,7 +177,7 @@ class Hub:
     async def _look(self, link: Link, id_: tuple[Any, tuple[str, ...]], group: Group, whole: bool) -> None:
         try:
             if self._notify:
-                await link.listen(group.channels, self._heard)
+                await self._listen(link, group)
             try:
                 await group.look(link.fetch, whole=whole)
             except Exception as error:
@@ -200,6 +200,16 @@ class Hub:
                 del self._groups[id_]
             self._made.pop(id_, None)
             group.fail(error)
+
+    async def _listen(self, link: Link, group: Group) -> None:
+        try:
+            await link.listen(group.channels, self._heard)
+        except LinkLost:
+            raise
+        except Exception as error:
+            # A standby refuses to LISTEN, for one. What cannot be announced can be looked at.
+            self._notify = False
+            logger.warning("a RowWatcher cannot LISTEN and sees changes by polling only: %s", error)
 
     def _heard(self, channel: str, payload: str) -> None:
         keys = keys_in(payload)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
@@ -10,6 +10,7 @@ from sqlalchemy import inspect as inspect_instance
 from sqlalchemy.orm import MANYTOONE, Session, lazyload, undefer
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.base import NO_VALUE
+from sqlalchemy.pool import QueuePool
 
 from pgtoolset._native import row_comparator
 from pgtoolset._postgres.connections import has_one_backend
@@ -24,6 +25,8 @@ class Look:
     def __init__(self, target: Target[Any], parts: tuple[Any, ...], bind: Engine | Connection) -> None:
         self.bind = bind
         self.is_single = isinstance(bind, Connection)
+        pool = bind.pool if isinstance(bind, Engine) else None
+        self.pool_timeout = pool.timeout() if isinstance(pool, QueuePool) else 0.0
         keys = zip(target.keys, parts, strict=True)
         self.statement = (
             select(target.model)
@@ -32,10 +35,11 @@ class Look:
         )
 
 
-def look(spot: Look) -> Any:
-    """The row as a detached instance, or `None`. Runs in SQLAlchemy's greenlet."""
+def look(spot: Look, connected: Callable[[Connection], None]) -> Any:
+    """The row as a detached instance, or `None`. Runs in SQLAlchemy's greenlet; `connected` is called on the way."""
     if isinstance(spot.bind, Engine):
         with spot.bind.connect() as connection:
+            connected(connection)
             # A snapshot of this moment, where it can be with neither BEGIN nor ROLLBACK on the wire.
             level: Any = "AUTOCOMMIT" if has_one_backend(connection) else "READ COMMITTED"
             return _load(spot, connection.execution_options(isolation_level=level))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._native import row_comparator
+from pgtoolset._postgres.connections import terminate
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
 from pgtoolset.watch._loading import Look, look, place, seen_by, values_of
@@ -29,7 +32,7 @@ __all__ = ["wait_for_row_change"]
 
 M = TypeVar("M")
 
-#: Seconds that one look may take, before its connection counts as lost.
+#: Seconds that a look may take once it has its connection, which then counts as lost; and connecting, likewise.
 PATIENCE = 10.0
 
 #: Seconds that the last look may take, past the deadline.
@@ -134,10 +137,9 @@ class _Wait:
         while True:
             now = loop.time()
             last = deadline is not None and now >= deadline
-            limit = now + PATIENCE if deadline is None else min(now + PATIENCE, max(now, deadline) + GRACE)
+            over = math.inf if deadline is None else max(now, deadline) + GRACE
             try:
-                async with asyncio.timeout_at(limit):
-                    row = await greenlet_spawn(look, spot)
+                row = await self._look(spot, over)
             except Exception as error:
                 # A single connection cannot be replaced: its transaction is lost with it.
                 if spot.is_single or not _is_lost(error):
@@ -156,6 +158,25 @@ class _Wait:
                 raise WaitTimeoutError(f"{self._what} did not change within {self._timeout} s.{why}") from trouble
             wake = next_look if deadline is None or last else min(next_look, deadline)
             await asyncio.sleep(max(0, wake - loop.time()))
+
+    async def _look(self, spot: Look, over: float) -> Any:
+        loop = asyncio.get_running_loop()
+        alarm: asyncio.TimerHandle | None = None
+
+        def connected(connection: Connection) -> None:
+            # A statement whose answer does not come is not cancelled: that would be asked of the same silent server.
+            nonlocal alarm
+            alarm = loop.call_at(min(loop.time() + PATIENCE, over), terminate, connection)
+            if not limit.expired():
+                limit.reschedule(None)
+
+        try:
+            # For a place in the pool it waits as long as the pool has everybody wait.
+            async with asyncio.timeout_at(min(loop.time() + spot.pool_timeout + PATIENCE, over)) as limit:
+                return await greenlet_spawn(look, spot, connected)
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     def _is_over(self, row: Any) -> bool:
         """Whether this is what is waited for; what it differs from is noted at the first look."""
