@@ -50,6 +50,7 @@ benchmarks: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.sessions
 	$(VENV)/bin/python -m benchmarks.watch
 	$(VENV)/bin/python -m benchmarks.locks
+	$(VENV)/bin/python -m benchmarks.testing
 
 clean:
 	rm -rf $(VENV) $(VENV_MINIMUM) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
