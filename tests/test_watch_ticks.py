@@ -17,7 +17,7 @@ from pgtoolset.watch import _groups, _hub
 from pgtoolset.watch._subscriptions import Waiter
 
 from .proxy import Proxy
-from .support import Account, Item, plain_url, until
+from .support import Account, Item, interrupt_everywhere, plain_url, until
 
 MANY = 10_000
 
@@ -126,6 +126,34 @@ async def test_whoever_comes_and_goes_during_a_tick(
         async with asyncio.timeout(10):
             assert (await anext(stream)).after == {"id": 2, "name": "sent"}
         assert goes.cancelled()
+
+
+@pytest.mark.parametrize("notify", [False, True])
+async def test_cancelled_everywhere(engine: AsyncEngine, other: asyncpg.Connection, notify: bool) -> None:
+    """A cancellation at any suspension of opening, waiting and closing leaves neither task nor connection behind."""
+    await other.execute("INSERT INTO item VALUES (1, 'new')")
+    async with engine.connect():  # see the test of that name for `wait_for_row_change`
+        pass
+    tasks = asyncio.all_tasks()
+
+    async def connections() -> int:
+        return await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'")
+
+    before = await connections()
+
+    async def work(n: int) -> None:
+        async with RowWatcher(engine, interval=0.02, notify=notify) as watcher:
+            async with watcher.changes(Item, 1):
+                with pytest.raises(WaitTimeoutError):
+                    await watcher.wait(Item, 1, timeout=0.05)
+
+    async def nothing_left() -> bool:
+        return await connections() == before and asyncio.all_tasks() == tasks
+
+    async def check(n: int) -> None:
+        await until(nothing_left)
+
+    assert await interrupt_everywhere(work, check) >= 5
 
 
 async def test_a_locked_table(
