@@ -24,6 +24,7 @@ from pgtoolset import (
 )
 from pgtoolset._postgres import link
 from pgtoolset.testing import EmbeddedServer
+from pgtoolset.watch import _groups
 
 from .proxy import Proxy
 from .support import Account, Item, until
@@ -54,8 +55,12 @@ async def places(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
             await connection.run_sync(Base.metadata.drop_all)
 
 
-@pytest.fixture
-async def watcher(places: AsyncEngine) -> AsyncIterator[RowWatcher]:
+@pytest.fixture(params=[_groups.FEW, 0], ids=["fetched", "as text"])
+async def watcher(
+    places: AsyncEngine, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[RowWatcher]:
+    """A watcher that fetches every row at every look, as with few waiters, and one that compares them as text."""
+    monkeypatch.setattr(_groups, "FEW", request.param)
     async with RowWatcher(places, interval=0.05) as watcher:
         yield watcher
 

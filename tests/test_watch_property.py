@@ -6,12 +6,14 @@ import asyncio
 import itertools
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from pgtoolset import RowChange, RowNotFoundError, RowWatcher
+from pgtoolset.watch import _groups
 
 from .support import Item
 
@@ -155,10 +157,14 @@ def is_part(part: list[str | None], whole: list[str | None]) -> bool:
     return all(any(each == state for state in remaining) for each in part)
 
 
-@given(steps)
+@pytest.mark.parametrize("few", [_groups.FEW, 0], ids=["fetched", "as text"])
+@given(schedule=steps)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_schedules(database_url: str, schedule: list[tuple[str, Any, Any]]) -> None:
+def test_schedules(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, few: int, schedule: list[tuple[str, Any, Any]]
+) -> None:
     """Whatever the schedule: what lasted longer than a tick is told, in order, and nothing that never was."""
+    monkeypatch.setattr(_groups, "FEW", few)
 
     async def main() -> None:
         engine = create_async_engine(database_url)

@@ -220,8 +220,12 @@ class Watcher(Protocol):
 class RowComparator(Protocol):
     """Finds the rows that changed between two looks. The library's own, interpreted or compiled; it keeps no state."""
 
+    def changed_lines(self, before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]]:
+        """The lines that `before` alone has, and those that `after` alone has."""
+        ...
+
     def changed_rows(self, rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int) -> list[int]:
-        """The positions of the rows that differ from what is `known` under their key, their first `width` values."""
+        """The positions of the rows that differ, by the text at their end, from what is `known` under their key."""
         ...
 
     def same_value(self, left: Any, right: Any) -> bool:

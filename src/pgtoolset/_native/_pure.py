@@ -6,19 +6,29 @@ See https://cython.readthedocs.io/en/latest/src/tutorial/pure.html
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-__all__ = ["Py_ssize_t", "bint", "cfunc", "compiled"]
+__all__ = ["Py_ssize_t", "bint", "cfunc", "compiled", "p_const_char"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
-#: Whether the module has been compiled. Read by Cython when it does so.
-compiled = False
+#: Whether the module has been compiled. Cython puts `True` in its place when it does so.
+compiled: bool = False
 
 Py_ssize_t: TypeAlias = int
 bint: TypeAlias = bool
+p_const_char: TypeAlias = Any
 
 
 def cfunc(function: F) -> F:
     """A function that only its module calls, so that it can be one of C."""
     return function
+
+
+if TYPE_CHECKING:
+    # What stands only where the module is compiled.
+    NULL: Any
+
+    def cast(type_: Any, value: Any) -> Any: ...
+    def memchr(data: Any, character: int, size: int) -> Any: ...
+    def memcmp(one: Any, other: Any, size: int) -> int: ...

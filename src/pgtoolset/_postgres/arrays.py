@@ -6,6 +6,7 @@ https://docs.sqlalchemy.org/en/20/core/custom_types.html
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ARRAY, Column, ColumnElement, Dialect, Numeric, Text, bindparam, cast, column, func
@@ -89,6 +90,12 @@ def _unlimited(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     return type_
 
 
+def array_text(values: Sequence[Any]) -> str:
+    """An array of strings, integers and UUIDs as its text."""
+    quoted = [_quoted(each) if isinstance(each, str) else str(each) for each in values]
+    return f"{{{','.join(quoted)}}}"
+
+
 class _BlankPadded(sqltypes.UserDefinedType[str]):
     """CHAR of any length: CHAR alone is CHAR(1)."""
 
@@ -109,4 +116,8 @@ def _literal_element(value: Any) -> str:
     if isinstance(value, list | tuple):
         return str(_literal(value))
     text = "\\x" + value.hex() if isinstance(value, bytes) else str(value)
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -13,21 +13,25 @@ from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pgtoolset._native import row_comparator
+from pgtoolset._postgres.link import LinkLost, is_about_data, is_passing
 from pgtoolset._postgres.notifications import channel_of, spelled
-from pgtoolset._postgres.rows import decoder, key_arguments, rows_statement
+from pgtoolset._postgres.rows import Statements, decoder, key_arguments
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import WatchFailedError
 from pgtoolset.watch._subscriptions import Subscription, Values
+from pgtoolset.watch._texts import Fetch, Texts
 from pgtoolset.watch.targets import Target
 
 __all__ = ["Breath", "Group"]
 
 logger = logging.getLogger("pgtoolset")
 
-Fetch = Callable[..., Awaitable[list[Any]]]
-
 #: Rows that are compared, and subscriptions that are served, before the clock is looked at.
 SLICE = 500
+
+#: Keys up to which all rows are fetched at every look. With more, they are compared as text, and those that changed
+#: are fetched by a second statement.
+FEW = 30
 
 #: Seconds of work after which the event loop gets its turn.
 BREATH = 0.005
@@ -49,8 +53,9 @@ class Breath:
 class Group:
     """What is watched of one model.
 
-    `_known` has the row that everybody who has joined has seen. A key without one is a row that does not exist, or
-    that nobody has joined yet. Looks at a group never overlap, so each finds a state at least as new as the last.
+    `_known` has the row that everybody who has joined has seen, with its text at the end. A key without one is a row
+    that does not exist, or that nobody has joined yet. Looks at a group never overlap, so each finds a state at least
+    as new as the last.
     """
 
     def __init__(self, engine: AsyncEngine, target: Target[Any]) -> None:
@@ -62,7 +67,9 @@ class Group:
         self.not_before = 0.0
         self.busy = 0
         self._width = len(target.keys)
-        self._statement = rows_statement(target.mapper, target.keys, selected[self._width :], dialect, translate)
+        statements = Statements(target.mapper, target.keys, selected[self._width :], dialect, translate)
+        self._statement = statements.rows()
+        self._texts = Texts(statements, self._width)
         self._decode = decoder(target.mapper, selected, target.columns, dialect)
         self._known: dict[Any, Sequence[Any]] = {}
         self._subscriptions: dict[Any, dict[Subscription[Any], None]] = {}
@@ -83,7 +90,7 @@ class Group:
     def add(self, subscription: Subscription[Any]) -> None:
         if subscription.key not in self._subscriptions:
             self._subscriptions[subscription.key] = {}
-            self._note(subscription.key)
+            self._spell(subscription.key)
         self._subscriptions[subscription.key][subscription] = None
         self._joining[subscription] = None
         self._due.add(subscription.key)
@@ -121,22 +128,18 @@ class Group:
         An error leaves everything as it was: what was due is due again.
         """
         joining, expiring = list(self._joining), list(self._expiring)
-        if whole or self._all_due:
-            if self._keys is None:
-                self._keys = list(self._subscriptions)
-            keys = self._keys
-        else:
-            keys = [key for key in self._due if key in self._subscriptions]
         was_all_due, self._all_due = self._all_due, False
         due, self._due = self._due, set()
-        if not keys:
+        if not self._subscriptions:
             return
+        breath = Breath()
         try:
-            rows = await fetch(self._statement, *key_arguments(keys, self._width))
-            breath = Breath()
-            strangers = await self._compare(rows, breath)
-            if strangers or len(rows) < len(keys):
-                await self._find_missing(fetch, keys, rows, breath)
+            keys = await self._to_fetch(fetch, due, whole or was_all_due)
+            if keys:
+                rows = await fetch(self._statement, *key_arguments(keys, self._width))
+                strangers = await self._compare(rows, breath)
+                if strangers or len(rows) < len(keys):
+                    await self._find_missing(fetch, keys, rows, breath)
         except BaseException:
             self._all_due = self._all_due or was_all_due
             self._due |= due
@@ -150,6 +153,30 @@ class Group:
         for subscription in expiring:
             self._expiring.discard(subscription)
             subscription.expire()
+
+    async def _to_fetch(self, fetch: Fetch, due: set[Any], whole: bool) -> Sequence[Any]:
+        """The keys whose rows may have changed: those that are due and, in a look at the whole, whose text differs."""
+        wanted = due.intersection(self._subscriptions)
+        if not whole:
+            return list(wanted)
+        if self._keys is None:
+            self._keys = list(self._subscriptions)
+        keys = self._keys
+        if len(keys) <= FEW or 2 * len(wanted) > len(keys) or not self._texts.is_usable:
+            return keys
+        try:
+            changed = await self._texts.changed(fetch, keys, self._known, self._subscriptions)
+        except Exception as error:
+            if isinstance(error, LinkLost) or is_passing(error):
+                raise
+            # What is wrong with the rows themselves is found when they are fetched.
+            if not is_about_data(error):
+                logger.warning(
+                    "rows of %s cannot be compared as text, and are fetched at every look: %s", self.target, error
+                )
+                self._texts.is_usable = False
+            return keys
+        return keys if changed is None else list((changed | wanted).intersection(self._subscriptions))
 
     async def blame(self, fetch: Fetch) -> None:
         """Fail those who are joining with a key that cannot be looked at; raise where it is none of theirs."""
@@ -186,18 +213,18 @@ class Group:
             for position in row_comparator.changed_rows(part, self._known, self._width):
                 row = part[position]
                 key = row[0] if self._width == 1 else tuple(row[: self._width])
-                if key in self._subscriptions:
-                    await self._tell(key, row, breath)
-                else:
+                if key not in self._subscriptions:
                     strangers = True
+                elif (before := self._known.get(key)) is not None and _same_values(before, row):
+                    self._note(key, row)
+                else:
+                    await self._tell(key, row, breath)
             await breath.take()
         return strangers
 
     async def _tell(self, key: Any, row: Sequence[Any] | None, breath: Breath) -> None:
         """Note that the row is now this, or is gone, and tell those who have joined."""
-        known = self._known.pop(key, None)
-        if row is not None:
-            self._known[key] = row
+        known = self._note(key, row)
         served = [each for each in self._subscriptions[key] if each.joined and not each.abandoned]
         if not served:
             return
@@ -249,8 +276,9 @@ class Group:
             for subscription in moved:
                 subscription.key = spelling
             self._subscriptions.setdefault(spelling, {}).update(moved)
-            self._known.setdefault(spelling, row)
-            self._note(spelling)
+            if spelling not in self._known:
+                self._note(spelling, row)
+            self._spell(spelling)
 
     def _join(self, subscription: Subscription[Any]) -> None:
         subscription.joined = True
@@ -282,16 +310,31 @@ class Group:
         parts: tuple[Any, ...] = (key,) if self._width == 1 else key
         return parts
 
+    def _note(self, key: Any, row: Sequence[Any] | None) -> Sequence[Any] | None:
+        """The row is this now, or there is none; what it was."""
+        before = self._known.pop(key, None)
+        if row is not None:
+            self._known[key] = row
+        self._texts.note(key, before, row)
+        return before
+
     def _forget(self, key: Any) -> None:
         self._subscriptions.pop(key, None)
-        self._known.pop(key, None)
+        self._note(key, None)
         self._due.discard(key)
         self._spelled.pop(spelled(self._parts(key)), None)
         self._keys = None
+        if not self._subscriptions:
+            self._texts.clear()
 
-    def _note(self, key: Any) -> None:
+    def _spell(self, key: Any) -> None:
         self._spelled[spelled(self._parts(key))] = key
         self._keys = None
+
+
+def _same_values(before: Sequence[Any], row: Sequence[Any]) -> bool:
+    """Whether two rows whose texts differ are the same in what is watched: 1.0 and 1.00 are."""
+    return row_comparator.same_value(tuple(before)[:-1], tuple(row)[:-1])
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:

@@ -1,0 +1,143 @@
+"""What compiled code can get wrong and interpreted code cannot: references, and threads."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pgtoolset.protocols import AssociationRows, RowComparator
+
+
+class State:
+    def __init__(self, key: Any) -> None:
+        self.key = key
+        self._deleted = False
+
+
+class Instance:
+    def __init__(self, number: int) -> None:
+        self._sa_instance_state = State((Instance, (number,), None))
+
+
+ROWS = 10_000
+INSTANCES = [Instance(number + 1_000_000) for number in range(ROWS)]
+KEYS = list(range(2_000_000, 2_000_000 + ROWS))
+BEFORE = [b"(%d,new)" % number for number in range(ROWS)]
+AFTER = [line if number % 10 else line + b"!" for number, line in enumerate(BEFORE)]
+SHUFFLED = BEFORE[::-1]
+KNOWN = {number: (number, [number + 0.5], b"text") for number in range(ROWS)}
+NEXT = [(number, [number + 0.5], b"text" if number % 10 else None) for number in range(ROWS)]
+
+
+def everything(comparator: RowComparator, associations: AssociationRows) -> list[Any]:
+    """Each function on so many rows, errors and what is in doubt included."""
+    one, both = ((0,), (1, 1)), (Instance, Instance)
+    results: list[Any] = [
+        associations.key_columns(Instance, INSTANCES, KEYS, 1, (0,)),
+        associations.key_columns(Instance, [*INSTANCES, None], (), 1, (0,)),
+        associations.pair_columns(both, list(zip(INSTANCES, KEYS, strict=True)), (1, 1), ((0,), (0,))),
+        comparator.changed_lines(b"\n".join(BEFORE), b"\n".join(AFTER)),
+        comparator.changed_lines(b"\n".join(BEFORE), b"\n".join(SHUFFLED)),
+        comparator.changed_rows(NEXT, KNOWN, 1),
+        comparator.same_value({"a": [float("nan")]}, {"a": [float("nan")]}),
+        one,
+    ]
+    for wrong in (
+        lambda: associations.key_columns(Instance, [object.__new__(Instance)], (), 1, (0,)),
+        lambda: associations.key_columns(Instance, INSTANCES, (), 1, (7,)),
+        lambda: comparator.changed_rows([()], KNOWN, 1),
+        lambda: comparator.changed_lines(b"a", "b"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises((AttributeError, IndexError, TypeError)):
+            wrong()
+    return results
+
+
+def test_nothing_leaks(comparator: RowComparator, associations: AssociationRows) -> None:
+    """After a million rows no object has a reference more or less than before, and no memory has gone."""
+    watched: list[Any] = [*INSTANCES[:50], *KEYS[:50], *BEFORE[:50], *KNOWN.values(), *NEXT[:50]]
+    watched += [instance._sa_instance_state.key for instance in INSTANCES[:50]]
+    everything(comparator, associations)
+    gc.collect()
+    counts = [sys.getrefcount(each) for each in watched]
+    tracemalloc.start()
+    try:
+        everything(comparator, associations)
+        gc.collect()
+        first, _ = tracemalloc.get_traced_memory()
+        for _ in range(100 // 7):
+            everything(comparator, associations)
+        gc.collect()
+        last, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [sys.getrefcount(each) for each in watched] == counts
+    assert last - first < 20_000
+
+
+def test_threads(comparator: RowComparator, associations: AssociationRows) -> None:
+    """Threads that call everything at once, on the same objects, each get what one alone gets."""
+    expected = everything(comparator, associations)
+    wrong: list[Any] = []
+    barrier = threading.Barrier(8)
+
+    def hammer() -> None:
+        try:
+            barrier.wait()
+            for _ in range(3):
+                assert everything(comparator, associations) == expected
+        except BaseException as error:
+            wrong.append(error)
+
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=hammer) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switching)
+    assert wrong == []
+
+
+def test_a_list_that_is_changed_meanwhile(comparator: RowComparator, associations: AssociationRows) -> None:
+    """A list that another thread empties and fills is no memory that is read after it was freed."""
+    keys: list[Any] = list(KEYS)
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            keys.clear()
+            keys.extend(KEYS[:100])
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for _ in range(300):
+            found = associations.key_columns(Instance, (), keys, 1, (0,))
+            assert isinstance(found, list)
+            assert set(found[0]) <= set(KEYS)
+    finally:
+        stop.set()
+        thread.join()
+
+
+FREE_THREADED: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+
+
+def test_the_gil_stays_off(comparator: RowComparator) -> None:
+    """On a free-threaded Python the modules do not switch the GIL back on."""
+    import sysconfig
+
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        assert not FREE_THREADED()
+    else:
+        assert FREE_THREADED()
