@@ -244,12 +244,14 @@ async def dead() -> Owner:
 
 async def test_left_over(server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run left under the name is dropped first, connections and all: of a process that is dead, whose id
-    somebody else has now, from before the last restart, or of this one after a teardown that failed."""
+    somebody else has now, of another machine with nobody in it, or of this one after a teardown that failed."""
     name = f"{PREFIX}_test_db"
     own = await alive()
-    for owner in (await dead(), replace(own, pid=os.getppid(), started=1), replace(own, boot="earlier"), own):
+    for owner in (await dead(), replace(own, pid=os.getppid(), started=1), replace(own, machine="elsewhere"), own):
         await make(other, name, owner.mark())
         connection = await asyncpg.connect(plain_url(server_url), database=name)
+        if owner.machine == "elsewhere":
+            await connection.close()
         async with create_worker_database(server_url, prefix=PREFIX) as url:
             fresh = await asyncpg.connect(plain_url(url))
             assert owner_in(
@@ -274,8 +276,8 @@ async def test_of_a_living_process(server_url: str, other: asyncpg.Connection) -
 
 
 async def test_of_another_machine(server_url: str, other: asyncpg.Connection) -> None:
-    """Whether a process of another machine is alive is not known: its database is not swept, is an error while it is
-    in use, and gives way under its own name when it is not."""
+    """Whether a process of another machine is alive is not known: its database is not swept, and under its own name it
+    is an error while somebody is in it."""
     name = f"{PREFIX}_test_db"
     await make(other, name, replace(await alive(), machine="elsewhere").mark())
     async with create_worker_database(server_url, "another", prefix=PREFIX):
@@ -285,10 +287,19 @@ async def test_of_another_machine(server_url: str, other: asyncpg.Connection) ->
         async with create_worker_database(server_url, prefix=PREFIX):
             raise AssertionError
     await connection.close()
-    await asyncio.sleep(0)
+
+
+async def test_of_another_machine_long_ago(server_url: str, other: asyncpg.Connection) -> None:
+    """After a day a database of another machine is swept, unless somebody is in it."""
+    owner = replace(await alive(), machine="elsewhere")
+    await make(other, f"{PREFIX} of today", owner.mark())
+    for name in ("long ago", "still used"):
+        await make(other, f"{PREFIX} {name}", replace(owner, created=owner.created - 90_000).mark())
+    connection = await asyncpg.connect(plain_url(server_url), database=f"{PREFIX} still used")
     async with create_worker_database(server_url, prefix=PREFIX):
         pass
-    assert not await names(other)
+    assert await names(other) == {f"{PREFIX} of today", f"{PREFIX} still used"}
+    await connection.close()
 
 
 async def test_sweep(server_url: str, other: asyncpg.Connection) -> None:

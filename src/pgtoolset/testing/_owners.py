@@ -1,8 +1,8 @@
 """Whose a database is: a mark that says which process made it, and whether that process is still alive.
 
 A process id means something on one machine, in one PID namespace (a container has its own), until a restart, and only
-together with the time at which the process began. A mark has all of these. Of a process of another machine nothing is
-known.
+together with the time at which the process began. A mark has all of these. Host names alone tell no machines apart:
+many are called localhost. Of a process of another machine, or from before a restart, nothing is known.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from uuid import uuid4
+from uuid import getnode, uuid4
 
 #: What a comment of ours says that it is.
 _KIND = "pgtoolset worker database"
+
+#: Seconds that a run of tests takes at the most.
+_LONGEST_RUN = 86400
 
 #: Seconds after which a draft of another machine is certainly forgotten; it is one for milliseconds.
 _DRAFT_AGE = 3600
@@ -32,17 +35,17 @@ class Owner:
     """A process, and one of its databases.
 
     Attributes:
-        machine: the host and the PID namespace.
-        boot: when the machine was started, as far as it tells.
+        machine: the host, since its last start, and the PID namespace.
         pid: the process id.
         started: when the process began, in ticks since the start of the machine; 0 where it cannot be told.
+        created: when the mark was made, in seconds since 1970.
         token: what sets this database apart from others of the process.
     """
 
     machine: str
-    boot: str
     pid: int
     started: int
+    created: int
     token: str
 
     def mark(self) -> str:
@@ -51,20 +54,20 @@ class Owner:
 
     def is_alive(self) -> bool | None:
         """Whether the process is running; `None` where that cannot be told from here."""
-        machine, boot = _machine()
-        if machine != self.machine:
-            return None
-        return boot == self.boot and _is_running(self.pid, self.started)
+        return _is_running(self.pid, self.started) if self.machine == _machine() else None
+
+    def is_forgotten(self) -> bool:
+        """Whether nothing is known of the process, and its database is older than a run of tests may be."""
+        return self.is_alive() is None and time.time() - self.created > _LONGEST_RUN
 
 
-_FIELDS = {"machine": str, "boot": str, "pid": int, "started": int, "token": str}
+_FIELDS = {"machine": str, "pid": int, "started": int, "created": int, "token": str}
 
 
 def new_owner() -> Owner:
     """This process, with a token for a new database."""
-    machine, boot = _machine()
     pid = os.getpid()
-    return Owner(machine, boot, pid, _started(pid) or 0, uuid4().hex)
+    return Owner(_machine(), pid, _started(pid) or 0, int(time.time()), uuid4().hex)
 
 
 def owner_in(comment: str | None) -> Owner | None:
@@ -82,7 +85,7 @@ def owner_in(comment: str | None) -> Owner | None:
 
 def draft_name(owner: Owner) -> str:
     """The name of a database that is not finished. It says itself whose it is, because it has no comment yet."""
-    return f"pgtoolset-{_digest()}-{owner.pid:x}-{owner.started:x}-{int(time.time()):x}-{owner.token[:6]}"
+    return f"pgtoolset-{_digest()}-{owner.pid:x}-{owner.started:x}-{owner.created:x}-{owner.token[:6]}"
 
 
 def is_forgotten_draft(name: str) -> bool:
@@ -97,17 +100,17 @@ def is_forgotten_draft(name: str) -> bool:
 
 
 @cache
-def _machine() -> tuple[str, str]:
+def _machine() -> str:
     try:
         namespace = os.readlink("/proc/self/ns/pid")
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        namespace = boot = ""
-    return f"{socket.gethostname()} {namespace}".strip(), boot
+        namespace, boot = "", f"{getnode():x}"  # the address of its network card
+    return f"{socket.gethostname()} {boot} {namespace}".strip()
 
 
 def _digest() -> str:
-    return blake2b(" ".join(_machine()).encode(), digest_size=6).hexdigest()
+    return blake2b(_machine().encode(), digest_size=6).hexdigest()
 
 
 def _is_running(pid: int, started: int) -> bool:

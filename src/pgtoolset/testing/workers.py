@@ -195,8 +195,9 @@ async def _clear(connection: Any, name: str) -> None:
     sessions = await users_of(connection, name) if alive is None else []
     if sessions:
         raise DatabaseInUseError(
-            f"the database {name!r} belongs to a run on another machine ({owner.machine}, pid {owner.pid}) and is in "
-            f"use: {'; '.join(map(described, sessions))}. Give this run another prefix, or drop it yourself.",
+            f"the database {name!r} belongs to a run on another machine, or from before a restart ({owner.machine}, "
+            f"pid {owner.pid}), and is in use: {'; '.join(map(described, sessions))}. "
+            "Give this run another prefix, or drop it yourself.",
             database=name,
             sessions=sessions,
         )
@@ -220,7 +221,10 @@ async def _sweep(connection: Any, but: str) -> None:
                 # Whoever has the lock may have taken the name for a database of its own meanwhile.
                 there, comment = await comment_of(connection, name)
                 if there and await asyncio.to_thread(_is_abandoned, name, comment):
-                    await _drop_if_there(connection, name)
+                    owner = owner_in(comment)
+                    certain = owner is None or await asyncio.to_thread(owner.is_alive) is False
+                    if certain or not await users_of(connection, name):
+                        await _drop_if_there(connection, name, force=certain)
         except Exception:
             if connection.is_closed():
                 raise
@@ -230,7 +234,7 @@ async def _sweep(connection: Any, but: str) -> None:
 def _is_abandoned(name: str, comment: str | None) -> bool:
     owner = owner_in(comment)
     if owner is not None:
-        return owner.is_alive() is False
+        return owner.is_alive() is False or owner.is_forgotten()
     return comment is None and is_forgotten_draft(name)
 
 
@@ -247,8 +251,8 @@ async def _give_back(server: URL, name: str, owner: Owner, *, quietly: bool = Fa
         logger.warning("the worker database %r could not be dropped", name, exc_info=True)
 
 
-async def _drop_if_there(connection: Any, name: str) -> None:
+async def _drop_if_there(connection: Any, name: str, *, force: bool = True) -> None:
     try:
-        await drop(connection, name, force=True)
+        await drop(connection, name, force=force)
     except DatabaseNotFoundError:
         pass
