@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pgtoolset.testing import MemoryDatabase, MemoryLocks
+from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks
 from pgtoolset.testing.contracts import (
     AbortedTransactionContract,
     AdvisoryLockerContract,
+    AssociationWriterContract,
+    LinkedRows,
     LockObserverContract,
     MappedRows,
     RowLockerContract,
@@ -16,6 +18,7 @@ from pgtoolset.testing.contracts import (
     TransactionalSessionContract,
 )
 
+from .linked import SHAPES, linked
 from .support import Item
 
 
@@ -65,3 +68,13 @@ class TestRowLocker(OnDoubles, RowLockerContract):
 
 class TestLockObserver(OnDoubles, LockObserverContract):
     pass
+
+
+class TestAssociationWriter(OnDoubles, AssociationWriterContract):
+    @pytest.fixture
+    def associations(self) -> MemoryAssociations:
+        return MemoryAssociations()
+
+    @pytest.fixture(params=SHAPES)
+    def links(self, database: MemoryDatabase, request: pytest.FixtureRequest) -> LinkedRows:
+        return linked(database.session, request.param)

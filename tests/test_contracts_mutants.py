@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy.orm.attributes import set_committed_value
 
-from pgtoolset import LockTimeoutError, get_transaction
-from pgtoolset.testing import MemoryDatabase, MemoryLocks
+from pgtoolset import LockTimeoutError, M2MChange, get_transaction
+from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks
 from pgtoolset.testing.contracts import (
     AbortedTransactionContract,
     AdvisoryLockerContract,
+    AssociationWriterContract,
     LockObserverContract,
     MappedRows,
     RowLockerContract,
@@ -24,6 +26,7 @@ from pgtoolset.testing.contracts import (
 from pgtoolset.testing.doubles._store import Work
 from pgtoolset.testing.doubles.locks import sync_of
 
+from .linked import linked
 from .mutants import failures
 from .plain_session import PlainHarness, PlainManagedSession, PlainSession
 from .support import Item
@@ -342,6 +345,84 @@ async def test_observers() -> None:
     assert "test_who_waits_for_whom" in await failures(LockObserverContract, lambda: on_doubles(SeesNothing()))
 
 
+# Many-to-Many
+
+
+class CountsWhatIsAsked(MemoryAssociations):
+    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, pks: Any = (), **o: Any) -> int:
+        await super().m2m_add(session, instance, rel_attr, *related, pks=pks, **o)
+        return len(related) + len(pks)
+
+
+class SetsByAdding(MemoryAssociations):
+    async def m2m_set(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> M2MChange:
+        options.pop("keep_existing", None)
+        added = await self.m2m_add(session, instance, rel_attr, *related, ignore_conflicts=True, **options)
+        return M2MChange(added, 0)
+
+
+class SkipsConflicts(MemoryAssociations):
+    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+        options["ignore_conflicts"] = bool(options.get("ignore_conflicts", True)) or True
+        return await super().m2m_add(session, instance, rel_attr, *related, **options)
+
+
+class ChecksInSession(MemoryAssociations):
+    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+        if not session.in_transaction():
+            await session.begin()
+        return await super().m2m_add(session, instance, rel_attr, *related, **options)
+
+
+class RemembersNothing(MemoryAssociations):
+    """Leaves loaded collections as they are."""
+
+    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+        loaded = vars(instance).get(rel_attr.key)
+        added = await super().m2m_add(session, instance, rel_attr, *related, **options)
+        if loaded is not None:
+            set_committed_value(instance, rel_attr.key, loaded)
+        return added
+
+
+class ForgetsPending(MemoryAssociations):
+    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+        if session.dirty:
+            session.expire_all()
+        return await super().m2m_add(session, instance, rel_attr, *related, **options)
+
+
+class WaitsForNobody(MemoryAssociations):
+    """Two sets of one owner do not know of each other."""
+
+    async def m2m_set(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> M2MChange:
+        change = await super().m2m_set(session, instance, rel_attr, *related, **options)
+        sync = session.sync_session
+        sync.work.store.locks.release_from(sync.work.number, 0)
+        return change
+
+
+@pytest.mark.parametrize(
+    ("mutant", "broken"),
+    [
+        (CountsWhatIsAsked, "test_add"),
+        (SetsByAdding, "test_set"),
+        (SkipsConflicts, "test_an_association_that_exists"),
+        (ChecksInSession, "test_bad_arguments"),
+        (RemembersNothing, "test_loaded_collections_never_lie"),
+        (ForgetsPending, "test_pending_changes_are_flushed"),
+        (WaitsForNobody, "test_sets_of_one_owner_wait"),
+    ],
+)
+async def test_associations(mutant: type[MemoryAssociations], broken: str) -> None:
+    """Counts, sets, conflicts, checks, collections, pending changes and concurrent sets that are wrong."""
+
+    def fixtures() -> dict[str, Any]:
+        return {"associations": mutant(), "links": linked(MemoryDatabase().session, "plain")}
+
+    assert broken in await failures(AssociationWriterContract, fixtures)
+
+
 async def test_the_doubles_themselves() -> None:
     """Run in the same way, the doubles fail nothing: what fails above is what was broken."""
     for contract in (
@@ -354,3 +435,8 @@ async def test_the_doubles_themselves() -> None:
         TransactionalSessionContract,
     ):
         assert await failures(contract, on_doubles) == set()
+
+    def fixtures() -> dict[str, Any]:
+        return {"associations": MemoryAssociations(), "links": linked(MemoryDatabase().session, "plain")}
+
+    assert await failures(AssociationWriterContract, fixtures) == set()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 import pgtoolset
 from pgtoolset.testing.contracts import (
     AbortedTransactionContract,
     AdvisoryLockerContract,
+    AssociationWriterContract,
+    LinkedRows,
     LockObserverContract,
     MappedRows,
     RowLockerContract,
@@ -19,6 +22,8 @@ from pgtoolset.testing.contracts import (
     TransactionalSessionContract,
 )
 
+from . import m2m_models
+from .linked import SHAPES, linked
 from .support import Item
 
 
@@ -64,3 +69,18 @@ class TestRowLocker(OnPostgreSQL, RowLockerContract):
 
 class TestLockObserver(OnPostgreSQL, LockObserverContract):
     pass
+
+
+class TestAssociationWriter(OnPostgreSQL, AssociationWriterContract):
+    @pytest.fixture
+    def associations(self) -> Any:
+        return pgtoolset
+
+    @pytest.fixture(params=SHAPES)
+    async def links(
+        self, engine: AsyncEngine, session_maker: async_sessionmaker[AsyncSession], request: pytest.FixtureRequest
+    ) -> AsyncIterator[LinkedRows]:
+        await m2m_models.create(engine)
+        await m2m_models.empty(engine)
+        yield linked(session_maker, request.param)
+        await m2m_models.empty(engine)

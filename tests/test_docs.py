@@ -76,7 +76,7 @@ def test_pages_have_blocks() -> None:
 
 
 #: Classes whose docstring has the example, in place of their methods.
-CLASSES = {"EmbeddedServer", "ManualClock", "MemoryDatabase", "MemoryLocks"}
+CLASSES = {"EmbeddedServer", "ManualClock", "MemoryAssociations", "MemoryDatabase", "MemoryLocks"}
 
 DOCUMENTED = {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -127,6 +127,7 @@ async def test_docstring_example(name: str, engine: AsyncEngine, database_url: s
             "OrderIn": int,
             "OrderOut": int,
             "Post": m2m_models.Post,
+            "Tag": m2m_models.Tag,
             "app": FastAPI(),
             "async_sessionmaker": async_sessionmaker,
             "charge": charge,

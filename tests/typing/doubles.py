@@ -11,6 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped
 from pgtoolset import create_db_context, get_transaction, run_transaction
 from pgtoolset.protocols import (
     AdvisoryLocker,
+    AssociationWriter,
     LockObserver,
     ManagedSession,
     RowLocker,
@@ -18,7 +19,7 @@ from pgtoolset.protocols import (
     TableLocker,
     TransactionalSession,
 )
-from pgtoolset.testing import ManualClock, MemoryDatabase, MemoryLocks, MemorySession
+from pgtoolset.testing import ManualClock, MemoryAssociations, MemoryDatabase, MemoryLocks, MemorySession
 from pgtoolset.testing.contracts import MappedRows, TransactionHarness
 from pgtoolset.testing.doubles import Clock, Event, LoopClock
 
@@ -41,6 +42,7 @@ table_locker: TableLocker = MemoryLocks()
 advisory_locker: AdvisoryLocker = MemoryLocks()
 row_locker: RowLocker = MemoryLocks()
 observer: LockObserver = MemoryLocks()
+writer: AssociationWriter = MemoryAssociations()
 
 clocks: list[Clock] = [ManualClock(), LoopClock()]
 mapped: TransactionHarness = MappedRows(database.session, Item)

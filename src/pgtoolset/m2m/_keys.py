@@ -45,14 +45,19 @@ async def referenced_keys(
     for at, value in enumerate(found):
         if value is None:
             absent = next(key for key, places in missing.items() if at in places)
-            raise RowNotFoundError(
-                f"{association.name}: there is no {end.name} with the primary key "
-                f"{absent[0] if len(absent) == 1 else absent!r}, so its {', '.join(end.attributes)} cannot be looked up"
-            )
+            raise not_found(association, end, absent)
         if None in value:
             raise ValueError(f"{association.name}: {', '.join(end.attributes)} of a {end.name} is NULL")
         result.append(value)
     return result
+
+
+def not_found(association: Association, end: End, key: Key) -> RowNotFoundError:
+    """The error for a key that has no row, where a column of the row is needed."""
+    return RowNotFoundError(
+        f"{association.name}: there is no {end.name} with the primary key "
+        f"{key[0] if len(key) == 1 else key!r}, so its {', '.join(end.attributes)} cannot be looked up"
+    )
 
 
 async def _select(session: AsyncSession, association: Association, end: End, keys: list[Key]) -> dict[Key, Key]:

@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(
     *(f"{__name__}.{name}" for name in ("transactions", "locks", "row_locks", "associations", "watching"))
 )
 
+from pgtoolset.testing.contracts.associations import AssociationWriterContract, LinkedRows  # noqa: E402
 from pgtoolset.testing.contracts.harness import MappedRows, TransactionHarness  # noqa: E402
 from pgtoolset.testing.contracts.locks import AdvisoryLockerContract, TableLockerContract  # noqa: E402
 from pgtoolset.testing.contracts.row_locks import LockObserverContract, RowLockerContract  # noqa: E402
@@ -33,6 +34,8 @@ from pgtoolset.testing.contracts.transactions import (  # noqa: E402
 __all__ = [
     "AbortedTransactionContract",
     "AdvisoryLockerContract",
+    "AssociationWriterContract",
+    "LinkedRows",
     "LockObserverContract",
     "MappedRows",
     "RowLockerContract",

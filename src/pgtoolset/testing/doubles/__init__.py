@@ -2,8 +2,18 @@
 
 from pgtoolset.testing.doubles._clock import Clock, LoopClock, ManualClock
 from pgtoolset.testing.doubles._store import Event
+from pgtoolset.testing.doubles.associations import MemoryAssociations
 from pgtoolset.testing.doubles.database import MemoryDatabase
 from pgtoolset.testing.doubles.locks import MemoryLocks
 from pgtoolset.testing.doubles.session import MemorySession
 
-__all__ = ["Clock", "Event", "LoopClock", "ManualClock", "MemoryDatabase", "MemoryLocks", "MemorySession"]
+__all__ = [
+    "Clock",
+    "Event",
+    "LoopClock",
+    "ManualClock",
+    "MemoryAssociations",
+    "MemoryDatabase",
+    "MemoryLocks",
+    "MemorySession",
+]

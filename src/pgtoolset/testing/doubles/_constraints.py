@@ -16,7 +16,7 @@ from pgtoolset.testing.doubles._refusals import FOREIGN_KEY, NOT_NULL, UNIQUE, r
 from pgtoolset.testing.doubles._store import Row, RowId, Work, pick
 from pgtoolset.values import LockMode, RowLockMode
 
-__all__ = ["check_deferred", "delete_row", "insert_row", "named", "update_row"]
+__all__ = ["check_deferred", "delete_row", "insert_row", "key_lock", "named", "update_row"]
 
 
 def insert_row(work: Work, table: Table, row: Row) -> RowId:
@@ -74,6 +74,13 @@ def delete_row(work: Work, at: RowId) -> bool:
     work.log(what)
     _check_referencing(work, table, before, None, what)
     return True
+
+
+def key_lock(work: Work, table: Table, values: Row) -> None:
+    """Wait for whoever has inserted or deleted a row with the same unique key, and keep others from it."""
+    for names in _keys(table):
+        if set(names) == values.keys():
+            work.lock(("key", table, names, _hashable(pick(values, names))), ALONE)
 
 
 def check_deferred(work: Work) -> None:

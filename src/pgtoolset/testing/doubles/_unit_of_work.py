@@ -13,13 +13,17 @@ from typing import Any
 
 from sqlalchemy import ClauseElement, Column, Table, inspect
 from sqlalchemy.orm import MANYTOMANY, MANYTOONE, ONETOMANY, Mapper
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.attributes import get_history, set_committed_value
+from sqlalchemy.orm.base import PassiveFlag
 from sqlalchemy.orm.exc import FlushError, StaleDataError
 
 from pgtoolset.errors import NoDatabaseError
 from pgtoolset.m2m._association import conditions_of, is_equality
 from pgtoolset.testing.doubles._constraints import delete_row, insert_row, named, update_row
 from pgtoolset.testing.doubles._store import Row, RowId, Work
+
+#: What a relationship has gained and lost, one that is not loaded included.
+_WITHOUT_LOADING = PassiveFlag.PASSIVE_NO_INITIALIZE | PassiveFlag.INCLUDE_PENDING_MUTATIONS
 
 __all__ = ["Flush", "default_of", "identity_of", "row_at"]
 
@@ -116,6 +120,9 @@ class Flush:
         self._new = [each for each in new if id(each) not in doomed]
         self._dirty = [each for each in dirty if id(each) not in doomed]
         self.written = [*self._new, *self._dirty]
+        self._switched: list[Any] = []
+        #: The association rows that this flush has inserted.
+        self._made: list[RowId] = []
         #: For an instance, what others have to be stored before it, and what it takes from them.
         self._sources: dict[int, list[tuple[Any, Callable[[], None]]]] = {}
         self._unlinks: list[tuple[Table, Callable[[], Row]]] = []
@@ -125,6 +132,13 @@ class Flush:
         for instance in self.written:
             self._look_at_relationships(instance)
         stored: set[int] = set()
+        doomed = {inspect(each).key: each for each in self.deleted}
+        for instance in self._new:
+            replaced = doomed.get(inspect(type(instance)).identity_key_from_instance(instance))
+            if replaced is not None:
+                # A row that is deleted and made anew in one flush is updated.
+                self._leave(replaced)
+                self._switched.append(replaced)
         for instance in self._new:
             self._store(instance, stored)
         for instance in self._dirty:
@@ -132,9 +146,22 @@ class Flush:
             self._update(instance)
         self._write_links()
         for instance in self.deleted:
-            self._leave(instance)
+            if not any(instance is each for each in self._switched):
+                self._leave(instance)
         for instance in self._children_first():
-            self._delete(instance)
+            if not any(instance is each for each in self._switched):
+                self._delete(instance)
+
+        for instance in self.written:
+            self._fill(instance)
+
+    def _fill(self, instance: Any) -> None:
+        """Load the columns that are expired, as a flush does that needs the key."""
+        mapper: Mapper[Any] = inspect(type(instance))
+        if not all(attribute.key in vars(instance) for attribute in mapper.column_attrs):
+            for name, value in self._stored_values(mapper, instance).items():
+                if name not in vars(instance):
+                    set_committed_value(instance, name, value)
 
     # Relationships
 
@@ -143,7 +170,7 @@ class Flush:
         for relationship in state.mapper.relationships:
             if relationship.viewonly:
                 continue
-            history = state.attrs[relationship.key].history
+            history = get_history(instance, relationship.key, _WITHOUT_LOADING)
             added, removed = history.added or (), history.deleted or ()
             if relationship.direction is MANYTOMANY:
                 self._note_links(relationship, instance, added, removed)
@@ -169,7 +196,7 @@ class Flush:
 
         def take() -> None:
             for source, target in pairs:
-                setattr(many, target, None if one is None else getattr(one, source))
+                setattr(many, target, None if one is None else self._value(one, source))
 
         self._sources.setdefault(id(many), []).append((one, take))
         if not any(each is many for each in self.written):
@@ -185,7 +212,7 @@ class Flush:
                     (relationship.mapper, other, relationship.secondary_synchronize_pairs),
                 ):
                     for column, target in pairs:
-                        values[target.key] = getattr(source, mapper.get_property_by_column(column).key)
+                        values[target.key] = self._value(source, mapper.get_property_by_column(column).key)
                 return values
 
             return row
@@ -201,8 +228,9 @@ class Flush:
                 raise StaleDataError(f"DELETE statement on table '{table.name}' expected to delete 1 row(s); 0 matched")
             for at in found:
                 delete_row(self._work, at)
-        for table, values in _once(self._linked):
-            insert_row(self._work, table, complete(self._work, table, values))
+        self._made = [
+            insert_row(self._work, table, complete(self._work, table, values)) for table, values in _once(self._linked)
+        ]
 
     # Instances
 
@@ -235,7 +263,12 @@ class Flush:
                 if child.table is table and source_name is not None:
                     values[child.key] = vars(instance)[source_name]
             row = complete(self._work, table, values)
-            insert_row(self._work, table, row)
+            key = mapper.identity_key_from_instance(instance)
+            at = None
+            if any(inspect(each).key == key for each in self._switched):
+                at = row_at(self._work, mapper, table, tuple(key[1]))
+            if at is None or not update_row(self._work, at, row):
+                insert_row(self._work, table, row)
             for column in table.columns:
                 name = attribute_of(mapper, column)
                 if name is not None:
@@ -268,18 +301,21 @@ class Flush:
     def _leave(self, instance: Any) -> None:
         """What refers to an instance that is about to be deleted, and what its relationships say of that."""
         mapper: Mapper[Any] = inspect(type(instance))
-        for relationship in mapper.relationships:
+        values = self._stored_values(mapper, instance)
+        for relationship in mapper.relationships if values else ():
             if relationship.viewonly or relationship.passive_deletes:
                 continue
             mine = {
-                str(target.key): vars(instance)[mapper.get_property_by_column(source).key]
+                str(target.key): values[mapper.get_property_by_column(source).key]
                 for source, target in relationship.synchronize_pairs
                 if relationship.direction is not MANYTOONE
             }
             if relationship.direction is MANYTOMANY:
                 assert isinstance(relationship.secondary, Table)
+                # What the other side has just added is nothing that this side knew of.
                 for at in self._work.find(relationship.secondary, mine):
-                    delete_row(self._work, at)
+                    if at not in self._made:
+                        delete_row(self._work, at)
             elif relationship.direction is ONETOMANY and not relationship.cascade.delete:
                 child = relationship.mapper
                 table = relationship.synchronize_pairs[0][1].table
@@ -292,22 +328,43 @@ class Flush:
                     if row is not None and not any(key.items() <= row.items() for key in doomed):
                         update_row(self._work, at, dict.fromkeys(mine))
 
+    def _value(self, instance: Any, name: str) -> Any:
+        """An attribute, from what is stored where it is expired."""
+        if name in vars(instance) or inspect(instance).key is None:
+            return vars(instance).get(name)
+        return self._stored_values(inspect(type(instance)), instance).get(name)
+
+    def _stored_values(self, mapper: Mapper[Any], instance: Any) -> Row:
+        """The columns of an instance, which may be expired, by attribute; nothing where its row is gone."""
+        values: Row = {}
+        if inspect(instance).key is None:
+            return values
+        for table in mapper.tables:
+            assert isinstance(table, Table)
+            at = row_at(self._work, mapper, table, identity_of(instance))
+            row = None if at is None else self._work.row(at)
+            for column in table.columns if row is not None else ():
+                name = attribute_of(mapper, column)
+                if name is not None and row is not None:
+                    values[name] = row[column.key]
+        return values
+
     def _children_first(self) -> list[Any]:
         """The deleted instances; one whose row refers to that of another comes before it."""
         ordered: list[Any] = []
         seen: set[int] = set()
-
-        def visit(instance: Any) -> None:
-            if id(instance) not in seen:
-                seen.add(id(instance))
-                for other in self.deleted:
-                    if self._refers(other, instance):
-                        visit(other)
-                ordered.append(instance)
-
         for instance in self.deleted:
-            visit(instance)
+            self._put_after_children(instance, ordered, seen)
         return ordered
+
+    # Not a function inside of the one above: that would be a cycle, which keeps instances alive.
+    def _put_after_children(self, instance: Any, ordered: list[Any], seen: set[int]) -> None:
+        if id(instance) not in seen:
+            seen.add(id(instance))
+            for other in self.deleted:
+                if self._refers(other, instance):
+                    self._put_after_children(other, ordered, seen)
+            ordered.append(instance)
 
     def _refers(self, one: Any, other: Any) -> bool:
         mapper, target = inspect(type(one)), inspect(type(other))
@@ -327,6 +384,7 @@ class Flush:
         mapper: Mapper[Any] = inspect(type(instance))
         for table in reversed(mapper.tables):
             assert isinstance(table, Table)
+            self._work.statement(f"DELETE {table.fullname}", writes=True)
             at = row_at(self._work, mapper, table, identity_of(instance))
             if at is not None:
                 delete_row(self._work, at)

@@ -34,6 +34,7 @@ class MemorySyncSession(Session):
     def __init__(self, bind: Any = None, *, store: Store, **options: Any) -> None:
         super().__init__(bind=None, **options)
         self.work = Work(store, store.next_session())
+        record_of(self)  # now, because it registers listeners, and inside of an event that is not possible
 
     def get_bind(self, *args: Any, **options: Any) -> NoReturn:
         raise NoDatabaseError(
@@ -47,19 +48,16 @@ class MemorySyncSession(Session):
             raise InvalidRequestError("Session is already flushing")
         if self._is_clean():
             return
-        dirty = [each for each in self.dirty if self.is_modified(each)]
-        if not (self.new or dirty or self.deleted):
-            return
         # A flush is a part of the transaction of its own, as in SQLAlchemy: where it fails, the level is over.
         TransactionalContext._trans_ctx_check(self)
         transaction = self._autobegin_t()._begin()
         self._flushing = True
         try:
-            flush = Flush(self.work, self.new, dirty, self.deleted)
+            flush = Flush(self.work, self.new, self.dirty, self.deleted)
             self.work.store.fail_if_asked("FLUSH")
             flush.run()
-            self._register_persistent({inspect(each) for each in flush.written})
             self._remove_newly_deleted([inspect(each) for each in flush.deleted])
+            self._register_persistent({inspect(each) for each in flush.written})
             transaction.commit()
         except BaseException as error:
             if isinstance(error, DBAPIError):
@@ -227,22 +225,19 @@ def _after_transaction_create(session: MemorySyncSession, transaction: SessionTr
 
 
 def _before_commit(session: MemorySyncSession) -> None:
-    work = session.work
-    session.flush()
+    work, record = session.work, record_of(session)
     level = work.levels[-1]
+    if work.aborted and not session.in_nested_transaction() and (record.held or record.callbacks):
+        raise aborted_by(record.error)
+    session.flush()
     if session.in_nested_transaction():
         if work.aborted and level.touched:
             level.refused = True
-            record_of(session).releasing = (cast("Any", _Undo(work)), "")
+            record.releasing = (cast("Any", _Undo(work)), "")
             work.statement("RELEASE SAVEPOINT")
-        return
-    record = record_of(session)
-    if work.aborted:
-        if record.held or record.callbacks:
-            raise aborted_by(record.error)
-        return
-    work.store.fail_if_asked("COMMIT")
-    check_deferred(work)
+    elif not work.aborted:
+        work.store.fail_if_asked("COMMIT")
+        check_deferred(work)
 
 
 def _after_commit(session: MemorySyncSession) -> None:
@@ -250,8 +245,10 @@ def _after_commit(session: MemorySyncSession) -> None:
 
 
 def _after_rollback(session: MemorySyncSession) -> None:
+    # A savepoint that was never sent is not rolled back to, so an error from before it is still there.
+    if len(session.work.levels) == 1 or session.work.levels[-1].touched:
+        record_of(session).forgive()
     session.work.roll_back()
-    record_of(session).forgive()
 
 
 def _after_transaction_end(session: MemorySyncSession, transaction: SessionTransaction) -> None:
