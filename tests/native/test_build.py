@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "src", "stubs")
 BUILT = {"associations_c", "comparator_c"}
 
+#: What an editable install leaves in the source tree, and no checkout has.
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "*.pyd")
+
 #: The other half of `make check` runs where there is no source, on the wheel that was built from it.
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="builds from the source tree")
 
@@ -27,7 +30,7 @@ def source(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in SOURCE:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            shutil.copytree(ROOT / name, folder / name, ignore=IGNORED)
         else:
             shutil.copy(ROOT / name, folder)
     return folder
