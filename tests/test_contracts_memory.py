@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks
+from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks, MemoryWatcher
 from pgtoolset.testing.contracts import (
     AbortedTransactionContract,
     AdvisoryLockerContract,
     AssociationWriterContract,
+    ChangeWaiterContract,
     LinkedRows,
     LockObserverContract,
     MappedRows,
@@ -16,6 +17,7 @@ from pgtoolset.testing.contracts import (
     SessionFactoryContract,
     TableLockerContract,
     TransactionalSessionContract,
+    WatcherContract,
 )
 
 from .linked import SHAPES, linked
@@ -78,3 +80,15 @@ class TestAssociationWriter(OnDoubles, AssociationWriterContract):
     @pytest.fixture(params=SHAPES)
     def links(self, database: MemoryDatabase, request: pytest.FixtureRequest) -> LinkedRows:
         return linked(database.session, request.param)
+
+
+class TestChangeWaiter(OnDoubles, ChangeWaiterContract):
+    @pytest.fixture
+    def waiter(self, database: MemoryDatabase) -> MemoryWatcher:
+        return MemoryWatcher(database)
+
+
+class TestWatcher(OnDoubles, WatcherContract):
+    @pytest.fixture
+    def watcher(self, database: MemoryDatabase) -> MemoryWatcher:
+        return MemoryWatcher(database)

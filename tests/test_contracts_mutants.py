@@ -11,17 +11,19 @@ import pytest
 from sqlalchemy.orm.attributes import set_committed_value
 
 from pgtoolset import LockTimeoutError, M2MChange, get_transaction
-from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks
+from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks, MemoryWatcher
 from pgtoolset.testing.contracts import (
     AbortedTransactionContract,
     AdvisoryLockerContract,
     AssociationWriterContract,
+    ChangeWaiterContract,
     LockObserverContract,
     MappedRows,
     RowLockerContract,
     SessionFactoryContract,
     TableLockerContract,
     TransactionalSessionContract,
+    WatcherContract,
 )
 from pgtoolset.testing.doubles._store import Work
 from pgtoolset.testing.doubles.locks import sync_of
@@ -35,7 +37,7 @@ from .support import Item
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant that waits for ever is found out soon."""
-    monkeypatch.setattr("pgtoolset.testing.contracts.harness.PATIENCE", 0.5)
+    monkeypatch.setattr("pgtoolset.testing.contracts.harness.PATIENCE", 1.0)
 
 
 # Sessions
@@ -423,6 +425,89 @@ async def test_associations(mutant: type[MemoryAssociations], broken: str) -> No
     assert broken in await failures(AssociationWriterContract, fixtures)
 
 
+# Watching
+
+
+class SeesTheUncommitted(MemoryWatcher):
+    """Looks with the eyes of whoever is in the middle of a transaction."""
+
+    @property
+    def _onlooker(self) -> Work:
+        return next(iter(self._store.works.values()), Work(self._store, 0))
+
+
+class IgnoresBaseline(MemoryWatcher):
+    async def wait_for_row_change(self, *arguments: Any, **options: Any) -> Any:
+        options.pop("baseline", None)
+        return await super().wait_for_row_change(*arguments, **options)
+
+
+class OverwritesPending(MemoryWatcher):
+    async def wait_for_row_change(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        row = await super().wait_for_row_change(session, *arguments, **options)
+        await session.refresh(row)
+        return row
+
+
+class CopiesTheRow(MemoryWatcher):
+    async def wait_for_row_change(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        session.expunge_all()
+        return await super().wait_for_row_change(session, *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "broken"),
+    [
+        (SeesTheUncommitted, "test_what_is_not_committed"),
+        (IgnoresBaseline, "test_baseline"),
+        (OverwritesPending, "test_the_callers_work_is_left_alone"),
+        (CopiesTheRow, "test_a_change"),
+    ],
+)
+async def test_change_waiters(mutant: type[MemoryWatcher], broken: str) -> None:
+    """A waiter that sees too much, forgets what the caller has seen, or touches what is the caller's."""
+
+    def fixtures() -> dict[str, Any]:
+        database = MemoryDatabase()
+        return {"waiter": mutant(database), "harness": MappedRows(database.session, Item, value="name")}
+
+    assert broken in await failures(ChangeWaiterContract, fixtures)
+
+
+class WatchesEverything(MemoryWatcher):
+    def _parse(self, model: Any, pk_value: Any, columns: Any) -> Any:
+        super()._parse(model, pk_value, columns)
+        return super()._parse(model, pk_value, None)
+
+
+class ClosesQuietly(MemoryWatcher):
+    async def close(self) -> None:
+        self._known.clear()
+        await super().close()
+
+
+class TellsOne(MemoryWatcher):
+    def _look(self) -> None:
+        known = self._known
+        self._known = dict(list(known.items())[:1])
+        super()._look()
+        self._known = known | self._known
+
+
+@pytest.mark.parametrize(
+    ("mutant", "broken"),
+    [(WatchesEverything, "test_wait"), (ClosesQuietly, "test_closing"), (TellsOne, "test_many_waiters")],
+)
+async def test_watchers(mutant: type[MemoryWatcher], broken: str) -> None:
+    """A watcher that watches too much, leaves its waiters waiting, or tells one of them only."""
+
+    def fixtures() -> dict[str, Any]:
+        database = MemoryDatabase()
+        return {"watcher": mutant(database), "harness": MappedRows(database.session, Item, value="name")}
+
+    assert broken in await failures(WatcherContract, fixtures)
+
+
 async def test_the_doubles_themselves() -> None:
     """Run in the same way, the doubles fail nothing: what fails above is what was broken."""
     for contract in (
@@ -440,3 +525,11 @@ async def test_the_doubles_themselves() -> None:
         return {"associations": MemoryAssociations(), "links": linked(MemoryDatabase().session, "plain")}
 
     assert await failures(AssociationWriterContract, fixtures) == set()
+
+    def watching() -> dict[str, Any]:
+        database = MemoryDatabase()
+        watcher = MemoryWatcher(database)
+        return {"waiter": watcher, "watcher": watcher, "harness": MappedRows(database.session, Item, value="name")}
+
+    assert await failures(ChangeWaiterContract, watching) == set()
+    assert await failures(WatcherContract, watching) == set()

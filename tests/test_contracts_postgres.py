@@ -13,6 +13,7 @@ from pgtoolset.testing.contracts import (
     AbortedTransactionContract,
     AdvisoryLockerContract,
     AssociationWriterContract,
+    ChangeWaiterContract,
     LinkedRows,
     LockObserverContract,
     MappedRows,
@@ -20,6 +21,7 @@ from pgtoolset.testing.contracts import (
     SessionFactoryContract,
     TableLockerContract,
     TransactionalSessionContract,
+    WatcherContract,
 )
 
 from . import m2m_models
@@ -84,3 +86,15 @@ class TestAssociationWriter(OnPostgreSQL, AssociationWriterContract):
         await m2m_models.empty(engine)
         yield linked(session_maker, request.param)
         await m2m_models.empty(engine)
+
+
+class TestChangeWaiter(OnPostgreSQL, ChangeWaiterContract):
+    @pytest.fixture
+    def waiter(self) -> Any:
+        return pgtoolset
+
+
+class TestWatcher(OnPostgreSQL, WatcherContract):
+    @pytest.fixture
+    def watcher(self, engine: AsyncEngine) -> pgtoolset.RowWatcher:
+        return pgtoolset.RowWatcher(engine, interval=0.02)

@@ -76,7 +76,7 @@ def test_pages_have_blocks() -> None:
 
 
 #: Classes whose docstring has the example, in place of their methods.
-CLASSES = {"EmbeddedServer", "ManualClock", "MemoryAssociations", "MemoryDatabase", "MemoryLocks"}
+CLASSES = {"EmbeddedServer", "ManualClock", "MemoryAssociations", "MemoryDatabase", "MemoryLocks", "MemoryWatcher"}
 
 DOCUMENTED = {
     f"{module.__name__}.{name}": getattr(module, name)

@@ -460,3 +460,15 @@ async def test_bad_arguments(engine: AsyncEngine, arguments: dict[str, Any], err
         RowWatcher(**given)
     with pytest.raises(TypeError):
         row_change_trigger(object)
+
+
+async def test_closed_before_its_first_look(engine: AsyncEngine, other: asyncpg.Connection) -> None:
+    """A watcher that is closed as soon as it is open has closed its connection."""
+    async with RowWatcher(engine):
+        pass
+
+    async def gone() -> bool:
+        return await connections(other) == 0
+
+    await until(gone)
+    gc.collect()  # a connection that nobody has closed would be a warning, and so an error

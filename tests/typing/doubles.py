@@ -12,14 +12,16 @@ from pgtoolset import create_db_context, get_transaction, run_transaction
 from pgtoolset.protocols import (
     AdvisoryLocker,
     AssociationWriter,
+    ChangeWaiter,
     LockObserver,
     ManagedSession,
     RowLocker,
     SessionFactory,
     TableLocker,
     TransactionalSession,
+    Watcher,
 )
-from pgtoolset.testing import ManualClock, MemoryAssociations, MemoryDatabase, MemoryLocks, MemorySession
+from pgtoolset.testing import ManualClock, MemoryAssociations, MemoryDatabase, MemoryLocks, MemorySession, MemoryWatcher
 from pgtoolset.testing.contracts import MappedRows, TransactionHarness
 from pgtoolset.testing.doubles import Clock, Event, LoopClock
 
@@ -43,6 +45,8 @@ advisory_locker: AdvisoryLocker = MemoryLocks()
 row_locker: RowLocker = MemoryLocks()
 observer: LockObserver = MemoryLocks()
 writer: AssociationWriter = MemoryAssociations()
+watcher: Watcher = MemoryWatcher(database)
+waiter: ChangeWaiter = MemoryWatcher(database)
 
 clocks: list[Clock] = [ManualClock(), LoopClock()]
 mapped: TransactionHarness = MappedRows(database.session, Item)

@@ -1,7 +1,14 @@
 """For tests and demos: PostgreSQL itself, databases on it, and doubles that need none."""
 
 from pgtoolset.testing.db_sessions import create_db_session
-from pgtoolset.testing.doubles import ManualClock, MemoryAssociations, MemoryDatabase, MemoryLocks, MemorySession
+from pgtoolset.testing.doubles import (
+    ManualClock,
+    MemoryAssociations,
+    MemoryDatabase,
+    MemoryLocks,
+    MemorySession,
+    MemoryWatcher,
+)
 from pgtoolset.testing.server import EmbeddedServer
 from pgtoolset.testing.workers import create_worker_database, worker_database_url
 
@@ -12,6 +19,7 @@ __all__ = [
     "MemoryDatabase",
     "MemoryLocks",
     "MemorySession",
+    "MemoryWatcher",
     "create_db_session",
     "create_worker_database",
     "worker_database_url",

@@ -48,6 +48,7 @@ class Hub:
         self._served = False
         self._trouble: Exception | None = None
         self._opened = False
+        self._first: Link | None = None
 
     @property
     def is_open(self) -> bool:
@@ -58,7 +59,7 @@ class Hub:
         if self._opened:
             raise WatcherClosedError("A RowWatcher is entered once; make a new one.")
         self._opened = True
-        link = await Link.open(self._engine)
+        self._first = link = await Link.open(self._engine)
         self._task = asyncio.get_running_loop().create_task(self._run(link), name="pgtoolset.RowWatcher")
 
     async def close(self) -> None:
@@ -72,6 +73,9 @@ class Hub:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        if self._first is not None:
+            # A task that was cancelled before its first step has closed nothing; otherwise it is closed already.
+            await self._first.close()
 
     def drop(self, stream: Stream[Any]) -> None:
         """Unsubscribe at the next tick. May be called in any thread."""

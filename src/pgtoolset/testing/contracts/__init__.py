@@ -30,11 +30,13 @@ from pgtoolset.testing.contracts.transactions import (  # noqa: E402
     SessionFactoryContract,
     TransactionalSessionContract,
 )
+from pgtoolset.testing.contracts.watching import ChangeWaiterContract, WatcherContract  # noqa: E402
 
 __all__ = [
     "AbortedTransactionContract",
     "AdvisoryLockerContract",
     "AssociationWriterContract",
+    "ChangeWaiterContract",
     "LinkedRows",
     "LockObserverContract",
     "MappedRows",
@@ -43,4 +45,5 @@ __all__ = [
     "TableLockerContract",
     "TransactionHarness",
     "TransactionalSessionContract",
+    "WatcherContract",
 ]

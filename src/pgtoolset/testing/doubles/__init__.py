@@ -6,6 +6,7 @@ from pgtoolset.testing.doubles.associations import MemoryAssociations
 from pgtoolset.testing.doubles.database import MemoryDatabase
 from pgtoolset.testing.doubles.locks import MemoryLocks
 from pgtoolset.testing.doubles.session import MemorySession
+from pgtoolset.testing.doubles.watching import MemoryWatcher
 
 __all__ = [
     "Clock",
@@ -16,4 +17,5 @@ __all__ = [
     "MemoryDatabase",
     "MemoryLocks",
     "MemorySession",
+    "MemoryWatcher",
 ]
