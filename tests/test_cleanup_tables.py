@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -492,16 +493,41 @@ async def test_triggers(session: AsyncSession, sql: asyncpg.Connection, rows: in
     assert {row["tgenabled"] for row in before} == {b"O", b"A", b"D", b"R"}
 
 
+ROLE = f"pgtoolset_cleaner_{os.getpid()}"
+
+
+async def test_as_the_owner(own: AsyncEngine, sql: asyncpg.Connection) -> None:
+    """A role that owns the tables, and is no more than that, will do: for triggers, sequences, large tables."""
+    await sql.execute(
+        f"""CREATE ROLE {ROLE}; GRANT CREATE ON SCHEMA public TO {ROLE}; SET ROLE {ROLE};
+            CREATE TABLE a (id serial PRIMARY KEY); CREATE TABLE b (id serial PRIMARY KEY, a int REFERENCES a);
+            CREATE TABLE c (id int GENERATED ALWAYS AS IDENTITY);
+            CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER keep BEFORE DELETE ON c FOR EACH ROW EXECUTE FUNCTION keep();
+            INSERT INTO a SELECT FROM generate_series(1, 3000); INSERT INTO b (a) SELECT id FROM a;
+            INSERT INTO c DEFAULT VALUES; RESET ROLE"""
+    )
+    try:
+        engine = create_async_engine(own.url, connect_args={"server_settings": {"role": ROLE}})
+        async with AsyncSession(engine) as session:
+            await cleanup_tables(session, tables("a", "b", "c"))
+        await engine.dispose()
+        assert await counts(sql, "a", "b", "c") == [0, 0, 0]
+        assert await sql.fetchval("INSERT INTO c DEFAULT VALUES RETURNING id") == 1
+    finally:
+        await sql.execute(f"DROP OWNED BY {ROLE}; DROP ROLE {ROLE}")
+
+
 async def test_row_security(own: AsyncEngine, sql: asyncpg.Connection) -> None:
     """Rows that a policy hides from this role are an error, not forgotten."""
     await sql.execute(
-        """CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES;
-           DROP ROLE IF EXISTS pgtoolset_cleaner; CREATE ROLE pgtoolset_cleaner;
-           ALTER TABLE t OWNER TO pgtoolset_cleaner;
+        f"""CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES;
+           CREATE ROLE {ROLE};
+           ALTER TABLE t OWNER TO {ROLE};
            ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY"""
     )
     try:
-        engine = create_async_engine(own.url, connect_args={"server_settings": {"role": "pgtoolset_cleaner"}})
+        engine = create_async_engine(own.url, connect_args={"server_settings": {"role": ROLE}})
         async with AsyncSession(engine) as session:
             with pytest.raises(DBAPIError, match="row-level security"):
                 await cleanup_tables(session, tables("t"))
@@ -511,7 +537,7 @@ async def test_row_security(own: AsyncEngine, sql: asyncpg.Connection) -> None:
         await engine.dispose()
         assert await counts(sql, "t") == [0]
     finally:
-        await sql.execute("DROP TABLE t; DROP ROLE pgtoolset_cleaner")
+        await sql.execute(f"DROP TABLE t; DROP ROLE {ROLE}")
 
 
 async def test_rules(session: AsyncSession, sql: asyncpg.Connection) -> None:
