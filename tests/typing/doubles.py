@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, assert_type
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
-from pgtoolset import create_db_context, get_transaction, run_transaction
+from pgtoolset import LockMode, LockWait, RowChange, RowLockMode, create_db_context, get_transaction, run_transaction
 from pgtoolset.protocols import (
     AdvisoryLocker,
     AssociationWriter,
@@ -24,6 +26,9 @@ from pgtoolset.protocols import (
 from pgtoolset.testing import ManualClock, MemoryAssociations, MemoryDatabase, MemoryLocks, MemorySession, MemoryWatcher
 from pgtoolset.testing.contracts import MappedRows, TransactionHarness
 from pgtoolset.testing.doubles import Clock, Event, LoopClock
+
+S = TypeVar("S", bound=TransactionalSession)
+M = TypeVar("M")
 
 
 class Base(DeclarativeBase):
@@ -65,6 +70,98 @@ class OwnHarness:
 
 
 own: TransactionHarness = OwnHarness()
+
+
+class OwnLocks:
+    """A double of a user's own: it needs the values that it returns, and nothing else of ours."""
+
+    @asynccontextmanager
+    async def lock_tables(
+        self,
+        session: S,
+        tables: Sequence[Any],
+        *,
+        mode: LockMode | str = LockMode.SHARE,
+        timeout: float | timedelta | str | None = None,
+        nowait: bool = False,
+    ) -> AsyncIterator[S]:
+        yield session
+
+    @asynccontextmanager
+    async def advisory_lock(
+        self,
+        session: Any,
+        key: int | tuple[int, int] | str,
+        *,
+        shared: bool = False,
+        nowait: bool = False,
+        timeout: float | timedelta | str | None = None,
+    ) -> AsyncIterator[bool]:
+        yield True
+
+    async def lock_rows(
+        self,
+        session: Any,
+        model: type[M],
+        pks: Iterable[Any],
+        *,
+        mode: RowLockMode | str = RowLockMode.UPDATE,
+        skip_locked: bool = False,
+        nowait: bool = False,
+        timeout: float | timedelta | str | None = None,
+    ) -> Sequence[M]:
+        return []
+
+    async def list_lock_waits(self, connection_or_session: Any) -> Sequence[LockWait]:
+        return []
+
+
+own_table_locker: TableLocker = OwnLocks()
+own_advisory_locker: AdvisoryLocker = OwnLocks()
+own_row_locker: RowLocker = OwnLocks()
+own_observer: LockObserver = OwnLocks()
+
+
+class OwnWatcher:
+    """The same for those who wait for rows."""
+
+    async def __aenter__(self) -> OwnWatcher:
+        return self
+
+    async def __aexit__(self, exc_type: object, exc: object, traceback: object, /) -> None: ...
+
+    async def wait(
+        self,
+        model: type[M],
+        pk_value: Any,
+        *,
+        columns: Iterable[Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> RowChange[M]:
+        return RowChange(model, pk_value, None, None)
+
+    async def changes(
+        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
+    ) -> AsyncIterator[RowChange[M]]:
+        yield RowChange(model, pk_value, None, None)
+
+    async def wait_for_row_change(
+        self,
+        session: Any,
+        model: type[M],
+        pk_value: Any,
+        *,
+        columns: Iterable[Any] | None = None,
+        interval: float | timedelta = 1,
+        timeout: float | timedelta | None = None,
+        until: Callable[[M], bool] | None = None,
+        baseline: M | Mapping[str, Any] | None = None,
+    ) -> M:
+        return model()
+
+
+own_watcher: Watcher = OwnWatcher()
+own_waiter: ChangeWaiter = OwnWatcher()
 
 
 async def use() -> None:
