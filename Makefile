@@ -10,7 +10,7 @@ SOURCES := $(shell find src stubs -name '*.py*' -not -path '*/__pycache__/*') se
 OUTSIDE = .wheel-tests
 TESTED = tests docs examples benchmarks README.md CHANGELOG.md pyproject.toml
 
-.PHONY: demo test check lint wheel test-wheel test-minimum format benchmarks clean
+.PHONY: demo test check lint types wheel test-wheel test-minimum format benchmarks clean
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
 demo: $(VENV)/.ready
@@ -21,13 +21,18 @@ test: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 ## check: all that must hold before a change lands
-check: lint test-minimum test
+check: lint types test-minimum test
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+## types: the public types are complete, and the stubs of the compiled modules are true, in the installed wheel
+types: $(VENV_MINIMUM)/.ready
+	cd $(VENV_MINIMUM) && PATH="$$PWD/bin:$$PATH" pyright --verifytypes pgtoolset --ignoreexternal
+	cd $(VENV_MINIMUM) && bin/python -m mypy.stubtest pgtoolset._native.associations_c pgtoolset._native.comparator_c
 
 ## wheel: a wheel for this Python with the compiled modules, and the sdist that it is built from, in dist/
 wheel: dist/.built
@@ -43,13 +48,14 @@ format: $(VENV)/.ready
 	$(VENV)/bin/ruff format
 
 ## benchmarks: ratios against SQLAlchemy by hand, and against fastapi-toolsets
-benchmarks: $(VENV)/.ready
+benchmarks: $(VENV)/.ready $(VENV_MINIMUM)/.ready
 	$(VENV)/bin/python -m benchmarks.imports
 	$(VENV)/bin/python -m benchmarks.m2m
 	$(VENV)/bin/python -m benchmarks.transactions
 	$(VENV)/bin/python -m benchmarks.sessions
 	$(VENV)/bin/python -m benchmarks.watch
 	$(VENV)/bin/python -m benchmarks.locks
+	$(VENV_MINIMUM)/bin/python -m benchmarks.native
 	$(VENV)/bin/python -m benchmarks.testing
 
 clean:

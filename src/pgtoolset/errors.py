@@ -75,10 +75,10 @@ class LockTimeoutError(PgToolsetError, TimeoutError):
         self, message: str, *, tables: Sequence[str], mode: str, timeout: float, blockers: Sequence[Blocker] = ()
     ) -> None:
         super().__init__(message)
-        self.tables = tuple(tables)
+        self.tables: tuple[str, ...] = tuple(tables)
         self.mode = mode
         self.timeout = timeout
-        self.blockers = tuple(blockers)
+        self.blockers: tuple[Blocker, ...] = tuple(blockers)
 
 
 class NoDatabaseError(PgToolsetError, NotImplementedError):
@@ -134,7 +134,7 @@ class DatabaseInUseError(PgToolsetError, RuntimeError):
     def __init__(self, message: str, *, database: str, sessions: Sequence[Blocker] = ()) -> None:
         super().__init__(message)
         self.database = database
-        self.sessions = tuple(sessions)
+        self.sessions: tuple[Blocker, ...] = tuple(sessions)
 
 
 class OutsideReferenceError(PgToolsetError, RuntimeError):
@@ -146,4 +146,4 @@ class OutsideReferenceError(PgToolsetError, RuntimeError):
 
     def __init__(self, message: str, *, references: Sequence[str]) -> None:
         super().__init__(message)
-        self.references = tuple(references)
+        self.references: tuple[str, ...] = tuple(references)

@@ -143,7 +143,7 @@ class UnitOfWork(Generic[S]):
     __slots__ = ("_sync", "session")
 
     def __init__(self, session_maker: SessionFactory[S]) -> None:
-        self.session = new_session(session_maker)
+        self.session: S = new_session(session_maker)
         self._sync = sync_session_of(self.session)
 
     async def begin(self) -> None:

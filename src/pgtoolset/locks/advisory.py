@@ -24,7 +24,7 @@ from pgtoolset.transactions import get_transaction
 
 __all__ = ["advisory_lock"]
 
-logger = logging.getLogger("pgtoolset")
+logger: logging.Logger = logging.getLogger("pgtoolset")
 
 Key: TypeAlias = int | tuple[int, int] | str
 

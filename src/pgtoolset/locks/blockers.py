@@ -18,7 +18,7 @@ from pgtoolset._postgres.outside import outside_connection
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.values import Blocker
 
-logger = logging.getLogger("pgtoolset")
+logger: logging.Logger = logging.getLogger("pgtoolset")
 
 #: Asks, over a connection from outside, who holds what was wanted; not to be reported: the backend of this pid.
 FindHolders: TypeAlias = Callable[[AsyncConnection, int], Awaitable[list[Blocker]]]

@@ -21,7 +21,7 @@ from pgtoolset.locks.tables import qualified_names
 
 __all__ = ["create_db_session"]
 
-logger = logging.getLogger("pgtoolset")
+logger: logging.Logger = logging.getLogger("pgtoolset")
 
 #: Seconds that a lock may be waited for while the tables are made or dropped.
 PATIENCE = 5

@@ -32,7 +32,7 @@ from pgtoolset.testing._owners import Owner, draft_name, is_forgotten_draft, new
 
 __all__ = ["create_worker_database", "worker_database_url"]
 
-logger = logging.getLogger("pgtoolset")
+logger: logging.Logger = logging.getLogger("pgtoolset")
 
 #: The tokens of the databases that blocks of this process hold now.
 _open: set[str] = set()

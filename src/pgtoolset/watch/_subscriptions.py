@@ -28,10 +28,10 @@ class Subscription(Generic[M]):
     __slots__ = ("joined", "key", "pk", "target")
 
     def __init__(self, target: Target[M], pk: Any, key: Any) -> None:
-        self.target = target
-        self.pk = pk
-        self.key = key
-        self.joined = False
+        self.target: Target[M] = target
+        self.pk: Any = pk
+        self.key: Any = key
+        self.joined: bool = False
 
     @property
     def abandoned(self) -> bool:
@@ -108,8 +108,8 @@ class Stream(Subscription[M]):
         super().__init__(target, pk, key)
         self.seen: Values | None = None
         self.latest: Values | None = None
-        self.started = False
-        self.dropped = False
+        self.started: bool = False
+        self.dropped: bool = False
         self._error: Callable[[], Exception] | None = None
         self._changed: list[asyncio.Future[None]] = []
 

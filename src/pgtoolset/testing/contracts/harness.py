@@ -69,7 +69,7 @@ class MappedRows:
         self.key = key
         self.value = value
         self.values = values
-        self.fail = _fail if fail is None else fail
+        self.fail: Fail = _fail if fail is None else fail
         self._make = make
         self._written: set[int] = set()
 

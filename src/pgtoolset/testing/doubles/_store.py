@@ -41,7 +41,7 @@ class Store:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.locks = Locks(clock)
+        self.locks: Locks = Locks(clock)
         self.log: list[Event] = []
         self.works: dict[int, Work] = {}
         self.failures: list[tuple[str, str]] = []
@@ -100,13 +100,13 @@ class Work:
     """One session's transaction: its levels, what it has changed, and whether an error has aborted it."""
 
     def __init__(self, store: Store, number: int) -> None:
-        self.store = store
-        self.number = number
+        self.store: Store = store
+        self.number: int = number
         self.levels: list[Level] = []
         self.changes: dict[RowId, Row | None] = {}
-        self.aborted = False
-        self.read_only = False
-        self.began = 0.0
+        self.aborted: bool = False
+        self.read_only: bool = False
+        self.began: float = 0.0
 
     @property
     def depth(self) -> int:

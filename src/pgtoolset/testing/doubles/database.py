@@ -38,7 +38,7 @@ class MemoryDatabase:
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
-        self.store = Store(LoopClock() if clock is None else clock)
+        self.store: Store = Store(LoopClock() if clock is None else clock)
 
     def session(self, *, expire_on_commit: bool = False, autoflush: bool = True) -> MemorySession:
         """A new session. The method itself is a `SessionFactory`.

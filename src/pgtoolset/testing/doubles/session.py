@@ -33,7 +33,7 @@ class MemorySyncSession(Session):
 
     def __init__(self, bind: Any = None, *, store: Store, **options: Any) -> None:
         super().__init__(bind=None, **options)
-        self.work = Work(store, store.next_session())
+        self.work: Work = Work(store, store.next_session())
         record_of(self)  # now, because it registers listeners, and inside of an event that is not possible
 
     def get_bind(self, *args: Any, **options: Any) -> NoReturn:
@@ -150,7 +150,7 @@ class MemorySession(AsyncSession):
         number: of the session, as in the database's log.
     """
 
-    sync_session_class = MemorySyncSession
+    sync_session_class: type[Session] = MemorySyncSession
 
     def __init__(self, store: Store, **options: Any) -> None:
         super().__init__(store=store, **options)
