@@ -151,7 +151,10 @@ def pg_session_maker(request: pytest.FixtureRequest) -> async_sessionmaker[Any]:
         return joined.session_maker
     from sqlalchemy.ext.asyncio import async_sessionmaker
 
-    return async_sessionmaker(request.getfixturevalue("pg_engine"), **request.getfixturevalue("pg_session_options"))
+    # With the same keywords as a joined one, for those who configure a factory of theirs with them.
+    keywords = {"join_transaction_mode": "conditional_savepoint", "info": {}}
+    options = keywords | request.getfixturevalue("pg_session_options")
+    return async_sessionmaker(request.getfixturevalue("pg_engine"), **options)
 
 
 @pytest.fixture
