@@ -12,11 +12,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, reported_by_server, sqlstate_of
+from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset.errors import TransactionStateError
 
 #: Checks what is deferred as a COMMIT would, and leaves it deferred. SET CONSTRAINTS cannot be taken back by another
@@ -27,6 +26,9 @@ _CHECK = """DO $$ BEGIN
     RAISE EXCEPTION SQLSTATE 'PGTS1';
 EXCEPTION WHEN SQLSTATE 'PGTS1' THEN NULL;
 END $$"""
+
+#: Nothing else that a session can leave behind outlives a transaction that is rolled back.
+_UNLOCK = "SELECT pg_advisory_unlock_all()"
 
 #: Seconds that what a test leaves running may go on.
 PATIENCE = 2.0
@@ -63,20 +65,21 @@ class Connections:
         """
         connection = await self._connection()
         joined = JoinedSessions(connection, options)
-        sound = False
+        sound = unlocked = False
         try:
             await connection.begin()
             yield joined
             if not await _is_lost(connection):
-                await _wait_until_idle(connection)
+                unlocked = await _unlock_when_idle(connection)
                 sound = True
                 await _check_open(connection)
-                if passed():
-                    await _check_deferred(connection)
+                # What an error has aborted, on purpose where the test has passed, has nothing left to check.
+                if unlocked and passed():
+                    await connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         finally:
             try:
                 if sound:
-                    await _roll_back(connection)
+                    await _roll_back(connection, unlocked)
             except BaseException:
                 sound = False
                 raise
@@ -95,9 +98,13 @@ class Connections:
     async def _connection(self) -> AsyncConnection:
         loop = asyncio.get_running_loop()
         connection = self._kept.get(loop)
-        if connection is not None and not await _answers(connection):
-            await self._discard(connection)
-            connection = None
+        if connection is not None:
+            # No time has passed for this loop since the last test. If the server has hung up, it hears of it now.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            if await _is_lost(connection):
+                await self._discard(connection)
+                connection = None
         if connection is None:
             connection = self._kept[loop] = await self._engine.connect()
         return connection
@@ -126,17 +133,18 @@ def _before_commit(session: Session) -> None:
         connection.exec_driver_sql(_CHECK)
 
 
-async def _wait_until_idle(connection: AsyncConnection) -> None:
+async def _unlock_when_idle(connection: AsyncConnection) -> bool:
+    """Wait until nothing runs, and let go of the session's advisory locks. False where the transaction is aborted."""
     raw: Any = await connection.get_raw_connection()
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
             # SQLAlchemy would wait for its turn for ever, and the driver does not wait.
-            await raw.driver_connection.execute("SELECT 1")
-            return
+            await raw.driver_connection.execute(_UNLOCK)
+            return True
         except Exception as error:
             if reported_by_server(error):
-                return  # that the transaction is aborted
+                return False
             if time.monotonic() > deadline:
                 raise TransactionStateError(
                     "something that the test has started still uses the connection of its sessions; let the test wait "
@@ -156,22 +164,13 @@ async def _check_open(connection: AsyncConnection) -> None:
         )
 
 
-async def _check_deferred(connection: AsyncConnection) -> None:
-    try:
-        await connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-    except DBAPIError as error:
-        # The test has ended in an error of its own making, on purpose, and nothing of it is left to check.
-        if sqlstate_of(error) != IN_FAILED_SQL_TRANSACTION:
-            raise
-
-
-async def _roll_back(connection: AsyncConnection) -> None:
+async def _roll_back(connection: AsyncConnection, unlocked: bool) -> None:
     transaction = connection.get_transaction()
     if transaction is not None:
         await transaction.rollback()
-    # Nothing else that a session can leave behind outlives a transaction that was rolled back.
-    raw: Any = await connection.get_raw_connection()
-    await raw.driver_connection.execute("SELECT pg_advisory_unlock_all()")
+    if not unlocked:
+        raw: Any = await connection.get_raw_connection()
+        await raw.driver_connection.execute(_UNLOCK)
 
 
 async def _is_lost(connection: AsyncConnection) -> bool:
@@ -179,14 +178,3 @@ async def _is_lost(connection: AsyncConnection) -> bool:
         return True
     raw: Any = await connection.get_raw_connection()
     return bool(raw.driver_connection.is_closed())
-
-
-async def _answers(connection: AsyncConnection) -> bool:
-    if await _is_lost(connection):
-        return False
-    raw: Any = await connection.get_raw_connection()
-    try:
-        await raw.driver_connection.execute("SELECT 1")
-    except Exception:
-        return False
-    return True
