@@ -99,6 +99,8 @@ async def modules(rounds: int) -> None:
     await compare(
         "pairs of a key and an instance", "pair_columns", (both, pairs, (1, 1), (one, one)), MANY, rounds, 3.0
     )
+    of_keys = list(zip(keys, keys, strict=True))
+    await compare("pairs of keys", "pair_columns", (both, of_keys, (1, 1), (one, one)), MANY, rounds, 3.0)
 
     headline("1 row: times faster")
     await compare("comparator", "changed_lines", (lines[0], changed[0]), 1, rounds, 1.0)

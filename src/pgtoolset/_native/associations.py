@@ -41,7 +41,6 @@ def key_columns(
     count: cython.Py_ssize_t = width
     at: cython.Py_ssize_t = positions[0]
     is_single: cython.bint = len(positions) == 1
-    is_scalar: cython.bint = count == 1
     kind: Any = None
     rows: list[Any] = []
     for instance in instances:
@@ -52,17 +51,23 @@ def key_columns(
         if key is None or state._deleted:
             return len(rows)
         rows.append(key[1][at] if is_single else key[1])
-    for key in keys:
-        if is_scalar and type(key) is not tuple:
+    if is_single and count == 1:
+        for key in keys:
             if type(key) is not kind:
-                if not _is_scalar(type(key)):
+                if type(key) is tuple:
+                    if not _is_key(key, 1):
+                        return len(rows)
+                    key = key[0]
+                elif _is_scalar(type(key)):
+                    kind = type(key)
+                else:
                     return len(rows)
-                kind = type(key)
             rows.append(key)
-        elif _is_key(key, count):
-            rows.append(key[at] if is_single else key)
-        else:
+        return [_once(rows)]
+    for key in keys:
+        if not _is_key(key, count):
             return len(rows)
+        rows.append(key[at] if is_single else key)
     if is_single:
         return [_once(rows)]
     if len(set(positions)) < count:
@@ -89,39 +94,49 @@ def pair_columns(
         The lists; or how many of `links` came before one that is not like that.
     """
     owner_class, related_class = classes
-    owner_positions, related_positions = positions
     owner_width: cython.Py_ssize_t = widths[0]
     related_width: cython.Py_ssize_t = widths[1]
-    is_single: cython.bint = len(owner_positions) == 1 and len(related_positions) == 1
-    first: cython.Py_ssize_t = owner_positions[0]
-    second: cython.Py_ssize_t = related_positions[0]
-    rows: list[Any] = []
+    ones: list[Any] = []
+    others: list[Any] = []
     for link in links:
         if type(link) is not tuple or len(link) != 2:
-            return len(rows)
+            return len(others)
         one = _key_of(link[0], owner_class, owner_width)
         other = _key_of(link[1], related_class, related_width)
         if one is None or other is None:
-            return len(rows)
-        if is_single:
-            rows.append((one[first], other[second]))
-        else:
-            pair = [one[position] for position in owner_positions]
-            pair += [other[position] for position in related_positions]
-            rows.append(tuple(pair))
-    return _columns(_once(rows), range(len(owner_positions) + len(related_positions)))
+            return len(others)
+        ones.append(one)
+        others.append(other)
+    owner_positions, related_positions = positions
+    columns = [_column(ones, position) for position in owner_positions]
+    columns += [_column(others, position) for position in related_positions]
+    for column in columns:
+        if len(set(column)) == len(column):
+            return columns
+    rows = list(zip(*columns, strict=True))
+    return columns if len(set(rows)) == len(rows) else _columns(list(dict.fromkeys(rows)), range(len(columns)))
+
+
+@cython.cfunc
+def _column(keys: list[Any], position: cython.Py_ssize_t) -> list[Any]:
+    return [key[position] if type(key) is tuple else key for key in keys]
 
 
 @cython.cfunc
 def _key_of(item: Any, class_: Any, width: cython.Py_ssize_t) -> Any:
     """The key that an instance has, or that `item` is; `None` where neither is beyond doubt."""
-    if type(item) is class_ or isinstance(item, class_):
-        state = item._sa_instance_state
-        key = state.key
-        return None if key is None or state._deleted else key[1]
-    if type(item) is tuple:
-        return item if _is_key(item, width) else None
-    return (item,) if width == 1 and _is_scalar(type(item)) else None
+    kind = type(item)
+    if kind is not class_:
+        # Asking a mapped class about an instance takes a call of its metaclass, so what is quicker comes first.
+        if width == 1 and (kind is int or kind is str):
+            return item
+        if kind is tuple:
+            return item if _is_key(item, width) else None
+        if not isinstance(item, class_):
+            return item if width == 1 and _is_scalar(kind) else None
+    state = item._sa_instance_state
+    key = state.key
+    return None if key is None or state._deleted else key[1]
 
 
 @cython.cfunc
