@@ -56,6 +56,7 @@ benchmarks: $(VENV)/.ready $(VENV_MINIMUM)/.ready
 	$(VENV)/bin/python -m benchmarks.watch
 	$(VENV)/bin/python -m benchmarks.locks
 	$(VENV_MINIMUM)/bin/python -m benchmarks.native
+	$(VENV)/bin/python -m benchmarks.plugin
 	$(VENV)/bin/python -m benchmarks.testing
 
 clean:

@@ -21,6 +21,10 @@ USER_PROJECT = Path(__file__).with_name("user_project")
 
 #: Options for pytest-asyncio and for anyio: tests need no marker of either.
 ASYNCIO = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function")
+ASYNCIO_OF_THE_SESSION = (
+    *("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=session"),
+    *("-o", "asyncio_default_test_loop_scope=session"),
+)
 ANYIO = ("-p", "no:asyncio", "-o", "anyio_mode=auto")
 
 MODELS = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .plugin_support import ANYIO, ASYNCIO, Project, databases, project, user_project
+from .plugin_support import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project, databases, project, user_project
 from .support import plain_url
 
 __all__ = ["project", "user_project"]
@@ -17,23 +17,18 @@ SCOPES = ("function", "class", "module", "package", "session")
 
 @pytest.mark.parametrize(
     "options",
-    [ASYNCIO, (*ASYNCIO, "-n", "2"), ANYIO, (*ANYIO, "-n", "2")],
-    ids=["asyncio", "asyncio-n2", "anyio", "anyio-n2"],
+    [(*ASYNCIO, "-n", "2"), ASYNCIO_OF_THE_SESSION, ANYIO],
+    ids=["asyncio by two workers", "asyncio in one loop", "anyio"],
 )
 async def test_user_project(user_project: Project, server_url: str, options: tuple[str, ...]) -> None:
-    """All that the fixtures promise holds under pytest-asyncio and anyio, in one process and two; nothing is left."""
+    """All that the fixtures promise holds under pytest-asyncio and anyio, in one process and two; nothing is left.
+
+    So it does where the loops of pytest-asyncio live longer than a test.
+    """
     before = await databases(server_url)
     outcome = user_project.run(*options)
     assert outcome.counts == {"passed": 21}, outcome.output
     assert await databases(server_url) == before
-
-
-@pytest.mark.parametrize("scope", ["module", "session"])
-def test_scopes_of_loops(user_project: Project, scope: str) -> None:
-    """The same, where the loops of pytest-asyncio live longer than a test."""
-    scopes = (f"asyncio_default_test_loop_scope={scope}", f"asyncio_default_fixture_loop_scope={scope}")
-    outcome = user_project.run("-o", "asyncio_mode=auto", "-o", scopes[0], "-o", scopes[1])
-    assert outcome.counts == {"passed": 21}, outcome.output
 
 
 def test_strict_mode_and_every_scope_in_one_module(project: Project) -> None:
@@ -214,9 +209,8 @@ def test_options_of_sessions(project: Project) -> None:
     [
         ("pg_metadata = nowhere:Base", "pg_metadata = nowhere:Base: importing nowhere failed"),
         ("pg_metadata = models:Base\npg_url = mysql://nobody:secret@nowhere", "pg_url must be the URL"),
-        ("pg_metadata = models:Base\npg_version = 12", "pg_version = 12: the embedded PostgreSQL is 18 or 16"),
     ],
-    ids=["module", "url", "version"],
+    ids=["module", "url"],
 )
 def test_bad_options(project: Project, options: str, complaint: str) -> None:
     """Options that cannot be used are usage errors of the test that asks for PostgreSQL; they name the option."""
@@ -291,6 +285,27 @@ def test_embedded_server(project: Project) -> None:
     version, directory = (project.path / "seen").read_text().splitlines()
     assert version.startswith("16.")
     assert not Path(directory).exists()
+
+
+def test_server_that_starts_while_tests_run(project: Project) -> None:
+    """Tests before the first that needs the server run meanwhile, each with filters of warnings of its own."""
+    project.server_url = None
+    project.write(
+        test_a="""
+            import warnings
+            import pytest
+
+            @pytest.mark.parametrize("number", range(500))
+            @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+            def test_filters(number):
+                warnings.warn("ignored", DeprecationWarning)
+                with pytest.raises(UserWarning):
+                    warnings.warn("an error", UserWarning)
+        """,
+        test_b="async def test_b(pg_session): ...",
+    )
+    outcome = project.run("-p", "no:randomly")
+    assert outcome.counts == {"passed": 501}, outcome.output
 
 
 def test_server_of_the_projects_own(project: Project) -> None:

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import pytest
@@ -16,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from pgtoolset._postgres.servers import server_of
 from pgtoolset.cleanup import cleanup_tables
-from pgtoolset.errors import OutsideReferenceError, PgToolsetError
+from pgtoolset.errors import EmbeddedServerError, OutsideReferenceError, PgToolsetError
 from pgtoolset.testing._recipes import Recipe, recipe_of
 from pgtoolset.testing._templates import Template, template_of
-from pgtoolset.testing.server import EmbeddedServer
+from pgtoolset.testing.server import EmbeddedServer, load_embedded
 from pgtoolset.testing.workers import create_worker_database
 from pytest_pgtoolset._broker import ask
 
@@ -37,6 +38,8 @@ class Provision:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        #: Where a worker of pytest-xdist asks for the embedded server.
+        self._broker: dict[str, Any] | None = getattr(config, "workerinput", {}).get("pgtoolset")
         #: What the names of the databases of this run have in common.
         self._run = (getattr(config, "workerinput", {}).get("testrunuid") or uuid.uuid4().hex)[:12]
         self._server: EmbeddedServer | None = None
@@ -52,6 +55,9 @@ class Provision:
 
     def start(self) -> None:
         """Begin to make the database, in the background. What goes wrong is told to who asks for it."""
+        with suppress(EmbeddedServerError, pytest.UsageError):
+            if self._broker is None and self._given_url() is None:
+                load_embedded()
         self._open(None)
 
     def server_url(self) -> str:
@@ -112,7 +118,9 @@ class Provision:
 
     async def _keep(self, server_url: str | None, opened: Future[str]) -> None:
         try:
-            self._recipe = recipe_of(
+            # In a thread without a loop: it imports and reads files, and some look for that in loops.
+            self._recipe = await asyncio.to_thread(
+                recipe_of,
                 metadata=self._config.getini("pg_metadata"),
                 migrate=self._config.getini("pg_migrate"),
                 files=self._config.getini("pg_migrate_files"),
@@ -165,14 +173,13 @@ class Provision:
                 raise pytest.UsageError(f"the ini option pg_version = {other}: the embedded PostgreSQL is 18 or 16")
 
     def _embedded_url(self) -> str:
-        address = getattr(self._config, "workerinput", {}).get("pgtoolset")
-        if address is None:
+        if self._broker is None:
             server = EmbeddedServer(version=self._version())
             server.start()
             self._server = server
             return server.url()
         try:
-            answer = ask(address, _PATIENCE)
+            answer = ask(self._broker, _PATIENCE)
         except OSError as error:
             raise pytest.UsageError(
                 f"the embedded PostgreSQL of the controller cannot be reached ({error}): workers on other machines "

