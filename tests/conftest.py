@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import asyncpg
 import fastapi  # noqa: F401 - imported here, and not by a test while blocking calls are forbidden
@@ -13,52 +11,26 @@ import pytest
 from blockbuster import blockbuster_ctx
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from pgtoolset.testing import EmbeddedServer
-
-from .support import Base, plain_url, sqlalchemy_url, wait_until_idle
+from .support import Base, plain_url, wait_until_idle
 
 collect_ignore = ["user_project"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The version of the embedded PostgreSQL is that of the environment, where `make test-minimum` sets it."""
+    config.option.pg_version = config.option.pg_version or os.environ.get("POSTGRES_VERSION")
+
+
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
+def server_url(pg_server_url: str) -> str:
     """The URL of a server: DATABASE_URL where it is set, the embedded one of POSTGRES_VERSION (18) otherwise."""
-    url = os.environ.get("DATABASE_URL")
-    if url:
-        yield sqlalchemy_url(url)
-    else:
-        version: Any = int(os.environ.get("POSTGRES_VERSION", "18"))
-        with EmbeddedServer(version=version) as server:
-            yield server.url()
+    return pg_server_url
 
 
 @pytest.fixture(scope="session")
-def database_url(server_url: str) -> Iterator[str]:
-    """The URL of a database that this run makes and drops."""
-    name = f"pgtoolset_tests_{os.getpid()}"
-
-    async def run(*statements: str) -> None:
-        connection = await asyncpg.connect(plain_url(server_url))
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
-
-    async def create_tables(url: str) -> None:
-        engine = create_async_engine(url)
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
-        await engine.dispose()
-
-    asyncio.run(run(f"CREATE DATABASE {name}"))
-    base, _, query = server_url.partition("?")
-    url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
-    try:
-        asyncio.run(create_tables(url))
-        yield url
-    finally:
-        asyncio.run(run(f"DROP DATABASE {name} WITH (FORCE)"))
+def database_url(pg_database_url: str) -> str:
+    """The URL of a database that this run has made and drops, with the tables of `support.Base`."""
+    return pg_database_url
 
 
 @pytest.fixture
