@@ -31,7 +31,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import Insert as PlainInsert
+from sqlalchemy import insert as plain_insert
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.expression import CTE
 
 from pgtoolset._postgres.arrays import element, unnest
@@ -49,7 +51,7 @@ def related_parameters(association: Association) -> dict[str, Column[Any]]:
     return {f"r{at}": column for at, column in enumerate(association.related_columns)}
 
 
-def insertion(association: Association, extras: Extras, *, many: bool, ignore_conflicts: bool) -> Insert:
+def insertion(association: Association, extras: Extras, *, many: bool, ignore_conflicts: bool) -> PlainInsert:
     """INSERT the related of one owner, or with `many` pairs of both."""
     owner, related = owner_parameters(association), related_parameters(association)
     keys = {**owner, **related} if many else related
@@ -60,20 +62,24 @@ def insertion(association: Association, extras: Extras, *, many: bool, ignore_co
     rows = select(*row.values(), *extras.expressions(links)).select_from(links)
     if ignore_conflicts and not association.unique:
         rows = rows.where(not_(exists().where(*(column == value for column, value in row.items()))))
-    statement = insert(association.table).from_select([*row, *extras.columns], rows, include_defaults=False)
+    columns = [*row, *extras.columns]
     if ignore_conflicts and association.unique:
-        statement = statement.on_conflict_do_nothing(index_elements=association.pair)
-    return statement
+        statement = insert(association.table).from_select(columns, rows, include_defaults=False)
+        return statement.on_conflict_do_nothing(index_elements=association.pair)
+    # Not PostgreSQL's own where that is not needed: SQLAlchemy 2.0 compiles it anew at every call.
+    return plain_insert(association.table).from_select(columns, rows, include_defaults=False)
 
 
-def insertion_of_one(association: Association, extras: Extras, *, ignore_conflicts: bool) -> Insert:
+def insertion_of_one(association: Association, extras: Extras, *, ignore_conflicts: bool) -> PlainInsert:
     """INSERT one row, whose values are no arrays: PostgreSQL has less to plan and nothing to sort."""
     keys = {**owner_parameters(association), **related_parameters(association)}
     row: dict[str, Any] = {column.key: bindparam(name, type_=column.type) for name, column in keys.items()}
     keys_of_extras = [column.key for column in extras.columns]
     row.update(zip(keys_of_extras, extras.scalar_expressions(), strict=True))
-    statement = insert(association.table).values(row).inline()
-    return statement.on_conflict_do_nothing(index_elements=association.pair) if ignore_conflicts else statement
+    if ignore_conflicts:
+        statement = insert(association.table).values(row).inline()
+        return statement.on_conflict_do_nothing(index_elements=association.pair)
+    return plain_insert(association.table).values(row).inline()
 
 
 def deletion(association: Association) -> Delete:
