@@ -19,7 +19,9 @@ from pgtoolset import (
     databases,
     drop_database,
 )
+from pgtoolset._postgres.databases import users_of
 from pgtoolset.databases import seal_database
+from pgtoolset.testing import EmbeddedServer
 
 from .support import Interrupted, plain_url, until
 
@@ -392,3 +394,38 @@ async def test_drop_is_cancelled_everywhere(server_url: str, other: asyncpg.Conn
             break
     else:
         raise AssertionError("never finished")
+
+
+async def test_autovacuum_is_in_nobodys_way() -> None:
+    """PostgreSQL ends its own autovacuum worker for a DROP DATABASE, so it is not named as somebody to be ended."""
+    settings = {
+        "autovacuum_naptime": "1s",
+        "autovacuum_vacuum_cost_delay": "100ms",
+        "autovacuum_vacuum_cost_limit": "1",
+        "autovacuum_vacuum_threshold": "1",
+    }
+    server = EmbeddedServer(settings=settings)
+    await asyncio.to_thread(server.start)
+    try:
+        url = server.url(driver="postgresql")
+        await create_database("vacuumed", server_url=url)
+        vacuumed = server.url("vacuumed", driver="postgresql")
+        connection, onlooker = await asyncpg.connect(vacuumed), await asyncpg.connect(url)
+        try:
+            await connection.execute("CREATE TABLE t AS SELECT generate_series(1, 100000) AS n")
+            await connection.execute("UPDATE t SET n = n + 1")
+            await until(lambda: is_vacuumed(onlooker), seconds=30)
+            users = await users_of(onlooker, "vacuumed")
+            assert await is_vacuumed(onlooker)
+            assert [user.pid for user in users] == [connection.get_server_pid()]
+        finally:
+            await connection.close()
+            await onlooker.close()
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+async def is_vacuumed(onlooker: asyncpg.Connection) -> bool:
+    return await onlooker.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'vacuumed' AND backend_type = 'autovacuum worker')"
+    )

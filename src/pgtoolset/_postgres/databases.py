@@ -28,8 +28,9 @@ logger = logging.getLogger("pgtoolset")
 LONGEST_NAME = 63
 
 _USERS = ACTIVITY.format(
-    # A prepared transaction has no pid.
+    # A prepared transaction has no pid. An autovacuum worker is ended by PostgreSQL itself where it is in the way.
     pids="""SELECT s.pid FROM pg_stat_activity AS s WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
+              AND s.backend_type IS DISTINCT FROM 'autovacuum worker'
             UNION ALL SELECT 0 FROM pg_prepared_xacts AS x WHERE x.database = $1"""
 )
 
