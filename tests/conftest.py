@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -19,6 +20,9 @@ collect_ignore = ["user_project"]
 def pytest_configure(config: pytest.Config) -> None:
     """The version of the embedded PostgreSQL is that of the environment, where `make test-minimum` sets it."""
     config.option.pg_version = config.option.pg_version or os.environ.get("POSTGRES_VERSION")
+    # A run that was started in the background ignores SIGINT, and so would the processes that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
