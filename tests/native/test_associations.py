@@ -215,3 +215,32 @@ def test_each_once(associations: AssociationRows, keys: list[Any]) -> None:
     links = [(key, 0) for key in keys]
     found = list(dict.fromkeys(keys))
     assert associations.pair_columns((Tag, Tag), links, (1, 1), ((0,), (0,))) == [found, [0] * len(found)]
+
+
+EDGES = [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64, 2**64 + 1, 10**30]
+
+
+@given(st.lists(st.sampled_from(EDGES) | st.integers(-(2**65), 2**65), max_size=20))
+def test_numbers_of_any_size_once(associations: AssociationRows, keys: list[int]) -> None:
+    """Numbers that are the same modulo 2 ** 64 are different keys, and zero is one like any other."""
+    assert associations.key_columns(Tag, (), keys, 1, (0,)) == [list(dict.fromkeys(keys))]
+    assert associations.key_columns(Tag, (), [*keys, *keys], 1, (0,)) == [list(dict.fromkeys(keys))]
+
+
+@pytest.mark.parametrize("repeat", [None, 0, 5_000, 9_999])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param(lambda: list(range(10_000)), id="neighbours"),
+        pytest.param(lambda: [-number for number in range(10_000)], id="negative"),
+        pytest.param(lambda: [number << 40 for number in range(10_000)], id="far apart"),
+        # What the hash of the compiled module has in one place: a multiple of the inverse of its factor.
+        pytest.param(lambda: [number * 0xF1DE83E19937733D % 2**63 for number in range(10_000)], id="colliding"),
+    ],
+)
+def test_many_numbers_once(associations: AssociationRows, numbers: Callable[[], list[int]], repeat: int | None) -> None:
+    """One that is there twice among very many is found, wherever it is and however they are spread."""
+    keys = numbers()
+    assert associations.key_columns(Tag, (), keys, 1, (0,)) == [keys]
+    if repeat is not None:
+        assert associations.key_columns(Tag, (), [*keys, keys[repeat]], 1, (0,)) == [keys]

@@ -14,11 +14,14 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     from pgtoolset._native import _pure as cython
+    from pgtoolset._native._pure import calloc, free
 else:
     try:
         import cython
     except ModuleNotFoundError:
         from pgtoolset._native import _pure as cython
+    if cython.compiled:
+        from cython.cimports.libc.stdlib import calloc, free
 
 __all__ = ["key_columns", "pair_columns"]
 
@@ -111,7 +114,7 @@ def pair_columns(
     columns = [_column(ones, position) for position in owner_positions]
     columns += [_column(others, position) for position in related_positions]
     for column in columns:
-        if len(set(column)) == len(column):
+        if _is_distinct(column):
             return columns
     rows = list(zip(*columns, strict=True))
     return columns if len(set(rows)) == len(rows) else _columns(list(dict.fromkeys(rows)), range(len(columns)))
@@ -157,8 +160,59 @@ def _is_scalar(kind: Any) -> cython.bint:
 
 @cython.cfunc
 def _once(rows: list[Any]) -> list[Any]:
-    # Nearly always there is nothing to drop, and a set finds that out sooner than a dictionary is filled.
-    return rows if len(set(rows)) == len(rows) else list(dict.fromkeys(rows))
+    # Nearly always there is nothing to drop, and that is found out sooner than a dictionary is filled.
+    return rows if _is_distinct(rows) else list(dict.fromkeys(rows))
+
+
+@cython.cfunc
+def _is_distinct(rows: list[Any]) -> cython.bint:
+    if cython.compiled and rows and type(rows[0]) is int:
+        answer: cython.Py_ssize_t = _are_distinct_numbers(rows)
+        if answer >= 0:
+            return answer == 1
+    return len(set(rows)) == len(rows)
+
+
+@cython.cfunc
+def _are_distinct_numbers(rows: list[Any]) -> cython.Py_ssize_t:
+    """1 for yes, 0 for no; -1 where that is for a set to find out, which is slower because it looks at objects."""
+    count: cython.Py_ssize_t = len(rows)
+    bits: cython.Py_ssize_t = 3
+    while (cython.cast(cython.Py_ssize_t, 1) << bits) < 2 * count:
+        bits += 1
+    size: cython.Py_ssize_t = cython.cast(cython.Py_ssize_t, 1) << bits
+    # A hash table with open addressing. Zero is an empty place, and so has none.
+    table: cython.p_longlong = cython.cast(cython.p_longlong, calloc(size, cython.sizeof(cython.longlong)))
+    if table is cython.NULL:
+        return -1
+    # 2 ** 64 / the golden ratio: it sends neighbours far away from one another.
+    spread: cython.ulonglong = 0x9E3779B97F4A7C15
+    number: cython.longlong
+    place: cython.Py_ssize_t
+    zeros: cython.Py_ssize_t = 0
+    collisions: cython.Py_ssize_t = 0
+    try:
+        for row in rows:
+            if type(row) is not int:
+                return -1
+            number = row
+            if number == 0:
+                zeros += 1
+                continue
+            place = (cython.cast(cython.ulonglong, number) * spread) >> (64 - bits)
+            while table[place] != 0:
+                if table[place] == number:
+                    return 0
+                place = (place + 1) & (size - 1)
+                collisions += 1
+            if collisions > 4 * count:
+                return -1  # somebody has chosen these numbers
+            table[place] = number
+    except OverflowError:
+        return -1
+    finally:
+        free(table)
+    return zeros < 2
 
 
 @cython.cfunc
