@@ -10,8 +10,8 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import MANYTOONE, Mapper, RelationshipProperty, Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
+from pgtoolset.testing.doubles._columns import attribute_of, inherited, row_at
 from pgtoolset.testing.doubles._store import Row, RowId, Work
-from pgtoolset.testing.doubles._unit_of_work import attribute_of, inherited, row_at
 from pgtoolset.values import RowLockMode
 
 __all__ = ["identity_from", "load", "lock_row", "refresh", "values_at"]

@@ -26,9 +26,9 @@ from pgtoolset.m2m._collections import expire, remember
 from pgtoolset.m2m._extras import extras_of
 from pgtoolset.m2m._keys import check_shared, not_found
 from pgtoolset.testing.doubles import _loading as loading
+from pgtoolset.testing.doubles._columns import Context, complete, default_of
 from pgtoolset.testing.doubles._constraints import delete_row, insert_row, key_lock, update_row
 from pgtoolset.testing.doubles._store import Row, RowId, Work, pick
-from pgtoolset.testing.doubles._unit_of_work import Context, complete, default_of
 from pgtoolset.testing.doubles.session import MemorySyncSession
 from pgtoolset.values import LockMode, M2MChange, RowLockMode
 
