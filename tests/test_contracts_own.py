@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from pgtoolset import create_db_context
@@ -9,6 +12,7 @@ from pgtoolset.testing.contracts import SessionFactoryContract, TransactionalSes
 from pgtoolset.testing.contracts.harness import missing
 
 from .plain_session import PlainHarness, PlainManagedSession, PlainSession
+from .plugin_support import ANYIO, ASYNCIO, Project
 
 
 class TestTransactionalSession(TransactionalSessionContract):
@@ -39,3 +43,50 @@ def test_a_fixture_that_is_missing() -> None:
     """A subclass that does not give a fixture is told which, and what it is."""
     with pytest.raises(NotImplementedError, match="`locks`: the TableLocker"):
         missing("locks", "the TableLocker")
+
+
+@pytest.mark.parametrize("options", [ASYNCIO, ANYIO], ids=["asyncio", "anyio"])
+def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Every contract class runs by pytest-asyncio and by anyio; what fails shows the values that it compared."""
+    package = tmp_path / "tests"
+    package.mkdir()
+    for name in ("__init__.py", "linked.py", "m2m_models.py", "support.py", "test_contracts_memory.py"):
+        shutil.copy(Path(__file__).with_name(name), package)
+    project = Project(tmp_path, None)
+    project.write(
+        pytest_ini="[pytest]",
+        conftest="""
+            import pytest
+
+            @pytest.fixture
+            def anyio_backend():
+                return "asyncio"
+        """,
+        test_broken="""
+            import pytest
+            from pgtoolset.testing import MemoryDatabase, MemoryLocks
+            from pgtoolset.testing.contracts import LockObserverContract, MappedRows
+            from tests.support import Item
+
+            class TestBroken(LockObserverContract):
+                @pytest.fixture
+                def harness(self):
+                    return MappedRows(MemoryDatabase().session, Item, value="name")
+
+                @pytest.fixture
+                def locks(self):
+                    return MemoryLocks()
+
+                @pytest.fixture
+                def observer(self):
+                    class Inventive:
+                        async def list_lock_waits(self, connection_or_session):
+                            return ["somebody"]
+
+                    return Inventive()
+        """,
+    )
+    outcome = project.run(*options, "--import-mode=importlib", "-W", "error")
+    assert outcome.code == 1, outcome.output
+    assert outcome.counts["passed"] > 100
+    assert "'somebody'" in outcome.output
