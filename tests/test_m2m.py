@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -141,20 +141,33 @@ async def test_one_row(session: AsyncSession, engine: AsyncEngine) -> None:
 async def test_statements_are_made_once(session: AsyncSession, engine: AsyncEngine) -> None:
     """SQLAlchemy compiles each statement once, whatever the number of calls and rows."""
     (post, _), _ = await stored(session)
-    cache = engine.sync_engine._compiled_cache
-    assert cache is not None
+    await boxes(session)
+    box = await session.get_one(Box, 1)
+    found: list[tuple[str, str]] = []
+
+    def listener(connection: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+        found.append((context.cache_hit.name, sql))
 
     async def round_(*keys: int) -> None:
         await m2m_add(session, post, Post.tags, pks=keys)
+        await m2m_add(session, post, Post.tags, pks=keys, ignore_conflicts=True)
         await m2m_set(session, post, Post.tags, pks=keys[1:])
+        await m2m_add_many(session, Post.tags, [(post, keys[0])])
+        await m2m_add_many(session, Post.tags, [(post, key) for key in keys], ignore_conflicts=True)
         await m2m_remove(session, post, Post.tags, pks=keys)
+        await m2m_set(session, box, Box.things, pks=keys, values={"note": "new"})
+        await m2m_set(session, box, Box.things, pks=keys[1:], keep_existing=True)
 
     await round_(1, 2)
     await round_(1)
-    size = len(cache)
-    await round_(3)
-    await round_(1, 2, 3, 4, 5)
-    assert len(cache) == size
+    event.listen(engine.sync_engine, "before_cursor_execute", listener)
+    try:
+        await round_(3)
+        await round_(1, 2, 3, 4, 5)
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", listener)
+    assert len(found) >= 20
+    assert [sql for hit, sql in found if hit != "CACHE_HIT"] == []
 
 
 async def test_large(session: AsyncSession) -> None:

@@ -31,12 +31,10 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy import Insert as PlainInsert
-from sqlalchemy import insert as plain_insert
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.expression import CTE
 
 from pgtoolset._postgres.arrays import element, unnest
+from pgtoolset._postgres.conflicts import Insert, overwrite_conflicts, skip_conflicts
 
 if TYPE_CHECKING:
     from pgtoolset.m2m._association import Association, End
@@ -51,7 +49,7 @@ def related_parameters(association: Association) -> dict[str, Column[Any]]:
     return {f"r{at}": column for at, column in enumerate(association.related_columns)}
 
 
-def insertion(association: Association, extras: Extras, *, many: bool, ignore_conflicts: bool) -> PlainInsert:
+def insertion(association: Association, extras: Extras, *, many: bool, ignore_conflicts: bool) -> Insert:
     """INSERT the related of one owner, or with `many` pairs of both."""
     owner, related = owner_parameters(association), related_parameters(association)
     keys = {**owner, **related} if many else related
@@ -63,23 +61,18 @@ def insertion(association: Association, extras: Extras, *, many: bool, ignore_co
     if ignore_conflicts and not association.unique:
         rows = rows.where(not_(exists().where(*(column == value for column, value in row.items()))))
     columns = [*row, *extras.columns]
-    if ignore_conflicts and association.unique:
-        statement = insert(association.table).from_select(columns, rows, include_defaults=False)
-        return statement.on_conflict_do_nothing(index_elements=association.pair)
-    # Not PostgreSQL's own where that is not needed: SQLAlchemy 2.0 compiles it anew at every call.
-    return plain_insert(association.table).from_select(columns, rows, include_defaults=False)
+    statement = Insert(association.table).from_select(columns, rows, include_defaults=False)
+    return skip_conflicts(statement, association.pair) if ignore_conflicts and association.unique else statement
 
 
-def insertion_of_one(association: Association, extras: Extras, *, ignore_conflicts: bool) -> PlainInsert:
+def insertion_of_one(association: Association, extras: Extras, *, ignore_conflicts: bool) -> Insert:
     """INSERT one row, whose values are no arrays: PostgreSQL has less to plan and nothing to sort."""
     keys = {**owner_parameters(association), **related_parameters(association)}
     row: dict[str, Any] = {column.key: bindparam(name, type_=column.type) for name, column in keys.items()}
     keys_of_extras = [column.key for column in extras.columns]
     row.update(zip(keys_of_extras, extras.scalar_expressions(), strict=True))
-    if ignore_conflicts:
-        statement = insert(association.table).values(row).inline()
-        return statement.on_conflict_do_nothing(index_elements=association.pair)
-    return plain_insert(association.table).values(row).inline()
+    statement = Insert(association.table).values(row).inline()
+    return skip_conflicts(statement, association.pair) if ignore_conflicts else statement
 
 
 def deletion(association: Association) -> Delete:
@@ -179,17 +172,11 @@ def _insert_from(
     if after is not None:
         rows = rows.where(_is_done(after))
     names = [*owner.values(), *related.values(), *extras.columns]
-    statement = insert(association.table).from_select(names, rows, include_defaults=False)
+    statement = Insert(association.table).from_select(names, rows, include_defaults=False)
     if overwrite:
-        values: dict[Any, Any] = {
-            column.key: literal_column("DEFAULT")
-            if column.identity is not None and column.identity.always
-            else statement.excluded[column.key]
-            for column in association.extras
-        }
-        statement = statement.on_conflict_do_update(index_elements=association.pair, set_=values)
+        statement = overwrite_conflicts(statement, association.pair, association.extras)
     elif association.unique:
-        statement = statement.on_conflict_do_nothing(index_elements=association.pair)
+        statement = skip_conflicts(statement, association.pair)
     return statement.returning(literal_column("1").label("n")).cte("inserted")
 
 
