@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import Column, Engine, ForeignKey, Table
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from pgtoolset import (
     RowChange,
@@ -17,9 +18,12 @@ from pgtoolset import (
     create_db_context,
     create_db_dependency,
     get_transaction,
+    list_lock_waits,
     lock_rows,
     lock_tables,
     m2m_add,
+    m2m_add_many,
+    m2m_remove,
     m2m_set,
     on_commit,
     run_transaction,
@@ -40,11 +44,25 @@ class Base(DeclarativeBase):
     pass
 
 
+order_tag = Table(
+    "order_tag", Base.metadata, Column("order", ForeignKey("order.id")), Column("tag", ForeignKey("tag.id"))
+)
+
+
+class Tag(Base):
+    __tablename__ = "tag"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 class Order(Base):
     __tablename__ = "order"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str]
+    tags: Mapped[list[Tag]] = relationship(secondary=order_tag)
+    tag_set: Mapped[set[Tag]] = relationship(secondary=order_tag)
+    by_id: Mapped[dict[int, Tag]] = relationship(secondary=order_tag)
 
 
 class Special(AsyncSession):
@@ -84,10 +102,28 @@ async def locks(session: AsyncSession) -> None:
     lock_tables(session, [Order], "EXCLUSIVE")  # rejected
     lock_tables(session, [Order], mode=1)  # rejected
     lock_tables(session, [Order], nowait="no")  # rejected
+    lock_tables(session, Order)  # rejected
+    lock_tables(session, "order")  # rejected
+    lock_tables(session, ["order"])  # rejected
+    lock_tables(session, [Order()])  # rejected
     advisory_lock(session, 1.5)  # rejected
     advisory_lock(session, (1, 2, 3))  # rejected
     orders: Sequence[str] = await lock_rows(session, Order, [1])  # rejected
     print(orders)
+
+
+async def what_is_no_session(
+    sync: Session, sync_engine: Engine, engine: AsyncEngine, connection: AsyncConnection
+) -> None:
+    lock_tables(sync, [Order])  # rejected
+    advisory_lock(sync, "key")  # rejected
+    advisory_lock(connection, "key")  # rejected
+    advisory_lock("key", sync)  # rejected
+    await lock_rows(sync, Order, [1])  # rejected
+    await lock_rows(engine, Order, [1])  # rejected
+    await list_lock_waits(sync)  # rejected
+    await list_lock_waits(sync_engine)  # rejected
+    await list_lock_waits("postgresql://")  # rejected
 
 
 async def watching(session: AsyncSession, engine: AsyncEngine) -> None:
@@ -104,12 +140,37 @@ async def watching(session: AsyncSession, engine: AsyncEngine) -> None:
     print(name, change)
 
 
-async def many_to_many(session: AsyncSession, order: Order) -> None:
-    await m2m_add(order, order, "tags", keep_existing=True)  # rejected
-    added: str = await m2m_add(session, order, "tags", pks=[1])  # rejected
-    await m2m_add(session, order, "tags", pks=1)  # rejected
-    (await m2m_set(session, order, "tags")).changed  # rejected
+async def many_to_many(session: AsyncSession, order: Order, tag: Tag) -> None:
+    await m2m_add(order, order, Order.tags)  # rejected
+    await m2m_add(session, order, Order.tags, keep_existing=True)  # rejected
+    added: str = await m2m_add(session, order, Order.tags, pks=[1])  # rejected
+    await m2m_add(session, order, Order.tags, pks=1)  # rejected
+    (await m2m_set(session, order, Order.tags)).changed  # rejected
     print(added)
+
+
+async def what_is_no_relationship(session: AsyncSession, order: Order, tag: Tag) -> None:
+    await m2m_add(session, order, "tags", tag)  # rejected
+    await m2m_add(session, order, order.tags, tag)  # rejected
+    await m2m_add(session, order, Order.status, tag)  # rejected
+    await m2m_add(session, Order.tags, order, tag)  # rejected
+    await m2m_remove(session, order, order_tag, tag)  # rejected
+    await m2m_set(session, order, Order.id)  # rejected
+    await m2m_set(session, order, Tag, tag)  # rejected
+    await m2m_add_many(session, "tags", [(order, tag)])  # rejected
+    await m2m_add_many(session, Order.status, [(order, tag)])  # rejected
+
+
+async def of_another_class(session: AsyncSession, order: Order, tag: Tag) -> None:
+    await m2m_add(session, order, Order.tags, order)  # rejected
+    await m2m_add(session, order, Order.tags, tag, order)  # rejected
+    await m2m_add(session, order, Order.tags, [tag])  # rejected
+    await m2m_add(session, order, Order.tags, 1)  # rejected
+    await m2m_remove(session, order, Order.tag_set, order)  # rejected
+    await m2m_set(session, order, Order.by_id, order)  # rejected
+    await m2m_set(session, order, Order.tags, None)  # rejected
+    await m2m_add_many(session, Order.tags, (order, tag))  # rejected
+    await m2m_add_many(session, Order.tags, [(order, tag, 1)])  # rejected
 
 
 async def databases() -> None:

@@ -7,7 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import assert_type
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase
 
 import pgtoolset
 from pgtoolset import (
@@ -35,7 +37,18 @@ class Account:
     balance: int
 
 
-async def use(session: MySession, connection: AsyncConnection) -> None:
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __table__ = Table("order", Base.metadata, Column("id", Integer, primary_key=True))
+
+
+TABLES = [Account, Order]
+
+
+async def use(session: MySession, connection: AsyncConnection, engine: AsyncEngine) -> None:
     assert_type(lock_tables(session, [Account]), AbstractAsyncContextManager[MySession])
     async with lock_tables(session=session, tables=[Account], mode="EXCLUSIVE", timeout=timedelta(seconds=1)) as same:
         assert_type(same, MySession)
@@ -45,8 +58,17 @@ async def use(session: MySession, connection: AsyncConnection) -> None:
         assert_type(held, bool)
     assert_type(await lock_rows(session, Account, [1, 2], mode=RowLockMode.SHARE, timeout="1s"), Sequence[Account])
     assert_type(await list_lock_waits(connection), Sequence[LockWait])
+    assert_type(await list_lock_waits(session), Sequence[LockWait])
+    assert_type(await list_lock_waits(engine), Sequence[LockWait])
     async with table_locker.lock_tables(session, [Account]) as through_the_protocol:
         assert_type(through_the_protocol, MySession)
+
+
+def tables(session: MySession, metadata: MetaData) -> None:
+    lock_tables(session, [Account, metadata.tables["order"], Order.__table__])
+    lock_tables(session, TABLES)
+    lock_tables(session, metadata.sorted_tables)
+    lock_tables(session, metadata.tables.values())
 
 
 async def wrong(session: AsyncSession) -> None:

@@ -44,6 +44,8 @@ async def use(session: AsyncSession, engine: AsyncEngine) -> None:
         double: Watcher = watcher
         assert_type(await watcher.wait(Order, 1, timeout=3), RowChange[Order])
         assert_type(watcher.changes(Order, 1), RowChanges[Order])
+        async with double as entered:
+            assert_type(await entered.wait(Order, 1), RowChange[Order])
         iterator: AsyncIterator[RowChange[Order]] = double.changes(Order, 1)
         async for change in iterator:
             assert_type(change.model, type[Order])

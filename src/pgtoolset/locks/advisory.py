@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from pgtoolset._cancellation import uninterrupted
@@ -30,7 +30,7 @@ Key: TypeAlias = int | tuple[int, int] | str
 
 
 def advisory_lock(
-    session: Any,
+    session: AsyncSession,
     key: Key,
     *,
     shared: bool = False,

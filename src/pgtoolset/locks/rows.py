@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ARRAY, Select, Table, Text, any_, cast, func, literal, literal_column, select, text, tuple_
 from sqlalchemy import inspect as sqlalchemy_inspect
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper
 
 from pgtoolset._lifecycle import abandon
@@ -49,7 +49,7 @@ _MEMBERS = text("SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAS
 
 
 async def lock_rows(
-    session: Any,
+    session: AsyncSession,
     model: type[M],
     pks: Iterable[Any],
     *,

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, Table
+from sqlalchemy import Connection, Dialect, FromClause, Table
 from sqlalchemy import inspect as sqlalchemy_inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,7 +31,7 @@ S = TypeVar("S", bound=TransactionalSession)
 
 def lock_tables(
     session: S,
-    tables: Sequence[Any],
+    tables: Iterable[type[Any] | FromClause],
     *,
     mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
     timeout: float | timedelta | str | None = "5s",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
@@ -13,7 +12,7 @@ from pgtoolset.values import LockWait
 __all__ = ["list_lock_waits"]
 
 
-async def list_lock_waits(connection_or_session: Any) -> Sequence[LockWait]:
+async def list_lock_waits(connection_or_session: AsyncConnection | AsyncSession | AsyncEngine) -> Sequence[LockWait]:
     """Every session of the database that waits for a lock now, and who is in its way.
 
     Args:

@@ -26,6 +26,7 @@ from pgtoolset.m2m._association import Association, End, association_of
 from pgtoolset.m2m._collections import expire, remember
 from pgtoolset.m2m._extras import extras_of
 from pgtoolset.m2m._keys import check_shared, columns_of, identities, referenced_keys
+from pgtoolset.m2m._relationships import ManyToMany, Related
 from pgtoolset.values import M2MChange
 
 __all__ = ["m2m_add", "m2m_add_many", "m2m_remove", "m2m_set"]
@@ -37,8 +38,8 @@ Touched: TypeAlias = tuple[End, Sequence[Any], Sequence[Any] | None]
 async def m2m_add(
     session: AsyncSession,
     instance: Any,
-    rel_attr: Any,
-    *related: Any,
+    rel_attr: ManyToMany[Related],
+    *related: Related,
     pks: Iterable[Any] = (),
     ignore_conflicts: bool = False,
     values: Mapping[str, Any] | None = None,
@@ -105,7 +106,11 @@ async def m2m_add(
 
 
 async def m2m_remove(
-    session: AsyncSession, instance: Any, rel_attr: Any, *related: Any, pks: Iterable[Any] = ()
+    session: AsyncSession,
+    instance: Any,
+    rel_attr: ManyToMany[Related],
+    *related: Related,
+    pks: Iterable[Any] = (),
 ) -> int:
     """Undo the associations of `instance` with `related` and `pks` in one DELETE; those that do not exist are no error.
 
@@ -149,8 +154,8 @@ async def m2m_remove(
 async def m2m_set(
     session: AsyncSession,
     instance: Any,
-    rel_attr: Any,
-    *related: Any,
+    rel_attr: ManyToMany[Related],
+    *related: Related,
     pks: Iterable[Any] = (),
     values: Mapping[str, Any] | None = None,
     keep_existing: bool = False,
@@ -209,7 +214,7 @@ async def m2m_set(
 
 async def m2m_add_many(
     session: AsyncSession,
-    rel_attr: Any,
+    rel_attr: ManyToMany[Any],
     links: Iterable[tuple[Any, Any]],
     *,
     ignore_conflicts: bool = False,

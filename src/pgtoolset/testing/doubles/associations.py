@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Column, Table, inspect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.util import greenlet_spawn
 
@@ -25,6 +26,7 @@ from pgtoolset.m2m._association import Association, End, association_of
 from pgtoolset.m2m._collections import expire, remember
 from pgtoolset.m2m._extras import extras_of
 from pgtoolset.m2m._keys import check_shared, not_found
+from pgtoolset.m2m._relationships import ManyToMany, Related
 from pgtoolset.testing.doubles import _loading as loading
 from pgtoolset.testing.doubles._columns import Context, complete, default_of
 from pgtoolset.testing.doubles._constraints import delete_row, insert_row, key_lock, update_row
@@ -54,10 +56,10 @@ class MemoryAssociations:
 
     async def m2m_add(
         self,
-        session: Any,
+        session: AsyncSession,
         instance: Any,
-        rel_attr: Any,
-        *related: Any,
+        rel_attr: ManyToMany[Related],
+        *related: Related,
         pks: Iterable[Any] = (),
         ignore_conflicts: bool = False,
         values: Mapping[str, Any] | None = None,
@@ -82,7 +84,12 @@ class MemoryAssociations:
         )
 
     async def m2m_remove(
-        self, session: Any, instance: Any, rel_attr: Any, *related: Any, pks: Iterable[Any] = ()
+        self,
+        session: AsyncSession,
+        instance: Any,
+        rel_attr: ManyToMany[Related],
+        *related: Related,
+        pks: Iterable[Any] = (),
     ) -> int:
         """As `pgtoolset.m2m_remove`."""
         association = association_of(rel_attr)
@@ -104,10 +111,10 @@ class MemoryAssociations:
 
     async def m2m_set(
         self,
-        session: Any,
+        session: AsyncSession,
         instance: Any,
-        rel_attr: Any,
-        *related: Any,
+        rel_attr: ManyToMany[Related],
+        *related: Related,
         pks: Iterable[Any] = (),
         values: Mapping[str, Any] | None = None,
         keep_existing: bool = False,
@@ -132,8 +139,8 @@ class MemoryAssociations:
 
     async def m2m_add_many(
         self,
-        session: Any,
-        rel_attr: Any,
+        session: AsyncSession,
+        rel_attr: ManyToMany[Any],
         links: Iterable[tuple[Any, Any]],
         *,
         ignore_conflicts: bool = False,

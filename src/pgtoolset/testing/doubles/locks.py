@@ -7,8 +7,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Table, make_url
+from sqlalchemy import FromClause, Table, make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper
 from sqlalchemy.util import greenlet_spawn
 
@@ -63,7 +64,7 @@ class MemoryLocks:
     def lock_tables(
         self,
         session: S,
-        tables: Sequence[Any],
+        tables: Iterable[type[Any] | FromClause],
         *,
         mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
         timeout: float | timedelta | str | None = "5s",
@@ -79,7 +80,7 @@ class MemoryLocks:
 
     def advisory_lock(
         self,
-        session: Any,
+        session: AsyncSession,
         key: int | tuple[int, int] | str,
         *,
         shared: bool = False,
@@ -96,7 +97,7 @@ class MemoryLocks:
 
     async def lock_rows(
         self,
-        session: Any,
+        session: AsyncSession,
         model: type[M],
         pks: Iterable[Any],
         *,
@@ -129,7 +130,7 @@ class MemoryLocks:
                 await abandon(session)
             raise
 
-    async def list_lock_waits(self, connection_or_session: Any) -> Sequence[LockWait]:
+    async def list_lock_waits(self, connection_or_session: AsyncSession | MemoryDatabase) -> Sequence[LockWait]:
         """As `pgtoolset.list_lock_waits`, of a `MemorySession` or a `MemoryDatabase`."""
         if isinstance(connection_or_session, MemorySession):
             store = sync_of(connection_or_session).work.store

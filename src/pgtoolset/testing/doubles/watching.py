@@ -9,6 +9,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.util import greenlet_spawn
@@ -124,7 +125,7 @@ class MemoryWatcher:
 
     async def wait_for_row_change(
         self,
-        session: Any,
+        session: AsyncSession,
         model: type[M],
         pk_value: Any,
         *,
