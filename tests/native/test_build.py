@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "src", "stubs")
+SOURCE = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "src", "stubs"),
+    *("Makefile", "requirements-minimum.txt"),
+)
+TESTED = ("tests", "docs", "examples", "benchmarks")
 BUILT = {"associations_c", "comparator_c"}
 
 #: What an editable install leaves in the source tree, and no checkout has.
-IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "*.pyd")
+IGNORED = shutil.ignore_patterns("__pycache__", ".pytest_cache", "*.egg-info", "*.so", "*.pyd")
 
 #: The other half of `make check` runs where there is no source, on the wheel that was built from it.
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="builds from the source tree")
@@ -109,6 +114,23 @@ def test_sdist_builds_the_same_wheel(source: Path, tmp_path: Path) -> None:
     assert ours.items() <= theirs.items()
     extra = {Path(name).name.partition(".")[0] for name in set(theirs) - set(ours)}
     assert extra == BUILT
+
+
+def test_sdist_has_its_tests(source: Path, tmp_path: Path) -> None:
+    """Whoever packages the sdist for a distribution can test it: all of the tests, and what they read, or none."""
+    for name in TESTED:
+        shutil.copytree(ROOT / name, source / name, ignore=IGNORED)
+    wanted = {str(path.relative_to(source)) for name in TESTED for path in (source / name).rglob("*") if path.is_file()}
+    for left in ("tests/__pycache__/test_build.pyc", "tests/native/.pytest_cache/v/cache/lastfailed"):
+        (source / left).parent.mkdir(parents=True)
+        (source / left).touch()
+    result = run(source, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path / "dist"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    assert {name for name in names if name.startswith(tuple(f"{folder}/" for folder in TESTED))} == wanted
+    assert {"Makefile", "requirements-minimum.txt"} <= names
 
 
 def test_no_compiler(source: Path, no_compiler: dict[str, str]) -> None:
