@@ -180,10 +180,18 @@ async def use() -> None:
 
     assert_type(await run_transaction(database.session, work), int)
     assert_type(database.rows(Item), list[Mapping[str, Any]])
+    assert_type(database.rows(Item.__table__), list[Mapping[str, Any]])
     assert_type(database.log, Sequence[Event])
 
 
 async def wrong() -> None:
     MemoryDatabase(clock=3)  # type: ignore[arg-type]
     MemoryLocks().lock_tables(object(), [Item])  # type: ignore[type-var]
+    MemoryLocks().lock_tables(database.session(), ["item"])  # type: ignore[list-item]
+    MemoryLocks().advisory_lock(database, "key")  # type: ignore[arg-type]
+    await MemoryLocks().list_lock_waits("postgresql://")  # type: ignore[arg-type]
+    await MemoryAssociations().m2m_set(database.session(), Item(), Item.id)  # type: ignore[arg-type]
     database.fail_next("COMMIT", 40001)  # type: ignore[arg-type]
+    database.fail_next("ROLLBACK", "40001")  # type: ignore[arg-type]
+    database.rows("item")  # type: ignore[arg-type]
+    database.rows(Item())  # type: ignore[arg-type]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import Table, inspect
+from sqlalchemy import FromClause, Table, inspect
 from sqlalchemy.orm import Mapper
 
 from pgtoolset.testing.doubles._clock import Clock, LoopClock
@@ -54,7 +54,7 @@ class MemoryDatabase:
         """What all sessions have done, in order: statements, savepoints, commits, locks."""
         return tuple(self.store.log)
 
-    def rows(self, what: Any) -> list[Mapping[str, Any]]:
+    def rows(self, what: type[Any] | FromClause) -> list[Mapping[str, Any]]:
         """The committed rows of a mapped class, by attribute name, or of a `Table`, by column; in key order.
 
         Args:
@@ -78,7 +78,7 @@ class MemoryDatabase:
         found = [values_at(onlooker, mapper, identity) for identity in identities]
         return [values for _, values in filter(None, found)]
 
-    def fail_next(self, operation: str, sqlstate: str) -> None:
+    def fail_next(self, operation: Literal["COMMIT", "FLUSH", "M2M"], sqlstate: str) -> None:
         """Have an operation fail as PostgreSQL might have it fail, once.
 
         Args:
