@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,3 +185,14 @@ def test_contradictions(source: Path, variables: dict[str, str], message: str) -
     result = run(source, "setup.py", "--version", variables=variables)
     assert result.returncode == 1
     assert message in result.stderr
+
+
+def test_wheels_for_each_python() -> None:
+    """What pyproject.toml calls supported is what it has wheels built for, and the last one without a GIL too."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    name = "Programming Language :: Python :: 3."
+    minors = [int(each.removeprefix(name)) for each in told["project"]["classifiers"] if each.startswith(name)]
+    assert minors == [*range(minors[0], minors[-1] + 1)]
+    assert told["project"]["requires-python"] == f">=3.{minors[0]}"
+    wheels = [f"cp3{minor}-*" for minor in minors]
+    assert told["tool"]["cibuildwheel"]["build"].split() == [*wheels, f"cp3{minors[-1]}t-*"]
