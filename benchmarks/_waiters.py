@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from benchmarks import _peers
@@ -27,6 +28,9 @@ Wait = Callable[[int], Awaitable[Any]]
 SETTLE, REST = 10.0, 5.0
 
 CHANGES = 100
+
+#: Connections of the pool; and the seconds between two checkouts by somebody who does not watch.
+POOL, PROBE = 10, 0.05
 
 
 def load_peer() -> Any:
@@ -44,12 +48,13 @@ def load_peer() -> Any:
 async def compare(url: str, model: Any, counts: list[int], seconds: float, interval: float) -> None:
     """Print a line for each number of waiters and each contestant.
 
-    An engine as `create_async_engine(url)` makes it: 15 connections, for which a checkout waits 30 seconds.
+    A pool of 10 connections, for which a checkout waits 30 seconds. Somebody else takes one of them now and then, in
+    the same event loop.
     """
     peer = load_peer()
     headline(
         f"waiters at {interval} s for {seconds:.0f} s; {CHANGES} rows change: share of one core, "
-        "waiters that failed, changes that nobody heard of, detection"
+        "waiters that failed, changes that nobody heard of, detection, a checkout by somebody else"
     )
 
     def polling(function: Any) -> Callable[[AsyncEngine, int], Awaitable[None]]:
@@ -78,7 +83,7 @@ async def compare(url: str, model: Any, counts: list[int], seconds: float, inter
     contestants = [watcher, polling(wait_for_row_change), *([polling(peer)] if peer else [])]
     for count in counts:
         for contestant in contestants:
-            engine = create_async_engine(url)
+            engine = create_async_engine(url, pool_size=POOL, max_overflow=0)
             try:
                 await contestant(engine, count)
             finally:
@@ -88,7 +93,21 @@ async def compare(url: str, model: Any, counts: list[int], seconds: float, inter
 async def measure(name: str, wait: Wait, engine: AsyncEngine, url: str, table: str, count: int, seconds: float) -> None:
     told: dict[int, float] = {}
     failures: Counter[str] = Counter()
+    checkouts: list[float] = []
     most = 0
+
+    async def somebody_else() -> None:
+        while True:
+            begun = time.perf_counter()
+            connection = engine.connect()
+            try:
+                await connection.start()
+            except PoolTimeoutError:
+                failures["checkout by somebody else"] += 1
+            finally:
+                checkouts.append(time.perf_counter() - begun)  # so far, where the time is over
+            await connection.close()
+            await asyncio.sleep(PROBE)
 
     async def waiter(key: int) -> None:
         try:
@@ -102,6 +121,7 @@ async def measure(name: str, wait: Wait, engine: AsyncEngine, url: str, table: s
     changed: dict[int, float] = {}
     pause = (seconds - SETTLE - REST) / CHANGES
     tasks = [asyncio.create_task(waiter(key)) for key in range(1, count + 1)]
+    tasks.append(asyncio.create_task(somebody_else()))
     # In a thread with a loop of its own: the one that is measured may be late.
     writer = threading.Thread(target=lambda: asyncio.run(write(url, table, keys, changed, pause)))
     cpu, start = time.process_time(), time.perf_counter()
@@ -115,15 +135,23 @@ async def measure(name: str, wait: Wait, engine: AsyncEngine, url: str, table: s
     await asyncio.gather(*tasks, return_exceptions=True)
     writer.join()
     delays = [told[key] - changed[key] for key in keys if key in told]
-    centiles = statistics.quantiles(delays, n=100) if len(delays) > 1 else [float("nan")] * 99
+    detection, checkout = milliseconds(delays), milliseconds(checkouts)
     lost = sum(key not in told for key in keys)
     errors = f" ({', '.join(failures)})" if failures else ""
     print(
         f"{count:>6} {name:<24} {share:6.1%}   failed {failures.total():>4}{errors}   unheard {lost:>3}   "
-        f"p50 {centiles[49] * 1000:6.0f} ms, p99 {centiles[98] * 1000:6.0f} ms   "
+        f"p50 {detection[49]:6.0f} ms, p99 {detection[98]:6.0f} ms   "
+        f"checkout p50 {checkout[49]:6.1f} ms, p99 {checkout[98]:6.0f} ms, max {max(checkouts) * 1000:6.0f} ms   "
         f"connections of the pool {most:>2}",
         flush=True,
     )
+
+
+def milliseconds(seconds: list[float]) -> list[float]:
+    """The centiles of some times."""
+    if len(seconds) < 2:
+        return [float("nan")] * 99
+    return statistics.quantiles([each * 1000 for each in seconds], n=100, method="inclusive")
 
 
 async def write(url: str, table: str, keys: list[int], changed: dict[int, float], pause: float) -> None:

@@ -164,7 +164,41 @@ async def notified(engine: AsyncEngine, url: str, changes: int) -> tuple[list[fl
     return ours, theirs
 
 
-async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float) -> None:
+async def run_watcher(engine: AsyncEngine, url: str, rounds: int, waiters: int, seconds: float) -> None:
+    """Everything but the crowds."""
+    headline(f"idle, {waiters} waiters at {INTERVAL} s")
+    shares = await alternate(
+        {"ours": lambda: idle(engine, waiters, seconds), "raw": lambda: raw(url, waiters, seconds)},
+        rounds=rounds,
+        warm_up=1,
+    )
+    tell("share of one core", Spread.of(shares["ours"]), ("at most", 0.10))
+    tell("watcher / raw asyncpg", Spread.of_ratios(shares["ours"], shares["raw"]), ("at most", 1.5))
+    stretches = [await blocked(engine, waiters, seconds) for _ in range(rounds)]
+    tell("longest callback of the event loop, milliseconds", Spread.of(stretches), ("at most", 20))
+    headline("CPU time per waiter and tick, in microseconds")
+    for count in (1_000, 10_000, 50_000):
+        figures = [await idle(engine, count, seconds) * INTERVAL / count * 1e6 for _ in range(2)]
+        tell(f"{count} waiters", Spread.of(figures))
+    headline(f"detection, {waiters} waiters at {INTERVAL} s")
+    delays, served = await detection(engine, url, waiters, 200)
+    centiles = statistics.quantiles(delays, n=100)
+    print(
+        f"p50 {centiles[49] * 1000:.0f} ms, p99 {centiles[98] * 1000:.0f} ms (target 600), max "
+        f"{max(delays) * 1000:.0f} ms; {served} connection(s)"
+    )
+    async with engine.begin() as connection:
+        for ddl in row_change_trigger(Order):
+            await connection.execute(ddl)
+    await engine.dispose()
+    headline("notify=True / a bare LISTEN, from the start of the write")
+    ours, theirs = await notified(engine, url, 300)
+    p50 = statistics.median(ours), statistics.median(theirs)
+    print(f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at most 3)")
+    await _writers.compare(url, Order.__tablename__, rounds)
+
+
+async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float, only_crowds: bool) -> None:
     environment("sqlalchemy", "asyncpg")
     with database_url(fsync="on", full_page_writes="on") as url:
         engine = create_async_engine(url)
@@ -179,36 +213,8 @@ async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float) -
                 )
                 await connection.execute(text("ANALYZE pgtoolset_benchmark_orders"))
             await engine.dispose()
-            headline(f"idle, {waiters} waiters at {INTERVAL} s")
-            shares = await alternate(
-                {"ours": lambda: idle(engine, waiters, seconds), "raw": lambda: raw(plain, waiters, seconds)},
-                rounds=rounds,
-                warm_up=1,
-            )
-            tell("share of one core", Spread.of(shares["ours"]), ("at most", 0.10))
-            tell("watcher / raw asyncpg", Spread.of_ratios(shares["ours"], shares["raw"]), ("at most", 1.5))
-            stretches = [await blocked(engine, waiters, seconds) for _ in range(rounds)]
-            tell("longest callback of the event loop, milliseconds", Spread.of(stretches), ("at most", 20))
-            headline("CPU time per waiter and tick, in microseconds")
-            for count in (1_000, 10_000, 50_000):
-                figures = [await idle(engine, count, seconds) * INTERVAL / count * 1e6 for _ in range(2)]
-                tell(f"{count} waiters", Spread.of(figures))
-            headline(f"detection, {waiters} waiters at {INTERVAL} s")
-            delays, served = await detection(engine, plain, waiters, 200)
-            centiles = statistics.quantiles(delays, n=100)
-            print(
-                f"p50 {centiles[49] * 1000:.0f} ms, p99 {centiles[98] * 1000:.0f} ms (target 600), max "
-                f"{max(delays) * 1000:.0f} ms; {served} connection(s)"
-            )
-            async with engine.begin() as connection:
-                for ddl in row_change_trigger(Order):
-                    await connection.execute(ddl)
-            await engine.dispose()
-            headline("notify=True / a bare LISTEN, from the start of the write")
-            ours, theirs = await notified(engine, plain, 300)
-            p50 = statistics.median(ours), statistics.median(theirs)
-            print(f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at most 3)")
-            await _writers.compare(plain, Order.__tablename__, rounds)
+            if not only_crowds:
+                await run_watcher(engine, plain, rounds, waiters, seconds)
             if crowd_seconds:
                 await _waiters.compare(url, Order, [100, 500, 1_000, 2_000], crowd_seconds, INTERVAL)
             async with engine.begin() as connection:
@@ -225,8 +231,9 @@ def main() -> None:
     parser.add_argument(
         "--crowd-seconds", type=float, default=45, help="for each number of waiters and contestant; 0 leaves them out"
     )
+    parser.add_argument("--only-crowds", action="store_true", help="that comparison and nothing else")
     options = parser.parse_args()
-    asyncio.run(run(options.rounds, options.waiters, options.seconds, options.crowd_seconds))
+    asyncio.run(run(options.rounds, options.waiters, options.seconds, options.crowd_seconds, options.only_crowds))
 
 
 if __name__ == "__main__":
