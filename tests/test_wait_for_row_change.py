@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.orm.exc import StaleDataError
 
 from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, wait_for_row_change
-from pgtoolset.watch import waiting
+from pgtoolset.watch import _looks
 
 from .proxy import Proxy
 from .support import Account, Item, interrupt_everywhere, until
@@ -314,7 +314,7 @@ async def test_pool_of_one(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """A caller who holds the only connection is told by the pool's own timeout, however long that is."""
-    monkeypatch.setattr(waiting, "PATIENCE", patience)
+    monkeypatch.setattr(_looks, "PATIENCE", patience)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     engine = create_async_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.2)
     try:
@@ -373,7 +373,7 @@ async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.C
 @pytest.mark.usefixtures("engine")
 async def test_a_silent_network(database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look whose answer never comes is given up, and so is a connection that is never opened."""
-    monkeypatch.setattr(waiting, "PATIENCE", 0.3)
+    monkeypatch.setattr(_looks, "PATIENCE", 0.3)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(proxy.url, pool_timeout=0.3)

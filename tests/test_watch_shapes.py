@@ -21,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_colu
 
 from pgtoolset import RowWatcher, WaitTimeoutError, WatchFailedError, row_change_trigger, wait_for_row_change
 
+from .crowd import Polls, every_connection, in_line, small
 from .support import Item, until
 
 
@@ -156,6 +157,52 @@ async def update(engine: AsyncEngine, row: Any, value: str) -> None:
 async def test_keys(tables: AsyncEngine, row: Any, key: Any, notify: bool) -> None:
     """Whatever the key is and however it is spelled: its row is found, watched by both means, and its changes told."""
     await watch_key(tables, row, key, notify)
+
+
+#: A second row for each of `ROWS`.
+MORE: list[tuple[Any, Any]] = [
+    (Odd(id=2, value="old"), 2),
+    (ByEnum(key=Colour.RED, value="old"), Colour.RED),
+    (ByPadded(key="e", value="old"), "e"),
+    (ByParts(colour=Colour.RED, id=ID, day=DAY.date(), name="m", value="old"), (Colour.RED, str(ID), DAY.date(), "m")),
+    (ByReversed(key="cba", value="old"), "cba"),
+    (ByNumber(key=Decimal("2.50"), value="old"), Decimal("2.5")),
+    (ByMoment(key=DAY.replace(hour=1), value="old"), DAY.replace(hour=1)),
+]
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(
+    ("one", "two"), list(zip(ROWS, MORE, strict=True)), ids=[type(row).__name__ for row, _ in ROWS]
+)
+async def test_keys_together(database_url: str, one: tuple[Any, Any], two: tuple[Any, Any]) -> None:
+    """Whatever the keys are: who waits for one of two rows is looked for by one statement, and told of its own."""
+
+    async def value(engine: AsyncEngine, row: Any, key: Any) -> str:
+        async with AsyncSession(engine) as session:
+            options: Any = {"columns": ["value"], "baseline": {"value": "old"}, "interval": 0.1, "timeout": 20}
+            found: str = (await wait_for_row_change(session, type(row), key, **options)).value
+            return found
+
+    async with small(database_url, 1) as engine:
+        for row, _ in (one, two):
+            await update(engine, row, "old")
+        tasks = [asyncio.create_task(value(engine, *each)) for each in (one, two)]
+        polls = Polls(engine)
+        await until(lambda: len(polls.sizes) > 4)  # the spelling of the table is known from then on
+        async with every_connection(engine):
+            await until(lambda: in_line() == 2)
+            polls = Polls(engine)
+        await until(lambda: len(polls.sizes) > 0)
+        async with every_connection(engine):
+            assert not any(task.done() for task in tasks)
+            await until(lambda: in_line() == 2)
+        keys = len(type(one[0]).__table__.primary_key)
+        assert polls.turns[0] == [2 * keys]
+        await update(engine, one[0], "one")
+        await update(engine, two[0], "two")
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*tasks) == ["one", "two"]
 
 
 @pytest.mark.parametrize("notify", [False, True])

@@ -1,65 +1,23 @@
-"""A row loaded beside the caller's session, and placed into it without touching what the caller has not flushed."""
+"""What a look has found: compared with what was seen, and placed into the caller's session beside its pending work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
 from sqlalchemy import inspect as inspect_instance
-from sqlalchemy.orm import MANYTOONE, Session, lazyload, undefer
+from sqlalchemy.orm import MANYTOONE, Session
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.base import NO_VALUE
-from sqlalchemy.pool import QueuePool
 
 from pgtoolset._native import row_comparator
-from pgtoolset._postgres.connections import has_one_backend
 from pgtoolset.watch.targets import Target
 
-__all__ = ["Look", "look", "place", "seen_by", "values_of"]
-
-
-class Look:
-    """Where to look: the row, and what its session is bound to."""
-
-    def __init__(self, target: Target[Any], parts: tuple[Any, ...], bind: Engine | Connection) -> None:
-        self.bind = bind
-        self.is_single = isinstance(bind, Connection)
-        pool = bind.pool if isinstance(bind, Engine) else None
-        self.pool_timeout = pool.timeout() if isinstance(pool, QueuePool) else 0.0
-        keys = zip(target.keys, parts, strict=True)
-        self.statement = (
-            select(target.model)
-            .where(*(getattr(target.model, name) == part for name, part in keys))
-            .options(lazyload("*"), *(undefer(getattr(target.model, name)) for name in target.columns))
-        )
-
-
-def look(spot: Look, connected: Callable[[Connection], None]) -> Any:
-    """The row as a detached instance, or `None`. Runs in SQLAlchemy's greenlet; `connected` is called on the way."""
-    if isinstance(spot.bind, Engine):
-        with spot.bind.connect() as connection:
-            connected(connection)
-            # A snapshot of this moment, where it can be with neither BEGIN nor ROLLBACK on the wire.
-            level: Any = "AUTOCOMMIT" if has_one_backend(connection) else "READ COMMITTED"
-            return _load(spot, connection.execution_options(isolation_level=level))
-    if spot.bind.in_transaction():
-        return _load(spot, spot.bind)
-    with spot.bind.begin():
-        return _load(spot, spot.bind)
-
-
-def _load(spot: Look, connection: Connection) -> Any:
-    # This session only reads, and must end nothing that it has not begun: its `close` leaves the transaction alone.
-    with Session(connection, join_transaction_mode="rollback_only", autoflush=False) as session:
-        row = session.scalars(spot.statement).one_or_none()
-        if row is not None:
-            session.expunge(row)
-        return row
+__all__ = ["place", "seen_by", "values_of"]
 
 
 def values_of(target: Target[Any], row: Any) -> dict[str, Any]:
-    """The watched values of a row that `look` has found."""
+    """The watched values of a row that a look has found."""
     loaded = inspect_instance(row).dict
     return {name: loaded[name] for name in target.columns if name in loaded}
 

@@ -1,23 +1,24 @@
-"""wait_for_row_change: one waiter, and no connection while it sleeps."""
+"""wait_for_row_change: no connection while it sleeps, and a turn at one when it looks."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._native import row_comparator
-from pgtoolset._postgres.connections import terminate
-from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
-from pgtoolset.watch._loading import Look, look, place, seen_by, values_of
+from pgtoolset.watch._loading import place, seen_by, values_of
+from pgtoolset.watch._looks import Look, Patience, is_lost, look_over
+from pgtoolset.watch._turns import GRACE, in_line
 from pgtoolset.watch.targets import (
     Target,
     check_predicate,
@@ -31,12 +32,6 @@ from pgtoolset.watch.targets import (
 __all__ = ["wait_for_row_change"]
 
 M = TypeVar("M")
-
-#: Seconds that a look may take once it has its connection, which then counts as lost; and connecting, likewise.
-PATIENCE = 10.0
-
-#: Seconds that the last look may take, past the deadline.
-GRACE = 1.0
 
 #: Seconds: the first and the longest pause after a look that failed; the interval where that is shorter.
 RETRY_FIRST = 0.02
@@ -62,16 +57,20 @@ async def wait_for_row_change(
     looks over that one, as part of the transaction that is open there, if any.
 
     The session's transaction is left alone, and so are its pending changes: an attribute with unflushed changes keeps
-    them. A lost connection is replaced until the timeout; where the pool has none left, SQLAlchemy's `TimeoutError`
-    comes after the pool's own timeout.
+    them. A lost connection is replaced until the timeout, and a pool that has none left is waited for; SQLAlchemy's
+    `TimeoutError` comes, after the pool's own timeout, only where the session itself holds one of its connections.
+
+    The waiters of an engine look in turn, over half of its pool at most, and those who wait for rows of one model look
+    together: a crowd sees changes late, and misses none for want of a connection.
 
     Args:
         session: an `AsyncSession`.
         model: a mapped class.
         pk_value: the primary key: a scalar, or a tuple or mapping for a composite one.
         columns: attributes or names of mapped columns; `None` watches all of them.
-        interval: seconds between two looks.
-        timeout: seconds; `None` waits for ever. The last look is at the deadline.
+        interval: seconds between two looks: up to a tenth less where others look then, more where too many do.
+        timeout: seconds; `None` waits for ever. The last look is at the deadline, or when its turn comes after that;
+            where nobody's turn comes for a second, it is given up.
         until: a function of the row, a detached instance; the wait ends when it returns true, at once if it already
             does. It decides alone then, whatever `columns` and `baseline` say.
         baseline: what the caller has seen, an instance or a mapping of attribute names to values; a change since then
@@ -104,7 +103,7 @@ async def wait_for_row_change(
     bind = session.sync_session.get_bind(target.mapper)
     raw_key(target, parts, bind.dialect)
     wait = _Wait(target, pk_value, pause, seconds, until, None if baseline is None else seen_by(target, baseline))
-    found = await wait.run(Look(target, parts, bind))
+    found = await wait.run(Look(target, parts, session.sync_session, bind, private=until is not None))
     return await greenlet_spawn(place, session.sync_session, target, found)
 
 
@@ -129,20 +128,25 @@ class _Wait:
         self._baseline = dict(baseline or {})
 
     async def run(self, spot: Look) -> Any:
+        if isinstance(spot.bind, Connection):
+            return await self._until_over(spot, partial(self._look_over, spot.bind), lambda then: then + self._interval)
+        with in_line(spot) as line:
+            return await self._until_over(spot, line.look, lambda then: line.next_moment(then, self._interval))
+
+    async def _until_over(
+        self, spot: Look, look: Callable[[Look, float], Awaitable[Any]], after: Callable[[float], float]
+    ) -> Any:
         loop = asyncio.get_running_loop()
-        deadline = None if self._timeout is None else loop.time() + self._timeout
+        deadline = math.inf if self._timeout is None else loop.time() + self._timeout
         next_look = loop.time()
         trouble: Exception | None = None
         retry = RETRY_FIRST
         while True:
-            now = loop.time()
-            last = deadline is not None and now >= deadline
-            over = math.inf if deadline is None else max(now, deadline) + GRACE
+            last = loop.time() >= deadline
             try:
-                row = await self._look(spot, over)
+                row = await look(spot, deadline)
             except Exception as error:
-                # A single connection cannot be replaced: its transaction is lost with it.
-                if spot.is_single or not _is_lost(error):
+                if not _may_pass(spot, error):
                     raise
                 trouble = error
                 next_look = loop.time() + min(self._interval, retry)
@@ -151,32 +155,17 @@ class _Wait:
                 trouble, retry = None, RETRY_FIRST
                 if self._is_over(row):
                     return row
-                next_look = max(next_look + self._interval, loop.time())
+                last = last or spot.at >= deadline
+                next_look = max(after(next_look), loop.time())
             # A last look that failed is none, as long as there is time for another.
-            if (last and trouble is None) or (deadline is not None and loop.time() >= deadline + GRACE):
+            if (last and trouble is None) or loop.time() >= deadline + GRACE:
                 why = "" if trouble is None else f" There was no connection: {type(trouble).__name__}: {trouble}"
                 raise WaitTimeoutError(f"{self._what} did not change within {self._timeout} s.{why}") from trouble
-            wake = next_look if deadline is None or last else min(next_look, deadline)
-            await asyncio.sleep(max(0, wake - loop.time()))
+            await asyncio.sleep(max(0, (next_look if last else min(next_look, deadline)) - loop.time()))
 
-    async def _look(self, spot: Look, over: float) -> Any:
-        loop = asyncio.get_running_loop()
-        alarm: asyncio.TimerHandle | None = None
-
-        def connected(connection: Connection) -> None:
-            # A statement whose answer does not come is not cancelled: that would be asked of the same silent server.
-            nonlocal alarm
-            alarm = loop.call_at(min(loop.time() + PATIENCE, over), terminate, connection)
-            if not limit.expired():
-                limit.reschedule(None)
-
-        try:
-            # For a place in the pool it waits as long as the pool has everybody wait.
-            async with asyncio.timeout_at(min(loop.time() + spot.pool_timeout + PATIENCE, over)) as limit:
-                return await greenlet_spawn(look, spot, connected)
-        finally:
-            if alarm is not None:
-                alarm.cancel()
+    async def _look_over(self, connection: Connection, spot: Look, deadline: float) -> Any:
+        patience = Patience(max(asyncio.get_running_loop().time(), deadline) + GRACE, 0.0)
+        return await patience.spawn(look_over, spot, connection, patience.asking)
 
     def _is_over(self, row: Any) -> bool:
         """Whether this is what is waited for; what it differs from is noted at the first look."""
@@ -196,10 +185,10 @@ class _Wait:
         return changed
 
 
-def _is_lost(error: Exception) -> bool:
-    """Whether a new connection may help: the old one is gone, the server is, or it does not answer."""
-    if isinstance(error, DBAPIError):
-        state = sqlstate_of(error) or ""
-        return error.connection_invalidated or state.startswith(("08", "53", "57"))
-    # What asyncpg raises while it connects is not wrapped: the operating system's errors and the server's own.
-    return isinstance(error, OSError) or (sqlstate_of(error) or "").startswith(("08", "53", "57"))
+def _may_pass(spot: Look, error: Exception) -> bool:
+    """Whether another look may succeed."""
+    if isinstance(spot.bind, Connection):
+        return False  # it cannot be replaced: its transaction is lost with it
+    if isinstance(error, PoolTimeoutError):
+        return not spot.is_in_its_own_way()
+    return is_lost(error)
