@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.orm.exc import StaleDataError
 
 from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, wait_for_row_change
-from pgtoolset.watch import _looks
+from pgtoolset.watch import _looks, waiting
 
 from .proxy import Proxy
 from .support import Account, Item, interrupt_everywhere, until
@@ -85,17 +85,30 @@ async def session(room: AsyncEngine, session_maker: async_sessionmaker[AsyncSess
 
 
 @asynccontextmanager
-async def later(other: asyncpg.Connection, *statements: str, seconds: float = 0.1) -> AsyncIterator[None]:
-    """Run statements over another connection while the block waits."""
+async def later(
+    other: asyncpg.Connection, *statements: str, seconds: float = 0.1, waiters: int = 1
+) -> AsyncIterator[None]:
+    """Run statements over another connection while the block waits, so long after so many looks."""
+    looks = 0
+    is_over = waiting._Wait._is_over
+
+    def counted(wait: waiting._Wait, row: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_over(wait, row)
 
     async def run() -> None:
+        # Before the first look nobody knows what there was, and a change is none.
+        await until(lambda: looks >= waiters)
         await asyncio.sleep(seconds)
         for statement in statements:
             await other.execute(statement)
 
     task = asyncio.create_task(run())
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(waiting._Wait, "_is_over", counted)
+            yield
     finally:
         await task
 
@@ -295,7 +308,7 @@ async def test_holds_no_connection_while_it_sleeps(
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 40) AS n")
     sessions = [AsyncSession(engine) for _ in range(40)]
     try:
-        async with later(other, "UPDATE item SET name = 'paid'", seconds=0.3):
+        async with later(other, "UPDATE item SET name = 'paid'", waiters=40):
             tasks = [
                 asyncio.create_task(wait_for_row_change(each, Item, number, interval=0.3, timeout=60))
                 for number, each in enumerate(sessions, 1)
