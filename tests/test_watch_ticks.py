@@ -82,6 +82,25 @@ async def test_slices(
     assert turns.most <= _groups.SLICE
 
 
+async def test_statistics_of_another_time(
+    engine: AsyncEngine, other: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the planner takes a table for nearly empty, and so reads all of it, 10,000 rows are looked at in time."""
+    await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, $1) AS n", MANY)
+    await other.execute("DELETE FROM item")
+    await other.execute("INSERT INTO item SELECT n, '' FROM unnest(ARRAY[3, 1, 5, 2, 4]) AS n")
+    await other.execute("ANALYZE item")
+    await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(6, $1) AS n", MANY)
+    async with RowWatcher(engine, interval=0.05) as watcher:
+        tasks = [asyncio.create_task(watcher.wait(Item, n, timeout=60)) for n in range(1, MANY + 1)]
+        await joined(watcher)
+        await asyncio.sleep(1)  # then the plan is one that PostgreSQL keeps
+        await other.execute("UPDATE item SET name = 'paid'")
+        assert {change.kind for change in await asyncio.gather(*tasks)} == {"update"}
+    assert [record.getMessage() for record in caplog.records] == []
+    await other.execute("ANALYZE item")
+
+
 async def test_whoever_comes_and_goes_during_a_tick(
     engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,8 @@ class Link:
         except TimeoutError:
             await self.check()
             raise Busy(
-                f"PostgreSQL did not answer within {PATIENCE} s; a lock on the table may be in the way"
+                f"PostgreSQL did not answer within {PATIENCE} s; a lock on the table may be in the way, or "
+                "statistics from a time when it was nearly empty, which ANALYZE renews"
             ) from None
         except Exception as error:
             self._raise_if_lost(error)

@@ -77,7 +77,12 @@ class Statements:
         """
         parameters = self._parameters
         if types is not None:
-            parameters = [f"CAST({each}::text AS {type_})" for each, type_ in zip(parameters, types, strict=True)]
+            # In a subquery, because a cast that depends on settings, as that of text does, is carried out anew for each
+            # row that is not found by the index: 10,000 times 10,000 keys where the planner takes a table for small.
+            parameters = [
+                f"CAST((SELECT CAST({each}::text AS {type_})) AS {type_})"
+                for each, type_ in zip(parameters, types, strict=True)
+            ]
         lines: Any = func.convert_to(func.string_agg(self._line(), _NEWLINE), literal_column("'UTF8'"))
         is_exact = _is_exact().label("is_exact")
         return self._sql(select(lines, is_exact).select_from(self._mapper).where(self._criterion(parameters)))
