@@ -12,9 +12,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from .support import Base, plain_url, wait_until_idle
-
-collect_ignore = ["user_project"]
+from tests.support import Base, plain_url, wait_until_idle
 
 
 def pytest_configure(config: pytest.Config) -> None:

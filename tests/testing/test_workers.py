@@ -1,0 +1,441 @@
+"""`create_worker_database`: its own database for each worker, and nobody else's ever touched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from pgtoolset import (
+    DatabaseExistsError,
+    DatabaseInUseError,
+    DatabaseNotFoundError,
+    create_database,
+    drop_database,
+)
+from pgtoolset.testing import _owners, create_worker_database, worker_database_url, workers
+from pgtoolset.testing._owners import Owner, draft_name, is_forgotten_draft, new_owner, owner_in
+from tests.support import Interrupted, plain_url
+
+PREFIX = "pgtoolset worker test"
+URL = "postgresql+asyncpg://user:p%40ss@host:5432/app?ssl=require"
+
+
+async def names(connection: asyncpg.Connection) -> set[str]:
+    """The databases that these tests make, and drafts."""
+    rows = await connection.fetch(
+        "SELECT datname FROM pg_database WHERE starts_with(datname, $1) OR datname LIKE 'pgtoolset-%'", PREFIX
+    )
+    return {row["datname"] for row in rows}
+
+
+async def make(connection: asyncpg.Connection, name: str, comment: str | None = None) -> None:
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    if comment is not None:
+        await connection.execute(f"COMMENT ON DATABASE \"{name}\" IS '{comment}'")
+
+
+@pytest.fixture(autouse=True)
+async def databases_gone(other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    yield
+    for name in await names(other):
+        await other.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+# The URL
+
+
+def test_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefix and worker, or the default outside of one; everything else of the URL stays, the password included."""
+    assert worker_database_url(URL, "test_db") == URL.replace("/app", "/test_db")
+    assert worker_database_url(make_url(URL), "test_db", prefix="shop") == URL.replace("/app", "/shop_test_db")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")
+    assert worker_database_url(URL, "test_db") == URL.replace("/app", "/gw3")
+    assert worker_database_url(URL, "test_db", prefix="shop") == URL.replace("/app", "/shop_gw3")
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_plain_url(scheme: str) -> None:
+    """A URL that names no driver becomes one that create_async_engine takes."""
+    url = worker_database_url(f"{scheme}://u:secret@h/app?sslmode=require", "test_db")
+    assert url == "postgresql+asyncpg://u:secret@h/test_db?ssl=require"
+
+
+def test_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that PostgreSQL would cut to the same 63 bytes stay different, and every one can be held."""
+    found = set()
+    for prefix in ("p" * 70, "p" * 71, "é" * 40, "é" * 41, "p" * 60):
+        for worker in ("gw1", "gw11", "w" * 70, "w" * 71):
+            monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+            name = str(make_url(worker_database_url(URL, "test_db", prefix=prefix)).database)
+            assert len(name.encode()) <= 63
+            assert name.startswith(prefix[:12])
+            assert name.endswith(worker[:20])
+            found.add(name)
+    assert len(found) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"database_url": "sqlite://"}, ValueError),
+        ({"database_url": None}, TypeError),
+        ({"default_test_db": ""}, ValueError),
+        ({"default_test_db": None}, TypeError),
+        ({"default_test_db": "a\0b"}, ValueError),
+        ({"prefix": "a\0b"}, ValueError),
+        ({"prefix": "\ud800"}, ValueError),
+        ({"prefix": 7}, TypeError),
+    ],
+)
+async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
+    """What cannot be meant is refused before any SQL: here is no server at all."""
+    arguments = {"database_url": "postgresql://nobody@127.0.0.1:1/x", "default_test_db": "test_db"} | arguments
+    with pytest.raises(error):
+        worker_database_url(**arguments)
+    with pytest.raises(error):
+        async with create_worker_database(**arguments):
+            raise AssertionError
+
+
+async def test_bad_server_and_template() -> None:
+    """The other arguments are looked at before any SQL too."""
+    with pytest.raises(ValueError, match="server_url"):
+        async with create_worker_database("postgresql://nobody@127.0.0.1:1/x", server_url="sqlite://"):
+            raise AssertionError
+    with pytest.raises(ValueError, match="template"):
+        async with create_worker_database("postgresql://nobody@127.0.0.1:1/x", template="x" * 64):
+            raise AssertionError
+
+
+# A block
+
+
+async def test_block(server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is there during the block, empty and usable by its URL, and gone after it."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw5")
+    async with create_worker_database(server_url, prefix=PREFIX) as url:
+        assert make_url(url).database == f"{PREFIX}_gw5"
+        assert await names(other) == {f"{PREFIX}_gw5"}
+        engine = create_async_engine(url)
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE t ()"))
+        await engine.dispose()
+    assert not await names(other)
+
+
+async def test_block_that_raises_with_connections_open(server_url: str, other: asyncpg.Connection) -> None:
+    """After an exception, with a transaction open in it, the database is gone, and the exception is what was raised."""
+    connection = None
+    with pytest.raises(KeyError):
+        async with create_worker_database(server_url, prefix=PREFIX) as url:
+            connection = await asyncpg.connect(plain_url(url))
+            await connection.execute("BEGIN; CREATE TABLE t ()")
+            raise KeyError
+    assert connection is not None
+    await connection.close()
+    assert not await names(other)
+
+
+async def test_from_a_template_by_another_server_url(server_url: str, other: asyncpg.Connection) -> None:
+    """A template is copied; the database is made over `server_url`, while the URL is that of `database_url`."""
+    model = f"{PREFIX} model"
+    await create_database(model, server_url=server_url)
+    connection = await asyncpg.connect(plain_url(server_url), database=model)
+    await connection.execute("CREATE TABLE number AS SELECT 7 AS n")
+    await connection.close()
+    app_url = make_url(server_url).set(database="not there", username="nobody")
+    async with create_worker_database(app_url, prefix=PREFIX, server_url=server_url, template=model) as url:
+        assert make_url(url).username == "nobody"
+        connection = await asyncpg.connect(plain_url(server_url), database=make_url(url).database)
+        assert await connection.fetchval("SELECT n FROM number") == 7
+        await connection.close()
+    with pytest.raises(DatabaseNotFoundError, match=f"{PREFIX}_test_db"):
+        async with create_worker_database(server_url, prefix=PREFIX, template=f"{PREFIX} missing"):
+            raise AssertionError
+    assert await names(other) == {model}
+
+
+async def test_dropped_by_the_block_itself(server_url: str, other: asyncpg.Connection) -> None:
+    """A block may drop its database, and what somebody else makes in its place is not touched."""
+    name = f"{PREFIX}_test_db"
+    async with create_worker_database(server_url, prefix=PREFIX):
+        await drop_database(name, server_url=server_url)
+    async with create_worker_database(server_url, prefix=PREFIX):
+        await drop_database(name, server_url=server_url)
+        await make(other, name)
+    assert await names(other) == {name}
+
+
+# Whose it is
+
+
+async def test_not_ours(server_url: str, other: asyncpg.Connection) -> None:
+    """A database of that name that was not made here is an error, and stays, whatever comment it has."""
+    name = f"{PREFIX}_test_db"
+    for comment in (None, "of great value", "{}", "[1]", '{"kind": "pgtoolset worker database"}'):
+        await make(other, name, comment)
+        with pytest.raises(DatabaseExistsError, match=name):
+            async with create_worker_database(server_url, prefix=PREFIX):
+                raise AssertionError
+        assert await names(other) == {name}
+        await drop_database(name, server_url=server_url)
+
+
+async def test_two_at_a_time(server_url: str, other: asyncpg.Connection) -> None:
+    """Two blocks of one name at a time: the second is told whose it is, and the first does not notice."""
+    async with create_worker_database(server_url, prefix=PREFIX) as url:
+        with pytest.raises(DatabaseExistsError, match=str(os.getpid())):
+            async with create_worker_database(server_url, prefix=PREFIX):
+                raise AssertionError
+        async with create_worker_database(server_url, "another", prefix=PREFIX):
+            assert len(await names(other)) == 2
+        await (await asyncpg.connect(plain_url(url))).close()
+    assert not await names(other)
+
+
+async def test_entered_by_many_at_once(server_url: str, other: asyncpg.Connection) -> None:
+    """Of many blocks of one name that begin at a time, one gets it."""
+
+    async def block() -> bool:
+        try:
+            async with create_worker_database(server_url, prefix=PREFIX) as url:
+                await (await asyncpg.connect(plain_url(url))).close()
+                await asyncio.sleep(0.5)
+        except DatabaseExistsError:
+            return False
+        return True
+
+    assert sorted(await asyncio.gather(*(block() for _ in range(4)))) == [False, False, False, True]
+    assert not await names(other)
+
+
+async def alive() -> Owner:
+    """This process."""
+    return await asyncio.to_thread(new_owner)
+
+
+async def parent() -> Owner:
+    """Another process that is alive."""
+    started = await asyncio.to_thread(_owners._started, os.getppid())
+    return replace(await alive(), pid=os.getppid(), started=started or 0)
+
+
+async def dead() -> Owner:
+    """A process of this machine that has ended."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await process.wait()
+    return replace(await alive(), pid=process.pid)
+
+
+async def test_left_over(server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run left under the name is dropped first, connections and all: of a process that is dead, whose id
+    somebody else has now, of another machine with nobody in it, or of this one after a teardown that failed."""
+    name = f"{PREFIX}_test_db"
+    own = await alive()
+    for owner in (await dead(), replace(own, pid=os.getppid(), started=1), replace(own, machine="elsewhere"), own):
+        await make(other, name, owner.mark())
+        connection = await asyncpg.connect(plain_url(server_url), database=name)
+        if owner.machine == "elsewhere":
+            await connection.close()
+        async with create_worker_database(server_url, prefix=PREFIX) as url:
+            fresh = await asyncpg.connect(plain_url(url))
+            assert owner_in(
+                await fresh.fetchval("""SELECT shobj_description(oid, 'pg_database') FROM pg_database
+                                                    WHERE datname = current_database()""")
+            ) not in (None, owner)
+            await fresh.close()
+        await connection.close()
+        assert not await names(other)
+
+
+async def test_of_a_living_process(server_url: str, other: asyncpg.Connection) -> None:
+    """A database of another process that is alive is an error under its name, and not swept under another."""
+    name = f"{PREFIX}_test_db"
+    await make(other, name, (await parent()).mark())
+    with pytest.raises(DatabaseExistsError, match=f"pid {os.getppid()}"):
+        async with create_worker_database(server_url, prefix=PREFIX):
+            raise AssertionError
+    async with create_worker_database(server_url, "another", prefix=PREFIX):
+        assert name in await names(other)
+    assert await names(other) == {name}
+
+
+async def test_of_another_machine(server_url: str, other: asyncpg.Connection) -> None:
+    """Whether a process of another machine is alive is not known: its database is not swept, and under its own name it
+    is an error while somebody is in it."""
+    name = f"{PREFIX}_test_db"
+    await make(other, name, replace(await alive(), machine="elsewhere").mark())
+    async with create_worker_database(server_url, "another", prefix=PREFIX):
+        assert name in await names(other)
+    connection = await asyncpg.connect(plain_url(server_url), database=name)
+    with pytest.raises(DatabaseInUseError, match="elsewhere"):
+        async with create_worker_database(server_url, prefix=PREFIX):
+            raise AssertionError
+    await connection.close()
+
+
+async def test_of_another_machine_long_ago(server_url: str, other: asyncpg.Connection) -> None:
+    """After a day a database of another machine is swept, unless somebody is in it."""
+    owner = replace(await alive(), machine="elsewhere")
+    await make(other, f"{PREFIX} of today", owner.mark())
+    for name in ("long ago", "still used"):
+        await make(other, f"{PREFIX} {name}", replace(owner, created=owner.created - 90_000).mark())
+    connection = await asyncpg.connect(plain_url(server_url), database=f"{PREFIX} still used")
+    async with create_worker_database(server_url, prefix=PREFIX):
+        pass
+    assert await names(other) == {f"{PREFIX} of today", f"{PREFIX} still used"}
+    await connection.close()
+
+
+async def test_sweep(server_url: str, other: asyncpg.Connection) -> None:
+    """Databases of dead processes go, whatever their names, and drafts of theirs; what is not ours stays."""
+    await make(other, f"{PREFIX} abandoned", (await dead()).mark())
+    await make(other, draft_name(await dead()))
+    await make(other, draft_name(await alive()))
+    await make(other, f"{PREFIX} foreign")
+    await make(other, f"{PREFIX} commented", json.dumps({"kind": "something else", "pid": 1}))
+    before = await names(other)
+    assert len(before) == 5
+    async with create_worker_database(server_url, prefix=PREFIX):
+        pass
+    left = await names(other)
+    assert left >= {f"{PREFIX} foreign", f"{PREFIX} commented"}
+    assert len(left) == 3
+
+
+async def test_swept_by_many_at_once(server_url: str, other: asyncpg.Connection) -> None:
+    """Workers that start at a time sweep the same databases, and each gets its own."""
+    for number in range(3):
+        await make(other, f"{PREFIX} abandoned {number}", (await dead()).mark())
+        await make(other, f"{PREFIX}_worker{number}", (await dead()).mark())
+
+    async def block(number: int) -> None:
+        async with create_worker_database(server_url, f"worker{number}", prefix=PREFIX) as url:
+            await (await asyncpg.connect(plain_url(url))).close()
+            await asyncio.sleep(0.3)
+
+    await asyncio.gather(*map(block, range(4)))
+    assert not await names(other)
+
+
+def test_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft tells by its name whether its maker is alive; of another machine it is forgotten after an hour."""
+    owner = new_owner()
+    assert not is_forgotten_draft(draft_name(owner))
+    assert is_forgotten_draft(draft_name(replace(owner, started=owner.started + 1)))
+    assert not is_forgotten_draft("pgtoolset-draft")
+    foreign = draft_name(owner).replace(_owners._digest(), "0" * 12)
+    assert not is_forgotten_draft(foreign)
+    now = _owners.time.time()
+    monkeypatch.setattr(_owners.time, "time", lambda: now + 3700)
+    assert is_forgotten_draft(foreign)
+    assert not is_forgotten_draft(draft_name(owner))
+    assert len(draft_name(replace(owner, pid=2**22, started=2**40)).encode()) <= 63
+
+
+PROGRAM = """
+import asyncio, sys, asyncpg
+from pgtoolset.testing import create_worker_database
+
+async def main():
+    async with create_worker_database(sys.argv[1], prefix=sys.argv[2]) as url:
+        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        await connection.execute("BEGIN; CREATE TABLE t ()")
+        print("ready", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_killed(server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed leaves its database; the next run, under another name too, drops it."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    for next_worker in ("gw0", "gw7"):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PROGRAM, server_url, PREFIX),
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTEST_XDIST_WORKER": "gw0"},
+            cwd=Path(__file__).parents[2],
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        with pytest.raises(DatabaseExistsError, match=f"pid {process.pid}"):
+            async with create_worker_database(server_url, prefix=PREFIX):
+                raise AssertionError
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        assert await names(other) == {f"{PREFIX}_gw0"}
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", next_worker)
+        async with create_worker_database(server_url, prefix=PREFIX):
+            assert await names(other) == {f"{PREFIX}_{next_worker}"}
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+        assert not await names(other)
+
+
+# What goes wrong
+
+
+async def test_cancelled_everywhere(server_url: str, other: asyncpg.Connection) -> None:
+    """Cancelled at any suspension, a block leaves no database, neither under its name nor a draft."""
+
+    async def block() -> None:
+        async with create_worker_database(server_url, prefix=PREFIX):
+            await asyncio.sleep(0)
+
+    before = set(workers._open)  # the database that this test runs on is one
+    for n in range(1, 200):
+        interrupted = Interrupted(block(), n)
+
+        async def run(interrupted: Interrupted = interrupted) -> None:
+            await interrupted
+
+        task = asyncio.create_task(run())
+        await asyncio.wait([task], timeout=20)
+        assert task.done(), n
+        if not task.cancelled():
+            task.result()
+        assert not await names(other), n
+        assert workers._open == before
+        if not interrupted.happened:
+            break
+    else:
+        raise AssertionError("never finished")
+    assert n > 10
+
+
+async def test_teardown_fails(
+    server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A drop that fails is raised after a block that went well, and logged after one that raised."""
+
+    async def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("no server")
+
+    with pytest.raises(OSError, match="no server"):
+        async with create_worker_database(server_url, prefix=PREFIX):
+            monkeypatch.setattr(workers, "drop", fail)
+    monkeypatch.undo()
+    with pytest.raises(KeyError):
+        async with create_worker_database(server_url, prefix=PREFIX):
+            monkeypatch.setattr(workers, "drop", fail)
+            raise KeyError
+    assert "could not be dropped" in caplog.text
+    monkeypatch.undo()
+    async with create_worker_database(server_url, prefix=PREFIX):
+        pass
+    assert not await names(other)

@@ -1,0 +1,169 @@
+"""A cancellation at every suspension of a block, the commit included.
+
+Afterwards the pool is whole, the session is closed, and what the caller was told agrees with what is stored: a block
+that ended normally is committed, one that raised is not. A cancellation that a commit outlived is delivered later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from pgtoolset import create_db_context, create_db_dependency, get_transaction, on_commit, run_transaction
+from tests.support import Item, insert, interrupt_everywhere, stored
+
+Maker = async_sessionmaker[AsyncSession]
+Block = Callable[[Maker, int, list[AsyncSession]], Coroutine[Any, Any, None]]
+
+
+async def in_context(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    async with create_db_context(maker)() as session:
+        sessions.append(session)
+        await insert(session, n)
+        await session.execute(text("SELECT pg_sleep(0.002)"))
+
+
+async def in_context_by_flush(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    async with create_db_context(maker)() as session:
+        sessions.append(session)
+        session.add(Item(id=n))
+
+
+async def in_dependency(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    async with asynccontextmanager(create_db_dependency(maker))() as session:
+        sessions.append(session)
+        await insert(session, n)
+
+
+async def in_transaction(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    session = maker()
+    sessions.append(session)
+    async with get_transaction(session):
+        await insert(session, n)
+
+
+async def in_serializable_transaction(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    session = maker()
+    sessions.append(session)
+    async with get_transaction(session, isolation_level="SERIALIZABLE", read_only=False):
+        await insert(session, n)
+
+
+async def in_nested_transaction(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    async with create_db_context(maker)() as session:
+        sessions.append(session)
+        async with get_transaction(session):
+            await insert(session, n)
+        try:
+            async with get_transaction(session):
+                await insert(session, -n)
+                raise KeyError
+        except KeyError:
+            pass
+
+
+async def in_explicit_commit(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    async with create_db_context(maker)() as session:
+        sessions.append(session)
+        await insert(session, n)
+        await session.commit()
+
+
+async def in_run_transaction(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    async def work(session: AsyncSession) -> None:
+        sessions.append(session)
+        await insert(session, n)
+
+    await run_transaction(maker, work)
+
+
+async def with_callback(maker: Maker, n: int, sessions: list[AsyncSession]) -> None:
+    async def callback() -> None:
+        await asyncio.sleep(0)
+
+    async with create_db_context(maker)() as session:
+        sessions.append(session)
+        await insert(session, n)
+        on_commit(session, callback)
+
+
+BLOCKS = [
+    in_context,
+    in_context_by_flush,
+    in_dependency,
+    in_transaction,
+    in_serializable_transaction,
+    in_nested_transaction,
+    in_explicit_commit,
+    in_run_transaction,
+    with_callback,
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("pool", ["cold", "warm"])
+async def test_told_and_stored_agree(
+    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, block: Block, pool: str
+) -> None:
+    """Cancelled at any suspension, with and without a connection in the pool: see the module."""
+    checked_out: Any = engine.pool
+    told: dict[int, str] = {}
+    sessions: list[AsyncSession] = []
+
+    async def work(n: int) -> None:
+        if pool == "cold":
+            await engine.dispose()
+        try:
+            await block(session_maker, n, sessions)
+        except asyncio.CancelledError:
+            told[n] = "cancelled"
+            raise
+        told[n] = "committed"
+        await asyncio.sleep(0.05)
+        told[n] = "committed, not cancelled"
+
+    async def check(n: int) -> None:
+        assert checked_out.checkedout() == 0, f"a connection is lost at suspension {n}"
+        for session in sessions:
+            assert not session.in_transaction(), f"a session stays open at suspension {n}"
+        sessions.clear()
+        seen = await stored(other)
+        assert -n not in seen
+        assert (n in seen) == told.get(n, "cancelled").startswith("committed"), f"at suspension {n}: {told.get(n)}"
+        async with create_db_context(session_maker)() as session:
+            assert await session.scalar(text("SELECT 1")) == 1
+
+    suspensions = await interrupt_everywhere(work, check)
+    assert suspensions >= 3
+    outcomes = set(told.values())
+    # The commit was reached, a cancellation in the middle of it was survived, and it was delivered afterwards.
+    assert outcomes == {"cancelled", "committed", "committed, not cancelled"}
+
+
+async def test_timeout_in_the_commit_does_not_poison_what_follows(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """A timeout that expires during a slow COMMIT: the block ends well, and so does the code after the timeout."""
+    await other.execute(
+        """
+        CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION slow();
+        """
+    )
+    try:
+        async with asyncio.timeout(0.1):
+            async with create_db_context(session_maker)() as session:
+                await insert(session, 1)
+        await asyncio.sleep(0.01)
+        assert await stored(other) == {1}
+    finally:
+        await other.execute("DROP TRIGGER slow ON item")
