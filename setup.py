@@ -1,9 +1,9 @@
 """Builds the compiled modules; everything else is in pyproject.toml.
 
-A compiled module has the source of an interpreted one and a name of its own, so that both can be imported. Without
-Cython or a compiler the package is installed without them, with a warning. Two variables of the environment decide
-otherwise: PGTOOLSET_NO_EXTENSIONS=1 builds none, and with PGTOOLSET_REQUIRE_EXTENSIONS=1 one that is missing is an
-error.
+A compiled module has the source of an interpreted one and a name of its own, so that both can be
+imported. Without Cython or a compiler the package is installed without them, with a warning. Two
+variables of the environment decide otherwise: PGTOOLSET_NO_EXTENSIONS=1 builds none, and with
+PGTOOLSET_REQUIRE_EXTENSIONS=1 one that is missing is an error.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ def extensions() -> dict[str, Any]:
         from Cython.Distutils import Extension
     except ModuleNotFoundError:
         if require:
-            raise SystemExit("PGTOOLSET_REQUIRE_EXTENSIONS is set, but Cython is not installed") from None
-        print("WARNING: without Cython, pgtoolset is built without its compiled modules", file=sys.stderr)
+            raise SystemExit(
+                "PGTOOLSET_REQUIRE_EXTENSIONS is set, but Cython is not installed"
+            ) from None
+        print(
+            "WARNING: without Cython, pgtoolset is built without its compiled modules",
+            file=sys.stderr,
+        )
         return {}
 
     class BuildWithStubs(build_ext):  # type: ignore[misc]  # Cython's is untyped

@@ -1,8 +1,9 @@
-"""The FastAPI application of one contestant, served by uvicorn: `python -m benchmarks._app CONTESTANT URL FD SIZE`.
+"""The FastAPI application of one contestant, served by uvicorn: `python -m benchmarks._app
+CONTESTANT URL FD SIZE`.
 
-Every contestant answers the same requests with the same statements; only where the session comes from differs. The
-server listens on the inherited socket FD, has a pool that never lacks one of SIZE connections, and ends with its
-standard input, so that it never outlives whoever started it.
+Every contestant answers the same requests with the same statements; only where the session comes
+from differs. The server listens on the inherited socket FD, has a pool that never lacks one of SIZE
+connections, and ends with its standard input, so that it never outlives whoever started it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from typing import Any, TypeAlias
 import uvicorn
 from fastapi import Depends, FastAPI
 from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, event, insert, select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from pgtoolset import create_db_dependency
 
@@ -80,7 +86,8 @@ def with_dependency(app: FastAPI, dependency: Any, work: dict[str, Work]) -> Non
 
 
 def bare_dependency(app: FastAPI, engine: AsyncEngine, work: dict[str, Work]) -> None:
-    """The least that a dependency can be: what is left of its loss to `by_hand` is FastAPI's own."""
+    """The least that a dependency can be: what is left of its loss to `by_hand` is FastAPI's
+    own."""
     session_maker = async_sessionmaker(engine, expire_on_commit=False)
 
     async def get_db() -> AsyncIterator[AsyncSession]:
@@ -96,7 +103,8 @@ def pgtoolset(app: FastAPI, engine: AsyncEngine, work: dict[str, Work]) -> None:
 
 
 def fastapi_toolsets(app: FastAPI, engine: AsyncEngine, work: dict[str, Work]) -> None:
-    """As the library's own documentation tells: until version 3 a generator function, from 4 on a `Database`."""
+    """As the library's own documentation tells: until version 3 a generator function, from 4 on a
+    `Database`."""
     db = importlib.import_module("fastapi_toolsets.db")
     if hasattr(db, "Database"):
         database = db.Database(engine=engine)

@@ -1,7 +1,8 @@
-"""An HTTP client that costs next to nothing: one fixed request, sent again as soon as its answer is complete.
+"""An HTTP client that costs next to nothing: one fixed request, sent again as soon as its answer is
+complete.
 
-httpx takes longer for a request than the server under test, and on a machine with few processors it would take the
-server's time.
+httpx takes longer for a request than the server under test, and on a machine with few processors it
+would take the server's time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Load:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends one request at a time. An answer other than 2xx, or a closed connection, ends it with an error."""
+    """Sends one request at a time. An answer other than 2xx, or a closed connection, ends it with
+    an error."""
 
     def __init__(self) -> None:
         self.transport: Any = None
@@ -57,7 +59,9 @@ class _Connection(asyncio.Protocol):
         if head[9:10] == b"2":
             self._answer.set_result(body)
         else:
-            self._answer.set_exception(RuntimeError(f"answered {head[9:12].decode()}: {body[:500]!r}"))
+            self._answer.set_exception(
+                RuntimeError(f"answered {head[9:12].decode()}: {body[:500]!r}")
+            )
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer is not None and not self._answer.done():
@@ -74,7 +78,9 @@ class Client:
     @classmethod
     async def connect(cls, port: int, connections: int) -> Client:
         loop = asyncio.get_running_loop()
-        made = [await loop.create_connection(_Connection, "127.0.0.1", port) for _ in range(connections)]
+        made = [
+            await loop.create_connection(_Connection, "127.0.0.1", port) for _ in range(connections)
+        ]
         return cls([protocol for _, protocol in made], port)
 
     async def ask(self, path: str) -> Any:
@@ -82,7 +88,8 @@ class Client:
         return json.loads(await self._connections[0].ask(self._request(path)))
 
     async def load(self, path: str, *, seconds: float) -> Load:
-        """Keep every connection busy until the time is over, then wait for the answers that are on their way."""
+        """Keep every connection busy until the time is over, then wait for the answers that are on
+        their way."""
         request = self._request(path)
         load = Load()
         start = time.perf_counter()

@@ -1,8 +1,9 @@
-"""Contestants measured in alternation, so that what a noisy machine does to one it does to the other.
+"""Contestants measured in alternation, so that what a noisy machine does to one it does to the
+other.
 
-Absolute times on a shared machine drift by tens of percent within a minute. A round here is short, each round runs
-every contestant once, and only figures of the same round are divided by one another; of those ratios the median
-and the quartiles are told.
+Absolute times on a shared machine drift by tens of percent within a minute. A round here is short,
+each round runs every contestant once, and only figures of the same round are divided by one
+another; of those ratios the median and the quartiles are told.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ R = TypeVar("R")
 async def alternate(
     contestants: Mapping[str, Callable[[], Awaitable[R]]], *, rounds: int, warm_up: int = 2
 ) -> dict[str, list[R]]:
-    """Run every contestant once per round and return what each gave, round by round, without the warm-up.
+    """Run every contestant once per round and return what each gave, round by round, without the
+    warm-up.
 
-    The order is drawn anew for each round, the same in every run: a drift, or a neighbour who leaves the caches warm,
-    then helps each as often as it harms it. (An order that is only reversed has whoever stands at its ends run twice
-    in a row, which is worth some percent.) The garbage of one contestant is collected before the next one starts, and
-    collection stays on while it runs. What has survived the warm-up is frozen, as in a server that has been up for a
-    while, so that collecting is quick.
+    The order is drawn anew for each round, the same in every run: a drift, or a neighbour who
+    leaves the caches warm, then helps each as often as it harms it. (An order that is only reversed
+    has whoever stands at its ends run twice in a row, which is worth some percent.) The garbage of
+    one contestant is collected before the next one starts, and collection stays on while it runs.
+    What has survived the warm-up is frozen, as in a server that has been up for a while, so that
+    collecting is quick.
     """
     names = list(contestants)
     order = random.Random(0)
@@ -70,8 +73,11 @@ class Spread:
         return f"{self.median:7.3f}  ({self.low:.3f} to {self.high:.3f})"
 
 
-def tell(what: str, figure: Spread, target: tuple[Literal["at most", "at least"], float] | None = None) -> None:
-    """Print one line: what was measured, the median, the quartiles, and whether the median meets the target."""
+def tell(
+    what: str, figure: Spread, target: tuple[Literal["at most", "at least"], float] | None = None
+) -> None:
+    """Print one line: what was measured, the median, the quartiles, and whether the median meets
+    the target."""
     verdict = ""
     if target is not None:
         bound, limit = target
@@ -82,7 +88,8 @@ def tell(what: str, figure: Spread, target: tuple[Literal["at most", "at least"]
 
 @contextmanager
 def database_url(**settings: str) -> Iterator[str]:
-    """`DATABASE_URL` for SQLAlchemy with asyncpg, or a PostgreSQL of our own, with these settings."""
+    """`DATABASE_URL` for SQLAlchemy with asyncpg, or a PostgreSQL of our own, with these
+    settings."""
     given = os.environ.get("DATABASE_URL")
     if given:
         yield given
@@ -100,4 +107,6 @@ def environment(*packages: str) -> None:
     from importlib.metadata import version
 
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(f"Python {sys.version.split()[0]}, {versions}; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"Python {sys.version.split()[0]}, {versions}; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+    )

@@ -1,4 +1,5 @@
-"""Waiters by the hundred and thousand: what they cost, who is lost and how soon they hear, theirs and ours."""
+"""Waiters by the hundred and thousand: what they cost, who is lost and how soon they hear, theirs
+and ours."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from pgtoolset import RowWatcher, wait_for_row_change
 #: Waits for one change of the row with this key.
 Wait = Callable[[int], Awaitable[Any]]
 
-#: Seconds before the first change, in which everybody has had a first look; and after the last, to hear of it.
+#: Seconds before the first change, in which everybody has had a first look; and after the last, to
+#: hear of it.
 SETTLE, REST = 10.0, 5.0
 
 CHANGES = 100
@@ -48,8 +50,8 @@ def load_peer() -> Any:
 async def compare(url: str, model: Any, counts: list[int], seconds: float, interval: float) -> None:
     """Print a line for each number of waiters and each contestant.
 
-    A pool of 10 connections, for which a checkout waits 30 seconds. Somebody else takes one of them now and then, in
-    the same event loop.
+    A pool of 10 connections, for which a checkout waits 30 seconds. Somebody else takes one of them
+    now and then, in the same event loop.
     """
     peer = load_peer()
     headline(
@@ -79,7 +81,10 @@ async def compare(url: str, model: Any, counts: list[int], seconds: float, inter
                 seconds,
             )
 
-    names = {wait_for_row_change: "wait_for_row_change", peer: f"fastapi-toolsets {_peers.FASTAPI_TOOLSETS[-1]}"}
+    names = {
+        wait_for_row_change: "wait_for_row_change",
+        peer: f"fastapi-toolsets {_peers.FASTAPI_TOOLSETS[-1]}",
+    }
     contestants = [watcher, polling(wait_for_row_change), *([polling(peer)] if peer else [])]
     for count in counts:
         for contestant in contestants:
@@ -90,7 +95,9 @@ async def compare(url: str, model: Any, counts: list[int], seconds: float, inter
                 await engine.dispose()
 
 
-async def measure(name: str, wait: Wait, engine: AsyncEngine, url: str, table: str, count: int, seconds: float) -> None:
+async def measure(
+    name: str, wait: Wait, engine: AsyncEngine, url: str, table: str, count: int, seconds: float
+) -> None:
     told: dict[int, float] = {}
     failures: Counter[str] = Counter()
     checkouts: list[float] = []
@@ -154,12 +161,16 @@ def milliseconds(seconds: list[float]) -> list[float]:
     return statistics.quantiles([each * 1000 for each in seconds], n=100, method="inclusive")
 
 
-async def write(url: str, table: str, keys: list[int], changed: dict[int, float], pause: float) -> None:
+async def write(
+    url: str, table: str, keys: list[int], changed: dict[int, float], pause: float
+) -> None:
     connection = await asyncpg.connect(url.replace("+asyncpg", "", 1))
     try:
         await asyncio.sleep(SETTLE)
         for key in keys:
-            await connection.execute(f"UPDATE {table} SET status = status || '!' WHERE id = $1", key)
+            await connection.execute(
+                f"UPDATE {table} SET status = status || '!' WHERE id = $1", key
+            )
             changed[key] = time.perf_counter()
             await asyncio.sleep(pause)
     finally:

@@ -21,7 +21,9 @@ async def compare(url: str, table: str, rounds: int) -> None:
         connections = [await asyncpg.connect(url, server_settings=settings) for _ in range(count)]
         try:
 
-            def contestant(action: str, connections: list[asyncpg.Connection]) -> Callable[[], Awaitable[float]]:
+            def contestant(
+                action: str, connections: list[asyncpg.Connection]
+            ) -> Callable[[], Awaitable[float]]:
                 async def run() -> float:
                     await connections[0].execute(f"ALTER TABLE {table} {action} TRIGGER USER")
                     return await throughput(connections, table)
@@ -29,7 +31,10 @@ async def compare(url: str, table: str, rounds: int) -> None:
                 return run
 
             figures = await alternate(
-                {"with": contestant("ENABLE", connections), "without": contestant("DISABLE", connections)},
+                {
+                    "with": contestant("ENABLE", connections),
+                    "without": contestant("DISABLE", connections),
+                },
                 rounds=rounds,
                 warm_up=1,
             )

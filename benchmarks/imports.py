@@ -1,8 +1,9 @@
-"""What `import pgtoolset` adds to what every program has loaded that uses it. Run as `python -m benchmarks.imports`.
+"""What `import pgtoolset` adds to what every program has loaded that uses it. Run as `python -m
+benchmarks.imports`.
 
-Fresh interpreters import SQLAlchemy, its PostgreSQL dialect, which comes with the first engine and with pgtoolset, and
-then pgtoolset, and say what CPU time each took. Bytecode is there already, as after an installation: the first of the
-warm-up writes it, into a folder of its own.
+Fresh interpreters import SQLAlchemy, its PostgreSQL dialect, which comes with the first engine and
+with pgtoolset, and then pgtoolset, and say what CPU time each took. Bytecode is there already, as
+after an installation: the first of the warm-up writes it, into a folder of its own.
 """
 
 from __future__ import annotations
@@ -37,11 +38,15 @@ async def milliseconds(environ: Mapping[str, str], *modules: str) -> list[float]
 
 
 def slowest(environ: Mapping[str, str], count: int) -> list[str]:
-    """The modules that `import pgtoolset` adds and that take longest by themselves, as -X importtime tells them."""
+    """The modules that `import pgtoolset` adds and that take longest by themselves, as -X
+    importtime tells them."""
     program = f"import {BASE}, {DIALECT}, sys; print('--', file=sys.stderr); import pgtoolset"
     command = [sys.executable, "-X", "importtime", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
-    lines = [line.removeprefix("import time:").split("|") for line in done.stderr.partition("--\n")[2].splitlines()]
+    lines = [
+        line.removeprefix("import time:").split("|")
+        for line in done.stderr.partition("--\n")[2].splitlines()
+    ]
     own = sorted(((int(own), name.strip()) for own, _, name in lines), reverse=True)
     return [f"{microseconds / 1000:6.2f} ms  {name}" for microseconds, name in own[:count]]
 
@@ -51,10 +56,14 @@ async def run(rounds: int) -> None:
     with TemporaryDirectory() as bytecode:
         environ = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        results = await alternate({"all": lambda: milliseconds(environ, BASE, DIALECT, "pgtoolset")}, rounds=rounds)
+        results = await alternate(
+            {"all": lambda: milliseconds(environ, BASE, DIALECT, "pgtoolset")}, rounds=rounds
+        )
         modules = slowest(environ, 8)
     base, dialect, ours = zip(*results["all"], strict=True)
-    headline("import pgtoolset / import sqlalchemy.ext.asyncio and the PostgreSQL dialect, CPU time")
+    headline(
+        "import pgtoolset / import sqlalchemy.ext.asyncio and the PostgreSQL dialect, CPU time"
+    )
     loaded = [one + other for one, other in zip(base, dialect, strict=True)]
     tell("pgtoolset / SQLAlchemy and its dialect", Spread.of_ratios(ours, loaded))
     headline("in milliseconds")

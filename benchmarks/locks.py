@@ -1,12 +1,14 @@
 """What `lock_tables` costs beside the bare statements. Run as `python -m benchmarks.locks`.
 
-Each contestant works in a transaction that is open already, on a warm connection, with the locks free, and rolls back
-to a savepoint after each turn where the lock would otherwise be held already. So every one of them is timed inside a
-savepoint, which `lock_tables` makes anyway:
+Each contestant works in a transaction that is open already, on a warm connection, with the locks
+free, and rolls back to a savepoint after each turn where the lock would otherwise be held already.
+So every one of them is timed inside a savepoint, which `lock_tables` makes anyway:
 
 - one table: `lock_tables` against `begin_nested()` with `SET LOCAL lock_timeout` and `LOCK TABLE`;
-- ten tables: `lock_tables` against `begin_nested()` with two round trips, `SET LOCAL` and one LOCK of all ten;
-- the lookout for blockers, while the lock is free: `lock_tables` with a timeout against `timeout=None`, which has none.
+- ten tables: `lock_tables` against `begin_nested()` with two round trips, `SET LOCAL` and one LOCK
+of all ten;
+- the lookout for blockers, while the lock is free: `lock_tables` with a timeout against
+`timeout=None`, which has none.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from benchmarks._harness import Spread, alternate, database_url, environment, he
 from pgtoolset import lock_tables
 
 metadata = MetaData()
-TABLES = [Table(f"pgtoolset_benchmark_lock_{number}", metadata, Column("id", Integer)) for number in range(10)]
+TABLES = [
+    Table(f"pgtoolset_benchmark_lock_{number}", metadata, Column("id", Integer))
+    for number in range(10)
+]
 TURNS = 20
 
 Turn: TypeAlias = Callable[[AsyncSession], Awaitable[None]]
@@ -97,7 +102,9 @@ async def run(rounds: int) -> None:
             tell("one table", ratio("one", "one, bare"), ("at most", 1.10))
             tell("one table, control", ratio("one, bare again", "one, bare"))
             tell("ten tables / two round trips", ratio("ten", "ten, bare"), ("at most", 1.0))
-            tell("with a timeout / without, one table", ratio("one", "no lookout"), ("at most", 1.05))
+            tell(
+                "with a timeout / without, one table", ratio("one", "no lookout"), ("at most", 1.05)
+            )
             print(f"    bare, one table: {Spread.of(results['one, bare']).median * 1e6:.0f} us")
             async with our_engine.begin() as connection:
                 await connection.run_sync(metadata.drop_all)

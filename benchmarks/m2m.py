@@ -1,13 +1,17 @@
-"""Many-to-many writes against plain SQLAlchemy, raw asyncpg and fastapi-toolsets. Run as `python -m benchmarks.m2m`.
+"""Many-to-many writes against plain SQLAlchemy, raw asyncpg and fastapi-toolsets. Run as `python -m
+benchmarks.m2m`.
 
-Measured is the time of one call on a warm connection inside an open transaction, which is then rolled back:
+Measured is the time of one call on a warm connection inside an open transaction, which is then
+rolled back:
 
 - add of 1 row, against `session.execute(insert(table), {...})`;
-- add of 10,000 and set of 10,000 with 1 % changed, related rows given as instances and as keys, against the very same
+- add of 10,000 and set of 10,000 with 1 % changed, related rows given as instances and as keys,
+against the very same
   statement sent through raw asyncpg with the keys at hand, and against fastapi-toolsets;
 - the cost per row from 1,000 to 100,000.
 
-A set is two statements, the lock of the owner and the difference; raw asyncpg sends the difference alone.
+A set is two statements, the lock of the owner and the difference; raw asyncpg sends the difference
+alone.
 """
 
 from __future__ import annotations
@@ -63,7 +67,9 @@ class Tag(Base):
 class Bench:
     """A post, many tags, and what is done to them."""
 
-    def __init__(self, engine: AsyncEngine, session: AsyncSession, raw: asyncpg.Connection, peer: Any) -> None:
+    def __init__(
+        self, engine: AsyncEngine, session: AsyncSession, raw: asyncpg.Connection, peer: Any
+    ) -> None:
         self.engine = engine
         self.session = session
         self.raw = raw
@@ -71,7 +77,8 @@ class Bench:
         self.tags = [Tag(id=number) for number in range(1, MOST + 1)]
         self.post = Post(id=1)
         for instance in (self.post, *self.tags):
-            # Instances of which the key is known and nothing else is: loading them is not what is measured.
+            # Instances of which the key is known and nothing else is: loading them is not what is
+            # measured.
             state: Any = instance._sa_instance_state
             state.key = state.mapper.identity_key_from_instance(instance)
 
@@ -80,10 +87,14 @@ class Bench:
             await connection.execute(text(f"TRUNCATE {link.name}"))
             if size:
                 await connection.execute(
-                    text(f"INSERT INTO {link.name} SELECT 1, number FROM generate_series(1, {size}) number")
+                    text(
+                        f"INSERT INTO {link.name} SELECT 1, number FROM generate_series(1, {size}) number"
+                    )
                 )
 
-    async def timed(self, call: Callable[[], Awaitable[object]], *, filled: int = 0, calls: int = 1) -> float:
+    async def timed(
+        self, call: Callable[[], Awaitable[object]], *, filled: int = 0, calls: int = 1
+    ) -> float:
         await self.fill(filled)
         await self.session.execute(text("SELECT 1"))
         seconds = 0.0
@@ -107,7 +118,9 @@ class Bench:
         await transaction.rollback()
         return seconds
 
-    async def statement_of(self, call: Callable[[], Awaitable[object]], filled: int) -> tuple[str, tuple[Any, ...]]:
+    async def statement_of(
+        self, call: Callable[[], Awaitable[object]], filled: int
+    ) -> tuple[str, tuple[Any, ...]]:
         """The last statement that `call` sends, and its parameters."""
         await self.fill(filled)
         seen: list[tuple[str, tuple[Any, ...]]] = []
@@ -124,7 +137,9 @@ class Bench:
         return seen[-1]
 
 
-def compare(results: dict[str, list[float]], ours: str, theirs: str, what: str, bound: Any, limit: float) -> None:
+def compare(
+    results: dict[str, list[float]], ours: str, theirs: str, what: str, bound: Any, limit: float
+) -> None:
     one, other = results[ours], results[theirs]
     spread = Spread.of_ratios(one, other) if bound == "at most" else Spread.of_ratios(other, one)
     target: tuple[Literal["at most", "at least"], float] = (bound, limit)
@@ -136,8 +151,12 @@ async def add_one(bench: Bench, rounds: int) -> None:
     tag, statement = bench.tags[0], insert(link)
     results = await alternate(
         {
-            "ours": lambda: bench.timed(lambda: m2m_add(bench.session, bench.post, Post.tags, tag), calls=CALLS),
-            "core": lambda: bench.timed(lambda: bench.session.execute(statement, {"post": 1, "tag": 1}), calls=CALLS),
+            "ours": lambda: bench.timed(
+                lambda: m2m_add(bench.session, bench.post, Post.tags, tag), calls=CALLS
+            ),
+            "core": lambda: bench.timed(
+                lambda: bench.session.execute(statement, {"post": 1, "tag": 1}), calls=CALLS
+            ),
             "control": lambda: bench.timed(
                 lambda: bench.session.execute(statement, {"post": 1, "tag": 1}), calls=CALLS
             ),
@@ -152,7 +171,11 @@ async def add_one(bench: Bench, rounds: int) -> None:
 async def many(bench: Bench, rounds: int, *, replace: bool) -> None:
     """10,000 rows, added, or set where 9,900 of them are there already and 100 others go."""
     first = MANY // 100 + 1 if replace else 1
-    tags, keys, filled = bench.tags[first - 1 : first - 1 + MANY], range(first, first + MANY), MANY if replace else 0
+    tags, keys, filled = (
+        bench.tags[first - 1 : first - 1 + MANY],
+        range(first, first + MANY),
+        MANY if replace else 0,
+    )
     function: Any = m2m_set if replace else m2m_add
     session, post = bench.session, bench.post
 
@@ -163,21 +186,36 @@ async def many(bench: Bench, rounds: int, *, replace: bool) -> None:
     sql, parameters = await bench.statement_of(by_key, filled)
     contestants: dict[str, Callable[[], Awaitable[float]]] = {
         "by key": lambda: bench.timed(by_key, filled=filled),
-        "instances": lambda: bench.timed(lambda: function(session, post, Post.tags, *tags), filled=filled),
+        "instances": lambda: bench.timed(
+            lambda: function(session, post, Post.tags, *tags), filled=filled
+        ),
         "raw": lambda: bench.timed_raw(sql, parameters, filled=filled),
         "control": lambda: bench.timed_raw(sql, parameters, filled=filled),
     }
     if bench.peer is not None:
         theirs = bench.peer.m2m_set if replace else bench.peer.m2m_add
-        contestants["peer"] = lambda: bench.timed(lambda: theirs(session, post, Post.tags, *tags), filled=filled)
+        contestants["peer"] = lambda: bench.timed(
+            lambda: theirs(session, post, Post.tags, *tags), filled=filled
+        )
     results = await alternate(contestants, rounds=rounds)
     limit = 1.25 if replace else 1.10
     for ours in ("by key", "instances"):
-        compare(results, ours, "raw", f"{ours} / the same statement through asyncpg", "at most", limit)
+        compare(
+            results, ours, "raw", f"{ours} / the same statement through asyncpg", "at most", limit
+        )
     tell("asyncpg / asyncpg, control", Spread.of_ratios(results["control"], results["raw"]))
     if bench.peer is not None:
-        compare(results, "instances", "peer", "times faster than fastapi-toolsets", "at least", 30 if replace else 5)
-    print(f"    the statement through asyncpg takes {Spread.of(results['raw']).median * 1e3:.1f} ms")
+        compare(
+            results,
+            "instances",
+            "peer",
+            "times faster than fastapi-toolsets",
+            "at least",
+            30 if replace else 5,
+        )
+    print(
+        f"    the statement through asyncpg takes {Spread.of(results['raw']).median * 1e3:.1f} ms"
+    )
 
 
 async def sizes(bench: Bench, rounds: int) -> None:
@@ -187,11 +225,16 @@ async def sizes(bench: Bench, rounds: int) -> None:
         tags = bench.tags[:size]
 
         async def per_row() -> float:
-            return await bench.timed(lambda: m2m_add(bench.session, bench.post, Post.tags, *tags)) / size
+            return (
+                await bench.timed(lambda: m2m_add(bench.session, bench.post, Post.tags, *tags))
+                / size
+            )
 
         return per_row
 
-    results = await alternate({str(size): of_size(size) for size in (1_000, MANY, MOST)}, rounds=max(rounds // 4, 3))
+    results = await alternate(
+        {str(size): of_size(size) for size in (1_000, MANY, MOST)}, rounds=max(rounds // 4, 3)
+    )
     for size in ("10000", "100000"):
         tell(f"time per row at {size} / at 1,000", Spread.of_ratios(results[size], results["1000"]))
     print(f"    a row takes {Spread.of(results['100000']).median * 1e6:.2f} us of 100,000")

@@ -1,12 +1,16 @@
-"""Compiled against interpreted, for the two hot modules. Run as `python -m benchmarks.native` where both are there.
+"""Compiled against interpreted, for the two hot modules. Run as `python -m benchmarks.native` where
+both are there.
 
 CPU time of this process, the two in alternation on the same objects:
 
-- the comparator: the text of 10,000 rows against that of the look before, with 10 rows changed in place, with 10 moved
+- the comparator: the text of 10,000 rows against that of the look before, with 10 rows changed in
+place, with 10 moved
   to the end as an UPDATE may do it, with a tenth changed, and with nothing changed;
-- the builder: the columns of 10,000 associations from instances, from keys, from pairs of instances and keys;
+- the builder: the columns of 10,000 associations from instances, from keys, from pairs of instances
+and keys;
 - both for 1 row, where a call is all that there is to save;
-- end to end: a tick of a watcher with 10,000 rows, quiet and with 10 changes, and `m2m_add` of 10,000, each in a
+- end to end: a tick of a watcher with 10,000 rows, quiet and with 10 changes, and `m2m_add` of
+10,000, each in a
   process of its own under PGTOOLSET_IMPL.
 """
 
@@ -36,7 +40,9 @@ MANY = 10_000
 CALLS = {MANY: 3, 1: 20_000}
 
 
-def timed(function: Callable[..., Any], arguments: tuple[Any, ...], calls: int) -> Callable[[], Awaitable[float]]:
+def timed(
+    function: Callable[..., Any], arguments: tuple[Any, ...], calls: int
+) -> Callable[[], Awaitable[float]]:
     async def run() -> float:
         start = time.process_time()
         for _ in range(calls):
@@ -52,13 +58,17 @@ async def compare(
     """Print how many times faster the compiled function is."""
     from pgtoolset._native import associations_c, comparator_c
 
-    interpreted, compiled = (comparator, comparator_c) if hasattr(comparator, name) else (associations, associations_c)
+    interpreted, compiled = (
+        (comparator, comparator_c) if hasattr(comparator, name) else (associations, associations_c)
+    )
     contestants = {
         "interpreted": timed(getattr(interpreted, name), arguments, CALLS[rows]),
         "compiled": timed(getattr(compiled, name), arguments, CALLS[rows]),
     }
     results = await alternate(contestants, rounds=rounds)
-    bound: tuple[Literal["at least"], float] | None = None if target is None else ("at least", target)
+    bound: tuple[Literal["at least"], float] | None = (
+        None if target is None else ("at least", target)
+    )
     tell(what, Spread.of_ratios(results["interpreted"], results["compiled"]), bound)
     unit, factor = ("us", 1e6) if rows > 1 else ("ns", 1e9)
     medians = [Spread.of(results[each]).median * factor for each in contestants]
@@ -70,12 +80,16 @@ def joined(lines: list[bytes]) -> bytes:
 
 
 async def modules(rounds: int) -> None:
-    lines = [b'(%d,new,"2026-01-01 12:00:00+00",%d.50)' % (number, number) for number in range(MANY)]
+    lines = [
+        b'(%d,new,"2026-01-01 12:00:00+00",%d.50)' % (number, number) for number in range(MANY)
+    ]
     before = joined(lines)
     some = set(range(500, MANY, 1000))
     changed = [line.replace(b"new", b"paid") for line in lines]
     in_place = [changed[at] if at in some else line for at, line in enumerate(lines)]
-    moved = [line for at, line in enumerate(lines) if at not in some] + [changed[at] for at in sorted(some)]
+    moved = [line for at, line in enumerate(lines) if at not in some] + [
+        changed[at] for at in sorted(some)
+    ]
     tenth = [changed[at] if at % 10 == 0 else line for at, line in enumerate(lines)]
     headline(f"comparator, {MANY} rows: times faster")
     for what, after, target in (
@@ -97,17 +111,35 @@ async def modules(rounds: int) -> None:
     await compare("instances", "key_columns", (m2m.Tag, tags, (), 1, one), MANY, rounds, 3.0)
     pairs, both = list(zip(keys, tags, strict=True)), (m2m.Tag, m2m.Tag)
     await compare(
-        "pairs of a key and an instance", "pair_columns", (both, pairs, (1, 1), (one, one)), MANY, rounds, 3.0
+        "pairs of a key and an instance",
+        "pair_columns",
+        (both, pairs, (1, 1), (one, one)),
+        MANY,
+        rounds,
+        3.0,
     )
     of_keys = list(zip(keys, keys, strict=True))
-    await compare("pairs of keys", "pair_columns", (both, of_keys, (1, 1), (one, one)), MANY, rounds, 3.0)
+    await compare(
+        "pairs of keys", "pair_columns", (both, of_keys, (1, 1), (one, one)), MANY, rounds, 3.0
+    )
 
     headline("1 row: times faster")
     await compare("comparator", "changed_lines", (lines[0], changed[0]), 1, rounds, 1.0)
-    await compare("comparator, values", "changed_rows", ([(1, "a", b"a")], {1: (1, "b", b"b")}, 1), 1, rounds, 1.0)
+    await compare(
+        "comparator, values",
+        "changed_rows",
+        ([(1, "a", b"a")], {1: (1, "b", b"b")}, 1),
+        1,
+        rounds,
+        1.0,
+    )
     await compare("builder, a key", "key_columns", (m2m.Tag, (), [1], 1, one), 1, rounds, 1.0)
-    await compare("builder, an instance", "key_columns", (m2m.Tag, tags[:1], (), 1, one), 1, rounds, 1.0)
-    await compare("builder, a pair", "pair_columns", (both, pairs[:1], (1, 1), (one, one)), 1, rounds, 1.0)
+    await compare(
+        "builder, an instance", "key_columns", (m2m.Tag, tags[:1], (), 1, one), 1, rounds, 1.0
+    )
+    await compare(
+        "builder, a pair", "pair_columns", (both, pairs[:1], (1, 1), (one, one)), 1, rounds, 1.0
+    )
 
 
 async def looks(engine: AsyncEngine, ticks: int, changes: int) -> float:
@@ -131,7 +163,9 @@ async def looks(engine: AsyncEngine, ticks: int, changes: int) -> float:
             for number in range(ticks):
                 if changes:
                     condition = f"id % {MANY // changes} = {number % 7}"
-                    await connection.execute(text(f"UPDATE {table} SET status = status || '!' WHERE {condition}"))
+                    await connection.execute(
+                        text(f"UPDATE {table} SET status = status || '!' WHERE {condition}")
+                    )
                 await asyncio.sleep(0.1)
         finally:
             _groups.Group.look = original  # type: ignore[method-assign]
@@ -169,8 +203,12 @@ async def end_to_end(rounds: int) -> None:
                 await connection.run_sync(base.metadata.drop_all)
                 await connection.run_sync(base.metadata.create_all)
             series = f"generate_series(1, {m2m.MOST})"
-            await connection.execute(text(f"INSERT INTO {watch.Order.__tablename__} SELECT n, 'new' FROM {series} n"))
-            await connection.execute(text(f"INSERT INTO {m2m.Tag.__tablename__} SELECT n FROM {series} n"))
+            await connection.execute(
+                text(f"INSERT INTO {watch.Order.__tablename__} SELECT n, 'new' FROM {series} n")
+            )
+            await connection.execute(
+                text(f"INSERT INTO {m2m.Tag.__tablename__} SELECT n FROM {series} n")
+            )
             await connection.execute(text(f"INSERT INTO {m2m.Post.__tablename__} VALUES (1)"))
             await connection.execute(text("ANALYZE"))
 
@@ -179,14 +217,21 @@ async def end_to_end(rounds: int) -> None:
                 variables = os.environ | {"PGTOOLSET_IMPL": implementation}
                 command = [sys.executable, "-m", "benchmarks.native", "--child", url]
                 result = await asyncio.to_thread(
-                    subprocess.run, command, env=variables, capture_output=True, text=True, check=True
+                    subprocess.run,
+                    command,
+                    env=variables,
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 )
                 figures: dict[str, float] = json.loads(result.stdout)
                 return figures
 
             return run
 
-        results = await alternate({each: contestant(each) for each in ("python", "c")}, rounds=rounds, warm_up=1)
+        results = await alternate(
+            {each: contestant(each) for each in ("python", "c")}, rounds=rounds, warm_up=1
+        )
         for key, what in (
             ("quiet", f"a look at {MANY} rows, nothing changed"),
             ("busy", f"a look at {MANY} rows, 10 changed"),
@@ -207,7 +252,9 @@ async def run(rounds: int) -> None:
     try:
         from pgtoolset._native import associations_c, comparator_c  # noqa: F401
     except ImportError:
-        raise SystemExit("the compiled modules are not installed here; `make .venv-minimum/.ready` does it") from None
+        raise SystemExit(
+            "the compiled modules are not installed here; `make .venv-minimum/.ready` does it"
+        ) from None
     await modules(rounds)
     await end_to_end(max(rounds // 8, 3))
 

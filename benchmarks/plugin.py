@@ -1,8 +1,10 @@
-"""What a test pays for `pg_session`, and how soon the first one runs. Run as `python -m benchmarks.plugin`.
+"""What a test pays for `pg_session`, and how soon the first one runs. Run as `python -m
+benchmarks.plugin`.
 
-A project with a hundred tests is written to a folder and tested by pytest itself, in fresh processes. Each test inserts
-a row and commits. What is counted is what pytest reports for the setup and the teardown of a test, the first test left
-out; the same loop scopes with fixtures written by hand, as SQLAlchemy's documentation has them, stand beside it.
+A project with a hundred tests is written to a folder and tested by pytest itself, in fresh
+processes. Each test inserts a row and commits. What is counted is what pytest reports for the setup
+and the teardown of a test, the first test left out; the same loop scopes with fixtures written by
+hand, as SQLAlchemy's documentation has them, stand beside it.
 """
 
 from __future__ import annotations
@@ -101,12 +103,18 @@ FILES = {
 }
 
 ASYNCIO = ["-o", "asyncio_mode=auto", "-o"]
-SESSION = [*ASYNCIO, "asyncio_default_fixture_loop_scope=session", "-o", "asyncio_default_test_loop_scope=session"]
+SESSION = [
+    *ASYNCIO,
+    "asyncio_default_fixture_loop_scope=session",
+    "-o",
+    "asyncio_default_test_loop_scope=session",
+]
 FUNCTION = [*ASYNCIO, "asyncio_default_fixture_loop_scope=function"]
 
 
 def run(folder: Path, *options: str) -> tuple[float, list[float]]:
-    """Seconds from the command to the first test, and milliseconds that each of the others was set up and torn down."""
+    """Seconds from the command to the first test, and milliseconds that each of the others was set
+    up and torn down."""
     ours = ("DATABASE_URL", "PYTEST_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     result = folder / "result"
@@ -159,13 +167,26 @@ async def measure(rounds: int) -> None:
                 warm_up=1,
             )
     headline("setup and teardown of a test with pg_session, in milliseconds")
-    tell("loops of the session: the connection is kept", Spread.of(results["session"]), ("at most", 5))
-    tell("loops of the function: a connection for each test", Spread.of(results["function"]), ("at most", 5))
+    tell(
+        "loops of the session: the connection is kept",
+        Spread.of(results["session"]),
+        ("at most", 5),
+    )
+    tell(
+        "loops of the function: a connection for each test",
+        Spread.of(results["function"]),
+        ("at most", 5),
+    )
     tell("by hand, an engine for each test", Spread.of(results["by hand"]))
     tell("pg_commit: a connection, and cleanup_tables afterwards", Spread.of(results["committing"]))
     headline("the same, as ratios")
-    tell("loops of the session / by hand", Spread.of_ratios(results["session"], results["by hand, session"]))
-    tell("loops of the function / by hand", Spread.of_ratios(results["function"], results["by hand"]))
+    tell(
+        "loops of the session / by hand",
+        Spread.of_ratios(results["session"], results["by hand, session"]),
+    )
+    tell(
+        "loops of the function / by hand", Spread.of_ratios(results["function"], results["by hand"])
+    )
     headline("from the command to the first test, in seconds, 50 tables")
     tell("embedded server, started for the run", Spread.of(firsts["embedded"]), ("at most", 4))
     tell("server that is there, with the template", Spread.of(firsts["server"]), ("at most", 4))

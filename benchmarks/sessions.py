@@ -1,13 +1,15 @@
 """What a session from pgtoolset costs beside one by hand. Run as `python -m benchmarks.sessions`.
 
-Over HTTP: FastAPI under uvicorn, one server process per contestant, all of them alive at once on one database, and
-keep-alive connections over loopback that are kept busy for a short round at one server after the other. Compared are
+Over HTTP: FastAPI under uvicorn, one server process per contestant, all of them alive at once on
+one database, and keep-alive connections over loopback that are kept busy for a short round at one
+server after the other. Compared are
 
 - requests per second, which PostgreSQL, the client and the server make together, and
-- CPU time of the server per request, from its own clock: less noisy, and blind to what PostgreSQL does.
+- CPU time of the server per request, from its own clock: less noisy, and blind to what PostgreSQL
+does.
 
-Before that every contestant shows that what it answered 2xx for is stored, whether it was stored when the answer
-came, and how many connections a request without SQL takes from the pool.
+Before that every contestant shows that what it answered 2xx for is stored, whether it was stored
+when the answer came, and how many connections a request without SQL takes from the pool.
 
 Without HTTP: one SELECT in `db_context()` and in `session_maker.begin()`.
 """
@@ -27,7 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from benchmarks._app import table_of
 from benchmarks._client import Client
@@ -68,12 +75,16 @@ class Contestant:
 
     async def stored(self) -> int:
         async with self._engine.connect() as connection:
-            return (await connection.execute(select(func.count()).select_from(self._table))).scalar_one()
+            return (
+                await connection.execute(select(func.count()).select_from(self._table))
+            ).scalar_one()
 
     async def round(self, path: str, seconds: float) -> Round:
-        """Keep the server busy for some time, and ask it before and after how much CPU time it has used.
+        """Keep the server busy for some time, and ask it before and after how much CPU time it has
+        used.
 
-        It does so for a moment before the clock runs, because the others have had the processor's caches meanwhile.
+        It does so for a moment before the clock runs, because the others have had the processor's
+        caches meanwhile.
         """
         await self.client.load(path, seconds=seconds / 5)
         before = await self.client.ask("/usage")
@@ -82,7 +93,8 @@ class Contestant:
         return Round(load.per_second, (after["cpu"] - before["cpu"]) / 1000 / load.answers)
 
     async def prove(self) -> None:
-        """Print whether the answers told the truth, and what a request without SQL takes from the pool."""
+        """Print whether the answers told the truth, and what a request without SQL takes from the
+        pool."""
         rows, at_once = await self.stored(), 0
         for number in range(1, 51):
             await self.client.ask("/insert")
@@ -111,12 +123,25 @@ async def served(name: str, url: str, connections: int, paths: list[Path]) -> As
     """A server process for the contestant, and connections to it."""
     with socket.create_server(("127.0.0.1", 0), backlog=2 * connections) as listening:
         port: int = listening.getsockname()[1]
-        # A contestant that answers before it commits has more sessions at work than there are connections.
-        command = [sys.executable, "-m", "benchmarks._app", name, url, str(listening.fileno()), str(2 * connections)]
+        # A contestant that answers before it commits has more sessions at work than there are
+        # connections.
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks._app",
+            name,
+            url,
+            str(listening.fileno()),
+            str(2 * connections),
+        ]
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONHASHSEED": "0"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(map(str, paths)),
+                "PYTHONHASHSEED": "0",
+            },
             stdin=subprocess.PIPE,
             pass_fds=[listening.fileno()],
         )
@@ -134,7 +159,9 @@ async def served(name: str, url: str, connections: int, paths: list[Path]) -> As
 
 def line_up(uvloop: bool) -> dict[str, list[Path]]:
     """The contestants, and where their servers find what the environment does not have."""
-    common = [path for path in [install("uvloop==0.22.1", "httptools==0.7.1")] if path] if uvloop else []
+    common = (
+        [path for path in [install("uvloop==0.22.1", "httptools==0.7.1")] if path] if uvloop else []
+    )
     contestants = {BY_HAND: common, OURS: common, CONTROL: common, BARE: common}
     for version in FASTAPI_TOOLSETS:
         peer = install(f"fastapi-toolsets=={version}")
@@ -143,7 +170,9 @@ def line_up(uvloop: bool) -> dict[str, list[Path]]:
     return contestants
 
 
-async def compete(contestants: Mapping[str, Contestant], path: str, rounds: int, seconds: float) -> None:
+async def compete(
+    contestants: Mapping[str, Contestant], path: str, rounds: int, seconds: float
+) -> None:
     """Rounds of all contestants at one endpoint, and ours over each of the others."""
 
     def at(contestant: Contestant) -> Callable[[], Awaitable[Round]]:
@@ -151,22 +180,35 @@ async def compete(contestants: Mapping[str, Contestant], path: str, rounds: int,
 
     for contestant in contestants.values():
         await contestant.clear()
-    results = await alternate({name: at(contestant) for name, contestant in contestants.items()}, rounds=rounds)
-    headline(f"POST {path}: requests per second (more is better) and CPU time per request (less is better)")
+    results = await alternate(
+        {name: at(contestant) for name, contestant in contestants.items()}, rounds=rounds
+    )
+    headline(
+        f"POST {path}: requests per second (more is better) and CPU time per request (less is better)"
+    )
     for name, done in results.items():
-        speed, cost = Spread.of(each.per_second for each in done), Spread.of(each.microseconds for each in done)
-        print(f"{name:<24} {speed.median:7.0f} requests/s   {cost.median:7.0f} us of CPU time per request")
+        speed, cost = (
+            Spread.of(each.per_second for each in done),
+            Spread.of(each.microseconds for each in done),
+        )
+        print(
+            f"{name:<24} {speed.median:7.0f} requests/s   {cost.median:7.0f} us of CPU time per request"
+        )
 
     def compare(one: str, other: str, limit: float | None = None) -> None:
         ours, theirs = results[one], results[other]
         tell(
             f"{one} / {other}, requests per second",
-            Spread.of_ratios([each.per_second for each in ours], [each.per_second for each in theirs]),
+            Spread.of_ratios(
+                [each.per_second for each in ours], [each.per_second for each in theirs]
+            ),
             None if limit is None else ("at least", limit),
         )
         tell(
             f"{one} / {other}, CPU time per request",
-            Spread.of_ratios([each.microseconds for each in ours], [each.microseconds for each in theirs]),
+            Spread.of_ratios(
+                [each.microseconds for each in ours], [each.microseconds for each in theirs]
+            ),
         )
 
     compare(OURS, BY_HAND, 0.97)
@@ -176,14 +218,18 @@ async def compete(contestants: Mapping[str, Contestant], path: str, rounds: int,
     compare(CONTROL, BY_HAND)
 
 
-async def over_http(url: str, engine: AsyncEngine, rounds: int, seconds: float, connections: int, uvloop: bool) -> None:
+async def over_http(
+    url: str, engine: AsyncEngine, rounds: int, seconds: float, connections: int, uvloop: bool
+) -> None:
     lines = line_up(uvloop)
     tables = [table_of(name) for name in lines]
     async with engine.begin() as connection:
         for table in tables:
             await connection.run_sync(table.drop, checkfirst=True)
             await connection.run_sync(table.create)
-            await connection.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
+            await connection.execute(
+                text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)")
+            )
     async with AsyncExitStack() as stack:
         contestants = {}
         for name, paths in lines.items():
@@ -205,7 +251,9 @@ async def without_http(url: str, rounds: int) -> None:
     db_context = create_db_context(async_sessionmaker(engines[0]))
     session_maker = async_sessionmaker(engines[1])
 
-    async def units(block: Callable[[], AbstractAsyncContextManager[AsyncSession]]) -> tuple[float, float]:
+    async def units(
+        block: Callable[[], AbstractAsyncContextManager[AsyncSession]],
+    ) -> tuple[float, float]:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(20):
             async with block() as session:
@@ -225,10 +273,19 @@ async def without_http(url: str, rounds: int) -> None:
         await engine.dispose()
     headline("db_context() / session_maker.begin(), with one SELECT")
     theirs = results["session_maker"]
-    for name, what in (("db_context", "db_context()"), ("control", "control: session_maker.begin() once more")):
+    for name, what in (
+        ("db_context", "db_context()"),
+        ("control", "control: session_maker.begin() once more"),
+    ):
         ours = results[name]
-        tell(f"{what}, wall time", Spread.of_ratios([wall for wall, _ in ours], [wall for wall, _ in theirs]))
-        tell(f"{what}, CPU time", Spread.of_ratios([cpu for _, cpu in ours], [cpu for _, cpu in theirs]))
+        tell(
+            f"{what}, wall time",
+            Spread.of_ratios([wall for wall, _ in ours], [wall for wall, _ in theirs]),
+        )
+        tell(
+            f"{what}, CPU time",
+            Spread.of_ratios([cpu for _, cpu in ours], [cpu for _, cpu in theirs]),
+        )
 
 
 async def run(options: argparse.Namespace) -> None:
@@ -236,7 +293,9 @@ async def run(options: argparse.Namespace) -> None:
     with database_url() as url:
         engine = create_async_engine(url)
         try:
-            await over_http(url, engine, options.rounds, options.seconds, options.connections, options.uvloop)
+            await over_http(
+                url, engine, options.rounds, options.seconds, options.connections, options.uvloop
+            )
         finally:
             await engine.dispose()
         await without_http(url, 2 * options.rounds)
@@ -247,7 +306,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=0.1, help="of one contestant in one round")
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--uvloop", action="store_true", help="serve with uvloop and httptools, a smaller base")
+    parser.add_argument(
+        "--uvloop", action="store_true", help="serve with uvloop and httptools, a smaller base"
+    )
     asyncio.run(run(parser.parse_args()))
 
 

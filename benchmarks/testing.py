@@ -1,8 +1,10 @@
 """What tests pay for their databases. Run as `python -m benchmarks.testing`.
 
-- `cleanup_tables` after a test that wrote into three of 200 tables, against fastapi-toolsets' own, and against a DELETE
+- `cleanup_tables` after a test that wrote into three of 200 tables, against fastapi-toolsets' own,
+and against a DELETE
   of just those three by somebody who knows which they are;
-- a database for a worker as a copy of a template, until it can be used, against CREATE DATABASE and `create_all` of 50
+- a database for a worker as a copy of a template, until it can be used, against CREATE DATABASE and
+`create_all` of 50
   tables by hand, and against fastapi-toolsets' `create_worker_database` with the same `create_all`.
 """
 
@@ -18,7 +20,19 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Column, DateTime, ForeignKey, Integer, MetaData, Table, Text, func, insert, make_url, text
+from sqlalchemy import (
+    Column,
+    DateTime,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    insert,
+    make_url,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from benchmarks import _peers
@@ -31,7 +45,8 @@ PREFIX = "pgtoolset_benchmark"
 
 
 def tables(count: int) -> MetaData:
-    """Tables as an application has them: a serial, an index, and for three of four a reference to the one before."""
+    """Tables as an application has them: a serial, an index, and for three of four a reference to
+    the one before."""
     metadata = MetaData()
     for number in range(count):
         Table(
@@ -79,14 +94,20 @@ async def cleaning(server_url: str, rounds: int) -> None:
 
         async def session_on_tables(name: str) -> AsyncSession:
             """Of a database of its own: what one truncates, the others would have to plan anew."""
-            url = await stack.enter_async_context(create_worker_database(server_url, name, prefix=f"{PREFIX}_clean"))
+            url = await stack.enter_async_context(
+                create_worker_database(server_url, name, prefix=f"{PREFIX}_clean")
+            )
             await create_all(url, Base.metadata)
             engine = create_async_engine(url)
             stack.push_async_callback(engine.dispose)
             return await stack.enter_async_context(AsyncSession(engine))
 
-        async def timed(session: AsyncSession, clean: Callable[[AsyncSession], Awaitable[None]]) -> float:
-            await session.execute(insert(parent), [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}])
+        async def timed(
+            session: AsyncSession, clean: Callable[[AsyncSession], Awaitable[None]]
+        ) -> float:
+            await session.execute(
+                insert(parent), [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
+            )
             await session.execute(insert(child), [{"before_id": 1}, {"before_id": 2}])
             await session.execute(insert(other), [{"name": "three"}])
             await session.commit()
@@ -98,7 +119,9 @@ async def cleaning(server_url: str, rounds: int) -> None:
             for table in (child, parent, other):
                 await session.execute(table.delete())
             await session.execute(
-                text("SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, false)")
+                text(
+                    "SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, false)"
+                )
             )
             await session.commit()
 
@@ -113,7 +136,9 @@ async def cleaning(server_url: str, rounds: int) -> None:
             await ours(our_session)
             return time.perf_counter() - start
 
-        our_session, hand_session, peer_session = [await session_on_tables(name) for name in ("ours", "hand", "peer")]
+        our_session, hand_session, peer_session = [
+            await session_on_tables(name) for name in ("ours", "hand", "peer")
+        ]
         turns: dict[str, Callable[[], Awaitable[float]]] = {
             "ours": lambda: timed(our_session, ours),
             "nothing": nothing,
@@ -124,9 +149,17 @@ async def cleaning(server_url: str, rounds: int) -> None:
         results = await alternate(turns, rounds=rounds)
     headline("cleanup_tables, 3 of 200 tables dirty")
     if peer is not None:
-        tell("times faster than fastapi-toolsets", Spread.of_ratios(results["peer"], results["ours"]), ("at least", 10))
+        tell(
+            "times faster than fastapi-toolsets",
+            Spread.of_ratios(results["peer"], results["ours"]),
+            ("at least", 10),
+        )
     tell("time / DELETE of those three by hand", Spread.of_ratios(results["ours"], results["hand"]))
-    for name, label in (("ours", "cleanup_tables"), ("nothing", "with nothing to do"), ("peer", "fastapi-toolsets")):
+    for name, label in (
+        ("ours", "cleanup_tables"),
+        ("nothing", "with nothing to do"),
+        ("peer", "fastapi-toolsets"),
+    ):
         if name in results:
             print(f"    {label}: {Spread.of(results[name]).median * 1e3:.1f} ms")
 
@@ -138,7 +171,9 @@ async def worker_databases(server_url: str, rounds: int) -> None:
     template = f"{PREFIX}_template"
     await drop_database(template, server_url=server_url, missing_ok=True, force=True)
     await create_database(template, server_url=server_url)
-    await create_all(make_url(server_url).set(database=template).render_as_string(hide_password=False), metadata)
+    await create_all(
+        make_url(server_url).set(database=template).render_as_string(hide_password=False), metadata
+    )
     await seal_database(template, server_url=server_url)
     plain_url = "postgresql://" + server_url.partition("://")[2]
 
@@ -154,20 +189,27 @@ async def worker_databases(server_url: str, rounds: int) -> None:
         connection = await asyncpg.connect(plain_url)
         await connection.execute(f"CREATE DATABASE {PREFIX}_hand")
         await connection.close()
-        url = make_url(server_url).set(database=f"{PREFIX}_hand").render_as_string(hide_password=False)
+        url = (
+            make_url(server_url)
+            .set(database=f"{PREFIX}_hand")
+            .render_as_string(hide_password=False)
+        )
         await create_all(url, metadata)
         ready = time.perf_counter() - start
         await drop_database(f"{PREFIX}_hand", server_url=server_url)
         return ready
 
     turns: dict[str, Callable[[], Awaitable[float]]] = {
-        "template": lambda: until_ready(create_worker_database(server_url, prefix=PREFIX, template=template), False),
+        "template": lambda: until_ready(
+            create_worker_database(server_url, prefix=PREFIX, template=template), False
+        ),
         "empty": lambda: until_ready(create_worker_database(server_url, prefix=PREFIX), True),
         "hand": by_hand,
     }
     if peer is not None:
         turns["peer"] = lambda: until_ready(
-            peer.create_worker_database(server_url, prefix=f"{PREFIX}_peer", server_url=server_url), True
+            peer.create_worker_database(server_url, prefix=f"{PREFIX}_peer", server_url=server_url),
+            True,
         )
     results = await alternate(turns, rounds=rounds)
     await drop_database(template, server_url=server_url)
@@ -177,9 +219,15 @@ async def worker_databases(server_url: str, rounds: int) -> None:
         Spread.of_ratios(results["hand"], results["template"]),
         ("at least", 2),
     )
-    tell("template: times faster than without", Spread.of_ratios(results["empty"], results["template"]))
+    tell(
+        "template: times faster than without",
+        Spread.of_ratios(results["empty"], results["template"]),
+    )
     if peer is not None:
-        tell("template: times faster than fastapi-toolsets", Spread.of_ratios(results["peer"], results["template"]))
+        tell(
+            "template: times faster than fastapi-toolsets",
+            Spread.of_ratios(results["peer"], results["template"]),
+        )
     print(f"    from the template: {Spread.of(results['template']).median * 1e3:.0f} ms")
 
 

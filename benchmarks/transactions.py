@@ -1,12 +1,15 @@
-"""What `get_transaction` costs beside SQLAlchemy's own blocks. Run as `python -m benchmarks.transactions`.
+"""What `get_transaction` costs beside SQLAlchemy's own blocks. Run as `python -m
+benchmarks.transactions`.
 
-Measured is the time from entering a block to having left it, with one statement inside, on a warm connection:
+Measured is the time from entering a block to having left it, with one statement inside, on a warm
+connection:
 
 - nested: in a session that is in a transaction, against `session.begin_nested()`;
 - outermost: on an idle session, against `session.begin()`.
 
-Wall time decides, because it is what a caller waits for. The CPU time is that of this process alone, without
-PostgreSQL's part: the same difference against a smaller base. The control is SQLAlchemy's block against itself.
+Wall time decides, because it is what a caller waits for. The CPU time is that of this process
+alone, without PostgreSQL's part: the same difference against a smaller base. The control is
+SQLAlchemy's block against itself.
 """
 
 from __future__ import annotations
@@ -40,8 +43,9 @@ STATEMENTS: dict[str, Executable] = {
     "INSERT": insert(notes).values(note="measured"),
 }
 
-#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints anew in each transaction, so that few of them
-#: leave room for their statements in the adapter's cache of prepared ones: the base is as fast as it gets.
+#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints anew in each transaction, so
+#: that few of them leave room for their statements in the adapter's cache of prepared ones: the
+#: base is as fast as it gets.
 BLOCKS = 20
 
 
@@ -69,7 +73,8 @@ async def outermost(engine: AsyncEngine, block: Block, statement: Executable) ->
 
 
 async def timed(session: AsyncSession, block: Block, statement: Executable) -> Seconds:
-    """The first block is not measured: it finds the processor's caches as the other contestant has left them."""
+    """The first block is not measured: it finds the processor's caches as the other contestant has
+    left them."""
     async with block(session):
         await session.execute(statement)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -85,7 +90,8 @@ def contestants(
     theirs: Block,
     statement: Executable,
 ) -> dict[str, Callable[[], Awaitable[Seconds]]]:
-    """Each library has an engine of its own: ours listens to the one that it works with, which costs a little."""
+    """Each library has an engine of its own: ours listens to the one that it works with, which
+    costs a little."""
     our_engine, their_engine = engines
     return {
         "pgtoolset": lambda: measure(our_engine, get_transaction, statement),
@@ -109,8 +115,12 @@ async def compare(
         tell(f"{what}, wall time{mark}", wall, target if name == "pgtoolset" else None)
         tell(f"{what}, CPU time{mark}", cpu)
     base = Spread.of(each.wall for each in theirs).median
-    more = Spread.of(one.cpu - other.cpu for one, other in zip(results["pgtoolset"], theirs, strict=True)).median
-    print(f"    SQLAlchemy's own block: {base * 1e6:.0f} us of wall time; ours adds {more * 1e6:.1f} us of CPU time")
+    more = Spread.of(
+        one.cpu - other.cpu for one, other in zip(results["pgtoolset"], theirs, strict=True)
+    ).median
+    print(
+        f"    SQLAlchemy's own block: {base * 1e6:.0f} us of wall time; ours adds {more * 1e6:.1f} us of CPU time"
+    )
 
 
 async def run(rounds: int) -> None:

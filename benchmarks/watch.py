@@ -1,11 +1,15 @@
 """What `RowWatcher` costs and how soon it tells. Run as `python -m benchmarks.watch`.
 
-- idle: CPU time of this process with waiters at a 0.5 s interval and nothing happening, as a share of one core, and
-  against raw asyncpg that fetches and decodes the same rows at the same interval, in the same round;
+- idle: CPU time of this process with waiters at a 0.5 s interval and nothing happening, as a share
+of one core, and
+  against raw asyncpg that fetches and decodes the same rows at the same interval, in the same
+  round;
 - detection: from the commit to the waiter's return, while all wait;
-- notify: the same with `notify=True` and a trigger, against a bare asyncpg LISTEN that hears the same notification;
+- notify: the same with `notify=True` and a trigger, against a bare asyncpg LISTEN that hears the
+same notification;
 - writers: what the trigger costs them, on a server that waits for its disk;
-- waiters: `RowWatcher`, `wait_for_row_change` and the one of fastapi-toolsets, by number of waiters (`_waiters.py`).
+- waiters: `RowWatcher`, `wait_for_row_change` and the one of fastapi-toolsets, by number of waiters
+(`_waiters.py`).
 """
 
 from __future__ import annotations
@@ -73,7 +77,9 @@ async def raw(url: str, waiters: int, seconds: float) -> float:
 
     async def fetch() -> None:
         while True:
-            await connection.fetch("SELECT id, status FROM pgtoolset_benchmark_orders WHERE id = ANY($1)", keys)
+            await connection.fetch(
+                "SELECT id, status FROM pgtoolset_benchmark_orders WHERE id = ANY($1)", keys
+            )
             await asyncio.sleep(INTERVAL)
 
     task = asyncio.create_task(fetch())
@@ -88,7 +94,8 @@ async def raw(url: str, waiters: int, seconds: float) -> float:
 
 @contextmanager
 def longest_callback() -> Iterator[list[float]]:
-    """CPU seconds of the longest callback that an event loop has run in the block, for which all others had to wait."""
+    """CPU seconds of the longest callback that an event loop has run in the block, for which all
+    others had to wait."""
     longest = [0.0]
     run = asyncio.Handle._run
 
@@ -118,14 +125,18 @@ async def share(seconds: float) -> float:
     return (time.process_time() - cpu) / (time.perf_counter() - wall)
 
 
-async def detection(engine: AsyncEngine, url: str, waiters: int, changes: int) -> tuple[list[float], int]:
+async def detection(
+    engine: AsyncEngine, url: str, waiters: int, changes: int
+) -> tuple[list[float], int]:
     """How long each of some changes took to be told, and how many connections served."""
     connection = await asyncpg.connect(url)
     delays = []
     async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, waiters) as tasks:
         for id_ in random.Random(0).sample(range(1, waiters + 1), changes):
             await asyncio.sleep(random.random() * 0.1)
-            await connection.execute("UPDATE pgtoolset_benchmark_orders SET status = status || '!' WHERE id = $1", id_)
+            await connection.execute(
+                "UPDATE pgtoolset_benchmark_orders SET status = status || '!' WHERE id = $1", id_
+            )
             start = time.perf_counter()
             delays.append((tasks[id_ - 1], start))
         told = [await task - start for task, start in delays]
@@ -138,18 +149,26 @@ async def detection(engine: AsyncEngine, url: str, waiters: int, changes: int) -
 
 
 async def notified(engine: AsyncEngine, url: str, changes: int) -> tuple[list[float], list[float]]:
-    """Seconds from the start of a write to the watcher's change, and to a bare listener's notification."""
+    """Seconds from the start of a write to the watcher's change, and to a bare listener's
+    notification."""
     writer, listener = await asyncpg.connect(url), await asyncpg.connect(url)
     heard = asyncio.Queue[float]()
     channel = channel_of(Order.__table__)  # type: ignore[arg-type]
-    async with RowWatcher(engine, interval=60, notify=True) as watcher, watcher.changes(Order, 1) as stream:
+    async with (
+        RowWatcher(engine, interval=60, notify=True) as watcher,
+        watcher.changes(Order, 1) as stream,
+    ):
         ours, theirs = [], []
         for number in range(2 * changes):
             if number % 2:
-                await listener.add_listener(channel, lambda *_: heard.put_nowait(time.perf_counter()))
+                await listener.add_listener(
+                    channel, lambda *_: heard.put_nowait(time.perf_counter())
+                )
             start = time.perf_counter()
             write = asyncio.create_task(
-                writer.execute("UPDATE pgtoolset_benchmark_orders SET status = status || '.' WHERE id = 1")
+                writer.execute(
+                    "UPDATE pgtoolset_benchmark_orders SET status = status || '.' WHERE id = 1"
+                )
             )
             if number % 2:
                 theirs.append(await heard.get() - start)
@@ -164,7 +183,9 @@ async def notified(engine: AsyncEngine, url: str, changes: int) -> tuple[list[fl
     return ours, theirs
 
 
-async def run_watcher(engine: AsyncEngine, url: str, rounds: int, waiters: int, seconds: float) -> None:
+async def run_watcher(
+    engine: AsyncEngine, url: str, rounds: int, waiters: int, seconds: float
+) -> None:
     """Everything but the crowds."""
     headline(f"idle, {waiters} waiters at {INTERVAL} s")
     shares = await alternate(
@@ -194,11 +215,15 @@ async def run_watcher(engine: AsyncEngine, url: str, rounds: int, waiters: int, 
     headline("notify=True / a bare LISTEN, from the start of the write")
     ours, theirs = await notified(engine, url, 300)
     p50 = statistics.median(ours), statistics.median(theirs)
-    print(f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at most 3)")
+    print(
+        f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at most 3)"
+    )
     await _writers.compare(url, Order.__tablename__, rounds)
 
 
-async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float, only_crowds: bool) -> None:
+async def run(
+    rounds: int, waiters: int, seconds: float, crowd_seconds: float, only_crowds: bool
+) -> None:
     environment("sqlalchemy", "asyncpg")
     with database_url(fsync="on", full_page_writes="on") as url:
         engine = create_async_engine(url)
@@ -208,7 +233,9 @@ async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float, o
                 await connection.run_sync(Base.metadata.drop_all)
                 await connection.run_sync(Base.metadata.create_all)
                 await connection.execute(
-                    text("INSERT INTO pgtoolset_benchmark_orders SELECT n, 'new' FROM generate_series(1, :count) AS n"),
+                    text(
+                        "INSERT INTO pgtoolset_benchmark_orders SELECT n, 'new' FROM generate_series(1, :count) AS n"
+                    ),
                     {"count": 50_000},
                 )
                 await connection.execute(text("ANALYZE pgtoolset_benchmark_orders"))
@@ -216,7 +243,9 @@ async def run(rounds: int, waiters: int, seconds: float, crowd_seconds: float, o
             if not only_crowds:
                 await run_watcher(engine, plain, rounds, waiters, seconds)
             if crowd_seconds:
-                await _waiters.compare(url, Order, [100, 500, 1_000, 2_000], crowd_seconds, INTERVAL)
+                await _waiters.compare(
+                    url, Order, [100, 500, 1_000, 2_000], crowd_seconds, INTERVAL
+                )
             async with engine.begin() as connection:
                 await connection.run_sync(Base.metadata.drop_all)
         finally:
@@ -229,11 +258,24 @@ def main() -> None:
     parser.add_argument("--waiters", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument(
-        "--crowd-seconds", type=float, default=45, help="for each number of waiters and contestant; 0 leaves them out"
+        "--crowd-seconds",
+        type=float,
+        default=45,
+        help="for each number of waiters and contestant; 0 leaves them out",
     )
-    parser.add_argument("--only-crowds", action="store_true", help="that comparison and nothing else")
+    parser.add_argument(
+        "--only-crowds", action="store_true", help="that comparison and nothing else"
+    )
     options = parser.parse_args()
-    asyncio.run(run(options.rounds, options.waiters, options.seconds, options.crowd_seconds, options.only_crowds))
+    asyncio.run(
+        run(
+            options.rounds,
+            options.waiters,
+            options.seconds,
+            options.crowd_seconds,
+            options.only_crowds,
+        )
+    )
 
 
 if __name__ == "__main__":

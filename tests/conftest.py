@@ -1,4 +1,5 @@
-"""A database for the run, tables for each test, and the promise that no test leaves a connection behind."""
+"""A database for the run, tables for each test, and the promise that no test leaves a connection
+behind."""
 
 from __future__ import annotations
 
@@ -10,22 +11,30 @@ import asyncpg
 import fastapi  # noqa: F401 - imported here, and not by a test while blocking calls are forbidden
 import pytest
 from blockbuster import blockbuster_ctx
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from tests.support import Base, plain_url, wait_until_idle
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The version of the embedded PostgreSQL is that of the environment, where `make test-minimum` sets it."""
+    """The version of the embedded PostgreSQL is that of the environment, where `make test-minimum`
+    sets it."""
     config.option.pg_version = config.option.pg_version or os.environ.get("POSTGRES_VERSION")
-    # A run that was started in the background ignores SIGINT, and so would the processes that tests interrupt.
+    # A run that was started in the background ignores SIGINT, and so would the processes that tests
+    # interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def server_url(pg_server_url: str) -> str:
-    """The URL of a server: DATABASE_URL where it is set, the embedded one of POSTGRES_VERSION (18) otherwise."""
+    """The URL of a server: DATABASE_URL where it is set, the embedded one of POSTGRES_VERSION (18)
+    otherwise."""
     return pg_server_url
 
 
@@ -37,7 +46,8 @@ def database_url(pg_database_url: str) -> str:
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine with a pool of 5 and not one more; afterwards the pool must be whole and the tables are emptied."""
+    """An engine with a pool of 5 and not one more; afterwards the pool must be whole and the tables
+    are emptied."""
     engine = create_async_engine(
         database_url,
         pool_size=5,
@@ -77,5 +87,7 @@ def no_blocking_calls() -> Iterator[None]:
     with blockbuster_ctx("pgtoolset") as blockbuster:
         for function in blockbuster.functions.values():
             function.can_block_in("asyncpg/connect_utils.py", "_connect")  # looks for ~/.pgpass
-            function.can_block_in("linecache.py", "updatecache")  # a traceback that is logged reads the source
+            function.can_block_in(
+                "linecache.py", "updatecache"
+            )  # a traceback that is logged reads the source
         yield

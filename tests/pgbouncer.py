@@ -21,7 +21,8 @@ BACKENDS = 2
 
 @asynccontextmanager
 async def pgbouncer(url: str) -> AsyncIterator[str]:
-    """Yields a URL of the same database through PgBouncer, which runs as whoever owns the server's socket."""
+    """Yields a URL of the same database through PgBouncer, which runs as whoever owns the server's
+    socket."""
     assert PROGRAM is not None
     behind = make_url(url)
     host = behind.query.get("host") or behind.host

@@ -14,7 +14,8 @@ class Proxy:
 
     Attributes:
         refusing: new connections are closed at once.
-        frozen: nothing is forwarded and nothing closed, as where a machine has vanished: a half-open connection.
+        frozen: nothing is forwarded and nothing closed, as where a machine has vanished: a
+            half-open connection.
         delay: seconds before each chunk is forwarded.
     """
 
@@ -64,7 +65,9 @@ class Proxy:
         assert isinstance(host, str)
         try:
             if host.startswith("/"):
-                upstream = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{self._url.port or 5432}")
+                upstream = await asyncio.open_unix_connection(
+                    f"{host}/.s.PGSQL.{self._url.port or 5432}"
+                )
             else:
                 upstream = await asyncio.open_connection(host, self._url.port or 5432)
         except OSError:

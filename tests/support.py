@@ -32,7 +32,9 @@ class Part(Base):
     __tablename__ = "part"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    item_id: Mapped[int] = mapped_column(ForeignKey("item.id", deferrable=True, initially="DEFERRED"))
+    item_id: Mapped[int] = mapped_column(
+        ForeignKey("item.id", deferrable=True, initially="DEFERRED")
+    )
 
 
 class Account(Base):
@@ -57,7 +59,8 @@ async def insert(session: AsyncSession, *ids: int) -> None:
 
 
 async def swallow_error(session: AsyncSession) -> BaseException:
-    """Run a statement that fails, and go on as if nothing had happened. Gives the error that was swallowed."""
+    """Run a statement that fails, and go on as if nothing had happened. Gives the error that was
+    swallowed."""
     try:
         await session.execute(text("SELECT 1 / 0"))
     except Exception as error:
@@ -82,7 +85,8 @@ async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float 
 
 
 async def wait_until_idle(connection: AsyncConnection) -> None:
-    """Wait until no other session of the database is in a transaction. One that stays in one is a leak."""
+    """Wait until no other session of the database is in a transaction. One that stays in one is a
+    leak."""
 
     async def idle() -> bool:
         rows = await connection.execute(
@@ -130,9 +134,12 @@ class Interrupted:
 
 
 async def interrupt_everywhere(
-    work: Callable[[int], Coroutine[Any, Any, None]], check: Callable[[int], Awaitable[None]], limit: int = 500
+    work: Callable[[int], Coroutine[Any, Any, None]],
+    check: Callable[[int], Awaitable[None]],
+    limit: int = 500,
 ) -> int:
-    """Run `work(n)` with a cancellation at its n-th suspension, then `check(n)`; for every n that it has."""
+    """Run `work(n)` with a cancellation at its n-th suspension, then `check(n)`; for every n that
+    it has."""
     for n in range(1, limit):
         interrupted = Interrupted(work(n), n)
 
@@ -161,7 +168,9 @@ class QuietServer(uvicorn.Server):
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[int]:
     """Serve `app` with uvicorn on a free port of the loopback interface; yields the port."""
-    server = QuietServer(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
+    server = QuietServer(
+        uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none")
+    )
     task = asyncio.create_task(server.serve())
     try:
         await until(lambda: server.started)

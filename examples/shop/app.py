@@ -13,7 +13,8 @@ from pgtoolset import TransactionAbortedError
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The shop on the database that `settings` name. One at a time in a process: they share `db.session_maker`."""
+    """The shop on the database that `settings` name. One at a time in a process: they share
+    `db.session_maker`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -31,5 +32,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def report_aborted_transaction(request: Request, error: Exception) -> JSONResponse:
-    """Tell the client what became of its request. This one tells all; in production the details go to the log."""
-    return JSONResponse({"detail": str(error), "sqlstate": getattr(error, "sqlstate", None)}, status_code=500)
+    """Tell the client what became of its request. This one tells all; in production the details go
+    to the log."""
+    return JSONResponse(
+        {"detail": str(error), "sqlstate": getattr(error, "sqlstate", None)}, status_code=500
+    )

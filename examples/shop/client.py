@@ -25,7 +25,9 @@ class Shop:
     async def at(cls, address: str) -> AsyncIterator[Self]:
         """A client without limits of its own: 200 requests at once are 200 requests at once."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-        async with httpx.AsyncClient(base_url=address, limits=limits, timeout=60, trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=address, limits=limits, timeout=60, trust_env=False
+        ) as http:
             yield cls(http)
 
     async def get(self, path: str, *, status: int = 200, **query: str | float) -> Any:
@@ -54,7 +56,9 @@ class Shop:
 
     async def mails_to(self, customer: dict[str, Any]) -> list[str]:
         """The subjects of the mails that a customer got."""
-        return [mail["subject"] for mail in await self.get("/mails") if mail["to"] == customer["email"]]
+        return [
+            mail["subject"] for mail in await self.get("/mails") if mail["to"] == customer["email"]
+        ]
 
     async def checked_out(self) -> int:
         """How many connections of the application's pool are in use."""
@@ -72,7 +76,9 @@ class Shop:
 class Witness:
     """Connections to PostgreSQL that have nothing to do with the shop's pool."""
 
-    def __init__(self, settings: Settings, engine: AsyncEngine, connection: AsyncConnection) -> None:
+    def __init__(
+        self, settings: Settings, engine: AsyncEngine, connection: AsyncConnection
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._connection = connection
@@ -80,12 +86,15 @@ class Witness:
     @classmethod
     @asynccontextmanager
     async def of(cls, settings: Settings) -> AsyncIterator[Self]:
-        """A witness whose every statement is a transaction of its own, so that it sees all that is committed."""
+        """A witness whose every statement is a transaction of its own, so that it sees all that is
+        committed."""
         engine = create_async_engine(
             settings.url,
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
-            connect_args={"server_settings": settings.server_settings(f"{settings.application_name}_tour")},
+            connect_args={
+                "server_settings": settings.server_settings(f"{settings.application_name}_tour")
+            },
         )
         async with engine.connect() as connection:
             yield cls(settings, engine, connection)
@@ -96,7 +105,11 @@ class Witness:
 
     async def orders_of(self, customer: dict[str, Any]) -> int:
         """How many orders of a customer are committed."""
-        return int(await self.value("SELECT count(*) FROM orders WHERE customer_id = :id", id=customer["id"]))
+        return int(
+            await self.value(
+                "SELECT count(*) FROM orders WHERE customer_id = :id", id=customer["id"]
+            )
+        )
 
     async def states(self) -> list[str]:
         """What the shop's connections are doing, one of pg_stat_activity's words for each."""
@@ -119,11 +132,14 @@ class Witness:
 
     @asynccontextmanager
     async def holding(self, sku: str) -> AsyncIterator[None]:
-        """Update a product and stay in the transaction: who wants to update it waits until the block ends."""
+        """Update a product and stay in the transaction: who wants to update it waits until the
+        block ends."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="READ COMMITTED")
             async with connection.begin():
-                await connection.execute(text("UPDATE products SET stock = stock WHERE sku = :sku"), {"sku": sku})
+                await connection.execute(
+                    text("UPDATE products SET stock = stock WHERE sku = :sku"), {"sku": sku}
+                )
                 yield
 
     @asynccontextmanager
@@ -138,7 +154,9 @@ class Witness:
 
     async def _shop_connections(self, column: str) -> list[str]:
         rows = await self._connection.scalars(
-            text(f"SELECT coalesce({column}, '') FROM pg_stat_activity WHERE application_name = :name"),
+            text(
+                f"SELECT coalesce({column}, '') FROM pg_stat_activity WHERE application_name = :name"
+            ),
             {"name": self._settings.application_name},
         )
         return list(rows)

@@ -30,7 +30,8 @@ def expect(what: str, seen: object, expected: object) -> None:
 async def eventually(
     what: str, look: Callable[[], Awaitable[object]], expected: object, *, deadline: float = 30.0
 ) -> None:
-    """Look again and again until what is seen is `expected`; raise `NotProved` after `deadline` seconds."""
+    """Look again and again until what is seen is `expected`; raise `NotProved` after `deadline`
+    seconds."""
     end = time.monotonic() + deadline
     while (seen := await look()) != expected:
         if time.monotonic() > end:
@@ -59,7 +60,9 @@ class Console:
     def failed(self, failure: Exception) -> None:
         """Say what a step had to see and what it saw instead."""
         while isinstance(failure, ExceptionGroup):
-            failure = failure.exceptions[0]  # of a task group; the others are mostly its consequences
+            failure = failure.exceptions[
+                0
+            ]  # of a task group; the others are mostly its consequences
         if isinstance(failure, NotProved):
             self._line("FAILED", RED, failure.what)
             self._line("expect", RED, str(failure.expected))

@@ -1,4 +1,5 @@
-"""Clients that hang up: each sends one request over a socket of its own, and leaves before it has the whole answer."""
+"""Clients that hang up: each sends one request over a socket of its own, and leaves before it has
+the whole answer."""
 
 import asyncio
 import json
@@ -45,7 +46,9 @@ class Caller:
 class Crowd:
     """A number of callers that all want the same."""
 
-    def __init__(self, size: int, base_url: httpx.URL, method: str, path: str, body: object = None) -> None:
+    def __init__(
+        self, size: int, base_url: httpx.URL, method: str, path: str, body: object = None
+    ) -> None:
         content = b"" if body is None else json.dumps(body).encode()
         head = (
             f"{method} {path} HTTP/1.1\r\n"

@@ -5,7 +5,12 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import Depends
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from examples.shop.models import Base, Product, Voucher
 from examples.shop.settings import Settings
@@ -13,19 +18,22 @@ from pgtoolset import RowWatcher, create_db_context, create_db_dependency
 
 POOL_SIZE = 5
 
-#: Made without an engine, which needs a URL and an event loop: `connected` brings it when the application starts.
+#: Made without an engine, which needs a URL and an event loop: `connected` brings it when the
+#: application starts.
 session_maker = async_sessionmaker(expire_on_commit=False)
 
 get_db = create_db_dependency(session_maker=session_maker)
 db_context = create_db_context(session_maker=session_maker)
 
-#: What an endpoint asks for: a session in a transaction that is committed before the response starts.
+#: What an endpoint asks for: a session in a transaction that is committed before the response
+#: starts.
 Session = Annotated[AsyncSession, Depends(get_db)]
 
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[AsyncEngine]:
-    """Give the session maker its engine, create the tables and fill the shelves; dispose of the engine at the end."""
+    """Give the session maker its engine, create the tables and fill the shelves; dispose of the
+    engine at the end."""
     engine = create_async_engine(
         settings.url,
         pool_size=POOL_SIZE,
@@ -45,7 +53,8 @@ async def connected(settings: Settings) -> AsyncIterator[AsyncEngine]:
 
 @asynccontextmanager
 async def watching(settings: Settings) -> AsyncIterator[RowWatcher]:
-    """The one watcher for everybody who waits. An engine of its own gives its connection a name of its own."""
+    """The one watcher for everybody who waits. An engine of its own gives its connection a name of
+    its own."""
     server_settings = settings.server_settings(settings.watcher_name)
     engine = create_async_engine(settings.url, connect_args={"server_settings": server_settings})
     try:
@@ -56,7 +65,8 @@ async def watching(settings: Settings) -> AsyncIterator[RowWatcher]:
 
 
 async def stock_the_shelves() -> None:
-    """Put the shop's goods and vouchers into empty tables. Outside of a request, this is what `db_context` is for."""
+    """Put the shop's goods and vouchers into empty tables. Outside of a request, this is what
+    `db_context` is for."""
     async with db_context() as session:
         session.add_all(
             [

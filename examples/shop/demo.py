@@ -3,12 +3,14 @@
     python -m examples.shop.demo
 
 Environment:
-    DATABASE_URL: a PostgreSQL to use, in a schema of the demo's own; without it an embedded one is started.
+    DATABASE_URL: a PostgreSQL to use, in a schema of the demo's own; without it an embedded one is
+        started.
     PORT: where to serve; without it on any free port.
     DEMO_ONCE: 1 to end after the tour.
 
-The exit code is 0 when Ctrl-C or SIGTERM ends the serving, and with DEMO_ONCE=1 when every step of the tour proved
-what it says; 1 when a step did not, or the demo could not start; above 128 when a signal ended the tour.
+The exit code is 0 when Ctrl-C or SIGTERM ends the serving, and with DEMO_ONCE=1 when every step of
+the tour proved what it says; 1 when a step did not, or the demo could not start; above 128 when a
+signal ended the tour.
 """
 
 import asyncio
@@ -73,7 +75,9 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
     async with own_schema(settings) as version:
         stopped = stop_signal()
         async with serving(create_app(settings), listener) as address:
-            console.say(f"A shop on pgtoolset: {address}, PostgreSQL {version}, a pool of {POOL_SIZE} connections")
+            console.say(
+                f"A shop on pgtoolset: {address}, PostgreSQL {version}, a pool of {POOL_SIZE} connections"
+            )
             start = time.monotonic()
             tour = asyncio.create_task(take_tour(address, settings, console))
             waited: list[asyncio.Future[Any]] = [tour, stopped]
@@ -86,10 +90,16 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
             if not tour.result():
                 console.say("\nThe tour ends here: this step did NOT prove what it says.")
                 return 1
-            console.say(f"\nAll {len(STEPS)} steps proved what they say, in {time.monotonic() - start:.1f} s.")
+            console.say(
+                f"\nAll {len(STEPS)} steps proved what they say, in {time.monotonic() - start:.1f} s."
+            )
             if not once:
                 async with jam(settings):
-                    console.say(GOODBYE.format(address=address, pgtoolset=command(), url=shown_url(settings)))
+                    console.say(
+                        GOODBYE.format(
+                            address=address, pgtoolset=command(), url=shown_url(settings)
+                        )
+                    )
                     await stopped
                 console.say("\nStopped.")
     return 0
@@ -111,7 +121,8 @@ def shown_url(settings: Settings) -> str:
 
 
 def stop_signal() -> asyncio.Future[int]:
-    """The first SIGINT or SIGTERM from now on, in place of a KeyboardInterrupt somewhere in the middle."""
+    """The first SIGINT or SIGTERM from now on, in place of a KeyboardInterrupt somewhere in the
+    middle."""
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()
 
@@ -126,7 +137,8 @@ def stop_signal() -> asyncio.Future[int]:
 
 @contextmanager
 def database() -> Iterator[Settings]:
-    """The database that DATABASE_URL names, or one on an embedded server that ends with the block."""
+    """The database that DATABASE_URL names, or one on an embedded server that ends with the
+    block."""
     url = os.environ.get("DATABASE_URL")
     if url:
         try:
@@ -141,14 +153,19 @@ def database() -> Iterator[Settings]:
 
 @asynccontextmanager
 async def own_schema(settings: Settings) -> AsyncIterator[str]:
-    """Create the schema, drop it at the end with all that is in it; yields the version of the server."""
+    """Create the schema, drop it at the end with all that is in it; yields the version of the
+    server."""
     engine = create_async_engine(settings.url, poolclass=NullPool)
     try:
         async with engine.begin() as connection:
             version = str(await connection.scalar(text("SHOW server_version")))
             await connection.execute(CreateSchema(settings.schema))
-    except Exception as error:  # the driver's own, SQLAlchemy's, the operating system's: the first contact decides
-        raise CannotStart(f"{settings.url.render_as_string()}: {type(error).__name__}: {error}") from error
+    except (
+        Exception
+    ) as error:  # the driver's own, SQLAlchemy's, the operating system's: the first contact decides
+        raise CannotStart(
+            f"{settings.url.render_as_string()}: {type(error).__name__}: {error}"
+        ) from error
     try:
         yield version.split()[0]
     finally:
@@ -156,12 +173,19 @@ async def own_schema(settings: Settings) -> AsyncIterator[str]:
             async with engine.begin() as connection:
                 # The connection of a request that outlasted the shutdown would make the DROP wait.
                 await connection.execute(
-                    text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name"),
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name"
+                    ),
                     {"name": settings.application_name},
                 )
                 await connection.execute(DropSchema(settings.schema, cascade=True))
-        except Exception as error:  # of the same kinds; the tour and the serving have ended well without it
-            print(f"Schema {settings.schema} is left behind: {type(error).__name__}: {error}", file=sys.stderr)
+        except (
+            Exception
+        ) as error:  # of the same kinds; the tour and the serving have ended well without it
+            print(
+                f"Schema {settings.schema} is left behind: {type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

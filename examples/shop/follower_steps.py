@@ -13,13 +13,17 @@ ORDERS = 50
 async def followed_orders(shop: Shop, witness: Witness, console: Console) -> None:
     clients = affordable(CLIENTS)
     if clients < CLIENTS:
-        console.saw(f"this process may open too few files for {CLIENTS:,} clients: {clients:,} are taken")
+        console.saw(
+            f"this process may open too few files for {CLIENTS:,} clients: {clients:,} are taken"
+        )
     customer = await shop.register("Radia")
     order = {"customer_id": customer["id"], "lines": [{"sku": "beans", "quantity": 1}]}
     order_ids = [(await shop.post("/orders", order))["id"] for _ in range(ORDERS)]
     missing = await shop.http.get(f"/orders/{2**31 - 1}/events")
     expect("the status of an unknown order's events", missing.status_code, 404)
-    followers = Followers(shop.http.base_url, (order_ids[number % ORDERS] for number in range(clients)))
+    followers = Followers(
+        shop.http.base_url, (order_ids[number % ORDERS] for number in range(clients))
+    )
 
     async def deaf_to(status: str) -> int:
         return clients - followers.heard(status)
@@ -41,14 +45,18 @@ async def followed_orders(shop: Shop, witness: Witness, console: Console) -> Non
             "checked out"
         )
         console.saw(f"from the PUT to the client: {spread(followers.delays('paid', paid))}")
-        expect("connections that watch, connections checked out", (connections, checked_out), (1, 0))
+        expect(
+            "connections that watch, connections checked out", (connections, checked_out), (1, 0)
+        )
 
         console.did(f"UPDATE of all {ORDERS} orders in one statement, over another connection")
         sent = dict.fromkeys(order_ids, time.perf_counter())
         await witness.send_orders_of(customer)
         await eventually("clients that have not heard of sent", lambda: deaf_to("sent"), 0)
         console.saw(f"from the UPDATE to the client: {spread(followers.delays('sent', sent))}")
-    console.proves("one connection serves any number of waiters, and all hear of every change that is committed")
+    console.proves(
+        "one connection serves any number of waiters, and all hear of every change that is committed"
+    )
 
 
 def spread(delays: list[float]) -> str:

@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-#: Open files that are needed for everything else, and two for each follower: its socket, and the shop's.
+#: Open files that are needed for everything else, and two for each follower: its socket, and the
+#: shop's.
 SPARE_FILES = 300
 
 
 def affordable(followers: int) -> int:
-    """So many followers as this process may have sockets for, the soft limit raised where the hard one allows it."""
+    """So many followers as this process may have sockets for, the soft limit raised where the hard
+    one allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * followers + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -44,7 +46,9 @@ class Follower:
         reader, writer = await asyncio.open_connection(self._url.host, self._url.port)
         try:
             host = self._url.netloc.decode()
-            writer.write(f"GET /orders/{self.order_id}/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            writer.write(
+                f"GET /orders/{self.order_id}/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+            )
             while line := await reader.readline():
                 if line.startswith(b"data: "):
                     self.heard.setdefault(line[6:].decode().strip(), time.perf_counter())
@@ -65,7 +69,9 @@ class Followers:
         try:
             for number, follower in enumerate(self._followers):
                 tasks.append(asyncio.create_task(follower.follow()))
-                if number % 50 == 0:  # a backlog of 1,000 connections is more than some systems have
+                if (
+                    number % 50 == 0
+                ):  # a backlog of 1,000 connections is more than some systems have
                     await asyncio.sleep(0.01)
             yield
         finally:
@@ -78,5 +84,8 @@ class Followers:
         return sum(status in follower.heard for follower in self._followers)
 
     def delays(self, status: str, since: dict[int, float]) -> list[float]:
-        """The seconds that each needed to hear of a status, since the moment that is given for its order; sorted."""
-        return sorted(follower.heard[status] - since[follower.order_id] for follower in self._followers)
+        """The seconds that each needed to hear of a status, since the moment that is given for its
+        order; sorted."""
+        return sorted(
+            follower.heard[status] - since[follower.order_id] for follower in self._followers
+        )

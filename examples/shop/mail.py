@@ -22,7 +22,8 @@ class Mailer:
         self.sent: list[Mail] = []
 
     async def send(self, to: str, subject: str) -> None:
-        """Send a mail. Call it after the commit: `on_commit(session, partial(mailer.send, ...))`."""
+        """Send a mail. Call it after the commit: `on_commit(session, partial(mailer.send,
+        ...))`."""
         self.sent.append(Mail(to=to, subject=subject))
 
 

@@ -23,7 +23,8 @@ class Customer(Base):
 
 
 class Product(Base):
-    """Something on a shelf. There is never less than nothing of it, and never more than the shelf holds."""
+    """Something on a shelf. There is never less than nothing of it, and never more than the shelf
+    holds."""
 
     __tablename__ = "products"
     __table_args__ = (CheckConstraint("stock BETWEEN 0 AND shelf", name="stock_fits_shelf"),)
@@ -65,7 +66,8 @@ class Order(Base):
     tags: Mapped[list[Tag]] = relationship(secondary=order_tags)
 
 
-# Created with the table: whoever follows an order hears of a change at once, and not at the next look.
+# Created with the table: whoever follows an order hears of a change at once, and not at the next
+# look.
 for ddl in row_change_trigger(Order):
     event.listen(Order.__table__, "after_create", ddl)
 
@@ -140,7 +142,8 @@ class TillSale(Base):
 
 
 class Audit(Base):
-    """A look at the books. The shop itself never uses the table, so who locks it is only in another auditor's way."""
+    """A look at the books. The shop itself never uses the table, so who locks it is only in another
+    auditor's way."""
 
     __tablename__ = "audits"
 

@@ -19,8 +19,11 @@ router = APIRouter(tags=["orders"])
 
 
 @router.post("/orders", status_code=201)
-async def place_order(body: OrderIn, session: Session, mailer: Postman, response: Response) -> OrderOut:
-    """A new order, mailed to the customer; 409 where something is out of stock. A used voucher does not stop it."""
+async def place_order(
+    body: OrderIn, session: Session, mailer: Postman, response: Response
+) -> OrderOut:
+    """A new order, mailed to the customer; 409 where something is out of stock. A used voucher does
+    not stop it."""
     order = await take_order(session, mailer, body)
     notes = []
     if body.voucher is not None:
@@ -28,17 +31,21 @@ async def place_order(body: OrderIn, session: Session, mailer: Postman, response
             async with get_transaction(session):
                 await redeem_voucher(session, order, body.voucher)
         except IntegrityError:
-            notes.append(f"voucher {body.voucher} has been used before; the order stands without it")
+            notes.append(
+                f"voucher {body.voucher} has been used before; the order stands without it"
+            )
     response.headers["Location"] = f"/orders/{order.id}"
     return to_order_out(order, notes)
 
 
 @router.post("/mistakes/orders")
 async def place_order_carelessly(body: OrderIn, session: Session, mailer: Postman) -> Response:
-    """The same order with a mistake: no savepoint around the step that may fail, so a used voucher loses it all.
+    """The same order with a mistake: no savepoint around the step that may fail, so a used voucher
+    loses it all.
 
-    PostgreSQL has aborted the transaction when the error is caught, and would answer the COMMIT with a ROLLBACK that
-    nobody notices. The "placed" below never reaches the client: `get_db` finds out first.
+    PostgreSQL has aborted the transaction when the error is caught, and would answer the COMMIT
+    with a ROLLBACK that nobody notices. The "placed" below never reaches the client: `get_db` finds
+    out first.
     """
     order = await take_order(session, mailer, body)
     if body.voucher is not None:
@@ -52,32 +59,39 @@ async def place_order_carelessly(body: OrderIn, session: Session, mailer: Postma
 @router.get("/orders/{order_id}")
 async def order(order_id: Id, session: Session) -> OrderOut:
     """One order."""
-    found = await session.scalar(select(Order).where(Order.id == order_id).options(selectinload(Order.lines)))
+    found = await session.scalar(
+        select(Order).where(Order.id == order_id).options(selectinload(Order.lines))
+    )
     if found is None:
         raise HTTPException(404, f"there is no order {order_id}")
     return to_order_out(found)
 
 
 async def take_order(session: AsyncSession, mailer: Mailer, body: OrderIn) -> Order:
-    """Store an order, take its goods from the shelves and have it confirmed by mail once it is committed."""
+    """Store an order, take its goods from the shelves and have it confirmed by mail once it is
+    committed."""
     customer = await session.get(Customer, body.customer_id)
     if customer is None:
         raise HTTPException(404, f"there is no customer {body.customer_id}")
     order = Order(customer_id=customer.id, total_cents=0, lines=[])
     session.add(order)
     await session.flush()
-    # The goods may still turn out to be out of stock: the order is rolled back then, and this forgotten with it.
+    # The goods may still turn out to be out of stock: the order is rolled back then, and this
+    # forgotten with it.
     on_commit(session, partial(mailer.send, customer.email, f"Thank you for order {order.id}"))
     for line in body.in_lock_order():
         product = await take_from_stock(session, line)
-        order.lines.append(OrderLine(sku=line.sku, quantity=line.quantity, price_cents=product.price_cents))
+        order.lines.append(
+            OrderLine(sku=line.sku, quantity=line.quantity, price_cents=product.price_cents)
+        )
         order.total_cents += line.quantity * product.price_cents
     await session.flush()
     return order
 
 
 async def take_from_stock(session: AsyncSession, line: Line) -> Product:
-    """Decrement the stock in one statement, which needs no retry: the row is locked, then looked at."""
+    """Decrement the stock in one statement, which needs no retry: the row is locked, then looked
+    at."""
     product: Product | None = await session.scalar(
         update(Product)
         .where(Product.sku == line.sku, Product.stock >= line.quantity)
@@ -92,7 +106,8 @@ async def take_from_stock(session: AsyncSession, line: Line) -> Product:
 
 
 async def redeem_voucher(session: AsyncSession, order: Order, code: str) -> None:
-    """Use a voucher for an order; `IntegrityError` where it was used before, 404 where there is none."""
+    """Use a voucher for an order; `IntegrityError` where it was used before, 404 where there is
+    none."""
     voucher = await session.get(Voucher, code)
     if voucher is None:
         raise HTTPException(404, f"there is no voucher {code}")

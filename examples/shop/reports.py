@@ -17,16 +17,23 @@ router = APIRouter(tags=["reports"])
 
 
 @router.get("/reports/turnover")
-async def turnover(session: Session, seconds: Annotated[float, Query(ge=0, le=10)] = 0.5) -> TurnoverOut:
+async def turnover(
+    session: Session, seconds: Annotated[float, Query(ge=0, le=10)] = 0.5
+) -> TurnoverOut:
     """A report that takes its time: it sleeps in PostgreSQL, with a connection in its hands."""
     await session.execute(select(func.pg_sleep(seconds)))
-    orders, total = (await session.execute(select(func.count(Order.id), func.sum(Order.total_cents)))).one()
+    orders, total = (
+        await session.execute(select(func.count(Order.id), func.sum(Order.total_cents)))
+    ).one()
     return TurnoverOut(orders=orders, total_cents=total or 0)
 
 
 @router.get("/reports/export")
-async def export(session: Session, lines: Annotated[int, Query(ge=1, le=100_000_000)] = 1000) -> StreamingResponse:
-    """As many lines as you like, from a cursor, while the client reads. They stand in for a large table."""
+async def export(
+    session: Session, lines: Annotated[int, Query(ge=1, le=100_000_000)] = 1000
+) -> StreamingResponse:
+    """As many lines as you like, from a cursor, while the client reads. They stand in for a large
+    table."""
 
     async def body() -> AsyncIterator[str]:
         numbers = await session.stream_scalars(select(func.generate_series(1, lines)))

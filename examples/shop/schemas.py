@@ -1,4 +1,5 @@
-"""What comes in and goes out over HTTP, validated at the edge: past it, every value fits its column."""
+"""What comes in and goes out over HTTP, validated at the edge: past it, every value fits its
+column."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -6,7 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 # PostgreSQL's text holds every character but NUL.
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00]+$")]
+Text = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00]+$"),
+]
 Email = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^@\s\x00]+@[^@\s\x00]+$")]
 Sku = Annotated[str, StringConstraints(max_length=40, pattern=r"^[a-z0-9-]+$")]
 VoucherCode = Annotated[str, StringConstraints(max_length=40, pattern=r"^[A-Z0-9-]+$")]
@@ -49,7 +53,8 @@ class WithLines(Incoming):
         return lines
 
     def in_lock_order(self) -> list[Line]:
-        """The lines by product: where all lock in one order, two requests for the same products cannot deadlock."""
+        """The lines by product: where all lock in one order, two requests for the same products
+        cannot deadlock."""
         return sorted(self.lines, key=lambda line: line.sku)
 
 

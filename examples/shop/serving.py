@@ -32,7 +32,12 @@ async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[str]:
     """Serve until the block ends, in an event loop of its own; yields the address."""
     server = uvicorn.Server(
         uvicorn.Config(
-            app, lifespan="on", ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=3
+            app,
+            lifespan="on",
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=3,
         )
     )
     # In a thread, uvicorn leaves the signals to us.
@@ -46,7 +51,8 @@ async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[str]:
             await asyncio.sleep(0.02)
         yield f"http://{host}:{port}"
     finally:
-        # A stream that somebody still reads is cancelled after the timeout, and uvicorn would log that as an error.
+        # A stream that somebody still reads is cancelled after the timeout, and uvicorn would log
+        # that as an error.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server.should_exit = True
         await asyncio.to_thread(thread.join)

@@ -16,17 +16,26 @@ class Settings:
 
     @classmethod
     def from_url(cls, database_url: str) -> Self:
-        """Accept `postgresql://` and `postgres://`, as hosting services hand them out, whatever driver they name."""
+        """Accept `postgresql://` and `postgres://`, as hosting services hand them out, whatever
+        driver they name."""
         scheme, separator, rest = database_url.partition("://")
         if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
             raise ValueError("DATABASE_URL must start with postgresql:// or postgres://")
         url = make_url(f"postgresql+asyncpg://{rest}")
         # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for it.
-        return cls(url.set(query={("ssl" if name == "sslmode" else name): value for name, value in url.query.items()}))
+        return cls(
+            url.set(
+                query={
+                    ("ssl" if name == "sslmode" else name): value
+                    for name, value in url.query.items()
+                }
+            )
+        )
 
     @property
     def application_name(self) -> str:
-        """What the shop's connections are called in pg_stat_activity: another run's have another name."""
+        """What the shop's connections are called in pg_stat_activity: another run's have another
+        name."""
         return self.schema
 
     @property
@@ -35,5 +44,6 @@ class Settings:
         return f"{self.schema}_watcher"
 
     def server_settings(self, application_name: str) -> dict[str, str]:
-        """PostgreSQL settings of a connection on which unqualified table names mean the shop's own."""
+        """PostgreSQL settings of a connection on which unqualified table names mean the shop's
+        own."""
         return {"search_path": self.schema, "application_name": application_name}

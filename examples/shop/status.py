@@ -1,4 +1,5 @@
-"""The status of an order: changed by the shop, and followed by any number of clients over server-sent events."""
+"""The status of an order: changed by the shop, and followed by any number of clients over
+server-sent events."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -17,7 +18,8 @@ router = APIRouter(tags=["status"])
 
 @router.put("/orders/{order_id}/status")
 async def set_status(order_id: Id, body: StatusIn, session: Session) -> StatusOut:
-    """Move an order on. Whoever follows it hears of it once this is committed, and never if it is not."""
+    """Move an order on. Whoever follows it hears of it once this is committed, and never if it is
+    not."""
     order = await session.get(Order, order_id)
     if order is None:
         raise HTTPException(404, f"there is no order {order_id}")
@@ -26,7 +28,8 @@ async def set_status(order_id: Id, body: StatusIn, session: Session) -> StatusOu
 
 
 async def followed(order_id: Id, request: Request) -> AsyncIterator[RowChanges[Order]]:
-    """The changes of an order's status until the response has been sent, or the client has hung up."""
+    """The changes of an order's status until the response has been sent, or the client has hung
+    up."""
     watcher: RowWatcher = request.app.state.watcher
     async with watcher.changes(Order, order_id, columns=[Order.status]) as changes:
         if changes.current is None:
@@ -36,7 +39,8 @@ async def followed(order_id: Id, request: Request) -> AsyncIterator[RowChanges[O
 
 @router.get("/orders/{order_id}/events")
 async def events(changes: Annotated[RowChanges[Order], Depends(followed)]) -> StreamingResponse:
-    """The status of an order now, and whenever it changes. A client that is slow gets the latest."""
+    """The status of an order now, and whenever it changes. A client that is slow gets the
+    latest."""
 
     async def body() -> AsyncIterator[str]:
         if changes.current is not None:
@@ -46,7 +50,9 @@ async def events(changes: Annotated[RowChanges[Order], Depends(followed)]) -> St
                 return
             yield event(change.after["status"])
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 def event(status: str) -> str:

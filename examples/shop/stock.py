@@ -7,12 +7,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from examples.shop.db import Session, session_maker
 from examples.shop.models import Delivery, DeliveryLine, Product
-from examples.shop.schemas import DeliveryIn, DeliveryOut, Line, ProductOut, ReservationIn, ReservationOut, Sku
+from examples.shop.schemas import (
+    DeliveryIn,
+    DeliveryOut,
+    Line,
+    ProductOut,
+    ReservationIn,
+    ReservationOut,
+    Sku,
+)
 from pgtoolset import get_transaction, run_transaction
 
 router = APIRouter(tags=["stock"])
 
-#: Every failure is owed to another transaction's commit, so among N that compete none needs more than N attempts.
+#: Every failure is owed to another transaction's commit, so among N that compete none needs more
+#: than N attempts.
 RESERVATION_ATTEMPTS = 100
 
 
@@ -33,8 +42,8 @@ async def product(sku: Sku, session: Session) -> ProductOut:
 async def reserve(sku: Sku, body: ReservationIn) -> ReservationOut:
     """Take from the shelf, in Python: look, think, write. 409 where there is not enough.
 
-    Of two that look at the same time, one would overwrite the other's result. SERIALIZABLE makes PostgreSQL refuse
-    the second, and `run_transaction` lets it look again.
+    Of two that look at the same time, one would overwrite the other's result. SERIALIZABLE makes
+    PostgreSQL refuse the second, and `run_transaction` lets it look again.
     """
     attempts = 0
 
@@ -47,7 +56,9 @@ async def reserve(sku: Sku, body: ReservationIn) -> ReservationOut:
         product.stock = product.stock - body.quantity
         return product.stock
 
-    left = await run_transaction(session_maker, take, attempts=RESERVATION_ATTEMPTS, isolation_level="SERIALIZABLE")
+    left = await run_transaction(
+        session_maker, take, attempts=RESERVATION_ATTEMPTS, isolation_level="SERIALIZABLE"
+    )
     return ReservationOut(sku=sku, stock=left, attempts=attempts)
 
 
@@ -71,10 +82,13 @@ async def deliver(body: DeliveryIn, session: Session) -> DeliveryOut:
 
 
 async def put_on_shelf(session: AsyncSession, delivery_id: int, line: Line) -> None:
-    """Record a line of a delivery, then put it on the shelf; `IntegrityError` where the shelf is too small."""
+    """Record a line of a delivery, then put it on the shelf; `IntegrityError` where the shelf is
+    too small."""
     session.add(DeliveryLine(delivery_id=delivery_id, sku=line.sku, quantity=line.quantity))
     await session.flush()
-    await session.execute(update(Product).where(Product.sku == line.sku).values(stock=Product.stock + line.quantity))
+    await session.execute(
+        update(Product).where(Product.sku == line.sku).values(stock=Product.stock + line.quantity)
+    )
 
 
 async def find_product(session: AsyncSession, sku: str) -> Product:

@@ -17,13 +17,16 @@ router = APIRouter(tags=["tags"])
 @router.post("/tags", status_code=201)
 async def make_tags(body: TagsIn, session: Session) -> int:
     """New tags; how many there are now."""
-    await session.execute(insert(Tag).on_conflict_do_nothing(), [{"name": name} for name in body.tags])
+    await session.execute(
+        insert(Tag).on_conflict_do_nothing(), [{"name": name} for name in body.tags]
+    )
     return await session.scalar(select(func.count()).select_from(Tag)) or 0
 
 
 @router.put("/orders/{order_id}/tags")
 async def replace_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
-    """The order has exactly these tags from now on, or none. 409, and nothing is changed, for an unknown one."""
+    """The order has exactly these tags from now on, or none. 409, and nothing is changed, for an
+    unknown one."""
     order = await find_order(session, order_id)
     try:
         async with get_transaction(session):
@@ -35,16 +38,20 @@ async def replace_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
 
 @router.post("/orders/{order_id}/tags")
 async def add_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
-    """Tag the order with each of these that exists, in a nested transaction of its own, so that the others stay."""
+    """Tag the order with each of these that exists, in a nested transaction of its own, so that the
+    others stay."""
     order = await find_order(session, order_id)
     out = TagsOut()
     for name in body.tags:
         try:
             async with get_transaction(session):
-                out.added += await m2m_add(session, order, Order.tags, pks=[name], ignore_conflicts=True)
+                out.added += await m2m_add(
+                    session, order, Order.tags, pks=[name], ignore_conflicts=True
+                )
         except IntegrityError:
             out.unknown.append(name)
-            # As after a rollback: no attribute of the order could be read here without a load. Its key is known.
+            # As after a rollback: no attribute of the order could be read here without a load. Its
+            # key is known.
             session.expire(order)
     return out
 
@@ -55,7 +62,9 @@ async def reset_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
     order = await find_order(session, order_id)
     async with lock_tables(session, [order_tags], mode="SHARE ROW EXCLUSIVE"):
         cleared = await m2m_set(session, order, Order.tags)
-        return TagsOut(removed=cleared.removed, added=await m2m_add(session, order, Order.tags, pks=body.tags))
+        return TagsOut(
+            removed=cleared.removed, added=await m2m_add(session, order, Order.tags, pks=body.tags)
+        )
 
 
 async def find_order(session: AsyncSession, order_id: int) -> Order:
@@ -69,5 +78,7 @@ async def find_order(session: AsyncSession, order_id: int) -> Order:
 @router.get("/orders/{order_id}/tags")
 async def tags_of(order_id: Id, session: Session) -> list[str]:
     """The tags of an order."""
-    names = select(order_tags.c.tag).where(order_tags.c.order_id == order_id).order_by(order_tags.c.tag)
+    names = (
+        select(order_tags.c.tag).where(order_tags.c.order_id == order_id).order_by(order_tags.c.tag)
+    )
     return list(await session.scalars(names))

@@ -28,21 +28,27 @@ class ClosingOut(BaseModel):
 @router.post("/sales", status_code=201)
 async def sell(body: SaleIn, session: Session) -> int:
     """A sale; its number."""
-    return int(await session.scalar(insert(TillSale).values(cents=body.cents).returning(TillSale.id)) or 0)
+    return int(
+        await session.scalar(insert(TillSale).values(cents=body.cents).returning(TillSale.id)) or 0
+    )
 
 
 @router.post("/closings", status_code=201)
 async def close_till(session: Session, patience: float = 2.0) -> ClosingOut:
-    """Count the sales since the last closing, and mark them as counted; 503 where the till is not to be had in time.
+    """Count the sales since the last closing, and mark them as counted; 503 where the till is not
+    to be had in time.
 
-    EXCLUSIVE lets others read and makes those who write wait: no sale falls between the counting and the marking.
+    EXCLUSIVE lets others read and makes those who write wait: no sale falls between the counting
+    and the marking.
     """
     if not 0.05 <= patience <= 60:
         raise HTTPException(422, "patience must be from 0.05 to 60 seconds")
     try:
         async with lock_tables(session, [TillSale], mode="EXCLUSIVE", timeout=patience):
             counted = select(func.count(TillSale.id), func.coalesce(func.sum(TillSale.cents), 0))
-            sales, cents = (await session.execute(counted.where(TillSale.closing_id.is_(None)))).one()
+            sales, cents = (
+                await session.execute(counted.where(TillSale.closing_id.is_(None)))
+            ).one()
             closing = TillClosing(sales=sales, cents=cents)
             session.add(closing)
             await session.flush()

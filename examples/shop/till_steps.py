@@ -28,14 +28,20 @@ async def closing_the_till(shop: Shop, witness: Witness, console: Console) -> No
         "(SELECT coalesce(sum(s.cents), 0) FROM till_sales s WHERE s.closing_id = c.id)"
     )
     counted = sum(closing["sales"] for closing in closings)
-    console.saw(f"{len(closings)} closings counted {counted} sales; {wrong} differ from the sales marked as theirs")
+    console.saw(
+        f"{len(closings)} closings counted {counted} sales; {wrong} differ from the sales marked as theirs"
+    )
     expect("sales counted", counted, clients * each)
     expect("closings that differ from their sales", wrong, 0)
-    console.proves("while the lock is held nobody writes, and everybody who had to wait goes on afterwards")
+    console.proves(
+        "while the lock is held nobody writes, and everybody who had to wait goes on afterwards"
+    )
 
 
 async def who_is_in_the_way(shop: Shop, witness: Witness, console: Console) -> None:
-    console.did("began a sale over another connection and left it open; POST /till/closings?patience=0.5")
+    console.did(
+        "began a sale over another connection and left it open; POST /till/closings?patience=0.5"
+    )
     async with witness.holding_till() as pid:
         refusal = (await shop.post("/till/closings?patience=0.5", None, status=503))["detail"]
         console.saw(f"503: {refusal['message']}")
@@ -43,4 +49,6 @@ async def who_is_in_the_way(shop: Shop, witness: Witness, console: Console) -> N
         expect("the pid in the message", f"pid {pid}" in refusal["message"], True)
     await shop.post("/till/closings", None)
     console.saw("201 as soon as that sale was over")
-    console.proves("a lock that is not to be had says who has it: pid, application, state, statement, age")
+    console.proves(
+        "a lock that is not to be had says who has it: pid, application, state, statement, age"
+    )

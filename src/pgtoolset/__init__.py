@@ -1,4 +1,5 @@
-"""Honest sessions and nesting transactions for FastAPI, SQLAlchemy's AsyncSession and asyncpg on PostgreSQL."""
+"""Honest sessions and nesting transactions for FastAPI, SQLAlchemy's AsyncSession and asyncpg on
+PostgreSQL."""
 
 from pgtoolset._native import implementation
 from pgtoolset.cleanup import cleanup_tables

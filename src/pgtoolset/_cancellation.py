@@ -10,17 +10,20 @@ T = TypeVar("T")
 
 
 class _Uncancellable(asyncio.Future[None]):
-    """A future on which a cancelled task keeps waiting; the task hears of the cancellation when the wait is over."""
+    """A future on which a cancelled task keeps waiting; the task hears of the cancellation when the
+    wait is over."""
 
     def cancel(self, msg: Any | None = None) -> bool:
         return False
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end and give its result, or its error, whatever cancels the caller meanwhile.
+    """Run `work` to its end and give its result, or its error, whatever cancels the caller
+    meanwhile.
 
-    The caller learns what really happened. A cancellation that arrived during the work is not lost: it is delivered
-    at the caller's next suspension, unless whoever asked for it (a timeout, a task group) has withdrawn it by then.
+    The caller learns what really happened. A cancellation that arrived during the work is not lost:
+    it is delivered at the caller's next suspension, unless whoever asked for it (a timeout, a task
+    group) has withdrawn it by then.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -34,7 +37,8 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def uninterrupted_here(work: Coroutine[Any, Any, T]) -> T:
-    """`uninterrupted` in the caller's own task: a third of the price, for work that never cancels its own task.
+    """`uninterrupted` in the caller's own task: a third of the price, for work that never cancels
+    its own task.
 
     `asyncio.timeout` does that, so `work` must not use it.
     """
@@ -47,7 +51,8 @@ async def uninterrupted_here(work: Coroutine[Any, Any, T]) -> T:
 
 
 class _Inline(Awaitable[T]):
-    """Drives `work`, and gives the task that awaits it each future that `work` waits for in a cloak."""
+    """Drives `work`, and gives the task that awaits it each future that `work` waits for in a
+    cloak."""
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
@@ -73,8 +78,8 @@ class _Inline(Awaitable[T]):
 class _Cloaked:
     """A future for the eyes of a task: wakes it as the real one does, and refuses to be cancelled.
 
-    A task takes whatever has `_asyncio_future_blocking` for a future. One that is set by a callback of the real one
-    would wake the task an iteration of the event loop later.
+    A task takes whatever has `_asyncio_future_blocking` for a future. One that is set by a callback
+    of the real one would wake the task an iteration of the event loop later.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_future")
@@ -104,8 +109,9 @@ def _deliver_later(request: asyncio.CancelledError) -> None:
     requests = task.cancelling()
 
     def deliver() -> None:
-        # Runs once the task has suspended or ended. The count falls when the requester takes its request back,
-        # as `asyncio.timeout` does on leaving its block; it stays the same over the two calls below.
+        # Runs once the task has suspended or ended. The count falls when the requester takes its
+        # request back, as `asyncio.timeout` does on leaving its block; it stays the same over the
+        # two calls below.
         if not task.done() and task.cancelling() >= requests:
             task.uncancel()
             task.cancel(*request.args)

@@ -32,7 +32,9 @@ def check_session_maker(session_maker: object) -> None:
             f"not {session_maker!r}"
         )
     if inspect.iscoroutinefunction(session_maker) or inspect.iscoroutinefunction(make):
-        raise TypeError(f"session_maker must return a session, not a coroutine; {session_maker!r} is async")
+        raise TypeError(
+            f"session_maker must return a session, not a coroutine; {session_maker!r} is async"
+        )
 
 
 def new_session(session_maker: SessionFactory[M]) -> M:
@@ -42,14 +44,18 @@ def new_session(session_maker: SessionFactory[M]) -> M:
         return session
     for name in ("in_transaction", "begin", "begin_nested", "commit", "rollback", "close"):
         if not callable(getattr(session, name, None)):
-            raise TypeError(f"session_maker must make sessions; it made {session!r}, which has no {name}()")
+            raise TypeError(
+                f"session_maker must make sessions; it made {session!r}, which has no {name}()"
+            )
     check_is_async(session, "session_maker must be an async_sessionmaker")
     return session
 
 
 def check_is_async(session: object, what: str) -> None:
     if isinstance(session, Session):
-        raise TypeError(f"{what}: {session!r} is a synchronous Session, and only an AsyncSession can be awaited")
+        raise TypeError(
+            f"{what}: {session!r} is a synchronous Session, and only an AsyncSession can be awaited"
+        )
 
 
 def sync_session_of(session: object) -> Session | None:
@@ -75,7 +81,8 @@ async def close(session: ManagedSession) -> None:
 
 
 async def _roll_back(session: Any) -> None:
-    # Cutting the connection ends a ROLLBACK that is not answered; cancelling it would ask the same server to answer.
+    # Cutting the connection ends a ROLLBACK that is not answered; cancelling it would ask the same
+    # server to answer.
     hang_up = asyncio.get_running_loop().call_later(ROLLBACK_TIMEOUT, _hang_up, session)
     try:
         await session.rollback()

@@ -1,8 +1,10 @@
-"""What is known of a session's open transaction: the error that its block swallowed, and who waits for its commit.
+"""What is known of a session's open transaction: the error that its block swallowed, and who waits
+for its commit.
 
-SQLAlchemy tells it through events. The listeners on `Session` are registered once, with the first session that is
-recorded, and return at once for a session that is not; those on an engine are registered with its first recorded
-connection. https://docs.sqlalchemy.org/en/20/orm/session_events.html
+SQLAlchemy tells it through events. The listeners on `Session` are registered once, with the first
+session that is recorded, and return at once for a session that is not; those on an engine are
+registered with its first recorded connection.
+https://docs.sqlalchemy.org/en/20/orm/session_events.html
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ logger = logging.getLogger("pgtoolset")
 Callback: TypeAlias = Callable[[], Awaitable[object] | object]
 
 _KEY = "pgtoolset.record"
-#: By what a checkout gave: SQLAlchemy makes one object for each, and drops it when the connection goes back.
+#: By what a checkout gave: SQLAlchemy makes one object for each, and drops it when the connection
+#: goes back.
 _records: WeakKeyDictionary[PoolProxiedConnection, Record] = WeakKeyDictionary()
 _dialects: WeakSet[Dialect] = WeakSet()
 _listening = False
@@ -58,7 +61,8 @@ class Record:
         self.releasing: tuple[Connection, str] | None = None
 
     def saw(self, error: BaseException, *, is_disconnect: bool = False) -> None:
-        """Keep the error that aborted the transaction: the first that came from the server or cost the connection.
+        """Keep the error that aborted the transaction: the first that came from the server or cost
+        the connection.
 
         Until there is one, keep the first of the others: they may have left the transaction intact.
         """
@@ -88,8 +92,9 @@ def record_of(session: Session) -> Record:
     if record is None:
         _listen_to_sessions()
         record = session.info[_KEY] = Record()
-        # A transaction that began before has told nobody of its connections. SQLAlchemy shows them from 2.1.7 on
-        # (`SessionTransaction.connections`); what is behind that is the same in every supported version.
+        # A transaction that began before has told nobody of its connections. SQLAlchemy shows them
+        # from 2.1.7 on (`SessionTransaction.connections`); what is behind that is the same in every
+        # supported version.
         transaction = session.get_transaction()
         for connection in list(getattr(transaction, "_connections", ())):
             if transaction is not None and isinstance(connection, Connection):
@@ -98,10 +103,12 @@ def record_of(session: Session) -> Record:
 
 
 def hold(session: Session) -> bool:
-    """Keep a record of `session` and hold every `commit()` on it to the truth. False where it is held already.
+    """Keep a record of `session` and hold every `commit()` on it to the truth. False where it is
+    held already.
 
-    `release` undoes it. The method is put on the instance because SQLAlchemy refuses a commit after a failed flush
-    (`PendingRollbackError`) before any event could turn the refusal into the error that names its cause.
+    `release` undoes it. The method is put on the instance because SQLAlchemy refuses a commit after
+    a failed flush (`PendingRollbackError`) before any event could turn the refusal into the error
+    that names its cause.
     """
     record = record_of(session)
     if record.held:
@@ -122,9 +129,11 @@ def _commit(session: Session, record: Record) -> None:
 
 
 def raise_if_aborted(session: Session, record: Record) -> None:
-    """Raise `TransactionAbortedError` where the open transaction of `session` cannot be committed any more.
+    """Raise `TransactionAbortedError` where the open transaction of `session` cannot be committed
+    any more.
 
-    Costs a round trip only where an error was seen that no savepoint has rolled back. Runs in SQLAlchemy's greenlet.
+    Costs a round trip only where an error was seen that no savepoint has rolled back. Runs in
+    SQLAlchemy's greenlet.
     """
     level = innermost(session)
     if level is None:
@@ -145,7 +154,8 @@ def raise_if_aborted(session: Session, record: Record) -> None:
 
 
 def aborted_by(error: BaseException | None) -> TransactionAbortedError:
-    """The error that tells of a lost transaction, caused by the `error` that the block swallowed."""
+    """The error that tells of a lost transaction, caused by the `error` that the block
+    swallowed."""
     if error is None:
         what = "an error on its connection that SQLAlchemy did not see, such as one of asyncpg's own methods"
     else:
@@ -160,7 +170,8 @@ def aborted_by(error: BaseException | None) -> TransactionAbortedError:
 
 
 def undo_failed_release(record: Record) -> None:
-    """Roll back to the savepoint whose RELEASE was refused in an aborted transaction; SQLAlchemy leaves it at that.
+    """Roll back to the savepoint whose RELEASE was refused in an aborted transaction; SQLAlchemy
+    leaves it at that.
 
     Runs in SQLAlchemy's greenlet.
     """
@@ -188,8 +199,9 @@ def _listen_to_sessions() -> None:
 def _listen_to_dialect(dialect: Dialect) -> None:
     """Hear of errors, and of each COMMIT and savepoint just before it is sent.
 
-    An engine with any listener takes SQLAlchemy's slow path at every statement and every checkout: 10 us a statement.
-    The dialect's own methods are called at exactly the same moments and cost nothing where they are not called.
+    An engine with any listener takes SQLAlchemy's slow path at every statement and every checkout:
+    10 us a statement. The dialect's own methods are called at exactly the same moments and cost
+    nothing where they are not called.
     """
     if dialect in _dialects:
         return
@@ -227,7 +239,11 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
 
 
 def _record_on(connection: Connection | None) -> Record | None:
-    return _records.get(connection.connection) if connection is not None and _is_open(connection) else None
+    return (
+        _records.get(connection.connection)
+        if connection is not None and _is_open(connection)
+        else None
+    )
 
 
 def _is_open(connection: Connection) -> bool:
@@ -235,11 +251,14 @@ def _is_open(connection: Connection) -> bool:
 
 
 def _before_session_commit(session: Session) -> None:
-    # On a lost connection SQLAlchemy refuses the commit with an error of its own before it asks the dialect for it.
+    # On a lost connection SQLAlchemy refuses the commit with an error of its own before it asks the
+    # dialect for it.
     record: Record | None = session.info.get(_KEY)
     if record is None or record.error is None or not (record.held or record.callbacks):
         return
-    if not session.in_nested_transaction() and any(connection.invalidated for connection in record.connections):
+    if not session.in_nested_transaction() and any(
+        connection.invalidated for connection in record.connections
+    ):
         raise aborted_by(record.error)
 
 
@@ -255,10 +274,15 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         return
     parent = transaction.parent
     if parent is None:
-        callbacks = [callback for _, callback in record.callbacks] if record.committed is transaction else []
+        callbacks = (
+            [callback for _, callback in record.callbacks]
+            if record.committed is transaction
+            else []
+        )
         record.clear()
         if callbacks:
-            # The caller will be told that it is committed, so a cancellation waits until they have run.
+            # The caller will be told that it is committed, so a cancellation waits until they have
+            # run.
             await_only(uninterrupted(run_callbacks(callbacks)))
     elif transaction.nested and record.callbacks:
         committed = record.committed is transaction
@@ -271,21 +295,25 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def _level(transaction: SessionTransaction) -> SessionTransaction:
-    """The savepoint or transaction that `transaction` is part of: a flush has a SessionTransaction of its own."""
+    """The savepoint or transaction that `transaction` is part of: a flush has a SessionTransaction
+    of its own."""
     while not transaction.nested and transaction.parent is not None:
         transaction = transaction.parent
     return transaction
 
 
 async def run_callbacks(callbacks: list[Callback]) -> None:
-    """Call each in order. The transaction is committed, so nothing but a log line may come of a failure."""
+    """Call each in order. The transaction is committed, so nothing but a log line may come of a
+    failure."""
     for callback in callbacks:
         try:
             result = callback()
             if inspect.isawaitable(result):
                 await result
         except (Exception, asyncio.CancelledError):
-            logger.exception("on_commit callback %r failed; the transaction is committed all the same", callback)
+            logger.exception(
+                "on_commit callback %r failed; the transaction is committed all the same", callback
+            )
 
 
 def _before_commit(dbapi_connection: PoolProxiedConnection) -> None:
@@ -296,7 +324,8 @@ def _before_commit(dbapi_connection: PoolProxiedConnection) -> None:
 
 def _before_rollback_to_savepoint(connection: Connection) -> None:
     record = _record_on(connection)
-    # The statement puts an aborted transaction right again. A lost connection it does not bring back.
+    # The statement puts an aborted transaction right again. A lost connection it does not bring
+    # back.
     if record is not None:
         record.forgive()
 

@@ -1,4 +1,5 @@
-"""`cleanup_tables`: every table of a metadata empty, its sequences restarted, and nothing else touched."""
+"""`cleanup_tables`: every table of a metadata empty, its sequences restarted, and nothing else
+touched."""
 
 from __future__ import annotations
 
@@ -16,19 +17,20 @@ from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
 from pgtoolset._postgres.emptying import Details, Reference, Relation, Trigger
 from pgtoolset._postgres.locks import lock_block, sessions_holding
+from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
 from pgtoolset.locks import checks
-from pgtoolset.locks.blockers import Lookout
 from pgtoolset.locks.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.transactions import get_transaction
 from pgtoolset.values import Blocker, LockMode
 
 __all__ = ["HasMetadata", "cleanup_tables"]
 
-#: TRUNCATE takes a millisecond for each table, and must be given every table that references one of them. DELETE takes
-#: as long for so many pages of a table (8 kB each); for a part of a page where each row must be looked for in another
-#: table, at best through an index. Measured; a factor of two in either decides nothing.
+#: TRUNCATE takes a millisecond for each table, and must be given every table that references one of
+#: them. DELETE takes as long for so many pages of a table (8 kB each); for a part of a page where
+#: each row must be looked for in another table, at best through an index. Measured; a factor of two
+#: in either decides nothing.
 _PAGES_PER_TRUNCATE = 16
 _PAGES_PER_TRUNCATE_REFERENCED = 1 / 8
 
@@ -41,27 +43,36 @@ class HasMetadata(Protocol):
 
 
 async def cleanup_tables(
-    session: AsyncSession, base: HasMetadata | MetaData, *, timeout: float | timedelta | str | None = "5s"
+    session: AsyncSession,
+    base: HasMetadata | MetaData,
+    *,
+    timeout: float | timedelta | str | None = "5s",
 ) -> None:
-    """Empty every table of `base.metadata` and restart every identity and serial of theirs, committed.
+    """Empty every table of `base.metadata` and restart every identity and serial of theirs,
+    committed.
 
-    What is open in the session is rolled back first, and every object leaves it. One statement finds the tables that
-    are not empty and the sequences that have moved; only those are touched. No trigger of yours fires.
+    What is open in the session is rolled back first, and every object leaves it. One statement
+    finds the tables that are not empty and the sequences that have moved; only those are touched.
+    No trigger of yours fires.
 
-    A partitioned table stands for its partitions. Of an inheritance child that the metadata does not have, the rows
-    stay. Tables that the database lacks are skipped, and so are views and foreign tables.
+    A partitioned table stands for its partitions. Of an inheritance child that the metadata does
+    not have, the rows stay. Tables that the database lacks are skipped, and so are views and
+    foreign tables.
 
     Args:
-        session: an `AsyncSession`, in whatever state, but not inside a block that is its transaction.
+        session: an `AsyncSession`, in whatever state, but not inside a block that is its
+            transaction.
         base: a declarative base, or a `MetaData`.
-        timeout: what locks may be waited for: seconds, a `timedelta`, a number with a unit of PostgreSQL's settings
-            such as `"500ms"`; `None` waits for ever.
+        timeout: what locks may be waited for: seconds, a `timedelta`, a number with a unit of
+            PostgreSQL's settings such as `"500ms"`; `None` waits for ever.
 
     Raises:
-        OutsideReferenceError: rows of a table outside of the metadata reference rows that would go; it says which.
-            Nothing was touched.
-        LockTimeoutError: somebody else's transaction is in the way; it names them. Nothing was touched.
-        TransactionStateError: this is inside a block such as `session.begin()`, which could not go on afterwards.
+        OutsideReferenceError: rows of a table outside of the metadata reference rows that would go;
+            it says which. Nothing was touched.
+        LockTimeoutError: somebody else's transaction is in the way; it names them. Nothing was
+            touched.
+        TransactionStateError: this is inside a block such as `session.begin()`, which could not go
+            on afterwards.
         ValueError, TypeError: an argument is not what it must be; before any SQL.
 
     Example:
@@ -89,7 +100,8 @@ async def cleanup_tables(
 
 
 def metadata_of(base: Any) -> MetaData:
-    """The metadata that is given as itself, or by a declarative base; `TypeError` for anything else."""
+    """The metadata that is given as itself, or by a declarative base; `TypeError` for anything
+    else."""
     metadata = base if isinstance(base, MetaData) else getattr(base, "metadata", None)
     if not isinstance(metadata, MetaData):
         raise TypeError(f"base must be a declarative base or a MetaData, not {base!r}")
@@ -101,7 +113,10 @@ class _NothingToDo(Exception):
 
 
 async def _clean(
-    session: Session, tables: Sequence[Table], milliseconds: int | None, bind_arguments: dict[str, Any]
+    session: Session,
+    tables: Sequence[Table],
+    milliseconds: int | None,
+    bind_arguments: dict[str, Any],
 ) -> None:
     names: list[str] = []
     mode = LockMode.ACCESS_SHARE
@@ -119,15 +134,23 @@ async def _clean(
         dirty, moved = emptying.changed(connection, relations, sequences)
         if not dirty and not moved:
             raise _NothingToDo
-        plan = _Plan(relations, dirty, emptying.details_of(connection, relations, dirty) if dirty else Details())
+        plan = _Plan(
+            relations,
+            dirty,
+            emptying.details_of(connection, relations, dirty) if dirty else Details(),
+        )
         if dirty:
             mode = LockMode.ACCESS_EXCLUSIVE if plan.truncated else LockMode.EXCLUSIVE
             emptied = sorted([*plan.truncated, *plan.deleted], key=lambda relation: relation.name)
             names[:] = [relation.name for relation in emptied]
-            connection.exec_driver_sql(lock_block([relation.only for relation in emptied], mode, milliseconds or 0))
+            connection.exec_driver_sql(
+                lock_block([relation.only for relation in emptied], mode, milliseconds or 0)
+            )
             # Whoever wants to reference a row of these tables waits for the lock from now on.
             _refuse(emptying.with_rows(connection, plan.from_outside) if plan.from_outside else [])
-        connection.exec_driver_sql(emptying.empty_block(plan.truncated, plan.deleted, moved, plan.triggers, settings))
+        connection.exec_driver_sql(
+            emptying.empty_block(plan.truncated, plan.deleted, moved, plan.triggers, settings)
+        )
 
     async with Lookout(None if milliseconds is None else milliseconds / 1000, holders) as lookout:
         try:
@@ -135,7 +158,9 @@ async def _clean(
         except DBAPIError as error:
             if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
                 raise
-            raise await lookout.timed_out("empty the tables", tables=names, mode=mode.value) from error
+            raise await lookout.timed_out(
+                "empty the tables", tables=names, mode=mode.value
+            ) from error
 
 
 def _connection(session: Session, bind_arguments: dict[str, Any]) -> Connection:
@@ -166,16 +191,21 @@ class _Plan:
         triggers: those that must not fire.
     """
 
-    def __init__(self, relations: Sequence[Relation], dirty: Sequence[Relation], details: Details) -> None:
+    def __init__(
+        self, relations: Sequence[Relation], dirty: Sequence[Relation], details: Details
+    ) -> None:
         by_oid = {relation.oid: relation for relation in relations}
         self._tops = {oid: self._top(roots, details) for oid, roots in details.roots.items()}
-        #: By the oid of a table: the tables that reference it, `None` for those outside; itself is none of them.
+        #: By the oid of a table: the tables that reference it, `None` for those outside; itself is
+        #: none of them.
         self._referencing: dict[int, set[int | None]] = {}
         for reference in details.references:
             referencing = self._tops.get(reference.referencing)
             self._referencing.setdefault(self._tops[reference.referenced], set()).add(referencing)
         # A partition goes with the table that it is of, where that is one of these.
-        rest: set[int | None] = {relation.oid for relation in dirty if self._tops.get(relation.oid) == relation.oid}
+        rest: set[int | None] = {
+            relation.oid for relation in dirty if self._tops.get(relation.oid) == relation.oid
+        }
         truncated: set[int | None] = set()
         for oid in [relation.oid for relation in dirty if relation.oid in rest]:
             together = self._truncated_with(oid)
@@ -188,7 +218,8 @@ class _Plan:
         self.from_outside = [
             reference
             for reference in details.references
-            if self._tops[reference.referenced] in emptied and reference.referencing not in self._tops
+            if self._tops[reference.referenced] in emptied
+            and reference.referencing not in self._tops
         ]
         self.triggers: list[Trigger] = [
             trigger for trigger in details.triggers if self._tops[trigger.relation] in emptied

@@ -1,4 +1,5 @@
-"""The command line, `pgtoolset`. Each command is a module of `pgtoolset._commands`; this one only chooses."""
+"""The command line, `pgtoolset`. Each command is a module of `pgtoolset._commands`; this one only
+chooses."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that `arguments` name (`sys.argv` by default) and return the exit code.
 
-    0 when it did what it was asked for, 1 when it could not, 2 when it was asked wrongly, 130 after Ctrl-C.
+    0 when it did what it was asked for, 1 when it could not, 2 when it was asked wrongly, 130 after
+    Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="pgtoolset", description="Tools for PostgreSQL.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -15,6 +15,7 @@ from pgtoolset._postgres.databases import (
     execute_or_undo,
     users_of,
 )
+from pgtoolset._postgres.lookout import described
 from pgtoolset._postgres.quoting import quoted
 from pgtoolset._postgres.servers import maintenance_connection, server_of
 from pgtoolset._postgres.sqlstates import (
@@ -25,13 +26,13 @@ from pgtoolset._postgres.sqlstates import (
     sqlstate_of,
 )
 from pgtoolset.errors import DatabaseExistsError, DatabaseInUseError, DatabaseNotFoundError
-from pgtoolset.locks.blockers import described
 from pgtoolset.values import Blocker
 
 __all__ = ["create_database", "drop_database", "seal_database"]
 
-#: How often a CREATE DATABASE is tried while its template is in use. Each time the server waits for 5 seconds, and lets
-#: no new session into the template meanwhile: CREATE DATABASE holds a lock that sessions need to enter it.
+#: How often a CREATE DATABASE is tried while its template is in use. Each time the server waits for
+#: 5 seconds, and lets no new session into the template meanwhile: CREATE DATABASE holds a lock that
+#: sessions need to enter it.
 TRIES = 3
 
 
@@ -40,17 +41,19 @@ async def create_database(
 ) -> None:
     """Create a database.
 
-    A call that is cancelled has created nothing. While `template` is in use, PostgreSQL keeps new sessions out and
-    waits for those that are in it, three times 5 seconds in all. A template of your own that nobody has to enter is
-    best closed for good, with `pgtoolset.databases.seal_database`.
+    A call that is cancelled has created nothing. While `template` is in use, PostgreSQL keeps new
+    sessions out and waits for those that are in it, three times 5 seconds in all. A template of
+    your own that nobody has to enter is best closed for good, with
+    `pgtoolset.databases.seal_database`.
 
     Args:
         db_name: its name, as it is: it is quoted. 63 bytes at the most, in UTF-8.
-        server_url: a URL for SQLAlchemy or libpq (`postgresql+asyncpg://...`, `postgresql://...`) of any database on
-            the server. The connection is made to the database `postgres`, or, where that lets nobody in, to the one in
-            the URL or to `template1`.
+        server_url: a URL for SQLAlchemy or libpq (`postgresql+asyncpg://...`, `postgresql://...`)
+            of any database on the server. The connection is made to the database `postgres`, or,
+            where that lets nobody in, to the one in the URL or to `template1`.
         template: the database that it becomes a copy of; the server's `template1` by default.
-        exist_ok: a database of that name is no error; it stays as it is. Of two calls at a time, one creates it.
+        exist_ok: a database of that name is no error; it stays as it is. Of two calls at a time,
+            one creates it.
 
     Raises:
         DatabaseExistsError: there is a database of that name.
@@ -75,8 +78,11 @@ async def create_database(
                 raise
 
 
-async def create(connection: Any, url: URL, db_name: str, template: str | None, *, called: str | None = None) -> None:
-    """Create a database over a connection of asyncpg to another one. In errors it may be `called` something else."""
+async def create(
+    connection: Any, url: URL, db_name: str, template: str | None, *, called: str | None = None
+) -> None:
+    """Create a database over a connection of asyncpg to another one. In errors it may be `called`
+    something else."""
     called = called or db_name
 
     async def undo() -> None:
@@ -88,7 +94,8 @@ async def create(connection: Any, url: URL, db_name: str, template: str | None, 
             return await execute_or_undo(connection, url, create_statement(db_name, template), undo)
         except Exception as error:
             state = sqlstate_of(error)
-            # A database that somebody else creates at this very moment is found by the index of the names.
+            # A database that somebody else creates at this very moment is found by the index of the
+            # names.
             if state in (DUPLICATE_DATABASE, UNIQUE_VIOLATION):
                 raise DatabaseExistsError(
                     f"there is a database {called!r} already: drop it, choose another name, or pass exist_ok=True"
@@ -106,11 +113,14 @@ async def create(connection: Any, url: URL, db_name: str, template: str | None, 
                 ) from error
 
 
-async def drop_database(db_name: str, *, server_url: str | URL, missing_ok: bool = False, force: bool = False) -> None:
+async def drop_database(
+    db_name: str, *, server_url: str | URL, missing_ok: bool = False, force: bool = False
+) -> None:
     """Drop a database.
 
-    Without `force` PostgreSQL waits 5 seconds for those who are in it. A DROP DATABASE that was sent runs to its end,
-    and a cancellation is delivered after it: cut in half, it would leave a database that nobody can enter.
+    Without `force` PostgreSQL waits 5 seconds for those who are in it. A DROP DATABASE that was
+    sent runs to its end, and a cancellation is delivered after it: cut in half, it would leave a
+    database that nobody can enter.
 
     Args:
         db_name: its name, as it is.
@@ -153,10 +163,12 @@ async def drop(connection: Any, db_name: str, *, force: bool) -> None:
 
 
 async def seal_database(db_name: str, *, server_url: str | URL) -> None:
-    """Let nobody enter a database any more, and end the sessions that are in it: a template that is always ready.
+    """Let nobody enter a database any more, and end the sessions that are in it: a template that is
+    always ready.
 
-    It can still be copied and dropped, and its copies are open. Only whoever owns a template knows that nobody needs to
-    enter it, so nothing else here seals one; `ALTER DATABASE ... ALLOW_CONNECTIONS true` opens it again.
+    It can still be copied and dropped, and its copies are open. Only whoever owns a template knows
+    that nobody needs to enter it, so nothing else here seals one; `ALTER DATABASE ...
+    ALLOW_CONNECTIONS true` opens it again.
 
     Raises:
         DatabaseNotFoundError: there is no database of that name.
@@ -166,19 +178,27 @@ async def seal_database(db_name: str, *, server_url: str | URL) -> None:
     url = server_of("server_url", server_url)
     async with maintenance_connection(url, never=db_name) as connection:
         try:
-            await connection.execute(f"ALTER DATABASE {quoted(db_name)} WITH ALLOW_CONNECTIONS false")
+            await connection.execute(
+                f"ALTER DATABASE {quoted(db_name)} WITH ALLOW_CONNECTIONS false"
+            )
         except Exception as error:
             if sqlstate_of(error) != INVALID_CATALOG_NAME:
                 raise
             raise DatabaseNotFoundError(f"there is no database {db_name!r} to seal") from error
         await connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1", db_name
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1",
+            db_name,
         )
 
 
-def _in_use(what: str, database: str, sessions: Sequence[Blocker], error: Exception) -> DatabaseInUseError:
+def _in_use(
+    what: str, database: str, sessions: Sequence[Blocker], error: Exception
+) -> DatabaseInUseError:
     detail = getattr(error, "detail", None)
-    who = "; ".join(map(described, sessions)) or "who that is could not be seen, and may have left meanwhile"
+    who = (
+        "; ".join(map(described, sessions))
+        or "who that is could not be seen, and may have left meanwhile"
+    )
     return DatabaseInUseError(
         f"{what}, because it is in use: {who}.{f' PostgreSQL says: {detail}' if detail else ''} "
         "Close these sessions (engine.dispose()), or end them with pg_terminate_backend; "

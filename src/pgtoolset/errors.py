@@ -36,9 +36,10 @@ class PgToolsetError(Exception):
 class TransactionAbortedError(PgToolsetError, RuntimeError):
     """The work of a transaction is lost although its block ended without an exception.
 
-    PostgreSQL refuses every statement after an error until the transaction, or the savepoint around the error, is
-    rolled back, and it answers a COMMIT with ROLLBACK. Code that catches a database error and goes on would report
-    success for work that is gone; this error is raised instead. Its `__cause__` is the error that was swallowed.
+    PostgreSQL refuses every statement after an error until the transaction, or the savepoint around
+    the error, is rolled back, and it answers a COMMIT with ROLLBACK. Code that catches a database
+    error and goes on would report success for work that is gone; this error is raised instead. Its
+    `__cause__` is the error that was swallowed.
 
     Attributes:
         sqlstate: the SQLSTATE of the swallowed error, or `None` where it has none or was not seen.
@@ -68,11 +69,18 @@ class LockTimeoutError(PgToolsetError, TimeoutError):
         tables: the qualified names of the tables that were asked for; empty for an advisory lock.
         mode: the mode that was asked for, `"EXCLUSIVE"`.
         timeout: the seconds that it was waited for; 0 with `nowait`.
-        blockers: the sessions that were in the way; empty where none could be seen, and the message says why.
+        blockers: the sessions that were in the way; empty where none could be seen, and the message
+            says why.
     """
 
     def __init__(
-        self, message: str, *, tables: Sequence[str], mode: str, timeout: float, blockers: Sequence[Blocker] = ()
+        self,
+        message: str,
+        *,
+        tables: Sequence[str],
+        mode: str,
+        timeout: float,
+        blockers: Sequence[Blocker] = (),
     ) -> None:
         super().__init__(message)
         self.tables: tuple[str, ...] = tuple(tables)
@@ -82,7 +90,8 @@ class LockTimeoutError(PgToolsetError, TimeoutError):
 
 
 class NoDatabaseError(PgToolsetError, NotImplementedError):
-    """A double of `pgtoolset.testing` was asked for something that takes a database, such as a SQL statement."""
+    """A double of `pgtoolset.testing` was asked for something that takes a database, such as a SQL
+    statement."""
 
 
 class RowNotFoundError(PgToolsetError, LookupError):
@@ -98,9 +107,11 @@ class WaitTimeoutError(PgToolsetError, TimeoutError):
 
 
 class WatchFailedError(PgToolsetError, RuntimeError):
-    """The rows that a `RowWatcher` watches can no longer be read: their table was dropped, a privilege revoked.
+    """The rows that a `RowWatcher` watches can no longer be read: their table was dropped, a
+    privilege revoked.
 
-    It ends those who wait for these rows and columns, and nobody else. Its `__cause__` is the error of the driver.
+    It ends those who wait for these rows and columns, and nobody else. Its `__cause__` is the error
+    of the driver.
 
     Attributes:
         sqlstate: the SQLSTATE of the cause, or `None` where it has none.

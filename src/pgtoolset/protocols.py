@@ -7,8 +7,8 @@
 
 is a `TransactionalSession`, and `get_transaction` works with it.
 
-The contracts of locks, watching and many-to-many have the public functions as their methods. The package itself
-satisfies them, and so do the doubles of `pgtoolset.testing`:
+The contracts of locks, watching and many-to-many have the public functions as their methods. The
+package itself satisfies them, and so do the doubles of `pgtoolset.testing`:
 
     class Till:
         def __init__(self, locks: TableLocker = pgtoolset) -> None: ...
@@ -16,7 +16,15 @@ satisfies them, and so do the doubles of `pgtoolset.testing`:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -49,7 +57,8 @@ S_co = TypeVar("S_co", covariant=True)
 class TransactionalSession(Protocol):
     """A session whose transactions nest: all that `get_transaction` asks for.
 
-    SQLAlchemy's `AsyncSession` satisfies it; of an `async_scoped_session` it is the session that a call of it gives.
+    SQLAlchemy's `AsyncSession` satisfies it; of an `async_scoped_session` it is the session that a
+    call of it gives.
     """
 
     def in_transaction(self) -> bool:
@@ -66,7 +75,8 @@ class TransactionalSession(Protocol):
 
 
 class StartableTransaction(Protocol):
-    """What `ManagedSession.begin` returns: a block, or awaited, a transaction that the session's methods end."""
+    """What `ManagedSession.begin` returns: a block, or awaited, a transaction that the session's
+    methods end."""
 
     def __await__(self) -> Any: ...
 
@@ -76,7 +86,8 @@ class StartableTransaction(Protocol):
 
 
 class ManagedSession(Protocol):
-    """A `TransactionalSession` that can also be ended and closed from outside: what a `SessionFactory` makes."""
+    """A `TransactionalSession` that can also be ended and closed from outside: what a
+    `SessionFactory` makes."""
 
     def in_transaction(self) -> bool: ...
 
@@ -104,7 +115,8 @@ class SessionFactory(Protocol[S_co]):
 
 
 class DatabaseDependency(Protocol[S_co]):
-    """What `create_db_dependency` returns: a FastAPI dependency that is also a plain async generator function."""
+    """What `create_db_dependency` returns: a FastAPI dependency that is also a plain async
+    generator function."""
 
     def __call__(self) -> AsyncGenerator[S_co, None]: ...
 
@@ -127,7 +139,8 @@ class TableLocker(Protocol):
         timeout: float | timedelta | str | None = ...,
         nowait: bool = ...,
     ) -> AbstractAsyncContextManager[S]:
-        """A block that holds `mode` on all of `tables`; `LockTimeoutError` where it cannot be had in time."""
+        """A block that holds `mode` on all of `tables`; `LockTimeoutError` where it cannot be had
+        in time."""
         ...
 
 
@@ -143,7 +156,8 @@ class AdvisoryLocker(Protocol):
         nowait: bool = ...,
         timeout: float | timedelta | str | None = ...,
     ) -> AbstractAsyncContextManager[bool]:
-        """A block that holds the lock on `key`; with `nowait` it yields `False` where somebody else has it."""
+        """A block that holds the lock on `key`; with `nowait` it yields `False` where somebody else
+        has it."""
         ...
 
 
@@ -218,14 +232,18 @@ class Watcher(Protocol):
 
 
 class RowComparator(Protocol):
-    """Finds the rows that changed between two looks. The library's own, interpreted or compiled; it keeps no state."""
+    """Finds the rows that changed between two looks. The library's own, interpreted or compiled; it
+    keeps no state."""
 
     def changed_lines(self, before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]]:
         """The lines that `before` alone has, and those that `after` alone has."""
         ...
 
-    def changed_rows(self, rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int) -> list[int]:
-        """The positions of the rows that differ, by the text at their end, from what is `known` under their key."""
+    def changed_rows(
+        self, rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int
+    ) -> list[int]:
+        """The positions of the rows that differ, by the text at their end, from what is `known`
+        under their key."""
         ...
 
     def same_value(self, left: Any, right: Any) -> bool:
@@ -282,16 +300,23 @@ class AssociationWriter(Protocol):
 
 
 class AssociationRows(Protocol):
-    """Turns instances and keys into the columns of association rows. Inside the library; a module is one.
+    """Turns instances and keys into the columns of association rows. Inside the library; a module
+    is one.
 
-    Both stop at what is not beyond doubt an instance with an identity or a key, and tell its position: the caller
-    looks closer, and knows what to say.
+    Both stop at what is not beyond doubt an instance with an identity or a key, and tell its
+    position: the caller looks closer, and knows what to say.
     """
 
     def key_columns(
-        self, class_: type[Any], instances: Sequence[Any], keys: Sequence[Any], width: int, positions: Sequence[int]
+        self,
+        class_: type[Any],
+        instances: Sequence[Any],
+        keys: Sequence[Any],
+        width: int,
+        positions: Sequence[int],
     ) -> list[list[Any]] | int:
-        """The keys of instances of `class_`, then `keys`, each once: a list for each of `positions`."""
+        """The keys of instances of `class_`, then `keys`, each once: a list for each of
+        `positions`."""
         ...
 
     def pair_columns(
@@ -301,5 +326,6 @@ class AssociationRows(Protocol):
         widths: tuple[int, int],
         positions: tuple[Sequence[int], Sequence[int]],
     ) -> list[list[Any]] | int:
-        """Pairs of owner and related, each once: a list for each of the owners' positions, then of the related."""
+        """Pairs of owner and related, each once: a list for each of the owners' positions, then of
+        the related."""
         ...

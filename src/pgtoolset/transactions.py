@@ -1,4 +1,5 @@
-"""Transactions that nest, callbacks after the commit, and whole transactions that are tried again."""
+"""Transactions that nest, callbacks after the commit, and whole transactions that are tried
+again."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._lifecycle import abandon, check_is_async, check_session_maker, close, new_session, sync_session_of
+from pgtoolset._lifecycle import (
+    abandon,
+    check_is_async,
+    check_session_maker,
+    close,
+    new_session,
+    sync_session_of,
+)
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, RETRYABLE, sqlstate_of
 from pgtoolset._record import (
     Callback,
@@ -40,13 +48,15 @@ S = TypeVar("S", bound=TransactionalSession)
 M = TypeVar("M", bound=ManagedSession)
 R = TypeVar("R")
 
-#: Seconds: the longest pause before the second attempt; it doubles with each further one, up to the limit.
+#: Seconds: the longest pause before the second attempt; it doubles with each further one, up to the
+#: limit.
 BACKOFF_BASE = 0.02
 BACKOFF_LIMIT = 1.0
 
 _DEFAULTS = (False, None, None, None)
 
-#: Callbacks of sessions that have no SQLAlchemy events, by the session's id: a list for each open block of ours.
+#: Callbacks of sessions that have no SQLAlchemy events, by the session's id: a list for each open
+#: block of ours.
 _waiting: dict[int, list[list[Callback]]] = {}
 
 
@@ -60,22 +70,26 @@ def get_transaction(
 ) -> AbstractAsyncContextManager[S]:
     """A block that is one transaction, or, in a session that is already in one, one savepoint.
 
-    The end of the block commits (releases) it, an exception rolls back exactly this level and propagates. No
-    connection is checked out, and no SAVEPOINT sent, before the first statement of the block.
+    The end of the block commits (releases) it, an exception rolls back exactly this level and
+    propagates. No connection is checked out, and no SAVEPOINT sent, before the first statement of
+    the block.
 
     Args:
-        session: an `AsyncSession`, or any object that satisfies `pgtoolset.protocols.TransactionalSession`.
+        session: an `AsyncSession`, or any object that satisfies
+            `pgtoolset.protocols.TransactionalSession`.
         durable: insist on being the outermost, so that the end of the block is a commit.
-        isolation_level: `"READ COMMITTED"`, `"REPEATABLE READ"` or `"SERIALIZABLE"`; `None` leaves the default.
+        isolation_level: `"READ COMMITTED"`, `"REPEATABLE READ"` or `"SERIALIZABLE"`; `None` leaves
+            the default.
         read_only: `True` for READ ONLY, `False` for READ WRITE; `None` leaves the server's default.
-        deferrable: `True` lets a SERIALIZABLE READ ONLY transaction wait for a safe snapshot; `None` leaves the
-            default.
+        deferrable: `True` lets a SERIALIZABLE READ ONLY transaction wait for a safe snapshot;
+            `None` leaves the default.
 
     Returns:
         An async context manager that yields `session`.
 
     Raises:
-        TransactionStateError: `durable`, or any of the other options, in a session that is already in a transaction.
+        TransactionStateError: `durable`, or any of the other options, in a session that is already
+            in a transaction.
         TransactionAbortedError: the block ended well, but had swallowed an error that aborted it.
         ValueError, TypeError: an argument is not what it must be; before any SQL, like the first.
 
@@ -92,11 +106,16 @@ def get_transaction(
     See https://www.postgresql.org/docs/current/sql-set-transaction.html and
     https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
     """
-    if isinstance(session, AsyncSession) and (durable, isolation_level, read_only, deferrable) == _DEFAULTS:
+    if (
+        isinstance(session, AsyncSession)
+        and (durable, isolation_level, read_only, deferrable) == _DEFAULTS
+    ):
         return _Block(session, False, {})
     for name in ("in_transaction", "begin", "begin_nested"):
         if not callable(getattr(session, name, None)):
-            raise TypeError(f"session must be an AsyncSession or a TransactionalSession; {session!r} has no {name}()")
+            raise TypeError(
+                f"session must be an AsyncSession or a TransactionalSession; {session!r} has no {name}()"
+            )
     check_is_async(session, "session must be an AsyncSession")
     _check_flag("durable", durable)
     return _Block(session, durable, _options(isolation_level, read_only, deferrable))
@@ -105,18 +124,21 @@ def get_transaction(
 def on_commit(session: TransactionalSession, callback: Callback) -> None:
     """Call `callback` once the outermost transaction that `session` is now in has committed.
 
-    Callbacks run in the order of registration, before control returns to whoever committed: the end of a block or
-    an explicit `commit()`. One whose own level (savepoint or transaction) rolls back is forgotten. One that raises
-    is logged (logger `pgtoolset`) and does not stop the next: the transaction stays committed. A cancellation that
-    arrives while they run is delivered when they have.
+    Callbacks run in the order of registration, before control returns to whoever committed: the end
+    of a block or an explicit `commit()`. One whose own level (savepoint or transaction) rolls back
+    is forgotten. One that raises is logged (logger `pgtoolset`) and does not stop the next: the
+    transaction stays committed. A cancellation that arrives while they run is delivered when they
+    have.
 
     Args:
         session: a session in a transaction.
-        callback: a function, sync or async, without parameters. For SQL it opens a session of its own.
+        callback: a function, sync or async, without parameters. For SQL it opens a session of its
+            own.
 
     Raises:
-        TransactionStateError: the session is not in a transaction; or it is no SQLAlchemy session and its
-            transaction was not opened by `get_transaction`, so that nobody would hear of the commit.
+        TransactionStateError: the session is not in a transaction; or it is no SQLAlchemy session
+            and its transaction was not opened by `get_transaction`, so that nobody would hear of
+            the commit.
         TypeError: `callback` is not callable.
 
     Example:
@@ -152,17 +174,19 @@ async def run_transaction(
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
 ) -> R:
-    """Run `work(session)` as one transaction, and again from the start where PostgreSQL asks for that.
+    """Run `work(session)` as one transaction, and again from the start where PostgreSQL asks for
+    that.
 
-    A serialization failure (SQLSTATE 40001) or a deadlock (40P01), in the work or at the commit, rolls back and tries
-    again in a new session after a random pause of up to 0.02 s, 0.04 s, 0.08 s, ..., 1 s (exponential backoff with
-    full jitter). Any other error propagates at once, and so does the last one. An error at the commit that leaves
-    its outcome unknown, such as a lost connection, is not tried again.
+    A serialization failure (SQLSTATE 40001) or a deadlock (40P01), in the work or at the commit,
+    rolls back and tries again in a new session after a random pause of up to 0.02 s, 0.04 s, 0.08
+    s, ..., 1 s (exponential backoff with full jitter). Any other error propagates at once, and so
+    does the last one. An error at the commit that leaves its outcome unknown, such as a lost
+    connection, is not tried again.
 
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions.
-        work: an async function of one session. It may run several times, so everything that it does outside the
-            database must bear that: put it into `on_commit`.
+        work: an async function of one session. It may run several times, so everything that it does
+            outside the database must bear that: put it into `on_commit`.
         attempts: how often to try at the most, at least 1.
         isolation_level: as in `get_transaction`.
         read_only: as in `get_transaction`.
@@ -194,17 +218,23 @@ async def run_transaction(
     while True:
         session = new_session(session_maker)
         try:
-            async with get_transaction(session, isolation_level=isolation_level, read_only=read_only):
+            async with get_transaction(
+                session, isolation_level=isolation_level, read_only=read_only
+            ):
                 result = work(session)
                 if not inspect.isawaitable(result):
-                    raise TypeError(f"work must be an async function, but {work!r} returned {result!r}")
+                    raise TypeError(
+                        f"work must be an async function, but {work!r} returned {result!r}"
+                    )
                 return await result
         except Exception as error:
             if attempt >= attempts or sqlstate_of(error) not in RETRYABLE:
                 raise
         finally:
             await close(session)
-        await asyncio.sleep(random.uniform(0, min(BACKOFF_LIMIT, BACKOFF_BASE * 2 ** (attempt - 1))))
+        await asyncio.sleep(
+            random.uniform(0, min(BACKOFF_LIMIT, BACKOFF_BASE * 2 ** (attempt - 1)))
+        )
         attempt += 1
 
 
@@ -232,7 +262,9 @@ class _Block(AbstractAsyncContextManager[S]):
             )
         if sync is None:
             if self._options:
-                raise TypeError(f"{', '.join(self._options)}: only an AsyncSession has that, not {session!r}")
+                raise TypeError(
+                    f"{', '.join(self._options)}: only an AsyncSession has that, not {session!r}"
+                )
             self._block = _block_of_any_session(session, nested)
         elif nested:
             self._block = _Savepoint(session, sync)
@@ -242,7 +274,10 @@ class _Block(AbstractAsyncContextManager[S]):
         return session
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> bool | None:
         return await self._block.__aexit__(exc_type, exc, traceback)
 
@@ -267,7 +302,8 @@ async def _outermost(session: Any, sync: Session, options: dict[str, Any]) -> As
 
 
 class _Savepoint(AbstractAsyncContextManager[None]):
-    """A class rather than a generator: entering and leaving it is on the path of every nested block."""
+    """A class rather than a generator: entering and leaving it is on the path of every nested
+    block."""
 
     __slots__ = ("_block", "_level", "_record", "_sync")
 
@@ -281,7 +317,10 @@ class _Savepoint(AbstractAsyncContextManager[None]):
         self._level = innermost(self._sync)
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
             await self._block.__aexit__(exc_type, exc, traceback)
@@ -326,14 +365,19 @@ _EXECUTION_OPTIONS = {
     "read_only": "postgresql_readonly",
     "deferrable": "postgresql_deferrable",
 }
-_SET_TRANSACTION = {"read_only": "SET TRANSACTION READ WRITE", "deferrable": "SET TRANSACTION NOT DEFERRABLE"}
+_SET_TRANSACTION = {
+    "read_only": "SET TRANSACTION READ WRITE",
+    "deferrable": "SET TRANSACTION NOT DEFERRABLE",
+}
 
 
 def _options(isolation_level: object, read_only: object, deferrable: object) -> dict[str, Any]:
     """The options that were given, checked, by the names of the arguments."""
     levels = get_args(IsolationLevel)
     if isolation_level is not None and isolation_level not in levels:
-        raise ValueError(f"isolation_level must be one of {', '.join(levels)}, not {isolation_level!r}")
+        raise ValueError(
+            f"isolation_level must be one of {', '.join(levels)}, not {isolation_level!r}"
+        )
     options = {"isolation_level": isolation_level, "read_only": read_only, "deferrable": deferrable}
     for name in ("read_only", "deferrable"):
         if options[name] is not None:
@@ -347,8 +391,11 @@ def _check_flag(name: str, value: object) -> None:
 
 
 async def _set_options(session: Any, options: dict[str, Any]) -> None:
-    await session.connection(execution_options={_EXECUTION_OPTIONS[name]: value for name, value in options.items()})
+    await session.connection(
+        execution_options={_EXECUTION_OPTIONS[name]: value for name, value in options.items()}
+    )
     for name, statement in _SET_TRANSACTION.items():
-        # The driver says READ ONLY and DEFERRABLE in its BEGIN, but it has no way to say the opposite.
+        # The driver says READ ONLY and DEFERRABLE in its BEGIN, but it has no way to say the
+        # opposite.
         if options.get(name) is False:
             await session.execute(text(statement))

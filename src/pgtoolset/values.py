@@ -1,4 +1,5 @@
-"""The plain values that the contracts speak of: modes that are given, and reports that are returned.
+"""The plain values that the contracts speak of: modes that are given, and reports that are
+returned.
 
 They need neither a database nor an implementation, so a double of yours can make them too.
 """
@@ -53,7 +54,8 @@ class Blocker:
         application_name: what it calls itself; `None` where the role may not see it.
         state: `"active"`, `"idle in transaction"`, ...; `None` where the role may not see it.
         query: its current or latest statement; `None` where the role may not see it.
-        transaction_age: how long its transaction has been open; `None` where there is none or the role may not see it.
+        transaction_age: how long its transaction has been open; `None` where there is none or the
+            role may not see it.
 
     See https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
     """
@@ -89,7 +91,8 @@ class LockWait:
 
 
 class M2MChange(NamedTuple):
-    """How many associations `m2m_set` added and removed. One that is only rewritten counts as neither."""
+    """How many associations `m2m_set` added and removed. One that is only rewritten counts as
+    neither."""
 
     added: int
     removed: int

@@ -1,7 +1,8 @@
 """The pytest plugin of pgtoolset: what pytest loads in every run, so it imports nothing but pytest.
 
-All that has to do with PostgreSQL is in `pgtoolset.testing` and is imported when a test asks for a fixture: a run that
-asks for none does not pay for SQLAlchemy. That is why this is a package beside `pgtoolset`, whose import would.
+All that has to do with PostgreSQL is in `pgtoolset.testing` and is imported when a test asks for a
+fixture: a run that asks for none does not pay for SQLAlchemy. That is why this is a package beside
+`pgtoolset`, whose import would.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pytest_pgtoolset._broker import Broker
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
-    from pgtoolset.testing._joined import Connections, JoinedSessions
-    from pgtoolset.testing._provision import Provision
+    from pytest_pgtoolset._joined import Connections, JoinedSessions
+    from pytest_pgtoolset._provisioning import Provision
 
 _BROKER = pytest.StashKey[Broker]()
 _PROVISION = pytest.StashKey["Provision"]()
@@ -32,13 +33,33 @@ _MARKER = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pgtoolset", "PostgreSQL (pgtoolset)")
-    group.addoption("--pg-url", metavar="URL", help="a PostgreSQL server, on which the tests make their own databases")
-    group.addoption("--pg-version", choices=["18", "16"], help="the version of the embedded PostgreSQL")
-    parser.addini("pg_url", "like --pg-url; without both DATABASE_URL, and without that an embedded one", default="")
+    group.addoption(
+        "--pg-url",
+        metavar="URL",
+        help="a PostgreSQL server, on which the tests make their own databases",
+    )
+    group.addoption(
+        "--pg-version", choices=["18", "16"], help="the version of the embedded PostgreSQL"
+    )
+    parser.addini(
+        "pg_url",
+        "like --pg-url; without both DATABASE_URL, and without that an embedded one",
+        default="",
+    )
     parser.addini("pg_version", "like --pg-version", default="18")
-    parser.addini("pg_metadata", "module:name of the MetaData or declarative base whose tables are made", default="")
-    parser.addini("pg_migrate", "module:name of a function, sync or async, that is called with the URL", default="")
-    parser.addini("pg_migrate_files", "files and folders that pg_migrate depends on", type="paths", default=[])
+    parser.addini(
+        "pg_metadata",
+        "module:name of the MetaData or declarative base whose tables are made",
+        default="",
+    )
+    parser.addini(
+        "pg_migrate",
+        "module:name of a function, sync or async, that is called with the URL",
+        default="",
+    )
+    parser.addini(
+        "pg_migrate_files", "files and folders that pg_migrate depends on", type="paths", default=[]
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,7 +90,8 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # First, so that it is torn down last: what the test leaves is cleaned when nobody is in it any more.
+    # First, so that it is torn down last: what the test leaves is cleaned when nobody is in it any
+    # more.
     if isinstance(item, pytest.Function) and item.get_closest_marker("pg_commit") is not None:
         item.fixturenames.insert(0, "_pg_restored")
 
@@ -83,7 +105,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def _needs_our_server(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function) or "pg_database_url" not in item.fixturenames:
         return False
-    # A project that has a fixture pg_server_url of its own says where the server is when that is set up.
+    # A project that has a fixture pg_server_url of its own says where the server is when that is
+    # set up.
     return len(item._fixtureinfo.name2fixturedefs.get("pg_server_url", ())) <= 1
 
 
@@ -100,7 +123,7 @@ def pytest_runtest_makereport(
 def _provision(config: pytest.Config) -> Provision:
     provision = config.stash.get(_PROVISION, None)
     if provision is None:
-        from pgtoolset.testing._provision import Provision
+        from pytest_pgtoolset._provisioning import Provision
 
         provision = config.stash[_PROVISION] = Provision(config)
     return provision
@@ -108,7 +131,8 @@ def _provision(config: pytest.Config) -> Provision:
 
 @pytest.fixture(scope="session")
 def pg_server_url(pytestconfig: pytest.Config) -> str:
-    """The URL of a PostgreSQL server: `--pg-url`, the ini option `pg_url`, DATABASE_URL, or an embedded server.
+    """The URL of a PostgreSQL server: `--pg-url`, the ini option `pg_url`, DATABASE_URL, or an
+    embedded server.
 
     All the workers of a run share it, and tests never write to the database in it.
     """
@@ -123,7 +147,8 @@ def pg_database_url(pytestconfig: pytest.Config, pg_server_url: str) -> str:
 
 @pytest.fixture(scope="session")
 def pg_engine(pg_database_url: str) -> AsyncEngine:
-    """An engine on the worker's database, for any event loop and any thread: it keeps no connection.
+    """An engine on the worker's database, for any event loop and any thread: it keeps no
+    connection.
 
     What a test writes through it stays, unless the test is marked with `pg_commit`.
     """
@@ -143,8 +168,8 @@ def pg_session_options() -> dict[str, Any]:
 def pg_session_maker(request: pytest.FixtureRequest) -> async_sessionmaker[Any]:
     """A factory of sessions whose every change is gone after the test, even when they commit.
 
-    All of them are joined to one connection, so one at a time is at work. In a test that is marked with `pg_commit`
-    they have connections of their own, and commit.
+    All of them are joined to one connection, so one at a time is at work. In a test that is marked
+    with `pg_commit` they have connections of their own, and commit.
     """
     if not _commits(request):
         joined: JoinedSessions = request.getfixturevalue(_for_the_loop(request, "joined"))
@@ -200,7 +225,7 @@ def _for_the_loop(request: pytest.FixtureRequest, what: str) -> str:
 
 @pytest.fixture(scope="session")
 def _pg_connections(pg_engine: AsyncEngine) -> Connections:
-    from pgtoolset.testing._joined import Connections
+    from pytest_pgtoolset._joined import Connections
 
     return Connections(pg_engine)
 
@@ -213,7 +238,10 @@ def passed(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 async def _pg_joined_anyio(
-    request: pytest.FixtureRequest, anyio_backend: Any, _pg_connections: Connections, pg_session_options: dict[str, Any]
+    request: pytest.FixtureRequest,
+    anyio_backend: Any,
+    _pg_connections: Connections,
+    pg_session_options: dict[str, Any],
 ) -> AsyncIterator[JoinedSessions]:
     try:
         async with _pg_connections.sessions(pg_session_options, lambda: passed(request)) as joined:
@@ -223,7 +251,9 @@ async def _pg_joined_anyio(
 
 
 @pytest.fixture
-async def _pg_committing_anyio(anyio_backend: Any, pg_session_maker: async_sessionmaker[Any]) -> AsyncIterator[Any]:
+async def _pg_committing_anyio(
+    anyio_backend: Any, pg_session_maker: async_sessionmaker[Any]
+) -> AsyncIterator[Any]:
     async with pg_session_maker() as session:
         yield session
 

@@ -1,7 +1,8 @@
-"""Fixtures for the tests of pytest-asyncio: one for each scope that its loops have, for a fixture's loop is fixed.
+"""Fixtures for the tests of pytest-asyncio: one for each scope that its loops have, for a fixture's
+loop is fixed.
 
-By name and not by `asyncio_default_fixture_loop_scope`: a session must be opened in the loop of its test.
-https://pytest-asyncio.readthedocs.io/en/stable/concepts.html
+By name and not by `asyncio_default_fixture_loop_scope`: a session must be opened in the loop of its
+test. https://pytest-asyncio.readthedocs.io/en/stable/concepts.html
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pytest_pgtoolset import passed
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_sessionmaker
 
-    from pgtoolset.testing._joined import Connections, JoinedSessions
+    from pytest_pgtoolset._joined import Connections, JoinedSessions
 
 _Scope: TypeAlias = Literal["function", "class", "module", "package", "session"]
 
@@ -34,7 +35,9 @@ def _connection_fixture(scope: _Scope) -> Any:
 def _joined_fixture(scope: _Scope) -> Any:
     @pytest_asyncio.fixture(loop_scope=scope, name=f"_pg_joined_{scope}")
     async def joined(
-        request: pytest.FixtureRequest, _pg_connections: Connections, pg_session_options: dict[str, Any]
+        request: pytest.FixtureRequest,
+        _pg_connections: Connections,
+        pg_session_options: dict[str, Any],
     ) -> AsyncIterator[JoinedSessions]:
         async with _pg_connections.sessions(pg_session_options, lambda: passed(request)) as joined:
             yield joined

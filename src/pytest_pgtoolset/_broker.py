@@ -1,7 +1,9 @@
-"""One embedded server for all the workers of pytest-xdist: the controller has it, and starts it when one of them asks.
+"""One embedded server for all the workers of pytest-xdist: the controller has it, and starts it
+when one of them asks.
 
-A worker connects to a port of the loopback interface, says the token that the controller gave it, and is answered with
-the URL. A port leaves nothing behind when the controller is killed; the server ends with the controller in any case.
+A worker connects to a port of the loopback interface, says the token that the controller gave it,
+and is answered with the URL. A port leaves nothing behind when the controller is killed; the server
+ends with the controller in any case.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _PATIENCE = 10.0
 
 
 class Broker:
-    """Answers the workers of this run. `start_server` is called once, in the thread that answers."""
+    """Answers the workers of this run. `start_server` is called once, in the thread that
+    answers."""
 
     def __init__(self, start_server: Callable[[], str]) -> None:
         self._start_server = start_server
@@ -40,7 +43,9 @@ class Broker:
             self._listener.close()
 
     def _say(self, word: str) -> None:
-        with socket.create_connection(("127.0.0.1", self.address()["port"]), _PATIENCE) as connection:
+        with socket.create_connection(
+            ("127.0.0.1", self.address()["port"]), _PATIENCE
+        ) as connection:
             connection.sendall(f"{self._token} {word}\n".encode())
 
     def _serve(self) -> None:

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 def tables(*names: str, schema: str | None = None) -> MetaData:
-    """Metadata that knows these tables by their names alone; what they look like is the database's business."""
+    """Metadata that knows these tables by their names alone; what they look like is the database's
+    business."""
     metadata = MetaData(schema=schema)
     for name in names:
         Table(name, metadata, Column("id", Integer, primary_key=True))
@@ -28,7 +29,8 @@ async def counts(sql: asyncpg.Connection, *names: str) -> list[int]:
 
 
 async def files(sql: asyncpg.Connection) -> dict[str, tuple[Any, ...]]:
-    """What changes when a table or sequence is truncated, altered or written: its file, its row in the catalog."""
+    """What changes when a table or sequence is truncated, altered or written: its file, its row in
+    the catalog."""
     rows = await sql.fetch(
         """SELECT c.oid::regclass::text AS name, c.relfilenode, c.xmin::text, pg_stat_get_tuples_deleted(c.oid)
            FROM pg_class c WHERE c.relkind IN ('r', 'p', 'S') AND c.relnamespace = 'public'::regnamespace"""

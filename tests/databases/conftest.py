@@ -30,7 +30,9 @@ async def own(url: str) -> AsyncIterator[AsyncEngine]:
 @pytest.fixture
 async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection that has nothing to do with the engine."""
-    connection = await asyncpg.connect(plain_url(url), server_settings={"application_name": "who forgot"})
+    connection = await asyncpg.connect(
+        plain_url(url), server_settings={"application_name": "who forgot"}
+    )
     yield connection
     await connection.close()
 

@@ -17,7 +17,12 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgtoolset import (
@@ -73,26 +78,38 @@ async def test_empty_and_restarted(session: AsyncSession, sql: asyncpg.Connectio
     assert not session.in_transaction()
     assert await counts(sql, "author", '"order"') == [0, 0]
     assert await sql.fetchval("INSERT INTO author (name) VALUES ('') RETURNING id") == 1
-    assert await sql.fetch('INSERT INTO "order" (author_id) VALUES (1), (1) RETURNING id') == [(100,), (105,)]
+    assert await sql.fetch('INSERT INTO "order" (author_id) VALUES (1), (1) RETURNING id') == [
+        (100,),
+        (105,),
+    ]
 
 
 @pytest.mark.usefixtures("shop")
-async def test_nothing_to_do(own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """Where nothing is to be done nothing is: no table, no sequence, no lock beyond that of reading."""
+async def test_nothing_to_do(
+    own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection
+) -> None:
+    """Where nothing is to be done nothing is: no table, no sequence, no lock beyond that of
+    reading."""
     before = await files(sql)
     sent = statements(own)
     await cleanup_tables(session, Base)
     await cleanup_tables(session, MetaData())
     assert await files(sql) == before
-    assert not [statement for statement in sent if not statement.lstrip().startswith(("SELECT", "WITH"))]
+    assert not [
+        statement for statement in sent if not statement.lstrip().startswith(("SELECT", "WITH"))
+    ]
 
 
 @pytest.mark.usefixtures("shop")
-async def test_touches_only_what_changed(own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """A table that is empty and a sequence that has not moved are as they were, however large the others are."""
+async def test_touches_only_what_changed(
+    own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection
+) -> None:
+    """A table that is empty and a sequence that has not moved are as they were, however large the
+    others are."""
     for rows in (1, 20_000):
         await sql.execute(
-            "INSERT INTO author (id, name) SELECT n, repeat('x', 100) FROM generate_series(1, $1) n", rows
+            "INSERT INTO author (id, name) SELECT n, repeat('x', 100) FROM generate_series(1, $1) n",
+            rows,
         )
         before = await files(sql)
         await cleanup_tables(session, Base)
@@ -103,23 +120,36 @@ async def test_touches_only_what_changed(own: AsyncEngine, session: AsyncSession
 
 @pytest.mark.parametrize(
     "move",
-    ["SELECT nextval(s)", "SELECT setval(s, 1)", "SELECT setval(s, 7, false)", "SELECT setval(s, 1, true), nextval(s)"],
+    [
+        "SELECT nextval(s)",
+        "SELECT setval(s, 1)",
+        "SELECT setval(s, 7, false)",
+        "SELECT setval(s, 1, true), nextval(s)",
+    ],
 )
 @pytest.mark.usefixtures("shop")
-async def test_sequence_of_an_empty_table(session: AsyncSession, sql: asyncpg.Connection, move: str) -> None:
-    """A sequence that has moved is restarted though its table is empty, in whatever way it has moved."""
+async def test_sequence_of_an_empty_table(
+    session: AsyncSession, sql: asyncpg.Connection, move: str
+) -> None:
+    """A sequence that has moved is restarted though its table is empty, in whatever way it has
+    moved."""
     await sql.fetch(f"{move} FROM (SELECT 'author_id_seq'::regclass AS s) AS _")
     await cleanup_tables(session, Base)
     assert await sql.fetchrow("SELECT last_value, is_called FROM author_id_seq") == (1, False)
 
 
 @pytest.mark.usefixtures("shop")
-async def test_one_statement_finds_it(own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection) -> None:
+async def test_one_statement_finds_it(
+    own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection
+) -> None:
     """One statement looks into the tables, whatever their number."""
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     sent = statements(own)
     await cleanup_tables(session, Base)
-    assert len([statement for statement in sent if "EXISTS (SELECT FROM ONLY public" in statement]) == 1
+    assert (
+        len([statement for statement in sent if "EXISTS (SELECT FROM ONLY public" in statement])
+        == 1
+    )
 
 
 # The session
@@ -127,7 +157,8 @@ async def test_one_statement_finds_it(own: AsyncEngine, session: AsyncSession, s
 
 @pytest.mark.usefixtures("shop")
 async def test_objects_do_not_survive(session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """What was unsaved, flushed or loaded is out of the session: a later flush or commit brings nothing back."""
+    """What was unsaved, flushed or loaded is out of the session: a later flush or commit brings
+    nothing back."""
     stored = Author(name="stored")
     session.add(stored)
     await session.commit()
@@ -147,7 +178,8 @@ async def test_objects_do_not_survive(session: AsyncSession, sql: asyncpg.Connec
 
 @pytest.mark.usefixtures("shop")
 async def test_failed_transaction(session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """A transaction that has failed, by a statement or a flush, in a savepoint or not, is no obstacle."""
+    """A transaction that has failed, by a statement or a flush, in a savepoint or not, is no
+    obstacle."""
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     await swallow_error(session)
     await cleanup_tables(session, Base)
@@ -164,8 +196,8 @@ async def test_failed_transaction(session: AsyncSession, sql: asyncpg.Connection
 
 @pytest.mark.usefixtures("shop")
 async def test_in_a_context(own: AsyncEngine, sql: asyncpg.Connection) -> None:
-    """Inside a `db_context` or a `get_transaction` the session goes on afterwards; callbacks of what was rolled back
-    are not called."""
+    """Inside a `db_context` or a `get_transaction` the session goes on afterwards; callbacks of
+    what was rolled back are not called."""
     called: list[str] = []
     async with create_db_context(async_sessionmaker(own))() as session:
         session.add(Author())
@@ -184,7 +216,8 @@ async def test_in_a_context(own: AsyncEngine, sql: asyncpg.Connection) -> None:
 
 
 async def test_inside_a_transaction_block(session: AsyncSession) -> None:
-    """A block that is the session's transaction could not go on afterwards: refused before any SQL."""
+    """A block that is the session's transaction could not go on afterwards: refused before any
+    SQL."""
     async with session.begin():
         with pytest.raises(TransactionStateError, match="block"):
             await cleanup_tables(session, Base)
@@ -196,7 +229,8 @@ async def test_inside_a_transaction_block(session: AsyncSession) -> None:
 
 @pytest.mark.usefixtures("shop")
 async def test_session_on_a_connection(own: AsyncEngine, sql: asyncpg.Connection) -> None:
-    """A session that is joined to a connection's transaction cleans in it, and leaves the settings alone."""
+    """A session that is joined to a connection's transaction cleans in it, and leaves the settings
+    alone."""
     async with own.connect() as connection:
         await connection.execute(text("SET LOCAL lock_timeout = '7s'"))
         async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
@@ -222,19 +256,22 @@ async def test_isolation_levels(own: AsyncEngine, sql: asyncpg.Connection, level
             await session.execute(text("INSERT INTO author DEFAULT VALUES"))
             await session.commit()
             task = asyncio.create_task(cleanup_tables(session, Base))
-            await asyncio.sleep(0.3)  # by now it waits for the lock; the test holds where it does not
+            await asyncio.sleep(
+                0.3
+            )  # by now it waits for the lock; the test holds where it does not
         await task
         assert await counts(sql, "author") == [0]
-        assert await session.scalar(text("SHOW transaction_isolation")) == {"AUTOCOMMIT": "read committed"}.get(
-            level, level.lower()
-        )
+        assert await session.scalar(text("SHOW transaction_isolation")) == {
+            "AUTOCOMMIT": "read committed"
+        }.get(level, level.lower())
 
 
 @pytest.mark.usefixtures("shop")
 async def test_settings_are_unchanged(own: AsyncEngine, sql: asyncpg.Connection) -> None:
     """The connection's search_path and lock_timeout are what they were."""
     engine = create_async_engine(
-        own.url, connect_args={"server_settings": {"search_path": "other, public", "lock_timeout": "1234"}}
+        own.url,
+        connect_args={"server_settings": {"search_path": "other, public", "lock_timeout": "1234"}},
     )
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     async with AsyncSession(engine) as session:
@@ -257,7 +294,9 @@ async def test_settings_are_unchanged(own: AsyncEngine, sql: asyncpg.Connection)
         ({"timeout": "5"}, ValueError),
     ],
 )
-async def test_bad_arguments(own: AsyncEngine, arguments: dict[str, Any], error: type[Exception] | None) -> None:
+async def test_bad_arguments(
+    own: AsyncEngine, arguments: dict[str, Any], error: type[Exception] | None
+) -> None:
     """What cannot be meant is refused before any SQL, and before anything is rolled back."""
     sent = statements(own)
     async with AsyncSession(own) as session:
@@ -279,8 +318,11 @@ async def test_bad_arguments(own: AsyncEngine, arguments: dict[str, Any], error:
     "statement", ["INSERT INTO author DEFAULT VALUES", "LOCK TABLE author IN ACCESS EXCLUSIVE MODE"]
 )
 @pytest.mark.usefixtures("shop")
-async def test_forgotten_transaction(session: AsyncSession, sql: asyncpg.Connection, statement: str) -> None:
-    """A transaction that somebody forgot yields an error that names it, in time, and nothing was touched."""
+async def test_forgotten_transaction(
+    session: AsyncSession, sql: asyncpg.Connection, statement: str
+) -> None:
+    """A transaction that somebody forgot yields an error that names it, in time, and nothing was
+    touched."""
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     transaction = sql.transaction()
     await transaction.start()
@@ -326,10 +368,13 @@ async def test_many_at_once(url: str, sql: asyncpg.Connection) -> None:
 
 @pytest.mark.usefixtures("shop")
 async def test_cancelled_everywhere(own: AsyncEngine, sql: asyncpg.Connection) -> None:
-    """Cancelled at any suspension: either all is done or nothing, and the session can be used again."""
+    """Cancelled at any suspension: either all is done or nothing, and the session can be used
+    again."""
 
     async def work(_: int) -> None:
-        await sql.execute("TRUNCATE author RESTART IDENTITY CASCADE; INSERT INTO author DEFAULT VALUES")
+        await sql.execute(
+            "TRUNCATE author RESTART IDENTITY CASCADE; INSERT INTO author DEFAULT VALUES"
+        )
         async with AsyncSession(own) as session:
             try:
                 await cleanup_tables(session, Base)
@@ -362,12 +407,20 @@ edges = st.lists(
 rows = st.lists(st.sampled_from([0, 0, 1, 5, 400]), min_size=6, max_size=6)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(edges=edges, rows=rows, outside=st.sampled_from([0, 0, 1]), linked=st.booleans())
 async def test_any_graph(
-    session: AsyncSession, sql: asyncpg.Connection, edges: list[Any], rows: list[int], outside: int, linked: bool
+    session: AsyncSession,
+    sql: asyncpg.Connection,
+    edges: list[Any],
+    rows: list[int],
+    outside: int,
+    linked: bool,
 ) -> None:
-    """Whatever references whatever: all of ours is empty and restarted, or rows from outside are told and all stays."""
+    """Whatever references whatever: all of ours is empty and restarted, or rows from outside are
+    told and all stays."""
     await sql.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     for number in range(6):
         await sql.execute(f"CREATE TABLE t{number} (id serial PRIMARY KEY)")
@@ -381,7 +434,10 @@ async def test_any_graph(
         least = min(rows[one], rows[other]) if linked else 0
         await sql.execute(f"UPDATE t{one} SET r{number} = id WHERE id <= {least}")
     ours = [f"t{number}" for number in range(outside, 6)]
-    into_ours = any(one < outside <= other and linked and min(rows[one], rows[other]) for one, other, _, _ in edges)
+    into_ours = any(
+        one < outside <= other and linked and min(rows[one], rows[other])
+        for one, other, _, _ in edges
+    )
     before = await counts(sql, *(f"t{number}" for number in range(6)))
     if into_ours:
         with pytest.raises(OutsideReferenceError):

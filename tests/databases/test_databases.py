@@ -39,14 +39,20 @@ NAMES = [
 
 
 async def exists(connection: asyncpg.Connection, name: str) -> bool:
-    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name))
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name
+        )
+    )
 
 
 @pytest.fixture
 async def databases_gone(other: asyncpg.Connection) -> AsyncIterator[None]:
     """Whatever a test made under the prefix is dropped at its end."""
     yield
-    for name in await other.fetch("SELECT datname FROM pg_database WHERE starts_with(datname, $1)", PREFIX):
+    for name in await other.fetch(
+        "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", PREFIX
+    ):
         await other.execute('DROP DATABASE "{}" WITH (FORCE)'.format(name[0].replace('"', '""')))
 
 
@@ -70,7 +76,8 @@ def connect_to(server_url: str) -> Callable[..., Any]:
 async def test_any_name(
     server_url: str, other: asyncpg.Connection, connect_to: Callable[..., Any], suffix: str
 ) -> None:
-    """Every name that PostgreSQL can hold makes a database of exactly that name, which can be entered and dropped."""
+    """Every name that PostgreSQL can hold makes a database of exactly that name, which can be
+    entered and dropped."""
     name = f"{PREFIX} {suffix}"
     await create_database(name, server_url=server_url)
     connection = await connect_to(name)
@@ -94,7 +101,8 @@ async def test_any_name(
     ],
 )
 async def test_bad_names(name: Any, error: type[Exception]) -> None:
-    """What PostgreSQL would cut short or cannot hold is refused before any SQL: here is no server at all."""
+    """What PostgreSQL would cut short or cannot hold is refused before any SQL: here is no server
+    at all."""
     nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
     with pytest.raises(error, match="db_name"):
         await create_database(name, server_url=nowhere)
@@ -110,10 +118,17 @@ async def test_bad_names(name: Any, error: type[Exception]) -> None:
 # The server
 
 
-@pytest.mark.parametrize("database", ["postgres", "template1", None, "pgtoolset databases that is not there"])
-@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql", "postgres", "postgresql+psycopg"])
-async def test_any_url(server_url: str, other: asyncpg.Connection, driver: str, database: str | None) -> None:
-    """A URL for SQLAlchemy or libpq, a string or an object, with any database in it or none, finds the server."""
+@pytest.mark.parametrize(
+    "database", ["postgres", "template1", None, "pgtoolset databases that is not there"]
+)
+@pytest.mark.parametrize(
+    "driver", ["postgresql+asyncpg", "postgresql", "postgres", "postgresql+psycopg"]
+)
+async def test_any_url(
+    server_url: str, other: asyncpg.Connection, driver: str, database: str | None
+) -> None:
+    """A URL for SQLAlchemy or libpq, a string or an object, with any database in it or none, finds
+    the server."""
     url = make_url(server_url).set(drivername=driver)
     url = URL.create(driver, url.username, url.password, url.host, url.port, database, url.query)
     name = f"{PREFIX} url"
@@ -133,11 +148,14 @@ async def test_url_of_the_database_itself(server_url: str, other: asyncpg.Connec
 
 
 async def test_arguments_of_the_url(server_url: str, other: asyncpg.Connection) -> None:
-    """What SQLAlchemy's dialect takes from the URL for itself does not trouble the driver; libpq's words are known."""
+    """What SQLAlchemy's dialect takes from the URL for itself does not trouble the driver; libpq's
+    words are known."""
     url = make_url(server_url)
     with_cache = url.update_query_dict({"prepared_statement_cache_size": "0"})
     await create_database(f"{PREFIX} 1", server_url=with_cache)
-    with_libpq = url.set(drivername="postgresql").update_query_dict({"application_name": "x", "sslmode": "disable"})
+    with_libpq = url.set(drivername="postgresql").update_query_dict(
+        {"application_name": "x", "sslmode": "disable"}
+    )
     await create_database(f"{PREFIX} 2", server_url=with_libpq)
     assert await exists(other, f"{PREFIX} 1")
     assert await exists(other, f"{PREFIX} 2")
@@ -155,7 +173,8 @@ async def test_arguments_of_the_url(server_url: str, other: asyncpg.Connection) 
     ],
 )
 async def test_bad_urls(url: Any, error: type[Exception]) -> None:
-    """A URL that leads to no PostgreSQL is refused, and the refusal keeps its password to itself."""
+    """A URL that leads to no PostgreSQL is refused, and the refusal keeps its password to
+    itself."""
     for call in (create_database, drop_database, seal_database):
         with pytest.raises(error, match="server_url") as raised:
             await call("fine", server_url=url)
@@ -173,7 +192,9 @@ async def test_maintenance_database_is_closed(
     try:
         await create_database(f"{PREFIX} house", server_url=url)
         assert await exists(other, f"{PREFIX} house")
-        await create_database(f"{PREFIX} other", server_url=url.set(database="postgres"))  # through template1
+        await create_database(
+            f"{PREFIX} other", server_url=url.set(database="postgres")
+        )  # through template1
         assert await exists(other, f"{PREFIX} other")
     finally:
         await other.execute("ALTER DATABASE postgres WITH ALLOW_CONNECTIONS true")
@@ -202,7 +223,8 @@ async def test_exists_already(server_url: str, connect_to: Callable[..., Any]) -
 
 
 async def test_not_there(server_url: str) -> None:
-    """A database that does not exist is an error to drop, to seal and to copy; with missing_ok none to drop."""
+    """A database that does not exist is an error to drop, to seal and to copy; with missing_ok none
+    to drop."""
     name = f"{PREFIX} missing"
     with pytest.raises(DatabaseNotFoundError, match=name):
         await drop_database(name, server_url=server_url)
@@ -214,14 +236,18 @@ async def test_not_there(server_url: str) -> None:
 
 
 async def test_created_by_many_at_once(server_url: str, other: asyncpg.Connection) -> None:
-    """Of many calls at a time one creates the database, with exist_ok the others agree, without it they say so."""
+    """Of many calls at a time one creates the database, with exist_ok the others agree, without it
+    they say so."""
     for number in range(3):
         name = f"{PREFIX} race {number}"
-        await asyncio.gather(*(create_database(name, server_url=server_url, exist_ok=True) for _ in range(6)))
+        await asyncio.gather(
+            *(create_database(name, server_url=server_url, exist_ok=True) for _ in range(6))
+        )
         assert await exists(other, name)
         name = f"{PREFIX} strict race {number}"
         results = await asyncio.gather(
-            *(create_database(name, server_url=server_url) for _ in range(6)), return_exceptions=True
+            *(create_database(name, server_url=server_url) for _ in range(6)),
+            return_exceptions=True,
         )
         assert results.count(None) == 1
         assert all(result is None or isinstance(result, DatabaseExistsError) for result in results)
@@ -242,7 +268,9 @@ async def test_copy(server_url: str, connect_to: Callable[..., Any]) -> None:
     await connection.close()
 
 
-async def test_template_is_left_in_time(server_url: str, other: asyncpg.Connection, connect_to: Any) -> None:
+async def test_template_is_left_in_time(
+    server_url: str, other: asyncpg.Connection, connect_to: Any
+) -> None:
     """A template that is in use is waited for, and who wants to enter it meanwhile waits too."""
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
@@ -267,8 +295,11 @@ async def test_template_is_left_in_time(server_url: str, other: asyncpg.Connecti
     await (await newcomer).close()
 
 
-async def test_template_stays_in_use(server_url: str, connect_to: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A template that nobody leaves is an error that names who is in it, and nothing was created."""
+async def test_template_stays_in_use(
+    server_url: str, connect_to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template that nobody leaves is an error that names who is in it, and nothing was
+    created."""
     monkeypatch.setattr(databases, "TRIES", 1)
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
@@ -283,7 +314,8 @@ async def test_template_stays_in_use(server_url: str, connect_to: Any, monkeypat
 
 
 async def test_sealed_template(server_url: str, connect_to: Any) -> None:
-    """A sealed template has nobody in it and lets nobody in, is copied at once, and its copies are open."""
+    """A sealed template has nobody in it and lets nobody in, is copied at once, and its copies are
+    open."""
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
     connection = await connect_to(model)
@@ -302,7 +334,8 @@ async def test_sealed_template(server_url: str, connect_to: Any) -> None:
 
 
 async def test_drop_in_use(server_url: str, other: asyncpg.Connection, connect_to: Any) -> None:
-    """Without force a database in use stays, and the error names who is in it; with force it is gone, and they too."""
+    """Without force a database in use stays, and the error names who is in it; with force it is
+    gone, and they too."""
     name = f"{PREFIX} busy"
     await create_database(name, server_url=server_url)
     connection = await connect_to(name, application_name="busy one")
@@ -362,8 +395,11 @@ async def test_create_is_cancelled_everywhere(server_url: str, other: asyncpg.Co
     await until(gone)
 
 
-async def test_create_is_cancelled_while_it_waits(server_url: str, other: asyncpg.Connection, connect_to: Any) -> None:
-    """Cancelled while PostgreSQL waits for the template, a call ends at once and has created nothing."""
+async def test_create_is_cancelled_while_it_waits(
+    server_url: str, other: asyncpg.Connection, connect_to: Any
+) -> None:
+    """Cancelled while PostgreSQL waits for the template, a call ends at once and has created
+    nothing."""
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
     connection = await connect_to(model)
@@ -374,7 +410,9 @@ async def test_create_is_cancelled_while_it_waits(server_url: str, other: asyncp
     assert not await exists(other, copy)
 
 
-async def test_drop_is_cancelled_everywhere(server_url: str, other: asyncpg.Connection, connect_to: Any) -> None:
+async def test_drop_is_cancelled_everywhere(
+    server_url: str, other: asyncpg.Connection, connect_to: Any
+) -> None:
     """Cancelled at any suspension, a drop has happened or not: what is left can be entered."""
     name = f"{PREFIX} cancelled"
     for n in range(1, 100):
@@ -396,7 +434,8 @@ async def test_drop_is_cancelled_everywhere(server_url: str, other: asyncpg.Conn
 
 
 async def test_autovacuum_is_in_nobodys_way() -> None:
-    """PostgreSQL ends its own autovacuum worker for a DROP DATABASE, so it is not named as somebody to be ended."""
+    """PostgreSQL ends its own autovacuum worker for a DROP DATABASE, so it is not named as somebody
+    to be ended."""
     settings = {
         "autovacuum_naptime": "1s",
         "autovacuum_vacuum_cost_delay": "100ms",

@@ -1,4 +1,5 @@
-"""The documentation runs: every Python block of README.md and docs/, and the example of every public docstring."""
+"""The documentation runs: every Python block of README.md and docs/, and the example of every
+public docstring."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 import pgtoolset
 from pgtoolset import testing
@@ -21,7 +27,10 @@ from tests import support
 from tests.m2m import models as m2m_models
 
 ROOT = Path(__file__).parents[2]
-PAGES = {str(page): page.read_text() for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])}
+PAGES = {
+    str(page): page.read_text()
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,7 +57,9 @@ def namespace(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def empty_database_url(engine: AsyncEngine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+async def empty_database_url(
+    engine: AsyncEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> str:
     """An empty database of the page's own, in DATABASE_URL."""
     async with engine.connect() as connection:
         connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -76,7 +87,14 @@ def test_pages_have_blocks() -> None:
 
 
 #: Classes whose docstring has the example, in place of their methods.
-CLASSES = {"EmbeddedServer", "ManualClock", "MemoryAssociations", "MemoryDatabase", "MemoryLocks", "MemoryWatcher"}
+CLASSES = {
+    "EmbeddedServer",
+    "ManualClock",
+    "MemoryAssociations",
+    "MemoryDatabase",
+    "MemoryLocks",
+    "MemoryWatcher",
+}
 
 DOCUMENTED = {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -91,8 +109,11 @@ class CardDeclined(Exception):
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-async def test_docstring_example(name: str, engine: AsyncEngine, database_url: str, namespace: dict[str, Any]) -> None:
-    """Every public function has an example in its docstring, and it runs, given the names it takes for granted."""
+async def test_docstring_example(
+    name: str, engine: AsyncEngine, database_url: str, namespace: dict[str, Any]
+) -> None:
+    """Every public function has an example in its docstring, and it runs, given the names it takes
+    for granted."""
     docstring = inspect.getdoc(DOCUMENTED[name]) or ""
     examples = doctest.DocTestParser().get_examples(docstring)
     assert examples, f"{name} has no example"
@@ -108,7 +129,9 @@ async def test_docstring_example(name: str, engine: AsyncEngine, database_url: s
         await m2m_models.create(engine)
         await m2m_models.empty(engine)
         async with session_maker.begin() as session:
-            session.add_all([m2m_models.Post(id=1), *(m2m_models.Tag(key=number) for number in (1, 2, 3))])
+            session.add_all(
+                [m2m_models.Post(id=1), *(m2m_models.Tag(key=number) for number in (1, 2, 3))]
+            )
     async with session_maker() as session:
         if name.startswith("pgtoolset.m2m_"):
             namespace["post"] = await session.get_one(m2m_models.Post, 1)

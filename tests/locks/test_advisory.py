@@ -1,4 +1,5 @@
-"""`advisory_lock`: held until the block or the transaction ends, and never carried into the pool."""
+"""`advisory_lock`: held until the block or the transaction ends, and never carried into the
+pool."""
 
 from __future__ import annotations
 
@@ -28,8 +29,11 @@ async def is_free(other: asyncpg.Connection, key: int = 42) -> bool:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-async def test_until_the_block_ends(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
-    """Outermost and nested, it is held during the block and free after it; nested the transaction goes on."""
+async def test_until_the_block_ends(
+    session_maker: Maker, other: asyncpg.Connection, nested: bool
+) -> None:
+    """Outermost and nested, it is held during the block and free after it; nested the transaction
+    goes on."""
     async with session_maker() as session:
         if nested:
             await session.begin()
@@ -51,7 +55,8 @@ async def test_until_the_block_ends(session_maker: Maker, other: asyncpg.Connect
 async def test_until_the_transaction_ends(
     engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, nested: bool, end: str
 ) -> None:
-    """A commit, a rollback or a close inside the block releases it, before the connection is in the pool again."""
+    """A commit, a rollback or a close inside the block releases it, before the connection is in the
+    pool again."""
     async with session_maker() as session:
         if nested:
             await session.begin()
@@ -75,7 +80,8 @@ async def test_until_the_transaction_ends(
 async def test_aborted_transaction(
     session_maker: Maker, other: asyncpg.Connection, nested: bool, swallowed: bool
 ) -> None:
-    """PostgreSQL refuses to unlock in an aborted transaction; the lock is free after the block all the same."""
+    """PostgreSQL refuses to unlock in an aborted transaction; the lock is free after the block all
+    the same."""
     async with session_maker() as session:
         if nested:
             await session.begin()
@@ -95,7 +101,9 @@ async def test_aborted_transaction(
 
 
 @pytest.mark.parametrize("nested", [False, True])
-async def test_lost_connection(engine: AsyncEngine, other: asyncpg.Connection, nested: bool) -> None:
+async def test_lost_connection(
+    engine: AsyncEngine, other: asyncpg.Connection, nested: bool
+) -> None:
     """With its connection the lock is gone, and the pool goes on."""
     async with AsyncSession(engine) as session:
         if nested:
@@ -113,7 +121,8 @@ async def test_lost_connection(engine: AsyncEngine, other: asyncpg.Connection, n
 
 @pytest.mark.parametrize("nested", [False, True])
 async def test_nowait(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
-    """With `nowait` the block is told `False` where somebody else has it, and takes nothing of theirs with it."""
+    """With `nowait` the block is told `False` where somebody else has it, and takes nothing of
+    theirs with it."""
     await other.execute("SELECT pg_advisory_lock(42)")
     async with session_maker() as session:
         if nested:
@@ -135,7 +144,10 @@ async def test_shared(session_maker: Maker, other: asyncpg.Connection, nested: b
         if nested:
             await one.begin()
             await two.begin()
-        async with advisory_lock(one, 42, shared=True), advisory_lock(two, 42, shared=True, nowait=True) as held:
+        async with (
+            advisory_lock(one, 42, shared=True),
+            advisory_lock(two, 42, shared=True, nowait=True) as held,
+        ):
             assert held
             assert not await is_free(other)
         assert await is_free(other)
@@ -153,9 +165,16 @@ async def test_shared(session_maker: Maker, other: asyncpg.Connection, nested: b
 )
 @pytest.mark.parametrize("nested", [False, True])
 async def test_keys(
-    session_maker: Maker, other: asyncpg.Connection, key: Any, classid: int, objid: int, objsubid: int, nested: bool
+    session_maker: Maker,
+    other: asyncpg.Connection,
+    key: Any,
+    classid: int,
+    objid: int,
+    objsubid: int,
+    nested: bool,
 ) -> None:
-    """The lock in pg_locks is the key's: all of a bigint, both int4, the first 64 bits of a string's SHA-256."""
+    """The lock in pg_locks is the key's: all of a bigint, both int4, the first 64 bits of a
+    string's SHA-256."""
     if isinstance(key, str):
         digest = hashlib.sha256(key.encode()).digest()
         classid, objid = int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
@@ -163,7 +182,9 @@ async def test_keys(
         if nested:
             await session.begin()
         async with advisory_lock(session, key):
-            rows = await other.fetch("SELECT classid, objid, objsubid FROM pg_locks WHERE locktype = 'advisory'")
+            rows = await other.fetch(
+                "SELECT classid, objid, objsubid FROM pg_locks WHERE locktype = 'advisory'"
+            )
             assert [tuple(row) for row in rows] == [(classid, objid, objsubid)]
     await nothing_left(other)
 
@@ -172,7 +193,9 @@ def test_string_keys_are_stable() -> None:
     """A string is the same lock for ever: another process, another version, another Python."""
     from pgtoolset.locks.advisory import key_numbers
 
-    assert key_numbers("") == (int.from_bytes(bytes.fromhex("e3b0c44298fc1c14"), "big", signed=True),)
+    assert key_numbers("") == (
+        int.from_bytes(bytes.fromhex("e3b0c44298fc1c14"), "big", signed=True),
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +215,9 @@ def test_string_keys_are_stable() -> None:
         ({"session": None}, TypeError),
     ],
 )
-async def test_bad_arguments(session_maker: Maker, arguments: dict[str, Any], error: type[Exception]) -> None:
+async def test_bad_arguments(
+    session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """What cannot be meant is refused by the call itself: no SQL, no transaction."""
     async with session_maker() as session:
         with pytest.raises(error):
@@ -202,7 +227,8 @@ async def test_bad_arguments(session_maker: Maker, arguments: dict[str, Any], er
 
 @pytest.mark.parametrize("nested", [False, True])
 async def test_timeout(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
-    """A timeout is a `LockTimeoutError` that names the holder; `lock_timeout` is as it was, the transaction usable."""
+    """A timeout is a `LockTimeoutError` that names the holder; `lock_timeout` is as it was, the
+    transaction usable."""
     await other.execute("SELECT pg_advisory_lock(42)")
     try:
         async with session_maker() as session:
@@ -214,7 +240,11 @@ async def test_timeout(session_maker: Maker, other: asyncpg.Connection, nested: 
                 async with advisory_lock(session, 42, timeout="200ms"):
                     pass
             assert [blocker.pid for blocker in caught.value.blockers] == [other.get_server_pid()]
-            assert (caught.value.tables, caught.value.mode, caught.value.timeout) == ((), "EXCLUSIVE", 0.2)
+            assert (caught.value.tables, caught.value.mode, caught.value.timeout) == (
+                (),
+                "EXCLUSIVE",
+                0.2,
+            )
             assert await settings_of(session) == ("1234ms" if nested else "0")
             async with advisory_lock(session, 43, timeout="200ms"):
                 assert await settings_of(session) == ("1234ms" if nested else "0")
@@ -226,7 +256,8 @@ async def test_timeout(session_maker: Maker, other: asyncpg.Connection, nested: 
 
 
 async def test_same_key_twice(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A block inside a block of the same key does not wait for itself, and leaves the outer one its lock."""
+    """A block inside a block of the same key does not wait for itself, and leaves the outer one its
+    lock."""
     async with session_maker() as session, get_transaction(session):
         async with advisory_lock(session, 42):
             async with advisory_lock(session, 42), advisory_lock(session, 42, shared=True):
@@ -240,8 +271,11 @@ async def test_same_key_twice(session_maker: Maker, other: asyncpg.Connection) -
         assert await is_free(other)
 
 
-async def test_session_bound_to_a_connection(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """On a connection of the caller's own, in a transaction that goes on, it is released with the block."""
+async def test_session_bound_to_a_connection(
+    engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """On a connection of the caller's own, in a transaction that goes on, it is released with the
+    block."""
     async with engine.connect() as connection, connection.begin():
         async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
             async with advisory_lock(session, 42):
@@ -261,8 +295,12 @@ async def test_only_one_at_a_time(session_maker: Maker, other: asyncpg.Connectio
 
     async def increment() -> None:
         async with session_maker() as session, advisory_lock(session, "counter"):
-            number = int(await session.scalar(text("SELECT '0' || name FROM item WHERE id = 1")) or 0)
-            await session.execute(text("UPDATE item SET name = :name WHERE id = 1"), {"name": str(number + 1)})
+            number = int(
+                await session.scalar(text("SELECT '0' || name FROM item WHERE id = 1")) or 0
+            )
+            await session.execute(
+                text("UPDATE item SET name = :name WHERE id = 1"), {"name": str(number + 1)}
+            )
 
     await asyncio.gather(*(increment() for _ in range(20)))
     assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"

@@ -1,4 +1,5 @@
-"""Locks of all three kinds under cancellations, commits and errors anywhere: nothing stays behind."""
+"""Locks of all three kinds under cancellations, commits and errors anywhere: nothing stays
+behind."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ Maker = async_sessionmaker[AsyncSession]
 
 @pytest.fixture(autouse=True)
 async def accounts(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """Three accounts, and an engine that has connected: SQLAlchemy 2.0 loses a very first connection if cancelled."""
+    """Three accounts, and an engine that has connected: SQLAlchemy 2.0 loses a very first
+    connection if cancelled."""
     await other.execute("INSERT INTO account (id, balance) SELECT generate_series(1, 3), 0")
     async with engine.connect():
         pass
@@ -64,7 +66,12 @@ KINDS: dict[str, tuple[Callable[[AsyncSession], AbstractAsyncContextManager[obje
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("blocked", [False, True])
 async def test_cancelled_everywhere(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, kind: str, nested: bool, blocked: bool
+    engine: AsyncEngine,
+    session_maker: Maker,
+    other: asyncpg.Connection,
+    kind: str,
+    nested: bool,
+    blocked: bool,
 ) -> None:
     """Cancelled at any suspension, with the lock free and with it taken: nothing stays behind."""
     pool: Any = engine.pool
@@ -134,15 +141,23 @@ async def nothing(chance: random.Random, session: AsyncSession) -> None:
 ACTS: list[Act] = [fail, commit, roll_back, sleep, abort, lock_some_rows, nothing, nothing]
 
 
-def random_lock(chance: random.Random, session: AsyncSession) -> AbstractAsyncContextManager[object]:
+def random_lock(
+    chance: random.Random, session: AsyncSession
+) -> AbstractAsyncContextManager[object]:
     nowait = chance.random() < 0.3
     match chance.randrange(3):
         case 0:
             some = chance.sample([Item, Account, Part], chance.randint(1, 3))
-            return lock_tables(session, some, mode=chance.choice(list(LockMode)), timeout=0.05, nowait=nowait)
+            return lock_tables(
+                session, some, mode=chance.choice(list(LockMode)), timeout=0.05, nowait=nowait
+            )
         case 1:
             return advisory_lock(
-                session, chance.randrange(3), shared=chance.random() < 0.3, nowait=nowait, timeout=0.05
+                session,
+                chance.randrange(3),
+                shared=chance.random() < 0.3,
+                nowait=nowait,
+                timeout=0.05,
             )
         case _:
             return get_transaction(session)
@@ -158,12 +173,15 @@ async def unit(chance: random.Random, session: AsyncSession, depth: int = 0) -> 
         await chance.choice(ACTS)(chance, session)
 
 
-@pytest.mark.filterwarnings("ignore:nested transaction already deassociated")  # SQLAlchemy 2.0, of a commit inside
+@pytest.mark.filterwarnings(
+    "ignore:nested transaction already deassociated"
+)  # SQLAlchemy 2.0, of a commit inside
 @pytest.mark.parametrize("seed", range(12))
 async def test_random_interleavings(
     engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, seed: int
 ) -> None:
-    """Nested locks, commits, rollbacks, errors and cancellations in any order: in the end nobody holds anything."""
+    """Nested locks, commits, rollbacks, errors and cancellations in any order: in the end nobody
+    holds anything."""
     chance = random.Random(seed)
 
     async def run(seed: int) -> None:
@@ -180,7 +198,11 @@ async def test_random_interleavings(
         await asyncio.sleep(chance.random() * 0.2)
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert not [each for each in results if each is not None and not isinstance(each, asyncio.CancelledError)]
+    assert not [
+        each
+        for each in results
+        if each is not None and not isinstance(each, asyncio.CancelledError)
+    ]
     pool: Any = engine.pool
     assert pool.checkedout() == 0
     await nothing_left(other)

@@ -12,7 +12,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from pgtoolset import LockTimeoutError, RowLockMode, TransactionStateError, get_transaction, lock_rows
+from pgtoolset import (
+    LockTimeoutError,
+    RowLockMode,
+    TransactionStateError,
+    get_transaction,
+    lock_rows,
+)
 from tests.locks.locking import (
     Animal,
     Dog,
@@ -27,7 +33,9 @@ Maker = async_sessionmaker[AsyncSession]
 @pytest.fixture(autouse=True)
 async def accounts(engine: AsyncEngine, other: asyncpg.Connection) -> None:
     """Accounts 1 to 5 with a balance of 10 times their id."""
-    await other.execute("INSERT INTO account (id, balance) SELECT i, 10 * i FROM generate_series(1, 5) AS i")
+    await other.execute(
+        "INSERT INTO account (id, balance) SELECT i, 10 * i FROM generate_series(1, 5) AS i"
+    )
 
 
 async def test_rows_in_key_order(session_maker: Maker) -> None:
@@ -40,19 +48,25 @@ async def test_rows_in_key_order(session_maker: Maker) -> None:
 
 
 @pytest.mark.parametrize("held", RowLockMode, ids=lambda mode: mode.name)
-async def test_conflict_table(session_maker: Maker, other: asyncpg.Connection, held: RowLockMode) -> None:
+async def test_conflict_table(
+    session_maker: Maker, other: asyncpg.Connection, held: RowLockMode
+) -> None:
     """Every mode against every mode, as PostgreSQL has it for the same by hand."""
     async with session_maker() as one:
         await lock_rows(one, Account, [1], mode=held)
         for wanted in RowLockMode:
             async with session_maker() as two:
                 try:
-                    conflict = not await lock_rows(two, Account, [1], mode=wanted.name.lower(), nowait=True)
+                    conflict = not await lock_rows(
+                        two, Account, [1], mode=wanted.name.lower(), nowait=True
+                    )
                 except LockTimeoutError:
                     conflict = True
             try:
                 async with other.transaction():
-                    await other.execute(f"SELECT FROM account WHERE id = 1 FOR {wanted.value} NOWAIT")
+                    await other.execute(
+                        f"SELECT FROM account WHERE id = 1 FOR {wanted.value} NOWAIT"
+                    )
                 by_hand = False
             except asyncpg.LockNotAvailableError:
                 by_hand = True
@@ -71,7 +85,9 @@ async def test_values_as_locked(session_maker: Maker, other: asyncpg.Connection)
         assert account.balance == 77
 
 
-async def test_pending_changes_are_not_lost(session_maker: Maker, other: asyncpg.Connection) -> None:
+async def test_pending_changes_are_not_lost(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """What the session has not flushed yet is flushed first, without autoflush too."""
     async with session_maker(autoflush=False) as session:
         account = await session.get_one(Account, 1)
@@ -84,7 +100,10 @@ async def test_pending_changes_are_not_lost(session_maker: Maker, other: asyncpg
 
 async def test_skip_locked(session_maker: Maker, other: asyncpg.Connection) -> None:
     """What somebody else has locked is left out."""
-    async with holding(other, "SELECT FROM account WHERE id = 2 FOR UPDATE"), session_maker() as session:
+    async with (
+        holding(other, "SELECT FROM account WHERE id = 2 FOR UPDATE"),
+        session_maker() as session,
+    ):
         rows = await lock_rows(session, Account, [1, 2, 3], skip_locked=True)
         assert [row.id for row in rows] == [1, 3]
 
@@ -97,7 +116,9 @@ async def test_composite_keys(session_maker: Maker, other: asyncpg.Connection) -
         await session.commit()
         rows = await lock_rows(session, Seat, [(2, "A"), (1, "B")])
         assert [(row.row, row.letter) for row in rows] == [(1, "B"), (2, "A")]
-        free = await other.fetch("SELECT row, letter FROM seat ORDER BY row, letter FOR UPDATE SKIP LOCKED")
+        free = await other.fetch(
+            "SELECT row, letter FROM seat ORDER BY row, letter FOR UPDATE SKIP LOCKED"
+        )
         assert [tuple(row) for row in free] == [(1, "A"), (2, "B")]
 
 
@@ -118,25 +139,36 @@ async def test_inheritance(session_maker: Maker, other: asyncpg.Connection) -> N
 
 async def test_many_rows(session_maker: Maker, other: asyncpg.Connection) -> None:
     """More rows than a statement can have parameters."""
-    await other.execute("INSERT INTO account (id, balance) SELECT i, 0 FROM generate_series(6, 40000) AS i")
+    await other.execute(
+        "INSERT INTO account (id, balance) SELECT i, 0 FROM generate_series(6, 40000) AS i"
+    )
     async with session_maker() as session:
         assert len(await lock_rows(session, Account, range(1, 40001))) == 40000
 
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("arguments", [{"timeout": "200ms"}, {"nowait": True}])
-@pytest.mark.parametrize("how", ["UPDATE account SET balance = 0 WHERE id = 2", "SELECT FROM account FOR UPDATE"])
+@pytest.mark.parametrize(
+    "how", ["UPDATE account SET balance = 0 WHERE id = 2", "SELECT FROM account FOR UPDATE"]
+)
 async def test_timeout(
-    session_maker: Maker, other: asyncpg.Connection, nested: bool, arguments: dict[str, Any], how: str
+    session_maker: Maker,
+    other: asyncpg.Connection,
+    nested: bool,
+    arguments: dict[str, Any],
+    how: str,
 ) -> None:
-    """The error names whose transaction has the row; the settings are as they were, the transaction is usable."""
+    """The error names whose transaction has the row; the settings are as they were, the transaction
+    is usable."""
     async with holding(other, how) as pid, session_maker() as session:
         if nested:
             await session.begin()
             await session.execute(text("INSERT INTO account (id, balance) VALUES (9, 0)"))
             await session.execute(text("SET LOCAL lock_timeout = '1234ms'"))
         start = time.monotonic()
-        with pytest.raises(LockTimeoutError, match="lock 2 rows of account in UPDATE mode") as caught:
+        with pytest.raises(
+            LockTimeoutError, match="lock 2 rows of account in UPDATE mode"
+        ) as caught:
             await lock_rows(session, Account, [1, 2], **arguments)
         if "timeout" in arguments:
             assert 0.19 < time.monotonic() - start < 0.2 + 0.25  # what naming the blockers may take
@@ -145,7 +177,9 @@ async def test_timeout(
         assert caught.value.timeout == (0.2 if "timeout" in arguments else 0)
         assert await session.scalar(text("SELECT count(*) FROM account")) == (6 if nested else 5)
         expected = ("1234ms" if nested else "0", "0")
-        settings = text("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+        settings = text(
+            "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+        )
         assert tuple((await session.execute(settings)).one()) == expected
         await lock_rows(session, Account, [9], **arguments)
         assert tuple((await session.execute(settings)).one()) == expected
@@ -160,7 +194,9 @@ async def test_nowait_names_all_who_share(session_maker: Maker, database_url: st
         async with session_maker() as session:
             with pytest.raises(LockTimeoutError) as caught:
                 await lock_rows(session, Account, [1], nowait=True)
-        assert {blocker.pid for blocker in caught.value.blockers} == {each.get_server_pid() for each in sharers}
+        assert {blocker.pid for blocker in caught.value.blockers} == {
+            each.get_server_pid() for each in sharers
+        }
     finally:
         for sharer in sharers:
             await sharer.close()
@@ -172,7 +208,9 @@ async def test_timeout_is_one_budget(session_maker: Maker, database_url: str) ->
     try:
         for number, holder in enumerate(holders, 1):
             await holder.execute(f"BEGIN; SELECT FROM account WHERE id = {number} FOR UPDATE")
-        asyncio.get_running_loop().call_later(0.3, lambda: asyncio.ensure_future(holders[0].execute("ROLLBACK")))
+        asyncio.get_running_loop().call_later(
+            0.3, lambda: asyncio.ensure_future(holders[0].execute("ROLLBACK"))
+        )
         async with session_maker() as session:
             start = time.monotonic()
             with pytest.raises(LockTimeoutError) as caught:
@@ -213,7 +251,9 @@ async def test_opposite_orders_never_deadlock(session_maker: Maker) -> None:
         ({"session": None}, TypeError),
     ],
 )
-async def test_bad_arguments(session_maker: Maker, arguments: dict[str, Any], error: type[Exception]) -> None:
+async def test_bad_arguments(
+    session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """What cannot be meant is refused before any SQL."""
     async with session_maker() as session:
         with pytest.raises(error):
@@ -229,7 +269,8 @@ async def test_autocommit_is_refused(engine: AsyncEngine) -> None:
 
 
 async def test_other_errors_propagate(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Under REPEATABLE READ a row that has changed is a serialization failure, as PostgreSQL says."""
+    """Under REPEATABLE READ a row that has changed is a serialization failure, as PostgreSQL
+    says."""
     async with session_maker() as session:
         with pytest.raises(DBAPIError) as caught:
             async with get_transaction(session, isolation_level="REPEATABLE READ"):

@@ -11,7 +11,12 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from pgtoolset import (
     LockMode,
@@ -43,8 +48,11 @@ Maker = async_sessionmaker[AsyncSession]
 
 
 @pytest.mark.parametrize("held", LockMode, ids=lambda mode: mode.name)
-async def test_conflict_table(session_maker: Maker, other: asyncpg.Connection, held: LockMode) -> None:
-    """Every mode against every mode, from two sessions: PostgreSQL's table, which our own copy agrees with."""
+async def test_conflict_table(
+    session_maker: Maker, other: asyncpg.Connection, held: LockMode
+) -> None:
+    """Every mode against every mode, from two sessions: PostgreSQL's table, which our own copy
+    agrees with."""
     async with session_maker() as one, lock_tables(one, [Item], mode=held):
         for wanted in LockMode:
             async with session_maker() as two:
@@ -72,7 +80,9 @@ async def test_mode_spellings(session_maker: Maker, other: asyncpg.Connection, m
         async with lock_tables(session, [Item], mode="access_Share"):
             assert ("item", "AccessShareLock") in await locks_of(other, await pid_of(session))
         async with lock_tables(session, [Item]):
-            assert ("item", "ShareUpdateExclusiveLock") in await locks_of(other, await pid_of(session))
+            assert ("item", "ShareUpdateExclusiveLock") in await locks_of(
+                other, await pid_of(session)
+            )
     await nothing_left(other)
 
 
@@ -105,7 +115,9 @@ async def test_mode_spellings(session_maker: Maker, other: asyncpg.Connection, m
         ({"nowait": 1}, TypeError),
     ],
 )
-async def test_bad_arguments(session_maker: Maker, arguments: dict[str, Any], error: type[Exception]) -> None:
+async def test_bad_arguments(
+    session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """What cannot be meant is refused by the call itself: no SQL, no transaction."""
     async with session_maker() as session:
         with pytest.raises(error):
@@ -140,13 +152,22 @@ def test_timeout_spellings(timeout: Any, milliseconds: int) -> None:
 
 @pytest.mark.usefixtures("odd_tables")
 async def test_names(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Reserved words, mixed case, schemas and worse; of joined inheritance, every table of the class."""
+    """Reserved words, mixed case, schemas and worse; of joined inheritance, every table of the
+    class."""
     async with session_maker() as session:
         async with lock_tables(session, [Order, Dog, Animal.__table__], mode="SHARE") as locked:
-            held = {name for name, mode in await locks_of(other, await pid_of(locked)) if mode == "ShareLock"}
+            held = {
+                name
+                for name, mode in await locks_of(other, await pid_of(locked))
+                if mode == "ShareLock"
+            }
             assert held == {"order", "Animal", Dog.__tablename__}
         async with lock_tables(session, [Animal], mode="SHARE"):
-            held = {name for name, mode in await locks_of(other, await pid_of(session)) if mode == "ShareLock"}
+            held = {
+                name
+                for name, mode in await locks_of(other, await pid_of(session))
+                if mode == "ShareLock"
+            }
             assert held == {"Animal"}
         async with holding(other, f'LOCK TABLE "{SCHEMA}"."order"'):
             with pytest.raises(LockTimeoutError) as caught:
@@ -157,12 +178,18 @@ async def test_names(session_maker: Maker, other: asyncpg.Connection) -> None:
 
 @pytest.mark.usefixtures("odd_tables")
 @pytest.mark.parametrize("where", ["engine", "transaction"])
-async def test_schema_translate_map(engine: AsyncEngine, other: asyncpg.Connection, where: str) -> None:
+async def test_schema_translate_map(
+    engine: AsyncEngine, other: asyncpg.Connection, where: str
+) -> None:
     """Schemas are translated as they are for the session's own statements."""
     await other.execute(f'CREATE TABLE "{SCHEMA}".item (LIKE item); CREATE TABLE "order" (id int)')
     try:
         translation = {None: SCHEMA, SCHEMA: None}
-        translated = engine.execution_options(schema_translate_map=translation) if where == "engine" else engine
+        translated = (
+            engine.execution_options(schema_translate_map=translation)
+            if where == "engine"
+            else engine
+        )
         async with AsyncSession(translated) as session, session.begin():
             if where == "transaction":
                 await session.connection(execution_options={"schema_translate_map": translation})
@@ -177,7 +204,8 @@ async def test_schema_translate_map(engine: AsyncEngine, other: asyncpg.Connecti
 
 
 async def test_missing_table(session_maker: Maker) -> None:
-    """A table that the database lacks is PostgreSQL's own error, and the outer transaction survives it."""
+    """A table that the database lacks is PostgreSQL's own error, and the outer transaction survives
+    it."""
     async with session_maker() as session, session.begin():
         with pytest.raises(DBAPIError) as caught:
             async with lock_tables(session, [Order]):
@@ -187,20 +215,30 @@ async def test_missing_table(session_maker: Maker) -> None:
 
 
 async def test_one_statement(session_maker: Maker, caplog: pytest.LogCaptureFixture) -> None:
-    """All the tables, with the timeout set and restored, in one statement; a free lock asks for nothing more."""
+    """All the tables, with the timeout set and restored, in one statement; a free lock asks for
+    nothing more."""
     with caplog.at_level("INFO", logger="sqlalchemy.engine.Engine"):
         async with session_maker() as session, session.begin():
             await session.execute(text("SELECT 1"))
             caplog.clear()
             async with lock_tables(session, [Part, Item, Account], mode="SHARE"):
                 pass
-    statements = [record.getMessage() for record in caplog.records if not record.getMessage().startswith("[")]
-    assert [statement.split()[0] for statement in statements if statement != "COMMIT"] == ["SAVEPOINT", "DO", "RELEASE"]
-    assert statements[1].index("account") < statements[1].index("item") < statements[1].index("part")
+    statements = [
+        record.getMessage() for record in caplog.records if not record.getMessage().startswith("[")
+    ]
+    assert [statement.split()[0] for statement in statements if statement != "COMMIT"] == [
+        "SAVEPOINT",
+        "DO",
+        "RELEASE",
+    ]
+    assert (
+        statements[1].index("account") < statements[1].index("item") < statements[1].index("part")
+    )
 
 
 async def test_autocommit_is_refused(engine: AsyncEngine) -> None:
-    """In AUTOCOMMIT a lock would be gone at once: that is an error, not a block without protection."""
+    """In AUTOCOMMIT a lock would be gone at once: that is an error, not a block without
+    protection."""
     async with AsyncSession(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
         with pytest.raises(TransactionStateError, match="AUTOCOMMIT"):
             async with lock_tables(session, [Item]):
@@ -210,7 +248,9 @@ async def test_autocommit_is_refused(engine: AsyncEngine) -> None:
 # The transaction
 
 
-async def test_outermost_ends_with_the_block(session_maker: Maker, other: asyncpg.Connection) -> None:
+async def test_outermost_ends_with_the_block(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """Outermost, the block is a transaction: committed at its end, and the lock is gone."""
     async with session_maker() as session:
         async with lock_tables(session, [Item]):
@@ -225,8 +265,11 @@ async def test_outermost_ends_with_the_block(session_maker: Maker, other: asyncp
     await nothing_left(other)
 
 
-async def test_nested_holds_until_the_outermost_ends(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Nested, the lock outlives its block and ends with the outermost transaction, or with its own rollback."""
+async def test_nested_holds_until_the_outermost_ends(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """Nested, the lock outlives its block and ends with the outermost transaction, or with its own
+    rollback."""
     async with session_maker() as session, get_transaction(session):
         pid = await pid_of(session)
         async with lock_tables(session, [Item], mode="SHARE"):
@@ -238,15 +281,20 @@ async def test_nested_holds_until_the_outermost_ends(session_maker: Maker, other
     await nothing_left(other)
 
 
-async def test_after_a_timeout_the_outer_transaction_is_usable(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """The earlier writes of the outer transaction are still there, later ones work, and all is committed."""
+async def test_after_a_timeout_the_outer_transaction_is_usable(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """The earlier writes of the outer transaction are still there, later ones work, and all is
+    committed."""
     async with holding(other, "LOCK TABLE account"):
         async with session_maker() as session, get_transaction(session):
             await insert(session, 1)
             with pytest.raises(LockTimeoutError):
                 async with lock_tables(session, [Part, Account], timeout=0.1):
                     raise AssertionError("the block runs without its lock")
-            assert not await locks_of(other, await pid_of(session)) & {("part", "ShareUpdateExclusiveLock")}
+            assert not await locks_of(other, await pid_of(session)) & {
+                ("part", "ShareUpdateExclusiveLock")
+            }
             await insert(session, 2)
     assert await stored(other) == {1, 2}
 
@@ -255,9 +303,14 @@ async def test_after_a_timeout_the_outer_transaction_is_usable(session_maker: Ma
 @pytest.mark.parametrize("setting", ["default", "session", "local"])
 @pytest.mark.parametrize("timeout", ["5s", None, "nowait"])
 async def test_lock_timeout_is_restored(
-    session_maker: Maker, other: asyncpg.Connection, isolation_level: Any, setting: str, timeout: Any
+    session_maker: Maker,
+    other: asyncpg.Connection,
+    isolation_level: Any,
+    setting: str,
+    timeout: Any,
 ) -> None:
-    """`lock_timeout` is as it was, when the block starts and after a failure, and a session's own after the commit."""
+    """`lock_timeout` is as it was, when the block starts and after a failure, and a session's own
+    after the commit."""
     arguments: dict[str, Any] = {"nowait": True} if timeout == "nowait" else {"timeout": timeout}
     async with session_maker() as session:
         connection = await session.connection()
@@ -276,7 +329,9 @@ async def test_lock_timeout_is_restored(
             if timeout is not None:
                 async with holding(other, "LOCK TABLE part"):
                     with pytest.raises(LockTimeoutError):
-                        async with lock_tables(session, [Item, Part], nowait="nowait" in arguments, timeout=0.05):
+                        async with lock_tables(
+                            session, [Item, Part], nowait="nowait" in arguments, timeout=0.05
+                        ):
                             pass
                 assert await settings_of(session) == expected
         after = "1234ms" if setting == "session" else "0"
@@ -294,7 +349,10 @@ async def test_no_snapshot_before_the_lock(
     """Locked first, a REPEATABLE READ transaction sees what the earlier holder has written."""
 
     async def count() -> list[int]:
-        async with session_maker() as session, get_transaction(session, isolation_level=isolation_level):
+        async with (
+            session_maker() as session,
+            get_transaction(session, isolation_level=isolation_level),
+        ):
             async with lock_tables(session, tables, mode="EXCLUSIVE"):
                 return list(await session.scalars(text("SELECT id FROM item")))
 
@@ -312,13 +370,19 @@ async def test_no_snapshot_before_the_lock(
 # Order
 
 
-async def test_opposite_orders_never_deadlock(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Two tasks that name the same tables in opposite orders, 200 rounds: no deadlock, no timeout."""
+async def test_opposite_orders_never_deadlock(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """Two tasks that name the same tables in opposite orders, 200 rounds: no deadlock, no
+    timeout."""
     tables: list[Any] = [Item, Account, Part, Item.__table__]
 
     async def work(order: list[Any]) -> None:
         for _ in range(200):
-            async with session_maker() as session, lock_tables(session, order, mode="EXCLUSIVE", timeout="30s"):
+            async with (
+                session_maker() as session,
+                lock_tables(session, order, mode="EXCLUSIVE", timeout="30s"),
+            ):
                 await session.execute(text("SELECT 1"))
 
     await asyncio.gather(work(tables), work(tables[::-1]))
@@ -333,13 +397,19 @@ async def test_opposite_orders_never_deadlock(session_maker: Maker, other: async
 async def test_timeout_is_one_budget(
     session_maker: Maker, database_url: str, timeout: Any, isolation_level: Any
 ) -> None:
-    """All the tables together: two of them are taken one after the other, and the whole takes no longer."""
+    """All the tables together: two of them are taken one after the other, and the whole takes no
+    longer."""
     holders = [await asyncpg.connect(plain_url(database_url)) for _ in range(2)]
     try:
         for holder, table in zip(holders, ["account", "item"], strict=True):
             await holder.execute(f"BEGIN; LOCK TABLE {table}")
-        asyncio.get_running_loop().call_later(0.15, lambda: asyncio.ensure_future(holders[0].execute("ROLLBACK")))
-        async with session_maker() as session, get_transaction(session, isolation_level=isolation_level):
+        asyncio.get_running_loop().call_later(
+            0.15, lambda: asyncio.ensure_future(holders[0].execute("ROLLBACK"))
+        )
+        async with (
+            session_maker() as session,
+            get_transaction(session, isolation_level=isolation_level),
+        ):
             await session.connection()
             start = time.monotonic()
             with pytest.raises(LockTimeoutError) as caught:
@@ -353,7 +423,8 @@ async def test_timeout_is_one_budget(
 
 
 async def test_timeouts_under_load(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Five waiters at once, with a pool that they exhaust: each is told within 1.5 times its timeout, and by whom."""
+    """Five waiters at once, with a pool that they exhaust: each is told within 1.5 times its
+    timeout, and by whom."""
     async with holding(other, "LOCK TABLE item") as pid:
 
         async def wait(timeout: float) -> None:
@@ -393,8 +464,11 @@ async def test_no_timeout_waits(session_maker: Maker, other: asyncpg.Connection)
 async def test_blockers_are_named(
     session_maker: Maker, database_url: str, arguments: dict[str, Any], outermost: bool
 ) -> None:
-    """The error has who was in the way: pid, application, state, query, age; and its message says so in words."""
-    holder = await asyncpg.connect(plain_url(database_url), server_settings={"application_name": "the till"})
+    """The error has who was in the way: pid, application, state, query, age; and its message says
+    so in words."""
+    holder = await asyncpg.connect(
+        plain_url(database_url), server_settings={"application_name": "the till"}
+    )
     try:
         await holder.execute("BEGIN")
         await holder.execute("INSERT INTO item (id, name) VALUES (9, '')")
@@ -415,16 +489,30 @@ async def test_blockers_are_named(
         assert blocker.query == "INSERT INTO item (id, name) VALUES (9, '')"
         assert blocker.transaction_age is not None
         assert timedelta(0) < blocker.transaction_age < timedelta(minutes=1)
-        for word in ("account, item", "EXCLUSIVE", f"pid {blocker.pid}", "the till", "idle in transaction", "INSERT"):
+        for word in (
+            "account, item",
+            "EXCLUSIVE",
+            f"pid {blocker.pid}",
+            "the till",
+            "idle in transaction",
+            "INSERT",
+        ):
             assert word in str(error)
     finally:
         await holder.close()
 
 
-async def test_blockers_that_the_role_may_not_see(database_url: str, other: asyncpg.Connection) -> None:
-    """Where the role may not see other roles' sessions the error has the pid, and says why it has no more."""
-    await other.execute("DROP ROLE IF EXISTS pgtoolset_clerk; CREATE ROLE pgtoolset_clerk LOGIN SUPERUSER")
-    await other.execute("ALTER ROLE pgtoolset_clerk NOSUPERUSER; GRANT ALL ON item TO pgtoolset_clerk")
+async def test_blockers_that_the_role_may_not_see(
+    database_url: str, other: asyncpg.Connection
+) -> None:
+    """Where the role may not see other roles' sessions the error has the pid, and says why it has
+    no more."""
+    await other.execute(
+        "DROP ROLE IF EXISTS pgtoolset_clerk; CREATE ROLE pgtoolset_clerk LOGIN SUPERUSER"
+    )
+    await other.execute(
+        "ALTER ROLE pgtoolset_clerk NOSUPERUSER; GRANT ALL ON item TO pgtoolset_clerk"
+    )
     engine = create_async_engine(database_url.replace("://postgres@", "://pgtoolset_clerk@"))
     try:
         async with holding(other, "LOCK TABLE item") as pid, AsyncSession(engine) as session:
@@ -436,13 +524,20 @@ async def test_blockers_that_the_role_may_not_see(database_url: str, other: asyn
                 async with lock_tables(session, [Item], timeout=0.2):
                     pass
             [blocker] = caught.value.blockers
-            assert (blocker.pid, blocker.state, blocker.query, blocker.transaction_age) == (pid, None, None, None)
+            assert (blocker.pid, blocker.state, blocker.query, blocker.transaction_age) == (
+                pid,
+                None,
+                None,
+                None,
+            )
     finally:
         await engine.dispose()
         await other.execute("DROP OWNED BY pgtoolset_clerk; DROP ROLE pgtoolset_clerk")
 
 
-async def test_session_bound_to_a_connection(engine: AsyncEngine, other: asyncpg.Connection) -> None:
+async def test_session_bound_to_a_connection(
+    engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
     """A session on a connection of the caller's own: blockers are looked for over another one."""
     async with engine.connect() as connection, holding(other, "LOCK TABLE item") as pid:
         async with AsyncSession(connection) as session:
@@ -452,7 +547,9 @@ async def test_session_bound_to_a_connection(engine: AsyncEngine, other: asyncpg
     assert [blocker.pid for blocker in caught.value.blockers] == [pid]
 
 
-async def test_errors_of_the_block_keep_their_type(session_maker: Maker, other: asyncpg.Connection) -> None:
+async def test_errors_of_the_block_keep_their_type(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """Even a lock error: only the failure to take our own locks is ours to translate."""
     async with holding(other, "LOCK TABLE account"), session_maker() as session:
         with pytest.raises(DBAPIError) as caught:

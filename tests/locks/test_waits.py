@@ -22,7 +22,9 @@ from tests.support import plain_url, until
 
 
 @asynccontextmanager
-async def jam(database_url: str, other: asyncpg.Connection, holder: str, *waiters: str) -> AsyncIterator[list[int]]:
+async def jam(
+    database_url: str, other: asyncpg.Connection, holder: str, *waiters: str
+) -> AsyncIterator[list[int]]:
     """Sessions that wait behind one another; yields the pids, the holder's first."""
     connections: list[asyncpg.Connection] = []
     tasks: list[asyncio.Task[str]] = []
@@ -64,14 +66,20 @@ async def command(*arguments: str, answer: str = "", url: str = "") -> tuple[int
 async def test_who_waits_for_whom(
     engine: AsyncEngine, database_url: str, other: asyncpg.Connection, through: str
 ) -> None:
-    """Relation, mode, blockers and the time, the longest wait first; through whatever reaches the database."""
-    async with jam(database_url, other, "LOCK TABLE item", "LOCK TABLE item IN SHARE MODE", "SELECT FROM item") as pids:
+    """Relation, mode, blockers and the time, the longest wait first; through whatever reaches the
+    database."""
+    async with jam(
+        database_url, other, "LOCK TABLE item", "LOCK TABLE item IN SHARE MODE", "SELECT FROM item"
+    ) as pids:
         async with engine.connect() as connection, AsyncSession(engine) as session:
             source = {"session": session, "connection": connection, "engine": engine}[through]
             first, second = await list_lock_waits(source)
             assert (first.pid, first.blocked_by) == (pids[1], (pids[0],))
             assert (first.relation, first.mode) == ("public.item", "SHARE")
-            assert (first.application_name, first.query) == ("jam 1", "LOCK TABLE item IN SHARE MODE")
+            assert (first.application_name, first.query) == (
+                "jam 1",
+                "LOCK TABLE item IN SHARE MODE",
+            )
             assert first.waiting_for is not None
             assert second.waiting_for is not None
             assert timedelta(0) <= second.waiting_for <= first.waiting_for < timedelta(minutes=1)
@@ -80,7 +88,8 @@ async def test_who_waits_for_whom(
 
 
 async def test_row_waits(engine: AsyncEngine, database_url: str, other: asyncpg.Connection) -> None:
-    """Who waits for a row waits for a transaction; the table is told all the same. A later look sees what is new."""
+    """Who waits for a row waits for a transaction; the table is told all the same. A later look
+    sees what is new."""
     await other.execute("INSERT INTO item (id, name) VALUES (1, '')")
     lock = "SELECT FROM item WHERE id = 1 FOR UPDATE"
     async with async_sessionmaker(engine)() as session, session.begin():
@@ -102,7 +111,9 @@ async def test_tree(database_url: str, other: asyncpg.Connection) -> None:
     """Waiters stand below those in their way; nobody waiting is said in words."""
     code, out, _ = await command("locks", plain_url(database_url))
     assert (code, out) == (0, "Nobody waits for a lock.\n")
-    async with jam(database_url, other, "LOCK TABLE item IN SHARE MODE", "LOCK TABLE item", "SELECT FROM item") as pids:
+    async with jam(
+        database_url, other, "LOCK TABLE item IN SHARE MODE", "LOCK TABLE item", "SELECT FROM item"
+    ) as pids:
         code, out, _ = await command("locks", url=database_url)
         lines = out.splitlines()
         assert code == 0
@@ -114,7 +125,8 @@ async def test_tree(database_url: str, other: asyncpg.Connection) -> None:
 
 
 def test_tree_of_a_deadlock_and_of_hostile_names() -> None:
-    """Those who wait for each other are shown once each, and what others wrote cannot command the terminal."""
+    """Those who wait for each other are shown once each, and what others wrote cannot command the
+    terminal."""
 
     def wait(pid: int, *blocked_by: int) -> LockWait:
         return LockWait(pid, blocked_by, None, "SHARE", None, "evil\x1b[2J", "SELECT\n1")
@@ -157,18 +169,29 @@ async def test_watch(database_url: str, other: asyncpg.Connection) -> None:
     assert await asyncio.wait_for(process.wait(), 10) == 130
 
 
-@pytest.mark.parametrize(("answer", "options", "ends"), [("y\n", [], True), ("", ["--yes"], True), ("", [], False)])
+@pytest.mark.parametrize(
+    ("answer", "options", "ends"), [("y\n", [], True), ("", ["--yes"], True), ("", [], False)]
+)
 async def test_terminate(
     database_url: str, other: asyncpg.Connection, answer: str, options: list[str], ends: bool
 ) -> None:
-    """It shows whom it is about to end, and ends it only when that is confirmed: no answer is no."""
+    """It shows whom it is about to end, and ends it only when that is confirmed: no answer is
+    no."""
     async with jam(database_url, other, "LOCK TABLE item", "SELECT FROM item") as pids:
-        code, out, _ = await command("locks", database_url, "--terminate", str(pids[0]), *options, answer=answer)
+        code, out, _ = await command(
+            "locks", database_url, "--terminate", str(pids[0]), *options, answer=answer
+        )
         assert out.startswith(f"{pids[0]} jam 0 idle in transaction")
-        assert (code, ("Terminated" in out), ("Nothing was done" in out)) == (0 if ends else 1, ends, not ends)
+        assert (code, ("Terminated" in out), ("Nothing was done" in out)) == (
+            0 if ends else 1,
+            ends,
+            not ends,
+        )
 
         async def gone() -> bool:
-            return not await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pids[0])
+            return not await other.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pids[0]
+            )
 
         if ends:
             await until(gone)
@@ -177,7 +200,8 @@ async def test_terminate(
 
 
 async def test_mistakes(database_url: str) -> None:
-    """Each mistake is one line on standard error, without a traceback, and the exit code says whose it is."""
+    """Each mistake is one line on standard error, without a traceback, and the exit code says whose
+    it is."""
     for arguments, code, says in (
         (["locks"], 1, "DATABASE_URL"),
         (["locks", "mysql://x"], 1, "must start with postgresql"),

@@ -1,4 +1,5 @@
-"""Mappings of every kind that a Many-to-Many relationship can have, and small tools for tests of them."""
+"""Mappings of every kind that a Many-to-Many relationship can have, and small tools for tests of
+them."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ class Tag(Base):
     __tablename__ = "m2m_tag"
 
     key: Mapped[int] = mapped_column("tag_id", primary_key=True)
-    posts: Mapped[list[Post]] = relationship(secondary=post_tag, back_populates="tags", overlaps="tag_query")
+    posts: Mapped[list[Post]] = relationship(
+        secondary=post_tag, back_populates="tags", overlaps="tag_query"
+    )
 
 
 class Comment(Base):
@@ -107,8 +110,12 @@ class Course(Base):
     school: Mapped[int] = mapped_column(primary_key=True)
     students: Mapped[list[Student]] = relationship(
         secondary=course_student,
-        primaryjoin=lambda: and_(Course.school == course_student.c.school, Course.number == course_student.c.course),
-        secondaryjoin=lambda: and_(Student.school == course_student.c.school, Student.name == course_student.c.student),
+        primaryjoin=lambda: and_(
+            Course.school == course_student.c.school, Course.number == course_student.c.course
+        ),
+        secondaryjoin=lambda: and_(
+            Student.school == course_student.c.school, Student.name == course_student.c.student
+        ),
         back_populates="courses",
     )
 
@@ -120,8 +127,12 @@ class Student(Base):
     name: Mapped[str] = mapped_column(String(5), primary_key=True)
     courses: Mapped[list[Course]] = relationship(
         secondary=course_student,
-        primaryjoin=lambda: and_(Student.school == course_student.c.school, Student.name == course_student.c.student),
-        secondaryjoin=lambda: and_(Course.school == course_student.c.school, Course.number == course_student.c.course),
+        primaryjoin=lambda: and_(
+            Student.school == course_student.c.school, Student.name == course_student.c.student
+        ),
+        secondaryjoin=lambda: and_(
+            Course.school == course_student.c.school, Course.number == course_student.c.course
+        ),
         back_populates="students",
     )
 
@@ -260,7 +271,9 @@ class Shelf(Base):
     ranked: Mapped[list[Thing]] = relationship(secondary=ranked)
     conditional: Mapped[list[Thing]] = relationship(
         secondary=box_thing,
-        primaryjoin=lambda: and_(Shelf.__table__.c.id == box_thing.c.box, box_thing.c.colour == "red"),
+        primaryjoin=lambda: and_(
+            Shelf.__table__.c.id == box_thing.c.box, box_thing.c.colour == "red"
+        ),
         overlaps="boxes,things",
     )
 
@@ -414,7 +427,10 @@ def _keyed(name: str, type_: Any) -> None:
     right = type(
         f"Right_{name}",
         (Base,),
-        {"__tablename__": f"m2m_keyed_right_{name}", "id": mapped_column(type_, primary_key=True, autoincrement=False)},
+        {
+            "__tablename__": f"m2m_keyed_right_{name}",
+            "id": mapped_column(type_, primary_key=True, autoincrement=False),
+        },
     )
     left = type(
         f"Left_{name}",
@@ -441,7 +457,8 @@ async def create(engine: AsyncEngine) -> None:
 async def empty(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         names = ", ".join(
-            connection.dialect.identifier_preparer.format_table(table) for table in Base.metadata.sorted_tables
+            connection.dialect.identifier_preparer.format_table(table)
+            for table in Base.metadata.sorted_tables
         )
         await connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
 
@@ -469,7 +486,9 @@ class Statements(list[tuple[str, Any]]):
 def recorded(engine: AsyncEngine) -> Iterator[Statements]:
     statements = Statements()
 
-    def before(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def before(
+        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
         statements.append((statement, parameters))
 
     event.listen(engine.sync_engine, "before_cursor_execute", before)

@@ -21,8 +21,12 @@ async def loaded(session: AsyncSession) -> tuple[Post, list[Tag]]:
     session.add_all([Tag(key=2), Tag(key=3)])
     await session.commit()
     session.expunge_all()
-    post = await session.get_one(Post, 1, options=[selectinload(Post.tags), selectinload(Post.seen)])
-    tags = (await session.scalars(select(Tag).order_by(Tag.key).options(selectinload(Tag.posts)))).all()
+    post = await session.get_one(
+        Post, 1, options=[selectinload(Post.tags), selectinload(Post.seen)]
+    )
+    tags = (
+        await session.scalars(select(Tag).order_by(Tag.key).options(selectinload(Tag.posts)))
+    ).all()
     await session.commit()
     return post, list(tags)
 
@@ -43,7 +47,8 @@ async def check(session: AsyncSession, post: Post, tags: list[Tag], *keys: int) 
 
 
 async def test_after_each_call(session: AsyncSession) -> None:
-    """Both sides, and a viewonly view of them, after every kind of call, from either side, by instance and by key."""
+    """Both sides, and a viewonly view of them, after every kind of call, from either side, by
+    instance and by key."""
     post, tags = await loaded(session)
     await m2m_add(session, post, Post.tags, tags[1])
     await check(session, post, tags, 1, 2)
@@ -70,7 +75,8 @@ async def test_only_what_changed_is_expired(session: AsyncSession) -> None:
 
 
 async def test_after_a_savepoint(session: AsyncSession) -> None:
-    """What was loaded inside a savepoint that is rolled back is loaded again, that of a released inner one too."""
+    """What was loaded inside a savepoint that is rolled back is loaded again, that of a released
+    inner one too."""
     post, tags = await loaded(session)
     for release in (False, True):
         with pytest.raises(LookupError):
@@ -115,7 +121,8 @@ async def test_after_a_rollback(session: AsyncSession) -> None:
 
 
 async def test_pending_changes_are_flushed_first(session: AsyncSession) -> None:
-    """A change to either side's collection that is pending is in the table before the call, not lost by it."""
+    """A change to either side's collection that is pending is in the table before the call, not
+    lost by it."""
     post, tags = await loaded(session)
     post.tags.append(tags[1])
     assert await m2m_add(session, post, Post.tags, tags[2]) == 1
@@ -149,7 +156,8 @@ async def test_expired_instances(session: AsyncSession) -> None:
 
 
 async def test_detached_instances(session: AsyncSession) -> None:
-    """Detached instances work; their collections say that they cannot be loaded, in place of something false."""
+    """Detached instances work; their collections say that they cannot be loaded, in place of
+    something false."""
     post, tags = await loaded(session)
     session.expunge_all()
     twin = await session.get_one(Post, 1, options=[selectinload(Post.tags)])

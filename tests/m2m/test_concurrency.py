@@ -41,33 +41,47 @@ async def replace(engine: AsyncEngine, keys: set[int]) -> None:
 async def add(engine: AsyncEngine, keys: set[int]) -> None:
     async with AsyncSession(engine) as session, get_transaction(session):
         post = await session.get_one(Post, 1)
-        await m2m_add(session, post, Post.tags, pks=random.sample(sorted(keys), len(keys)), ignore_conflicts=True)
+        await m2m_add(
+            session,
+            post,
+            Post.tags,
+            pks=random.sample(sorted(keys), len(keys)),
+            ignore_conflicts=True,
+        )
 
 
 async def test_sets(session: AsyncSession, engine: AsyncEngine) -> None:
     """Of sets at the same time the result is one of them, in 200 rounds."""
     await store(session)
     for number in range(200):
-        sets = [set(random.Random((number, each).__hash__()).sample(range(1, TAGS + 1), 8)) for each in range(4)]
+        sets = [
+            set(random.Random((number, each).__hash__()).sample(range(1, TAGS + 1), 8))
+            for each in range(4)
+        ]
         async with asyncio.timeout(30):
             await asyncio.gather(*(replace(engine, keys) for keys in sets))
         assert await keys_of(session, 1) in sets
 
 
 async def test_sets_and_adds(session: AsyncSession, engine: AsyncEngine) -> None:
-    """Sets and adds of the same keys never deadlock, in 200 rounds; the result is a set, and what was added after."""
+    """Sets and adds of the same keys never deadlock, in 200 rounds; the result is a set, and what
+    was added after."""
     await store(session)
     for number in range(200):
         chance = random.Random(number)
         sets = [set(chance.sample(range(1, TAGS + 1), 10)) for _ in range(2)]
         adds = [set(chance.sample(range(1, TAGS + 1), 10)) for _ in range(2)]
         async with asyncio.timeout(30):
-            await asyncio.gather(*(replace(engine, keys) for keys in sets), *(add(engine, keys) for keys in adds))
+            await asyncio.gather(
+                *(replace(engine, keys) for keys in sets), *(add(engine, keys) for keys in adds)
+            )
         found = await keys_of(session, 1)
         assert any(each <= found <= each | adds[0] | adds[1] for each in sets)
 
 
-async def test_a_set_waits_for_another(session: AsyncSession, engine: AsyncEngine, other: asyncpg.Connection) -> None:
+async def test_a_set_waits_for_another(
+    session: AsyncSession, engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
     """The second set waits for the first one's commit, and then sees what it has to take away."""
     await store(session)
     post = await session.get_one(Post, 1)
@@ -86,7 +100,8 @@ async def test_a_set_waits_for_another(session: AsyncSession, engine: AsyncEngin
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 async def test_a_stale_snapshot(session: AsyncSession, engine: AsyncEngine, level: Any) -> None:
-    """Two sets that cannot see one another: the second is a serialization failure, and a retry puts it right."""
+    """Two sets that cannot see one another: the second is a serialization failure, and a retry puts
+    it right."""
     await store(session)
     maker = async_sessionmaker(engine)
     async with maker() as first, maker() as second:
@@ -97,7 +112,10 @@ async def test_a_stale_snapshot(session: AsyncSession, engine: AsyncEngine, leve
         await first.commit()
         with pytest.raises(DBAPIError) as caught:
             await m2m_set(second, await second.get_one(Post, 1), Post.tags, pks=[2])
-        assert caught.value.orig is not None and getattr(caught.value.orig, "sqlstate", None) == "40001"
+        assert (
+            caught.value.orig is not None
+            and getattr(caught.value.orig, "sqlstate", None) == "40001"
+        )
         await second.rollback()
     attempts = 0
 
@@ -137,7 +155,8 @@ async def test_rewriting_sets(session: AsyncSession, engine: AsyncEngine) -> Non
 
 
 async def test_cancelled_everywhere(session: AsyncSession, engine: AsyncEngine) -> None:
-    """A cancellation at any suspension leaves the old rows or the new ones, and no connection behind."""
+    """A cancellation at any suspension leaves the old rows or the new ones, and no connection
+    behind."""
     await store(session)
     await replace(engine, {1, 2})
 
@@ -152,7 +171,8 @@ async def test_cancelled_everywhere(session: AsyncSession, engine: AsyncEngine) 
 
 
 async def test_cancelled_and_committed(session: AsyncSession, engine: AsyncEngine) -> None:
-    """Who swallows a cancellation and commits has the one set or the other, and a collection that shows it."""
+    """Who swallows a cancellation and commits has the one set or the other, and a collection that
+    shows it."""
     await store(session)
     await replace(engine, {1, 2})
     async with AsyncSession(engine) as blocker:
@@ -169,7 +189,9 @@ async def test_cancelled_and_committed(session: AsyncSession, engine: AsyncEngin
     assert await keys_of(session, 1) == {1, 2}
 
 
-async def test_removes_and_adds_leave_other_owners_alone(session: AsyncSession, engine: AsyncEngine) -> None:
+async def test_removes_and_adds_leave_other_owners_alone(
+    session: AsyncSession, engine: AsyncEngine
+) -> None:
     """Writers of different owners do not wait for one another."""
     await store(session)
     post, other = await session.get_one(Post, 1), await session.get_one(Post, 2)

@@ -1,4 +1,5 @@
-"""Whatever the mapping: composite keys, self-reference, inheritance, schemas, types of keys, extra columns."""
+"""Whatever the mapping: composite keys, self-reference, inheritance, schemas, types of keys, extra
+columns."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ async def test_composite_keys(session: AsyncSession) -> None:
 
 async def test_a_column_of_both_keys(session: AsyncSession) -> None:
     """A column that both ends share is written once, and both must agree on it."""
-    session.add_all([Course(school=1, number=7), Student(school=1, name="ann"), Student(school=2, name="bob")])
+    session.add_all(
+        [Course(school=1, number=7), Student(school=1, name="ann"), Student(school=2, name="bob")]
+    )
     await session.commit()
     course = await session.get_one(Course, (7, 1))
     assert await m2m_add(session, course, Course.students, pks=[(1, "ann")]) == 1
@@ -85,7 +88,8 @@ async def test_self_reference(session: AsyncSession) -> None:
 
 
 async def test_joined_inheritance(session: AsyncSession, engine: AsyncEngine) -> None:
-    """A subclass of the owner, whose key has a name of its own in the joined table; nothing is looked up for it."""
+    """A subclass of the owner, whose key has a name of its own in the joined table; nothing is
+    looked up for it."""
     taxi, car, driver = Taxi(id=1), Car(id=2), Driver(id=1)
     session.add_all([taxi, car, driver])
     await session.commit()
@@ -98,8 +102,11 @@ async def test_joined_inheritance(session: AsyncSession, engine: AsyncEngine) ->
     assert await pairs(session, car_driver) == {(1, 1), (2, 1)}
 
 
-async def test_unique_column_in_place_of_the_key(session: AsyncSession, engine: AsyncEngine) -> None:
-    """A referenced column that is not the key is taken where it is loaded, and fetched by one SELECT otherwise."""
+async def test_unique_column_in_place_of_the_key(
+    session: AsyncSession, engine: AsyncEngine
+) -> None:
+    """A referenced column that is not the key is taken where it is loaded, and fetched by one
+    SELECT otherwise."""
     users = [User(id=number, mail=f"{number}@x") for number in (1, 2)]
     groups = [Group(id=number, name=f"g{number}") for number in (1, 2, 3)]
     session.add_all([*users, *groups, User(id=3)])
@@ -112,7 +119,12 @@ async def test_unique_column_in_place_of_the_key(session: AsyncSession, engine: 
         assert await m2m_add(session, users[1], User.groups, groups[0], pks=[2, 3, 1]) == 3
     assert statements.verbs == ["SELECT", "SELECT", "INSERT"]
     assert await m2m_set(session, groups[2], Group.users, pks=[1]) == (1, 1)
-    assert await m2m_add_many(session, User.groups, [(2, groups[2]), (users[0], 3)], ignore_conflicts=True) == 1
+    assert (
+        await m2m_add_many(
+            session, User.groups, [(2, groups[2]), (users[0], 3)], ignore_conflicts=True
+        )
+        == 1
+    )
     assert await m2m_remove(session, users[0], User.groups, pks=[1]) == 1
     expected = {("1@x", "g2"), ("1@x", "g3"), ("2@x", "g1"), ("2@x", "g2"), ("2@x", "g3")}
     assert await pairs(session, user_group) == expected
@@ -144,7 +156,9 @@ async def test_schema_translate_map(engine: AsyncEngine, session: AsyncSession) 
         )
         for table in (Tag.__table__, Reserved.__table__, selection):
             await tenant.execute(CreateTable(table))  # type: ignore[arg-type]
-    translated = engine.execution_options(schema_translate_map={"m2m_Schema": "m2m_tenant", None: "m2m_tenant"})
+    translated = engine.execution_options(
+        schema_translate_map={"m2m_Schema": "m2m_tenant", None: "m2m_tenant"}
+    )
     async with AsyncSession(translated) as other, get_transaction(other):
         owner = Reserved(user=1)
         other.add_all([owner, Tag(key=1), Tag(key=2)])
@@ -198,13 +212,18 @@ async def stored(session: AsyncSession) -> tuple[Box, list[Thing]]:
 
 
 async def test_defaults(session: AsyncSession) -> None:
-    """Python-side defaults are evaluated once per row, in the context of the row; the server's own as well."""
+    """Python-side defaults are evaluated once per row, in the context of the row; the server's own
+    as well."""
     box, things = await stored(session)
     assert await m2m_add(session, box, Box.things, *things) == 3
     found = await rows(session)
     assert {row.note for row in found.values()} == {"scalar"}
     assert {row.colour for row in found.values()} == {"grey"}
-    assert len({row.number for row in found.values()}) == len({row.serial for row in found.values()}) == 3
+    assert (
+        len({row.number for row in found.values()})
+        == len({row.serial for row in found.values()})
+        == 3
+    )
     assert len({row.at for row in found.values()}) == 3
     assert [row.pair for row in found.values()] == ["1/1/scalar", "1/2/scalar", "1/3/scalar"]
     assert {tuple(row.labels) for row in found.values()} == {("a", 'b"\\,{', None)}
@@ -214,7 +233,14 @@ async def test_defaults(session: AsyncSession) -> None:
 async def test_values(session: AsyncSession) -> None:
     """values= goes into every row, and what it names has no default."""
     box, things = await stored(session)
-    values = {"note": "given", "number": 7, "labels": ["x", "y"], "payload": [1], "plain": "p", "colour": None}
+    values = {
+        "note": "given",
+        "number": 7,
+        "labels": ["x", "y"],
+        "payload": [1],
+        "plain": "p",
+        "colour": None,
+    }
     assert await m2m_add(session, box, Box.things, *things[:2], values=values) == 2
     assert await m2m_add_many(session, Box.things, [(1, 3)], values=values) == 1
     for row in (await rows(session)).values():
@@ -224,11 +250,16 @@ async def test_values(session: AsyncSession) -> None:
 
 
 async def test_rewriting(session: AsyncSession) -> None:
-    """Rows that stay are as if inserted anew, unless keep_existing; they count as neither added nor removed."""
+    """Rows that stay are as if inserted anew, unless keep_existing; they count as neither added nor
+    removed."""
     box, (one, two, three) = await stored(session)
-    await m2m_add(session, box, Box.things, one, two, values={"note": "old", "colour": "red", "plain": "p"})
+    await m2m_add(
+        session, box, Box.things, one, two, values={"note": "old", "colour": "red", "plain": "p"}
+    )
     before = await rows(session)
-    assert await m2m_set(session, box, Box.things, two, three, values={"note": "new"}, keep_existing=True) == (1, 1)
+    assert await m2m_set(
+        session, box, Box.things, two, three, values={"note": "new"}, keep_existing=True
+    ) == (1, 1)
     kept = await rows(session)
     assert kept[2] == before[2] and kept[3].note == "new" and 1 not in kept
     assert await m2m_set(session, box, Box.things, two, three, values={"note": "newer"}) == (0, 0)

@@ -1,4 +1,5 @@
-"""Any sequence of calls and rolled-back savepoints does to the table what it does to a set of pairs."""
+"""Any sequence of calls and rolled-back savepoints does to the table what it does to a set of
+pairs."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ class Shape:
 numbers = list(range(1, SIZE + 1))
 composite_b = [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
 SHAPES = {
-    "plain": Shape(models.Post, "tags", models.Tag, "posts", numbers, numbers, models.post_tag, ("post", "tag")),
+    "plain": Shape(
+        models.Post, "tags", models.Tag, "posts", numbers, numbers, models.post_tag, ("post", "tag")
+    ),
     "composite": Shape(
         models.CompositeA,
         "bs",
@@ -82,11 +85,19 @@ operations = st.recursive(
         st.tuples(st.just("add"), index, indexes, by_key),
         st.tuples(st.just("remove"), index, indexes, by_key),
         st.tuples(st.just("set"), index, indexes, by_key),
-        st.tuples(st.just("add_many"), st.lists(st.tuples(index, index), max_size=8), st.just(None), by_key),
+        st.tuples(
+            st.just("add_many"),
+            st.lists(st.tuples(index, index), max_size=8),
+            st.just(None),
+            by_key,
+        ),
         st.tuples(st.just("load"), index, st.just(None), st.just(False)),
     ),
     lambda inner: st.tuples(
-        st.sampled_from(["rolled back", "released"]), st.lists(inner, max_size=4), st.just(None), st.just(False)
+        st.sampled_from(["rolled back", "released"]),
+        st.lists(inner, max_size=4),
+        st.just(None),
+        st.just(False),
     ),
     max_leaves=12,
 )
@@ -106,7 +117,9 @@ class Undone(Exception):
 class Run:
     """The same operations on the database and on a set of pairs of numbers."""
 
-    def __init__(self, session: AsyncSession, shape: Shape, owners: list[Any], related: list[Any]) -> None:
+    def __init__(
+        self, session: AsyncSession, shape: Shape, owners: list[Any], related: list[Any]
+    ) -> None:
         self.session = session
         self.shape = shape
         self.owners = owners
@@ -136,7 +149,9 @@ class Run:
         elif name == "add_many":
             new = set(first)
             links = [
-                (self.shape.owner_keys[o], self.shape.related_keys[r]) if by_key else (self.owners[o], self.related[r])
+                (self.shape.owner_keys[o], self.shape.related_keys[r])
+                if by_key
+                else (self.owners[o], self.related[r])
                 for o, r in first
             ]
             added = await m2m_add_many(self.session, self.attribute, links, ignore_conflicts=True)
@@ -153,11 +168,15 @@ class Run:
         new = {(owner, number) for number in numbers}
         mine = {pair for pair in self.pairs if pair[0] == owner}
         if name == "add":
-            added = await m2m_add(self.session, instance, self.attribute, *args, pks=pks, ignore_conflicts=True)
+            added = await m2m_add(
+                self.session, instance, self.attribute, *args, pks=pks, ignore_conflicts=True
+            )
             assert added == len(new - self.pairs)
             self.pairs |= new
         elif name == "remove":
-            assert await m2m_remove(self.session, instance, self.attribute, *args, pks=pks) == len(new & self.pairs)
+            assert await m2m_remove(self.session, instance, self.attribute, *args, pks=pks) == len(
+                new & self.pairs
+            )
             self.pairs -= new
         else:
             change = await m2m_set(self.session, instance, self.attribute, *args, pks=pks)
@@ -170,14 +189,19 @@ class Run:
         columns = [shape.table.c[name] for name in shape.columns]
         rows = [tuple(row) for row in await self.session.execute(select(*columns))]
         flat = {
-            (*_tuple(shape.owner_keys[owner]), *_tuple(shape.related_keys[related])) for owner, related in self.pairs
+            (*_tuple(shape.owner_keys[owner]), *_tuple(shape.related_keys[related]))
+            for owner, related in self.pairs
         }
         assert set(rows) == flat and len(rows) == len(flat)
         for at, (one, other) in enumerate(zip(self.owners, self.related, strict=True)):
             wanted = {self.related[related] for owner, related in self.pairs if owner == at}
-            assert vars(one).get(shape.attribute) is None or set(vars(one)[shape.attribute]) == wanted
+            assert (
+                vars(one).get(shape.attribute) is None or set(vars(one)[shape.attribute]) == wanted
+            )
             if shape.reverse is not None and vars(other).get(shape.reverse) is not None:
-                assert set(vars(other)[shape.reverse]) == {self.owners[o] for o, r in self.pairs if r == at}
+                assert set(vars(other)[shape.reverse]) == {
+                    self.owners[o] for o, r in self.pairs if r == at
+                }
 
 
 def _tuple(key: Any) -> tuple[Any, ...]:
@@ -185,12 +209,17 @@ def _tuple(key: Any) -> tuple[Any, ...]:
 
 
 def made(class_: Any, keys: list[Any]) -> list[Any]:
-    names = [class_.__mapper__.get_property_by_column(column).key for column in class_.__mapper__.primary_key]
+    names = [
+        class_.__mapper__.get_property_by_column(column).key
+        for column in class_.__mapper__.primary_key
+    ]
     return [class_(**dict(zip(names, _tuple(key), strict=True))) for key in keys]
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(sequence=st.lists(operations, max_size=8))
 async def test_sequences(engine: AsyncEngine, tables: None, name: str, sequence: list[Any]) -> None:
     """The rows, the counts and the loaded collections are those of the model after every step."""
@@ -198,7 +227,9 @@ async def test_sequences(engine: AsyncEngine, tables: None, name: str, sequence:
     await models.empty(engine)
     async with AsyncSession(engine, expire_on_commit=False) as session:
         owners = made(shape.owner, shape.owner_keys)
-        related = owners if shape.related is shape.owner else made(shape.related, shape.related_keys)
+        related = (
+            owners if shape.related is shape.owner else made(shape.related, shape.related_keys)
+        )
         session.add_all([*owners, *related])
         await session.commit()
         await session.begin()

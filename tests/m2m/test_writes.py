@@ -10,10 +10,24 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from pgtoolset import M2MChange, get_transaction, m2m_add, m2m_add_many, m2m_remove, m2m_set
-from tests.m2m.models import Box, Post, Shelf, Tag, Thing, loose, noted, pairs, post_tag, ranked, recorded
+from tests.m2m.models import (
+    Box,
+    Post,
+    Shelf,
+    Tag,
+    Thing,
+    loose,
+    noted,
+    pairs,
+    post_tag,
+    ranked,
+    recorded,
+)
 
 
-async def stored(session: AsyncSession, posts: int = 2, tags: int = 5) -> tuple[list[Post], list[Tag]]:
+async def stored(
+    session: AsyncSession, posts: int = 2, tags: int = 5
+) -> tuple[list[Post], list[Tag]]:
     """Posts 1, 2, ... and tags 1, 2, ..."""
     owners = [Post(id=number) for number in range(1, posts + 1)]
     related = [Tag(key=number) for number in range(1, tags + 1)]
@@ -68,7 +82,8 @@ async def test_remove(session: AsyncSession) -> None:
 
 
 async def test_set(session: AsyncSession) -> None:
-    """The owner's rows become exactly the set; no arguments clear it; other owners are left alone."""
+    """The owner's rows become exactly the set; no arguments clear it; other owners are left
+    alone."""
     (post, other), (one, two, three, *_) = await stored(session)
     await m2m_add(session, other, Post.tags, one)
     assert await m2m_set(session, post, Post.tags, one, two) == M2MChange(2, 0)
@@ -82,7 +97,14 @@ async def test_set(session: AsyncSession) -> None:
 async def test_add_many(session: AsyncSession) -> None:
     """Pairs of instances and keys, mixed, in one statement; existing ones as in m2m_add."""
     (post, other), (one, *_) = await stored(session)
-    links: list[tuple[Any, Any]] = [(post, one), (post, 1), (1, one), (2, 5), (other, 4), ((1,), (2,))]
+    links: list[tuple[Any, Any]] = [
+        (post, one),
+        (post, 1),
+        (1, one),
+        (2, 5),
+        (other, 4),
+        ((1,), (2,)),
+    ]
     assert await m2m_add_many(session, Post.tags, links) == 4
     assert await pairs(session, post_tag) == {(1, 1), (1, 2), (2, 4), (2, 5)}
     assert await m2m_add_many(session, Post.tags, [(2, 5), (2, 1)], ignore_conflicts=True) == 1
@@ -103,7 +125,8 @@ async def test_the_other_side(session: AsyncSession) -> None:
 
 
 async def test_one_statement(session: AsyncSession, engine: AsyncEngine) -> None:
-    """One statement each; a set locks the owner in one before; parameters and text do not depend on the size."""
+    """One statement each; a set locks the owner in one before; parameters and text do not depend on
+    the size."""
     (post, _), _ = await stored(session, tags=300)
     for size in (2, 250):
         keys = range(1, size + 1)
@@ -111,10 +134,21 @@ async def test_one_statement(session: AsyncSession, engine: AsyncEngine) -> None
             await m2m_add(session, post, Post.tags, pks=keys)
             await m2m_remove(session, post, Post.tags, pks=keys)
             await m2m_add_many(session, Post.tags, [(1, key) for key in keys])
-            await m2m_add_many(session, Post.tags, [(1, key) for key in keys], ignore_conflicts=True)
+            await m2m_add_many(
+                session, Post.tags, [(1, key) for key in keys], ignore_conflicts=True
+            )
             await m2m_set(session, post, Post.tags, pks=keys)
             await m2m_set(session, post, Post.tags)
-        assert statements.verbs == ["INSERT", "DELETE", "INSERT", "INSERT", "SELECT", "WITH", "SELECT", "WITH"]
+        assert statements.verbs == [
+            "INSERT",
+            "DELETE",
+            "INSERT",
+            "INSERT",
+            "SELECT",
+            "WITH",
+            "SELECT",
+            "WITH",
+        ]
         assert [len(parameters) for _, parameters in statements] == [2, 2, 2, 2, 1, 2, 1, 2]
         if size == 2:
             first = [statement for statement, _ in statements]
@@ -129,7 +163,9 @@ async def test_one_row(session: AsyncSession, engine: AsyncEngine) -> None:
         assert await m2m_add(session, post, Post.tags, one) == 1
         assert await m2m_add(session, post, Post.tags, one, ignore_conflicts=True) == 0
         assert await m2m_add(session, post, Post.tags, one, pks=[1], ignore_conflicts=True) == 0
-    assert all("VALUES" in statement and "unnest" not in statement for statement, _ in statements[:2])
+    assert all(
+        "VALUES" in statement and "unnest" not in statement for statement, _ in statements[:2]
+    )
     assert [len(parameters) for _, parameters in statements] == [2, 2, 2]
     with pytest.raises(IntegrityError):
         await m2m_add(session, post, Post.tags, one)
@@ -143,7 +179,9 @@ async def test_statements_are_made_once(session: AsyncSession, engine: AsyncEngi
     box = await session.get_one(Box, 1)
     found: list[tuple[str, str]] = []
 
-    def listener(connection: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+    def listener(
+        connection: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
+    ) -> None:
         found.append((context.cache_hit.name, sql))
 
     async def round_(*keys: int) -> None:
@@ -175,12 +213,15 @@ async def test_large(session: AsyncSession) -> None:
     post = await session.get_one(Post, 1)
     assert await m2m_add(session, post, Post.tags, pks=range(1, 100_001)) == 100_000
     assert await m2m_set(session, post, Post.tags, pks=range(1000, 100_001)) == (0, 999)
-    assert await m2m_add_many(session, Post.tags, [(2, key) for key in range(1, 100_001)]) == 100_000
+    assert (
+        await m2m_add_many(session, Post.tags, [(2, key) for key in range(1, 100_001)]) == 100_000
+    )
     assert await m2m_remove(session, post, Post.tags, pks=range(1, 100_001)) == 99_001
 
 
 async def test_without_a_unique_constraint(session: AsyncSession) -> None:
-    """ignore_conflicts adds nothing twice, without it PostgreSQL judges, and a set leaves each pair once."""
+    """ignore_conflicts adds nothing twice, without it PostgreSQL judges, and a set leaves each pair
+    once."""
     shelf, (one, two, three, *_) = await boxes(session)
 
     async def rows() -> list[tuple[int, int]]:
@@ -189,7 +230,12 @@ async def test_without_a_unique_constraint(session: AsyncSession) -> None:
 
     assert await m2m_add(session, shelf, Shelf.loose, one) == 1
     assert await m2m_add(session, shelf, Shelf.loose, one, two, ignore_conflicts=True) == 1
-    assert await m2m_add_many(session, Shelf.loose, [(1, 2), (1, 3), (2, 1), (2, 1)], ignore_conflicts=True) == 2
+    assert (
+        await m2m_add_many(
+            session, Shelf.loose, [(1, 2), (1, 3), (2, 1), (2, 1)], ignore_conflicts=True
+        )
+        == 2
+    )
     assert await rows() == [(1, 1), (1, 2), (1, 3), (2, 1)]
     assert await m2m_add(session, shelf, Shelf.loose, one, two) == 2
     assert await m2m_set(session, shelf, Shelf.loose, one, two) == (0, 1)
@@ -202,9 +248,12 @@ async def test_without_a_unique_constraint(session: AsyncSession) -> None:
 
 
 async def test_rewriting_without_a_unique_constraint(session: AsyncSession) -> None:
-    """Rows that stay are rewritten where no constraint covers the pair, or kept, and either way are there once."""
+    """Rows that stay are rewritten where no constraint covers the pair, or kept, and either way are
+    there once."""
     shelf, (one, two, *_) = await boxes(session)
-    await session.execute(insert(noted), [{"box": 1, "thing": thing, "note": "old"} for thing in (1, 1, 2)])
+    await session.execute(
+        insert(noted), [{"box": 1, "thing": thing, "note": "old"} for thing in (1, 1, 2)]
+    )
     assert await m2m_set(session, shelf, Shelf.noted, one, keep_existing=True) == (0, 1)
     assert await pairs(session, noted) == {(1, 1, "old")}
     assert await m2m_set(session, shelf, Shelf.noted, one, two) == (1, 0)
@@ -214,23 +263,36 @@ async def test_rewriting_without_a_unique_constraint(session: AsyncSession) -> N
 
 
 async def test_another_unique_constraint(session: AsyncSession) -> None:
-    """Who takes the rank of one that goes gets it; who takes that of one that stays, or of another pair, does not."""
+    """Who takes the rank of one that goes gets it; who takes that of one that stays, or of another
+    pair, does not."""
     shelf, (one, two, *_) = await boxes(session)
 
     async def rows() -> set[tuple[int, int]]:
-        return {(thing, rank) for thing, rank in await session.execute(select(ranked.c.thing, ranked.c.rank))}
+        return {
+            (thing, rank)
+            for thing, rank in await session.execute(select(ranked.c.thing, ranked.c.rank))
+        }
 
     await m2m_add(session, shelf, Shelf.ranked, one, values={"rank": 1})
     assert await m2m_set(session, shelf, Shelf.ranked, two, values={"rank": 1}) == (1, 1)
     assert await rows() == {(2, 1)}
     assert await m2m_set(session, shelf, Shelf.ranked, two, values={"rank": 5}) == (0, 0)
-    assert await m2m_set(session, shelf, Shelf.ranked, one, keep_existing=True, values={"rank": 5}) == (1, 1)
+    assert await m2m_set(
+        session, shelf, Shelf.ranked, one, keep_existing=True, values={"rank": 5}
+    ) == (1, 1)
     assert await rows() == {(1, 5)}
     with pytest.raises(IntegrityError):
         async with get_transaction(session):
-            await m2m_set(session, shelf, Shelf.ranked, one, two, keep_existing=True, values={"rank": 5})
+            await m2m_set(
+                session, shelf, Shelf.ranked, one, two, keep_existing=True, values={"rank": 5}
+            )
     with pytest.raises(IntegrityError):
         async with get_transaction(session):
-            await m2m_add(session, shelf, Shelf.ranked, two, values={"rank": 5}, ignore_conflicts=True)
-    assert await m2m_add(session, shelf, Shelf.ranked, one, values={"rank": 7}, ignore_conflicts=True) == 0
+            await m2m_add(
+                session, shelf, Shelf.ranked, two, values={"rank": 5}, ignore_conflicts=True
+            )
+    assert (
+        await m2m_add(session, shelf, Shelf.ranked, one, values={"rank": 7}, ignore_conflicts=True)
+        == 0
+    )
     assert await rows() == {(1, 5)}

@@ -1,6 +1,7 @@
 """Both implementations of each hot module, or the one that there is.
 
-These tests need no database and nothing from the folder above: wheels are tested with them on every platform.
+These tests need no database and nothing from the folder above: wheels are tested with them on every
+platform.
 """
 
 from __future__ import annotations

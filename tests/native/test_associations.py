@@ -1,4 +1,5 @@
-"""The builder of association rows: instances and keys in, columns out; what is in doubt is left to the caller."""
+"""The builder of association rows: instances and keys in, columns out; what is in doubt is left to
+the caller."""
 
 from __future__ import annotations
 
@@ -69,11 +70,14 @@ def test_instances_then_keys(associations: AssociationRows) -> None:
     assert associations.key_columns(Tag, (), (), 1, (0,)) == [[]]
     assert associations.key_columns(Tag, (), ["a", "b", "a"], 1, (0,)) == [["a", "b"]]
     one, same = UUID(int=1), DriversUUID(int=1)
-    assert associations.key_columns(Tag, (), [one, same, UUID(int=2)], 1, (0,)) == [[one, UUID(int=2)]]
+    assert associations.key_columns(Tag, (), [one, same, UUID(int=2)], 1, (0,)) == [
+        [one, UUID(int=2)]
+    ]
 
 
 def test_composite(associations: AssociationRows) -> None:
-    """A column for each position that is wanted, and what counts as once is decided by those alone."""
+    """A column for each position that is wanted, and what counts as once is decided by those
+    alone."""
     seats = [known(Seat, row=1, number=2), known(Seat, row=1, number=3)]
     keys = [(1, 2), (2, 2)]
     assert associations.key_columns(Seat, seats, keys, 2, (0, 1)) == [[1, 1, 2], [2, 3, 2]]
@@ -84,13 +88,20 @@ def test_composite(associations: AssociationRows) -> None:
 
 
 def test_pairs(associations: AssociationRows) -> None:
-    """The owners' columns come first; a pair that is given twice, by instance and by key, counts once."""
+    """The owners' columns come first; a pair that is given twice, by instance and by key, counts
+    once."""
     tag, seat = known(Tag, id=1), known(Seat, row=5, number=6)
     links = [(tag, seat), (1, (5, 6)), ((1,), seat), (2, (5, 7))]
     both = (Tag, Seat)
-    assert associations.pair_columns(both, links, (1, 2), ((0,), (0, 1))) == [[1, 2], [5, 5], [6, 7]]
+    assert associations.pair_columns(both, links, (1, 2), ((0,), (0, 1))) == [
+        [1, 2],
+        [5, 5],
+        [6, 7],
+    ]
     assert associations.pair_columns(both, links, (1, 2), ((0,), (1,))) == [[1, 2], [6, 7]]
-    assert associations.pair_columns((Tag, Tag), [(tag, 2), (1, 2), (2, tag)], (1, 1), ((0,), (0,))) == [[1, 2], [2, 1]]
+    assert associations.pair_columns(
+        (Tag, Tag), [(tag, 2), (1, 2), (2, tag)], (1, 1), ((0,), (0,))
+    ) == [[1, 2], [2, 1]]
     assert associations.pair_columns((Tag, Tag), [], (1, 1), ((0,), (0,))) == [[], []]
 
 
@@ -114,7 +125,8 @@ def test_pairs(associations: AssociationRows) -> None:
     ],
 )
 def test_whatever_is_in_doubt(associations: AssociationRows, stranger: Callable[[], Any]) -> None:
-    """The position of what needs a closer look is told, whether it stands among instances, keys or links."""
+    """The position of what needs a closer look is told, whether it stands among instances, keys or
+    links."""
     tags, odd = [known(Tag, id=1), known(Tag, id=2)], stranger()
     assert associations.key_columns(Tag, [*tags, odd, *tags], [], 1, (0,)) == 2
     assert associations.key_columns(Tag, tags, [7, odd, 8], 1, (0,)) == 3
@@ -161,14 +173,19 @@ scalars = (
     st.none()
     | st.booleans()
     | st.integers(0, 3)
-    | st.sampled_from(["", "a", 1.0, float("nan"), b"a", Color.RED, UUID(int=1), DriversUUID(int=1)])
+    | st.sampled_from(
+        ["", "a", 1.0, float("nan"), b"a", Color.RED, UUID(int=1), DriversUUID(int=1)]
+    )
     | st.builds(list)
 )
 tuples = st.lists(scalars, max_size=3).map(tuple)
 instances = st.builds(
-    Instance, st.none() | st.builds(State, st.none() | st.tuples(st.just(Instance), tuples), st.booleans())
+    Instance,
+    st.none() | st.builds(State, st.none() | st.tuples(st.just(Instance), tuples), st.booleans()),
 )
-good = st.builds(lambda *parts: Instance(State((Instance, parts), False)), st.integers(0, 2), st.integers(0, 2))
+good = st.builds(
+    lambda *parts: Instance(State((Instance, parts), False)), st.integers(0, 2), st.integers(0, 2)
+)
 items = good | instances | scalars | tuples | st.tuples(st.integers(0, 2), st.integers(0, 2))
 positions = st.lists(st.integers(0, 2), min_size=1, max_size=3)
 
@@ -179,16 +196,30 @@ def outcome(call: Callable[[], Any]) -> tuple[Any, ...]:
         result = call()
     except Exception as error:
         return type(error), str(error)
-    return repr(result), [[id(value) for value in column] for column in result] if isinstance(result, list) else None
+    return repr(result), [[id(value) for value in column] for column in result] if isinstance(
+        result, list
+    ) else None
 
 
-@given(st.lists(good | instances | scalars, max_size=5), st.lists(items, max_size=5), st.integers(1, 3), positions)
+@given(
+    st.lists(good | instances | scalars, max_size=5),
+    st.lists(items, max_size=5),
+    st.integers(1, 3),
+    positions,
+)
 def test_key_columns_alike(
-    associations: AssociationRows, some: list[Any], keys: list[Any], width: int, wanted: Sequence[int]
+    associations: AssociationRows,
+    some: list[Any],
+    keys: list[Any],
+    width: int,
+    wanted: Sequence[int],
 ) -> None:
-    """Compiled and interpreted agree on whatever comes in, to the objects that come out and to the errors."""
+    """Compiled and interpreted agree on whatever comes in, to the objects that come out and to the
+    errors."""
     arguments = (Instance, some, keys, width, wanted)
-    assert outcome(lambda: associations.key_columns(*arguments)) == outcome(lambda: interpreted.key_columns(*arguments))
+    assert outcome(lambda: associations.key_columns(*arguments)) == outcome(
+        lambda: interpreted.key_columns(*arguments)
+    )
 
 
 @given(
@@ -210,11 +241,15 @@ def test_pair_columns_alike(
 
 @given(st.lists(st.integers(0, 9) | st.text("ab", max_size=2), max_size=9))
 def test_each_once(associations: AssociationRows, keys: list[Any]) -> None:
-    """Keys come out as a dictionary would have them: each once, in the order in which they first came."""
+    """Keys come out as a dictionary would have them: each once, in the order in which they first
+    came."""
     assert associations.key_columns(Tag, (), keys, 1, (0,)) == [list(dict.fromkeys(keys))]
     links = [(key, 0) for key in keys]
     found = list(dict.fromkeys(keys))
-    assert associations.pair_columns((Tag, Tag), links, (1, 1), ((0,), (0,))) == [found, [0] * len(found)]
+    assert associations.pair_columns((Tag, Tag), links, (1, 1), ((0,), (0,))) == [
+        found,
+        [0] * len(found),
+    ]
 
 
 EDGES = [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64, 2**64 + 1, 10**30]
@@ -222,7 +257,8 @@ EDGES = [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64
 
 @given(st.lists(st.sampled_from(EDGES) | st.integers(-(2**65), 2**65), max_size=20))
 def test_numbers_of_any_size_once(associations: AssociationRows, keys: list[int]) -> None:
-    """Numbers that are the same modulo 2 ** 64 are different keys, and zero is one like any other."""
+    """Numbers that are the same modulo 2 ** 64 are different keys, and zero is one like any
+    other."""
     assert associations.key_columns(Tag, (), keys, 1, (0,)) == [list(dict.fromkeys(keys))]
     assert associations.key_columns(Tag, (), [*keys, *keys], 1, (0,)) == [list(dict.fromkeys(keys))]
 
@@ -234,12 +270,19 @@ def test_numbers_of_any_size_once(associations: AssociationRows, keys: list[int]
         pytest.param(lambda: list(range(10_000)), id="neighbours"),
         pytest.param(lambda: [-number for number in range(10_000)], id="negative"),
         pytest.param(lambda: [number << 40 for number in range(10_000)], id="far apart"),
-        # What the hash of the compiled module has in one place: a multiple of the inverse of its factor.
-        pytest.param(lambda: [number * 0xF1DE83E19937733D % 2**63 for number in range(10_000)], id="colliding"),
+        # What the hash of the compiled module has in one place: a multiple of the inverse of its
+        # factor.
+        pytest.param(
+            lambda: [number * 0xF1DE83E19937733D % 2**63 for number in range(10_000)],
+            id="colliding",
+        ),
     ],
 )
-def test_many_numbers_once(associations: AssociationRows, numbers: Callable[[], list[int]], repeat: int | None) -> None:
-    """One that is there twice among very many is found, wherever it is and however they are spread."""
+def test_many_numbers_once(
+    associations: AssociationRows, numbers: Callable[[], list[int]], repeat: int | None
+) -> None:
+    """One that is there twice among very many is found, wherever it is and however they are
+    spread."""
     keys = numbers()
     assert associations.key_columns(Tag, (), keys, 1, (0,)) == [keys]
     if repeat is not None:

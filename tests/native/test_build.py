@@ -16,7 +16,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = (
-    *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "src", "stubs"),
+    *(
+        "setup.py",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "src",
+        "stubs",
+    ),
     *("Makefile", "requirements-minimum.txt"),
 )
 TESTED = ("tests", "docs", "examples", "benchmarks")
@@ -25,8 +34,11 @@ BUILT = {"associations_c", "comparator_c"}
 #: What an editable install leaves in the source tree, and no checkout has.
 IGNORED = shutil.ignore_patterns("__pycache__", ".pytest_cache", "*.egg-info", "*.so", "*.pyd")
 
-#: The other half of `make check` runs where there is no source, on the wheel that was built from it.
-pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="builds from the source tree")
+#: The other half of `make check` runs where there is no source, on the wheel that was built from
+#: it.
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="builds from the source tree"
+)
 
 
 @pytest.fixture
@@ -42,18 +54,33 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *arguments: str, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run this Python on `arguments`, there and with these variables of the environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PGTOOLSET_")}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=kept | dict(variables or {}), capture_output=True, text=True
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=kept | dict(variables or {}),
+        capture_output=True,
+        text=True,
     )
 
 
 def wheel_of(folder: Path, **variables: str) -> tuple[Path, str]:
     """The wheel that is built from a source tree, and what was printed meanwhile."""
     out = folder.parent / "wheel"
-    result = run(folder, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), variables=variables)
+    result = run(
+        folder,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        variables=variables,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = out.glob("*.whl")
     return wheel, result.stdout + result.stderr
@@ -62,7 +89,11 @@ def wheel_of(folder: Path, **variables: str) -> tuple[Path, str]:
 def files_of(wheel: Path) -> dict[str, int]:
     """The files of the package in a wheel, and their checksums."""
     with zipfile.ZipFile(wheel) as archive:
-        return {each.filename: each.CRC for each in archive.infolist() if each.filename.startswith("pgtoolset/")}
+        return {
+            each.filename: each.CRC
+            for each in archive.infolist()
+            if each.filename.startswith("pgtoolset/")
+        }
 
 
 def installed(wheel: Path, **variables: str) -> str:
@@ -71,7 +102,14 @@ def installed(wheel: Path, **variables: str) -> str:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
     program = "import pgtoolset; print(pgtoolset.__file__); print(pgtoolset.implementation)"
-    result = run(wheel.parent, "-W", "error", "-c", program, variables={"PYTHONPATH": str(target), **variables})
+    result = run(
+        wheel.parent,
+        "-W",
+        "error",
+        "-c",
+        program,
+        variables={"PYTHONPATH": str(target), **variables},
+    )
     assert result.returncode == 0, result.stderr
     file, implementation = result.stdout.split()
     assert Path(file).is_relative_to(target)
@@ -86,11 +124,14 @@ def no_compiler(tmp_path: Path) -> dict[str, str]:
 
 
 def test_wheel_with_compiled_modules(source: Path) -> None:
-    """The wheel has each compiled module, its stub beside it, no generated C; the source tree stays as it was."""
+    """The wheel has each compiled module, its stub beside it, no generated C; the source tree stays
+    as it was."""
     before = {path for path in source.rglob("*") if path.is_relative_to(source / "src")}
     wheel, _ = wheel_of(source, PGTOOLSET_REQUIRE_EXTENSIONS="1")
     names = [name for name in files_of(wheel) if name.startswith("pgtoolset/_native/")]
-    modules = {Path(name).name.partition(".")[0] for name in names if name.endswith((".so", ".pyd"))}
+    modules = {
+        Path(name).name.partition(".")[0] for name in names if name.endswith((".so", ".pyd"))
+    }
     assert modules == BUILT
     assert {Path(name).stem for name in names if name.endswith(".pyi")} == BUILT
     assert not [name for name in names if name.endswith((".c", ".cpp", ".h"))]
@@ -118,24 +159,40 @@ def test_sdist_builds_the_same_wheel(source: Path, tmp_path: Path) -> None:
 
 
 def test_sdist_has_its_tests(source: Path, tmp_path: Path) -> None:
-    """Whoever packages the sdist for a distribution can test it: all of the tests, and what they read, or none."""
+    """Whoever packages the sdist for a distribution can test it: all of the tests, and what they
+    read, or none."""
     for name in TESTED:
         shutil.copytree(ROOT / name, source / name, ignore=IGNORED)
-    wanted = {str(path.relative_to(source)) for name in TESTED for path in (source / name).rglob("*") if path.is_file()}
-    for left in ("tests/__pycache__/test_build.pyc", "tests/native/.pytest_cache/v/cache/lastfailed"):
+    wanted = {
+        str(path.relative_to(source))
+        for name in TESTED
+        for path in (source / name).rglob("*")
+        if path.is_file()
+    }
+    for left in (
+        "tests/__pycache__/test_build.pyc",
+        "tests/native/.pytest_cache/v/cache/lastfailed",
+    ):
         (source / left).parent.mkdir(parents=True)
         (source / left).touch()
-    result = run(source, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path / "dist"))
+    result = run(
+        source, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path / "dist")
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
-    assert {name for name in names if name.startswith(tuple(f"{folder}/" for folder in TESTED))} == wanted
+        names = {
+            member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()
+        }
+    assert {
+        name for name in names if name.startswith(tuple(f"{folder}/" for folder in TESTED))
+    } == wanted
     assert {"Makefile", "requirements-minimum.txt"} <= names
 
 
 def test_no_compiler(source: Path, no_compiler: dict[str, str]) -> None:
-    """Without a compiler there is a warning, and a package that works without the compiled modules."""
+    """Without a compiler there is a warning, and a package that works without the compiled
+    modules."""
     wheel, output = wheel_of(source, **no_compiler)
     assert "no-such-compiler" in output
     assert 'building extension "pgtoolset._native.comparator_c" failed' in output
@@ -145,13 +202,16 @@ def test_no_compiler(source: Path, no_compiler: dict[str, str]) -> None:
 
 def test_no_compiler_but_required(source: Path, no_compiler: dict[str, str]) -> None:
     """PGTOOLSET_REQUIRE_EXTENSIONS=1 makes a compiler that is missing an error."""
-    result = run(source, "setup.py", "build", variables={**no_compiler, "PGTOOLSET_REQUIRE_EXTENSIONS": "1"})
+    result = run(
+        source, "setup.py", "build", variables={**no_compiler, "PGTOOLSET_REQUIRE_EXTENSIONS": "1"}
+    )
     assert result.returncode != 0
     assert "no-such-compiler" in result.stderr
 
 
 def test_no_cython(source: Path, tmp_path: Path) -> None:
-    """Without Cython there is a warning and a pure wheel; where the modules are required, an error."""
+    """Without Cython there is a warning and a pure wheel; where the modules are required, an
+    error."""
     hidden = tmp_path / "hidden" / "Cython"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ModuleNotFoundError(__name__)")
@@ -160,7 +220,9 @@ def test_no_cython(source: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "without Cython, pgtoolset is built without its compiled modules" in result.stderr
     assert not [*source.rglob("*.so"), *source.rglob("*.pyd")]
-    result = run(source, "setup.py", "build", variables={**variables, "PGTOOLSET_REQUIRE_EXTENSIONS": "1"})
+    result = run(
+        source, "setup.py", "build", variables={**variables, "PGTOOLSET_REQUIRE_EXTENSIONS": "1"}
+    )
     assert result.returncode == 1
     assert "PGTOOLSET_REQUIRE_EXTENSIONS is set, but Cython is not installed" in result.stderr
 
@@ -176,7 +238,10 @@ def test_no_extensions_wanted(source: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"PGTOOLSET_NO_EXTENSIONS": "1", "PGTOOLSET_REQUIRE_EXTENSIONS": "1"}, "exclude one another"),
+        (
+            {"PGTOOLSET_NO_EXTENSIONS": "1", "PGTOOLSET_REQUIRE_EXTENSIONS": "1"},
+            "exclude one another",
+        ),
         ({"PGTOOLSET_NO_EXTENSIONS": "yes"}, "PGTOOLSET_NO_EXTENSIONS must be 1 or 0, not 'yes'"),
     ],
 )
@@ -188,10 +253,15 @@ def test_contradictions(source: Path, variables: dict[str, str], message: str) -
 
 
 def test_wheels_for_each_python() -> None:
-    """What pyproject.toml calls supported is what it has wheels built for, and the last one without a GIL too."""
+    """What pyproject.toml calls supported is what it has wheels built for, and the last one without
+    a GIL too."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())
     name = "Programming Language :: Python :: 3."
-    minors = [int(each.removeprefix(name)) for each in told["project"]["classifiers"] if each.startswith(name)]
+    minors = [
+        int(each.removeprefix(name))
+        for each in told["project"]["classifiers"]
+        if each.startswith(name)
+    ]
     assert minors == [*range(minors[0], minors[-1] + 1)]
     assert told["project"]["requires-python"] == f">=3.{minors[0]}"
     wheels = [f"cp3{minor}-*" for minor in minors]

@@ -1,4 +1,5 @@
-"""Which implementation is in use: chosen at import, forced by PGTOOLSET_IMPL, visible as `pgtoolset.implementation`."""
+"""Which implementation is in use: chosen at import, forced by PGTOOLSET_IMPL, visible as
+`pgtoolset.implementation`."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ import pytest
 import pgtoolset
 from pgtoolset import _native
 
-#: What a program does first, to make the compiled modules missing, one of them, broken or present, whatever is
-#: installed.
+#: What a program does first, to make the compiled modules missing, one of them, broken or present,
+#: whatever is installed.
 MISSING = """
 import sys
 sys.modules["pgtoolset._native.comparator_c"] = sys.modules["pgtoolset._native.associations_c"] = None
@@ -47,7 +48,9 @@ def run(prelude: str, forced: str | None) -> subprocess.CompletedProcess[str]:
     if forced is not None:
         environment["PGTOOLSET_IMPL"] = forced
     program = f"{prelude}\n{TELL}"
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
 
 
 PYTHON = "python pgtoolset._native.comparator pgtoolset._native.associations"
@@ -69,18 +72,22 @@ C = "c pgtoolset._native.comparator_c pgtoolset._native.associations_c"
     ],
 )
 def test_choice(prelude: str, forced: str | None, told: str) -> None:
-    """Compiled where both modules are there, interpreted otherwise; PGTOOLSET_IMPL leaves no choice."""
+    """Compiled where both modules are there, interpreted otherwise; PGTOOLSET_IMPL leaves no
+    choice."""
     result = run(prelude, forced)
     assert (result.returncode, result.stdout.strip()) == (0, told), result.stderr
 
 
 @pytest.mark.parametrize("prelude", [MISSING, HALF, BROKEN])
 def test_forced_but_missing(prelude: str) -> None:
-    """Forcing what is missing is an ImportError that says what is missing, and what to do about it."""
+    """Forcing what is missing is an ImportError that says what is missing, and what to do about
+    it."""
     result = run(prelude, "c")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: PGTOOLSET_IMPL=c, but the compiled modules of pgtoolset cannot be imported: ")
+    assert last.startswith(
+        "ImportError: PGTOOLSET_IMPL=c, but the compiled modules of pgtoolset cannot be imported: "
+    )
     assert "_c" in last or "undefined symbol" in last
     assert "unset PGTOOLSET_IMPL" in last
 
@@ -90,11 +97,15 @@ def test_forced_to_nonsense(value: str) -> None:
     """A value that is neither is an ImportError that names both, whatever is installed."""
     result = run(PRESENT, value)
     assert result.returncode == 1
-    assert f"ImportError: PGTOOLSET_IMPL must be 'c' or 'python', or not be set; it is {value!r}" in result.stderr
+    assert (
+        f"ImportError: PGTOOLSET_IMPL must be 'c' or 'python', or not be set; it is {value!r}"
+        in result.stderr
+    )
 
 
 def test_this_run() -> None:
-    """What this run was told to test is what it tests, and both slots are filled from the same side."""
+    """What this run was told to test is what it tests, and both slots are filled from the same
+    side."""
     forced = os.environ.get("PGTOOLSET_IMPL")
     assert pgtoolset.implementation == _native.implementation
     assert not forced or pgtoolset.implementation == forced

@@ -25,7 +25,9 @@ class Array:
 
     def __eq__(self, other: object) -> Any:
         assert isinstance(other, Array)
-        return Array(*(one == another for one, another in zip(self.items, other.items, strict=True)))
+        return Array(
+            *(one == another for one, another in zip(self.items, other.items, strict=True))
+        )
 
     def __bool__(self) -> bool:
         raise ValueError("the truth value of an array is ambiguous")
@@ -72,7 +74,8 @@ nan = float("nan")
     ],
 )
 def test_same(comparator: RowComparator, left: Any, right: Any) -> None:
-    """Equal values are the same, and so are those that no `==` calls equal although nothing has changed."""
+    """Equal values are the same, and so are those that no `==` calls equal although nothing has
+    changed."""
     assert comparator.same_value(left, right)
     assert comparator.same_value(right, left)
 
@@ -108,7 +111,9 @@ values = st.recursive(
     | st.text(max_size=3)
     | st.binary(max_size=3)
     | st.decimals(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -129,14 +134,28 @@ def test_a_copy_is_the_same(comparator: RowComparator, value: Any) -> None:
     assert comparator.same_value(value, copy(value))
 
 
-@given(st.lists(values, min_size=1, max_size=4), st.lists(values, min_size=1, max_size=4), st.integers(1, 2))
-def test_changed_rows(comparator: RowComparator, one: list[Any], other: list[Any], width: int) -> None:
-    """Rows are told apart by their keys and, where there are no texts, by nothing but their values."""
+@given(
+    st.lists(values, min_size=1, max_size=4),
+    st.lists(values, min_size=1, max_size=4),
+    st.integers(1, 2),
+)
+def test_changed_rows(
+    comparator: RowComparator, one: list[Any], other: list[Any], width: int
+) -> None:
+    """Rows are told apart by their keys and, where there are no texts, by nothing but their
+    values."""
     keys: list[tuple[int, ...]] = [(number,) * width for number in range(4)]
     before = [(*key, *one, None) for key in keys]
     known = {key if width == 2 else key[0]: row for key, row in zip(keys, before, strict=True)}
-    after = [(*keys[0], *one, None), (*keys[1], *other, None), (*keys[3], *one, None), (*(9,) * width, *one, None)]
-    same = len(one) == len(other) and all(comparator.same_value(*pair) for pair in zip(one, other, strict=True))
+    after = [
+        (*keys[0], *one, None),
+        (*keys[1], *other, None),
+        (*keys[3], *one, None),
+        (*(9,) * width, *one, None),
+    ]
+    same = len(one) == len(other) and all(
+        comparator.same_value(*pair) for pair in zip(one, other, strict=True)
+    )
     assert comparator.changed_rows(after, known, width) == ([3] if same else [1, 3])
     assert comparator.changed_rows(before, {}, width) == [0, 1, 2, 3]
     assert comparator.changed_rows([], known, width) == []
@@ -144,12 +163,17 @@ def test_changed_rows(comparator: RowComparator, one: list[Any], other: list[Any
 
 @given(values, values)
 def test_texts_decide(comparator: RowComparator, one: Any, other: Any) -> None:
-    """Where both rows have a text, it alone says whether they are the same, and no value is asked."""
+    """Where both rows have a text, it alone says whether they are the same, and no value is
+    asked."""
     known = {1: (1, one, b"a"), 2: (2, one, b"a"), 3: (3, one, None)}
-    assert comparator.changed_rows([(1, other, b"a"), (2, one, b"b"), (3, one, b"a")], known, 1) in ([1], [1, 2])
+    assert comparator.changed_rows(
+        [(1, other, b"a"), (2, one, b"b"), (3, one, b"a")], known, 1
+    ) in ([1], [1, 2])
 
 
-lines = st.lists(st.binary(min_size=1, max_size=3).filter(lambda line: b"\n" not in line), unique=True)
+lines = st.lists(
+    st.binary(min_size=1, max_size=3).filter(lambda line: b"\n" not in line), unique=True
+)
 
 
 def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -161,12 +185,17 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @given(lines, st.data())
 def test_changed_lines(comparator: RowComparator, before: list[bytes], data: st.DataObject) -> None:
-    """What only one side has is found, in its order, whatever was changed, added, removed and moved."""
+    """What only one side has is found, in its order, whatever was changed, added, removed and
+    moved."""
     after = data.draw(st.permutations(before) | st.just(before))
     after = [
-        line for line in after if line not in data.draw(st.sets(st.sampled_from(before)) if before else st.just({}))
+        line
+        for line in after
+        if line not in data.draw(st.sets(st.sampled_from(before)) if before else st.just({}))
     ]
-    for at, line in data.draw(st.lists(st.tuples(st.integers(0, 9), st.binary(min_size=4, max_size=5)), max_size=4)):
+    for at, line in data.draw(
+        st.lists(st.tuples(st.integers(0, 9), st.binary(min_size=4, max_size=5)), max_size=4)
+    ):
         if line not in after and b"\n" not in line:
             after.insert(at, line)
     gone, added = comparator.changed_lines(b"\n".join(before), b"\n".join(after))
@@ -175,11 +204,20 @@ def test_changed_lines(comparator: RowComparator, before: list[bytes], data: st.
 
 
 def test_changed_lines_of_many(comparator: RowComparator) -> None:
-    """The same for many lines: with some moved to the end, the other way round, with nothing in common."""
+    """The same for many lines: with some moved to the end, the other way round, with nothing in
+    common."""
     before = [b"(%d,new)" % number for number in range(3000)]
     moved = [line for line in before if not line.endswith(b"7,new)")]
     moved += [line.replace(b"new", b"paid") for line in before if line.endswith(b"7,new)")]
-    for after in (before, moved, before[::-1], moved[::-1], [line + b"!" for line in before], before[1:], []):
+    for after in (
+        before,
+        moved,
+        before[::-1],
+        moved[::-1],
+        [line + b"!" for line in before],
+        before[1:],
+        [],
+    ):
         for one, other in ((before, after), (after, before)):
             gone, added = comparator.changed_lines(b"\n".join(one), b"\n".join(other))
             assert gone == [line for line in one if line not in set(other)]
@@ -193,7 +231,11 @@ anything = st.recursive(
     | st.builds(Array, st.floats(), st.floats())
     | st.builds(Raises, st.integers(0, 2))
     | st.sets(st.integers(0, 2)),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=1), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=1), inner)
+    ),
     max_leaves=5,
 )
 
@@ -211,13 +253,18 @@ def test_same_value_alike(comparator: RowComparator, one: Any, other: Any) -> No
     st.dictionaries(st.none() | st.integers(0, 2), st.lists(anything, max_size=3)),
     st.integers(1, 2),
 )
-def test_changed_rows_alike(comparator: RowComparator, rows: list[Any], known: dict[Any, Any], width: int) -> None:
-    """The same for whatever is given as rows: empty ones, values, unhashable keys. Errors included."""
+def test_changed_rows_alike(
+    comparator: RowComparator, rows: list[Any], known: dict[Any, Any], width: int
+) -> None:
+    """The same for whatever is given as rows: empty ones, values, unhashable keys. Errors
+    included."""
     theirs = outcome(interpreted.changed_rows, rows, known, width)
     assert outcome(comparator.changed_rows, rows, known, width) == theirs
 
 
-@pytest.mark.parametrize("arguments", [("a", b"b"), (b"a", "b"), (None, b""), (b"", 1), (bytearray(b"a"), b"b")])
+@pytest.mark.parametrize(
+    "arguments", [("a", b"b"), (b"a", "b"), (None, b""), (b"", 1), (bytearray(b"a"), b"b")]
+)
 def test_no_bytes(comparator: RowComparator, arguments: tuple[Any, Any]) -> None:
     """What is not bytes is a TypeError, whichever of the two is in use."""
     with pytest.raises(TypeError):

@@ -1,7 +1,7 @@
 """What others change while it is read: the answer may be any, and the process goes on.
 
-Without a GIL another thread does that at any step. With one, and in the same thread, a value does it that has code of
-its own, at the steps where that is called.
+Without a GIL another thread does that at any step. With one, and in the same thread, a value does
+it that has code of its own, at the steps where that is called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pytest
 
 from pgtoolset.protocols import AssociationRows, RowComparator
 
-#: What reading something that changes can say of it. A TypeError or a SystemError would be of a value that nobody gave.
+#: What reading something that changes can say of it. A TypeError or a SystemError would be of a
+#: value that nobody gave.
 CONFUSED = (IndexError, KeyError, RuntimeError, ValueError)
 
 ROWS = 200
@@ -67,7 +68,8 @@ def meanwhile(*disturbances: Callable[[], object]) -> Iterator[None]:
 
 
 def read(function: Callable[[], Any], check: Callable[[Any], object]) -> None:
-    """Call it in several threads, many times in each; every answer passes the check, every error is a confused one."""
+    """Call it in several threads, many times in each; every answer passes the check, every error is
+    a confused one."""
     wrong: list[BaseException] = []
     barrier = threading.Barrier(READERS)
 
@@ -93,7 +95,8 @@ def read(function: Callable[[], Any], check: Callable[[Any], object]) -> None:
 
 @contextmanager
 def no_reference_lost(objects: Sequence[Any]) -> Iterator[None]:
-    """In the end each of these has as many references as it had: one too few, and it is used after it was freed."""
+    """In the end each of these has as many references as it had: one too few, and it is used after
+    it was freed."""
     gc.collect()
     counts = [sys.getrefcount(each) for each in objects]
     yield
@@ -102,7 +105,8 @@ def no_reference_lost(objects: Sequence[Any]) -> Iterator[None]:
 
 
 def shaken(values: list[Any], source: Sequence[Any]) -> Callable[[], None]:
-    """Empties a list, fills it, and makes it longer and shorter, so that its memory is another one each time."""
+    """Empties a list, fills it, and makes it longer and shorter, so that its memory is another one
+    each time."""
     chance = random.Random(len(source))
 
     def shake() -> None:
@@ -140,7 +144,9 @@ def test_lists_of_instances_and_keys(associations: AssociationRows) -> None:
         assert isinstance(found, int) or all(known.issuperset(column) for column in found)
 
     with no_reference_lost([*kept, *wanted]):
-        with meanwhile(shaken(instances, kept), shaken(keys, wanted), shaken(positions, [0]), expire):
+        with meanwhile(
+            shaken(instances, kept), shaken(keys, wanted), shaken(positions, [0]), expire
+        ):
             read(lambda: associations.key_columns(Instance, instances, keys, 1, positions), check)
         instances[:], keys[:] = kept, wanted
 
@@ -162,16 +168,24 @@ def test_lists_of_pairs(associations: AssociationRows) -> None:
 
     with no_reference_lost([part for pair in kept for part in (pair, *pair)]):
         with meanwhile(shaken(links, kept), shaken(keys, list(keys)), shaken(positions, [0, 1])):
-            read(lambda: associations.pair_columns((Instance, Instance), links, (2, 1), (positions, (0,))), check)
+            read(
+                lambda: associations.pair_columns(
+                    (Instance, Instance), links, (2, 1), (positions, (0,))
+                ),
+                check,
+            )
             read(lambda: associations.key_columns(Instance, (), keys, 2, positions), check_keys)
         links[:], keys[:] = kept, [pair[0] for pair in kept]
 
 
 def test_rows_and_what_is_known(comparator: RowComparator) -> None:
-    """Rows come and go, each is longer and shorter, and the last look is forgotten and known again."""
+    """Rows come and go, each is longer and shorter, and the last look is forgotten and known
+    again."""
     values = [float(number) for number in numbers(10**6)]
     texts = [b"%d" % number for number in numbers(10**6)]
-    source = [[number, values[number], None if number % 2 else texts[number]] for number in range(ROWS)]
+    source = [
+        [number, values[number], None if number % 2 else texts[number]] for number in range(ROWS)
+    ]
     rows, before = [list(row) for row in source], {row[0]: list(row) for row in source}
     chance = random.Random(2)
 
@@ -201,7 +215,8 @@ def test_rows_and_what_is_known(comparator: RowComparator) -> None:
 
 @pytest.mark.parametrize("is_growing", [False, True], ids=["values only", "keys and values"])
 def test_documents(comparator: RowComparator, is_growing: bool) -> None:
-    """Documents that are compared get other values under their keys, other keys, and longer and shorter lists."""
+    """Documents that are compared get other values under their keys, other keys, and longer and
+    shorter lists."""
     # Two NaNs are the same, but no `==` says so: everything is walked through, to the end.
     ours, theirs = ([float("nan") for _ in range(ROWS)] for _ in range(2))
 
@@ -240,7 +255,8 @@ def test_documents(comparator: RowComparator, is_growing: bool) -> None:
 
 
 class Meddler:
-    """An instance of `Instance` and equal to everything; changes what it stands in whenever it is asked about that."""
+    """An instance of `Instance` and equal to everything; changes what it stands in whenever it is
+    asked about that."""
 
     def __init__(self, meddle: Callable[[], object]) -> None:
         self._meddle = meddle
@@ -294,7 +310,8 @@ def test_a_value_that_meddles(
     meddle: Callable[[list[Any], dict[Any, Any]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The code of a value changes what it stands in, once its turn has come; with a GIL that happens too."""
+    """The code of a value changes what it stands in, once its turn has come; with a GIL that
+    happens too."""
     values: list[Any] = []
     document: dict[Any, Any] = {}
     meddled: list[str] = []
@@ -304,7 +321,11 @@ def test_a_value_that_meddles(
         meddle(values, document)
 
     def filled(*, around: Callable[[Any], Any] = lambda each: each) -> list[Any]:
-        each = [float("nan") for _ in range(ROWS)], [Meddler(run)], [float("nan") for _ in range(ROWS)]
+        each = (
+            [float("nan") for _ in range(ROWS)],
+            [Meddler(run)],
+            [float("nan") for _ in range(ROWS)],
+        )
         values[:] = [around(value) for part in each for value in part]
         document.clear()
         document.update(enumerate(values))
@@ -330,9 +351,15 @@ def test_a_value_that_meddles(
     calls: dict[str, Callable[[], Any]] = {
         "instances": lambda: associations.key_columns(Instance, instances(), (), 1, (0,)),
         "keys": lambda: associations.key_columns(Instance, (), keys(), 1, (0,)),
-        "pairs": lambda: associations.pair_columns(both, instances(around=lambda each: (each, 1)), (1, 1), positions),
-        "values": lambda: comparator.same_value(filled(), [float("nan") for _ in range(2 * ROWS + 1)]),
-        "document": lambda: comparator.same_value(filled() and document, {key: float("nan") for key in document}),
+        "pairs": lambda: associations.pair_columns(
+            both, instances(around=lambda each: (each, 1)), (1, 1), positions
+        ),
+        "values": lambda: comparator.same_value(
+            filled(), [float("nan") for _ in range(2 * ROWS + 1)]
+        ),
+        "document": lambda: comparator.same_value(
+            filled() and document, {key: float("nan") for key in document}
+        ),
         "rows": lambda: comparator.changed_rows(rows(), document, 1),
     }
     monkeypatch.setattr(Key, "meddle", staticmethod(run))

@@ -44,7 +44,9 @@ def everything(comparator: RowComparator, associations: AssociationRows) -> list
     results: list[Any] = [
         associations.key_columns(Instance, INSTANCES, KEYS, 1, (0,)),
         associations.key_columns(Instance, [*INSTANCES, None], (), 1, (0,)),
-        associations.pair_columns(both, list(zip(INSTANCES, KEYS, strict=True)), (1, 1), ((0,), (0,))),
+        associations.pair_columns(
+            both, list(zip(INSTANCES, KEYS, strict=True)), (1, 1), ((0,), (0,))
+        ),
         comparator.changed_lines(b"\n".join(BEFORE), b"\n".join(AFTER)),
         comparator.changed_lines(b"\n".join(BEFORE), b"\n".join(SHUFFLED)),
         comparator.changed_rows(NEXT, KNOWN, 1),
@@ -63,7 +65,8 @@ def everything(comparator: RowComparator, associations: AssociationRows) -> list
 
 
 def test_nothing_leaks(comparator: RowComparator, associations: AssociationRows) -> None:
-    """After a million rows no object has a reference more or less than before, and no memory has gone."""
+    """After a million rows no object has a reference more or less than before, and no memory has
+    gone."""
     watched: list[Any] = [*INSTANCES[:50], *KEYS[:50], *BEFORE[:50], *KNOWN.values(), *NEXT[:50]]
     watched += [instance._sa_instance_state.key for instance in INSTANCES[:50]]
     everything(comparator, associations)
@@ -131,14 +134,18 @@ print(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def test_the_gil_stays_off(comparator: ModuleType, associations: ModuleType) -> None:
-    """On a free-threaded Python the compiled modules do not switch the GIL back on, whatever else here has done so."""
+    """On a free-threaded Python the compiled modules do not switch the GIL back on, whatever else
+    here has done so."""
     modules = [each for each in (comparator, associations) if each.__name__.endswith("_c")]
     if not modules:
         pytest.skip("interpreted modules load nothing")
     arguments = [part for each in modules for part in (each.__name__, str(each.__file__))]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHON_GIL"}
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", LOADS, *arguments], env=variables, capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", LOADS, *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(not sysconfig.get_config_var("Py_GIL_DISABLED"))

@@ -15,7 +15,9 @@ collect_ignore = ["user_project"]
 @pytest.fixture
 def user_project(tmp_path: Path, server_url: str) -> Project:
     """A copy of tests/user_project, on the server of this run."""
-    shutil.copytree(USER_PROJECT, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        USER_PROJECT, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+    )
     return Project(tmp_path, server_url)
 
 

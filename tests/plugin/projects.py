@@ -58,7 +58,8 @@ class Outcome:
 
 
 class Project:
-    """A folder with tests, and the server that they use: none means an embedded one of their own."""
+    """A folder with tests, and the server that they use: none means an embedded one of their
+    own."""
 
     def __init__(self, path: Path, server_url: str | None) -> None:
         self.path = path

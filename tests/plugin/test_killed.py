@@ -83,7 +83,8 @@ async def test_databases_of_a_killed_run(project: Project, server_url: str) -> N
 
 @pytest.mark.parametrize("whom", ["everybody", "the controller alone"])
 async def test_embedded_server_of_a_killed_run(project: Project, whom: str) -> None:
-    """All workers are on one embedded server; it ends with the run, and so do its data and the workers."""
+    """All workers are on one embedded server; it ends with the run, and so do its data and the
+    workers."""
     project.server_url = None
     with asleep(project, "-n", "2") as process:
         first, second = await all_asleep(project, 2)

@@ -18,8 +18,11 @@ SCOPES = ("function", "class", "module", "package", "session")
     [(*ASYNCIO, "-n", "2"), ASYNCIO_OF_THE_SESSION, ANYIO],
     ids=["asyncio by two workers", "asyncio in one loop", "anyio"],
 )
-async def test_user_project(user_project: Project, server_url: str, options: tuple[str, ...]) -> None:
-    """All that the fixtures promise holds under pytest-asyncio and anyio, in one process and two; nothing is left.
+async def test_user_project(
+    user_project: Project, server_url: str, options: tuple[str, ...]
+) -> None:
+    """All that the fixtures promise holds under pytest-asyncio and anyio, in one process and two;
+    nothing is left.
 
     So it does where the loops of pytest-asyncio live longer than a test.
     """
@@ -30,7 +33,8 @@ async def test_user_project(user_project: Project, server_url: str, options: tup
 
 
 def test_strict_mode_and_every_scope_in_one_module(project: Project) -> None:
-    """In strict mode no fixture needs a decorator, and tests of one module run in loops of every scope in turn."""
+    """In strict mode no fixture needs a decorator, and tests of one module run in loops of every
+    scope in turn."""
     project.write(
         test_scopes=f"""
             import pytest
@@ -65,7 +69,8 @@ def test_strict_mode_and_every_scope_in_one_module(project: Project) -> None:
 
 
 def test_deferred_constraint_at_the_end(user_project: Project) -> None:
-    """A test that ends before the check of a deferred constraint that does not hold is an error, not a success."""
+    """A test that ends before the check of a deferred constraint that does not hold is an error,
+    not a success."""
     user_project.write(
         test_inventory="""
             from inventory import Part
@@ -109,7 +114,8 @@ def test_transaction_that_the_test_ends_itself(project: Project) -> None:
 
 
 def test_work_that_a_test_leaves_running(project: Project) -> None:
-    """A task that still uses the connection when its test is over costs that test an error, and no other one."""
+    """A task that still uses the connection when its test is over costs that test an error, and no
+    other one."""
     project.write(
         test_tasks="""
             import asyncio
@@ -134,7 +140,8 @@ def test_work_that_a_test_leaves_running(project: Project) -> None:
 
 
 def test_what_tests_leave_after_real_commits(project: Project) -> None:
-    """Tables that a test has made do not stop the cleaning; a transaction that is still open is an error, once."""
+    """Tables that a test has made do not stop the cleaning; a transaction that is still open is an
+    error, once."""
     project.write(
         test_commits="""
             import pytest
@@ -206,12 +213,16 @@ def test_options_of_sessions(project: Project) -> None:
     ("options", "complaint"),
     [
         ("pg_metadata = nowhere:Base", "pg_metadata = nowhere:Base: importing nowhere failed"),
-        ("pg_metadata = models:Base\npg_url = mysql://nobody:secret@nowhere", "pg_url must be the URL"),
+        (
+            "pg_metadata = models:Base\npg_url = mysql://nobody:secret@nowhere",
+            "pg_url must be the URL",
+        ),
     ],
     ids=["module", "url"],
 )
 def test_bad_options(project: Project, options: str, complaint: str) -> None:
-    """Options that cannot be used are usage errors of the test that asks for PostgreSQL; they name the option."""
+    """Options that cannot be used are usage errors of the test that asks for PostgreSQL; they name
+    the option."""
     project.server_url = None
     ini = (project.path / "pytest.ini").read_text().replace("pg_metadata = models:Base", options)
     project.write(test_it="async def test_it(pg_session): ...", pytest_ini=ini)
@@ -251,7 +262,8 @@ def test_tests_that_cannot_have_a_session(project: Project) -> None:
 
 
 def test_a_run_without_fixtures_pays_nothing(project: Project) -> None:
-    """Where no test asks for PostgreSQL neither SQLAlchemy nor pgtoolset is imported, and nothing is started."""
+    """Where no test asks for PostgreSQL neither SQLAlchemy nor pgtoolset is imported, and nothing
+    is started."""
     project.write(
         test_modules="""
             import sys
@@ -267,7 +279,8 @@ def test_a_run_without_fixtures_pays_nothing(project: Project) -> None:
 
 
 def test_embedded_server(project: Project) -> None:
-    """Where nobody names a server there is an embedded one, of the version asked for, as long as the run."""
+    """Where nobody names a server there is an embedded one, of the version asked for, as long as
+    the run."""
     project.server_url = None
     project.write(
         test_embedded="""
@@ -286,7 +299,8 @@ def test_embedded_server(project: Project) -> None:
 
 
 def test_server_that_starts_while_tests_run(project: Project) -> None:
-    """Tests before the first that needs the server run meanwhile, each with filters of warnings of its own."""
+    """Tests before the first that needs the server run meanwhile, each with filters of warnings of
+    its own."""
     project.server_url = None
     project.write(
         test_a="""
@@ -307,7 +321,8 @@ def test_server_that_starts_while_tests_run(project: Project) -> None:
 
 
 def test_server_of_the_projects_own(project: Project) -> None:
-    """A project that has a fixture `pg_server_url` of its own is asked, and no other server is started."""
+    """A project that has a fixture `pg_server_url` of its own is asked, and no other server is
+    started."""
     url, project.server_url = project.server_url, None
     project.write(
         conftest=f"""
@@ -324,7 +339,9 @@ def test_server_of_the_projects_own(project: Project) -> None:
                 assert pg_server_url.partition("@")[0] in str(pg_session.bind.engine.url)
         """,
     )
-    outcome = project.run("--pg-version", "16", DATABASE_URL="postgresql://nobody@localhost:1/nothing")
+    outcome = project.run(
+        "--pg-version", "16", DATABASE_URL="postgresql://nobody@localhost:1/nothing"
+    )
     assert outcome.counts == {"passed": 1}, outcome.output
 
 
@@ -332,9 +349,13 @@ def test_environment_names_the_server(project: Project) -> None:
     """DATABASE_URL is taken where nothing else names a server, whatever driver it is for."""
     url, project.server_url = project.server_url, None
     assert url is not None
-    project.write(test_it="async def test_it(pg_session): assert pg_session.bind.dialect.driver == 'asyncpg'")
+    project.write(
+        test_it="async def test_it(pg_session): assert pg_session.bind.dialect.driver == 'asyncpg'"
+    )
     assert project.run(DATABASE_URL=plain_url(url)).counts == {"passed": 1}
-    assert project.run("-o", f"pg_url={url}", DATABASE_URL="postgresql://nobody@localhost:1/x").counts == {"passed": 1}
+    assert project.run(
+        "-o", f"pg_url={url}", DATABASE_URL="postgresql://nobody@localhost:1/x"
+    ).counts == {"passed": 1}
 
 
 def test_documented_project(project: Project) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import DDL, Column, Enum, Index, Integer, MetaData, Table, Text, event, text
 
-from pgtoolset.testing._recipes import recipe_of
+from pytest_pgtoolset._recipes import recipe_of
 from tests import support
 
 
@@ -31,10 +31,19 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             "pg_metadata = nowhere:Base: importing nowhere failed: .*pythonpath",
         ),
         ({"metadata": "shop:Nothing"}, "pg_metadata = shop:Nothing: shop has no Nothing"),
-        ({"metadata": "shop:number"}, "pg_metadata = shop:number: 1 is neither a MetaData nor a declarative base"),
-        ({"metadata": "shop.Base"}, r"pg_metadata = shop\.Base must look like package\.module:name"),
+        (
+            {"metadata": "shop:number"},
+            "pg_metadata = shop:number: 1 is neither a MetaData nor a declarative base",
+        ),
+        (
+            {"metadata": "shop.Base"},
+            r"pg_metadata = shop\.Base must look like package\.module:name",
+        ),
         ({"metadata": "shop:"}, "pg_metadata = shop: must look like"),
-        ({"metadata": "broken_shop:x"}, "importing broken_shop failed: ZeroDivisionError: division by zero$"),
+        (
+            {"metadata": "broken_shop:x"},
+            "importing broken_shop failed: ZeroDivisionError: division by zero$",
+        ),
         ({"migrate": "shop:number"}, "pg_migrate = shop:number: 1 is not a function"),
         (
             {"migrate": "shop:migrate", "files": [Path("nowhere")]},
@@ -44,7 +53,11 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_complaints(
-    module: Any, options: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any,
+    options: dict[str, Any],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An option that cannot be used is a usage error that says which, and what is wrong with it."""
     module.number = 1
@@ -76,7 +89,8 @@ def version(module: Any, *things: Any, schema: str | None = None) -> str | None:
 
 
 def test_version_of_a_metadata(module: Any) -> None:
-    """The version is the same for the same tables, and another for every difference that PostgreSQL would see."""
+    """The version is the same for the same tables, and another for every difference that PostgreSQL
+    would see."""
     versions = [
         version(module, key()),
         version(module, key(), schema="other"),
@@ -85,7 +99,12 @@ def test_version_of_a_metadata(module: Any) -> None:
         version(module, key(), Column("name", Text, server_default="x")),
         version(module, key(), Column("name", Text, comment="x")),
         version(module, key(), Column("name", Text, index=True)),
-        version(module, key(), Column("name", Text), Index("i", "name", postgresql_where=text("name > ''"))),
+        version(
+            module,
+            key(),
+            Column("name", Text),
+            Index("i", "name", postgresql_where=text("name > ''")),
+        ),
         version(module, key(), Column("name", Enum("a", "b", name="kind"))),
         version(module, key(), Column("name", Enum("a", "c", name="kind"))),
     ]
@@ -95,20 +114,24 @@ def test_version_of_a_metadata(module: Any) -> None:
 
 
 def test_version_with_listeners(module: Any) -> None:
-    """DDL that hangs on events belongs to the version; with a listener that needs a connection there is none."""
+    """DDL that hangs on events belongs to the version; with a listener that needs a connection
+    there is none."""
     module.metadata = MetaData()
     plain = recipe_of(metadata="shop:metadata").version
     event.listen(module.metadata, "before_create", DDL("CREATE EXTENSION IF NOT EXISTS citext"))
     extended = recipe_of(metadata="shop:metadata").version
     assert extended not in (plain, None)
     event.listen(
-        module.metadata, "after_create", lambda target, connection, **_: connection.exec_driver_sql("SELECT 1")
+        module.metadata,
+        "after_create",
+        lambda target, connection, **_: connection.exec_driver_sql("SELECT 1"),
     )
     assert recipe_of(metadata="shop:metadata").version is None
 
 
 def test_version_of_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is that of the files that it is made of, the function's own among them; without files there is none."""
+    """It is that of the files that it is made of, the function's own among them; without files
+    there is none."""
     (tmp_path / "migrating.py").write_text("async def migrate(url): ...")
     folder = tmp_path / "versions"
     (folder / "__pycache__").mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""Template databases of the pytest plugin: made once, sealed, kept while they are used, and swept."""
+"""Template databases of the pytest plugin: made once, sealed, kept while they are used, and
+swept."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import asyncpg
 import pytest
 
 from pgtoolset.databases import create_database, drop_database
-from pgtoolset.testing._recipes import Recipe
-from pgtoolset.testing._templates import template_of
+from pytest_pgtoolset._recipes import Recipe
+from pytest_pgtoolset._templates import template_of
 from tests.plugin.projects import ASYNCIO, Project
 from tests.support import plain_url, until
 
@@ -27,7 +28,9 @@ class Server:
         self.connection = connection
 
     async def names(self, pattern: str = "^pgtoolset_template_") -> set[str]:
-        rows = await self.connection.fetch("SELECT datname FROM pg_database WHERE datname ~ $1", pattern)
+        rows = await self.connection.fetch(
+            "SELECT datname FROM pg_database WHERE datname ~ $1", pattern
+        )
         return {row["datname"] for row in rows}
 
     async def comment(self, name: str) -> str:
@@ -58,7 +61,9 @@ async def server(server_url: str) -> AsyncIterator[Server]:
 class Making:
     """A recipe that counts how often it is used."""
 
-    def __init__(self, server: Server, *statements: str, versioned: bool = True, pause: float = 0) -> None:
+    def __init__(
+        self, server: Server, *statements: str, versioned: bool = True, pause: float = 0
+    ) -> None:
         self.server = server
         self.statements = statements
         self.pause = pause
@@ -73,7 +78,8 @@ class Making:
 
 
 async def test_made_once(server: Server) -> None:
-    """Of several who want the same template at the same time one makes it; who comes later finds it."""
+    """Of several who want the same template at the same time one makes it; who comes later finds
+    it."""
     making = Making(server, "CREATE TABLE item (id int)", pause=0.2)
 
     async def worker() -> str:
@@ -92,16 +98,21 @@ async def test_sealed(server: Server) -> None:
     async with template_of(server.url, making.recipe, "run") as template:
         assert template.has_rows
         inside = plain_url(server.url).replace("/postgres?", f"/{template.name}?")
-        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="not currently accepting"):
+        with pytest.raises(
+            asyncpg.ObjectNotInPrerequisiteStateError, match="not currently accepting"
+        ):
             await asyncpg.connect(inside, database=template.name)
-        await create_database("pgtoolset_template_copy", server_url=server.url, template=template.name)
+        await create_database(
+            "pgtoolset_template_copy", server_url=server.url, template=template.name
+        )
         copy = await asyncpg.connect(plain_url(server.url), database="pgtoolset_template_copy")
         assert await copy.fetchval("SELECT id FROM item") == 1
         await copy.close()
 
 
 async def test_failure_leaves_nothing(server: Server) -> None:
-    """A template that cannot be made is not there, whole or in half, and the next attempt starts anew."""
+    """A template that cannot be made is not there, whole or in half, and the next attempt starts
+    anew."""
     before = await server.names()
     making = Making(server, "CREATE TABLE item (id int)", "SELECT 1 / 0")
     for _ in range(2):
@@ -130,7 +141,8 @@ async def test_cancelled_while_it_is_made(server: Server) -> None:
 
 
 async def test_draft_of_a_killed_run(server: Server) -> None:
-    """What a run left that was killed while it made a template is dropped by the next that makes one, of any schema."""
+    """What a run left that was killed while it made a template is dropped by the next that makes
+    one, of any schema."""
     making, other = Making(server, "CREATE TABLE item (id int)"), Making(server)
     name = f"pgtoolset_template_{making.recipe.version}"
     for draft in (f"{name}_draft", f"pgtoolset_template_{other.recipe.version}_draft"):
@@ -154,7 +166,8 @@ async def test_template_of_one_run(server: Server) -> None:
 
 
 async def test_old_templates_are_swept(server: Server) -> None:
-    """A template that nobody has used for a week goes, and so does that of a run that is no more; others stay."""
+    """A template that nobody has used for a week goes, and so does that of a run that is no more;
+    others stay."""
     today = datetime.now(UTC).date()
     names = {
         "pgtoolset_template_old": '\'pgtoolset template {"used": "2001-01-01", "has_rows": false}\'',
@@ -232,7 +245,8 @@ MIGRATING = """
 
 @pytest.mark.parametrize("function", ["migrate", "migrate_synchronously"])
 async def test_migration(project: Project, server: Server, function: str) -> None:
-    """A function makes the template: its rows are in every copy, and there again after a test that commits."""
+    """A function makes the template: its rows are in every copy, and there again after a test that
+    commits."""
     project.write(migrating=MIGRATING, test_it=MIGRATED)
     before = await server.names()
     outcome = project.run("-o", "pg_metadata=", "-o", f"pg_migrate=migrating:{function}")
@@ -242,10 +256,18 @@ async def test_migration(project: Project, server: Server, function: str) -> Non
 
 
 async def test_version_of_a_migration_is_kept(project: Project, server: Server) -> None:
-    """With files the next run finds the template, and of two workers one makes it; a change of a file makes another."""
+    """With files the next run finds the template, and of two workers one makes it; a change of a
+    file makes another."""
     project.write(migrating=MIGRATING, test_it=MIGRATED)
     files, made, before = project.path / "models.py", project.path / "made", await server.names()
-    options = ("-o", "pg_metadata=", "-o", "pg_migrate=migrating:migrate", "-o", f"pg_migrate_files={files}")
+    options = (
+        "-o",
+        "pg_metadata=",
+        "-o",
+        "pg_migrate=migrating:migrate",
+        "-o",
+        f"pg_migrate_files={files}",
+    )
     for expected in ("x", "x", "xx"):
         if expected == "xx":
             files.write_text(files.read_text() + "# another version")
@@ -259,7 +281,9 @@ async def test_version_of_a_migration_is_kept(project: Project, server: Server) 
 def test_alembic(project: Project) -> None:
     """The project of docs/testing.md whose template Alembic makes."""
     page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
-    for name, content in re.findall(r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+    for name, content in re.findall(
+        r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    ):
         (project.path / name).parent.mkdir(parents=True, exist_ok=True)
         (project.path / name).write_text(content)
     project.write(

@@ -1,4 +1,5 @@
-"""Section 1 of the contract, "before the response": `Depends(get_db)` under FastAPI, over real sockets on uvicorn."""
+"""Section 1 of the contract, "before the response": `Depends(get_db)` under FastAPI, over real
+sockets on uvicorn."""
 
 import asyncio
 import time
@@ -102,7 +103,9 @@ class Shop:
             tasks.add_task(insert, session, 2)
 
         @app.post("/function-scope/{id_}")
-        async def function_scope(id_: int, session: Annotated[AsyncSession, Depends(get_db, scope="function")]) -> None:
+        async def function_scope(
+            id_: int, session: Annotated[AsyncSession, Depends(get_db, scope="function")]
+        ) -> None:
             await insert(session, id_)
 
         async def audited(session: Db) -> AsyncIterator[AsyncSession]:
@@ -176,9 +179,13 @@ class RawResponse:
             self.text += data.decode()
 
 
-async def post_raw(client: httpx.AsyncClient, path: str) -> tuple[RawResponse, asyncio.StreamWriter]:
+async def post_raw(
+    client: httpx.AsyncClient, path: str
+) -> tuple[RawResponse, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
-    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    )
     await writer.drain()
     return RawResponse(reader), writer
 
@@ -187,7 +194,8 @@ async def post_raw(client: httpx.AsyncClient, path: str) -> tuple[RawResponse, a
 async def test_commit_before_the_response(
     client: httpx.AsyncClient, slow_commit: None, other: asyncpg.Connection, path: str
 ) -> None:
-    """before the response: not a byte of it before a slow COMMIT has ended; then the work is visible to everybody."""
+    """before the response: not a byte of it before a slow COMMIT has ended; then the work is
+    visible to everybody."""
     start = time.monotonic()
     response, writer = await post_raw(client, path)
     await response.until("H")
@@ -207,13 +215,16 @@ async def test_callbacks_before_the_response(client: httpx.AsyncClient, shop: Sh
 
 
 async def test_commit_that_fails(client: httpx.AsyncClient, other: asyncpg.Connection) -> None:
-    """before the response: a COMMIT that fails reaches the application's exception handlers, never a 2xx."""
+    """before the response: a COMMIT that fails reaches the application's exception handlers, never
+    a 2xx."""
     response = await client.post("/bad-reference")
     assert (response.status_code, response.json()) == (409, {"detail": "conflict"})
     assert await other.fetch("SELECT * FROM part") == []
 
 
-async def test_commit_that_fails_without_a_handler(session_maker: Maker, other: asyncpg.Connection) -> None:
+async def test_commit_that_fails_without_a_handler(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """before the response: without a handler it is a plain 500."""
     app = FastAPI()
     Db = Annotated[AsyncSession, Depends(create_db_dependency(session_maker))]
@@ -239,7 +250,8 @@ async def test_swallowed_error(client: httpx.AsyncClient, other: asyncpg.Connect
 async def test_exception_in_the_endpoint(
     client: httpx.AsyncClient, other: asyncpg.Connection, path: str, status: int
 ) -> None:
-    """one unit: an exception in the endpoint rolls back and gets the answer that it gets without us."""
+    """one unit: an exception in the endpoint rolls back and gets the answer that it gets without
+    us."""
     assert (await client.post(path)).status_code == status
     assert await stored(other) == set()
 
@@ -253,8 +265,11 @@ async def test_no_sql_no_connection(client: httpx.AsyncClient, engine: AsyncEngi
     assert checkouts == []
 
 
-async def test_streaming(client: httpx.AsyncClient, slow_commit: None, other: asyncpg.Connection) -> None:
-    """before the response, streaming: the endpoint's work before the first byte, the stream's own at its end."""
+async def test_streaming(
+    client: httpx.AsyncClient, slow_commit: None, other: asyncpg.Connection
+) -> None:
+    """before the response, streaming: the endpoint's work before the first byte, the stream's own
+    at its end."""
     start = time.monotonic()
     response, writer = await post_raw(client, "/stream/false")
     await response.until("start\n")
@@ -270,8 +285,11 @@ async def _stored_is(other: asyncpg.Connection, ids: set[int]) -> bool:
     return await stored(other) == ids
 
 
-async def test_streaming_that_fails(client: httpx.AsyncClient, other: asyncpg.Connection, engine: AsyncEngine) -> None:
-    """before the response, streaming: a stream that raises loses what the stream wrote, and only that."""
+async def test_streaming_that_fails(
+    client: httpx.AsyncClient, other: asyncpg.Connection, engine: AsyncEngine
+) -> None:
+    """before the response, streaming: a stream that raises loses what the stream wrote, and only
+    that."""
     pool: Any = engine.pool
     with pytest.raises(httpx.RemoteProtocolError):
         await client.post("/stream/true")
@@ -279,9 +297,12 @@ async def test_streaming_that_fails(client: httpx.AsyncClient, other: asyncpg.Co
     assert await stored(other) == {1}
 
 
-async def test_client_disconnect(shop: Shop, engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """released: clients that hang up in the middle of a stream leave no connection checked out, and no error: the
-    stream was cancelled in the middle of a statement, so what it wrote is rolled back, and nobody is left to tell."""
+async def test_client_disconnect(
+    shop: Shop, engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """released: clients that hang up in the middle of a stream leave no connection checked out, and
+    no error: the stream was cancelled in the middle of a statement, so what it wrote is rolled
+    back, and nobody is left to tell."""
     pool: Any = engine.pool
     errors: list[Exception] = []
 
@@ -292,7 +313,10 @@ async def test_client_disconnect(shop: Shop, engine: AsyncEngine, other: asyncpg
             errors.append(error)
             raise
 
-    async with serving(app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with (
+        serving(app) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
         for id_ in range(100, 110):
             response, writer = await post_raw(client, f"/endless/{id_}")
             await response.until("more\n")
@@ -303,7 +327,8 @@ async def test_client_disconnect(shop: Shop, engine: AsyncEngine, other: asyncpg
     assert errors == []
     assert await stored(other) == {1}
 
-    # The driver hangs up in the background; a loop that ended before would leave transactions open on the server.
+    # The driver hangs up in the background; a loop that ended before would leave transactions open
+    # on the server.
     async def gone() -> bool:
         return not await other.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()"
@@ -319,13 +344,16 @@ async def test_background_task(client: httpx.AsyncClient, other: asyncpg.Connect
 
 
 async def test_dependencies(client: httpx.AsyncClient, other: asyncpg.Connection) -> None:
-    """One session per request, a second one with use_cache=False; a dependency's exit code still has the session."""
+    """One session per request, a second one with use_cache=False; a dependency's exit code still
+    has the session."""
     response = await client.post("/dependencies")
     assert response.json() == [True, False]
     await until(lambda: _stored_is(other, {1, 2, 3, 4}))
 
 
-async def test_many_concurrent_requests(client: httpx.AsyncClient, other: asyncpg.Connection) -> None:
+async def test_many_concurrent_requests(
+    client: httpx.AsyncClient, other: asyncpg.Connection
+) -> None:
     """200 concurrent requests on a pool of 5 are all served, and all stored."""
     limits = httpx.Limits(max_connections=50)
     async with httpx.AsyncClient(base_url=client.base_url, limits=limits, timeout=30) as many:
@@ -345,7 +373,13 @@ async def test_websocket(shop: Shop, other: asyncpg.Connection) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "subprotocols": []}
+    scope = {
+        "type": "websocket",
+        "path": "/ws",
+        "headers": [],
+        "query_string": b"",
+        "subprotocols": [],
+    }
     await shop.app(scope, receive, send)
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
     assert await stored(other) == {77}
@@ -370,8 +404,11 @@ async def test_connection_is_no_request_parameter(shop: Shop) -> None:
     assert "parameters" not in shop.app.openapi()["paths"]["/nothing"]["get"]
 
 
-async def test_fastapi_without_the_stack(session_maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a FastAPI that lacks the exit stack it says so loudly, instead of committing after the response."""
+async def test_fastapi_without_the_stack(
+    session_maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a FastAPI that lacks the exit stack it says so loudly, instead of committing after the
+    response."""
     get_db: Any = create_db_dependency(session_maker)
 
     class OldRequest:
@@ -384,14 +421,17 @@ async def test_fastapi_without_the_stack(session_maker: Maker, monkeypatch: pyte
 
 
 async def test_fastapi_keeps_the_stacks_in_the_scope() -> None:
-    """The undocumented keys on which the commit before the response rests exist in the installed FastAPI."""
+    """The undocumented keys on which the commit before the response rests exist in the installed
+    FastAPI."""
     app = FastAPI()
     seen: list[object] = []
 
     @app.middleware("http")
     async def look(request: Any, call_next: Any) -> Any:
         response = await call_next(request)
-        seen.extend(request.scope.get(key) for key in (sessions._FUNCTION_STACK, sessions._REQUEST_STACK))
+        seen.extend(
+            request.scope.get(key) for key in (sessions._FUNCTION_STACK, sessions._REQUEST_STACK)
+        )
         return response
 
     @app.get("/")
@@ -406,9 +446,11 @@ async def test_fastapi_keeps_the_stacks_in_the_scope() -> None:
 async def test_cancelled_everywhere(
     session_maker: Maker, engine: AsyncEngine, other: asyncpg.Connection, path: str
 ) -> None:
-    """A request that is cancelled at any suspension: a 2xx that was started is stored, a 5xx is not, nothing leaks."""
+    """A request that is cancelled at any suspension: a 2xx that was started is stored, a 5xx is
+    not, nothing leaks."""
     pool: Any = engine.pool
-    # SQLAlchemy 2.0.40 leaves a connection open when an engine's very first one is cancelled while it is set up.
+    # SQLAlchemy 2.0.40 leaves a connection open when an engine's very first one is cancelled while
+    # it is set up.
     async with engine.connect():
         pass
     app = FastAPI()

@@ -1,4 +1,5 @@
-"""Section 1 of the contract: every row of its table of guarantees, on `create_db_context` and the bare dependency."""
+"""Section 1 of the contract: every row of its table of guarantees, on `create_db_context` and the
+bare dependency."""
 
 from __future__ import annotations
 
@@ -72,9 +73,14 @@ async def test_one_unit_in_transaction_when_yielded(opened: Open) -> None:
         assert not session.in_nested_transaction()
 
 
-@pytest.mark.parametrize("error", [KeyError("k"), asyncio.CancelledError("stop"), GeneratorExit(), SystemExit(3)])
-async def test_one_unit_rolls_back(opened: Open, other: asyncpg.Connection, error: BaseException) -> None:
-    """one unit: any exception, cancellation included, rolls everything back and propagates unchanged."""
+@pytest.mark.parametrize(
+    "error", [KeyError("k"), asyncio.CancelledError("stop"), GeneratorExit(), SystemExit(3)]
+)
+async def test_one_unit_rolls_back(
+    opened: Open, other: asyncpg.Connection, error: BaseException
+) -> None:
+    """one unit: any exception, cancellation included, rolls everything back and propagates
+    unchanged."""
     with pytest.raises(type(error)) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -83,7 +89,9 @@ async def test_one_unit_rolls_back(opened: Open, other: asyncpg.Connection, erro
     assert await stored(other) == set()
 
 
-async def test_one_unit_database_error_propagates_unchanged(opened: Open, other: asyncpg.Connection) -> None:
+async def test_one_unit_database_error_propagates_unchanged(
+    opened: Open, other: asyncpg.Connection
+) -> None:
     """one unit: a database error that nobody swallows is the error that the caller sees."""
     with pytest.raises(DBAPIError) as caught:
         async with opened() as session:
@@ -94,7 +102,8 @@ async def test_one_unit_database_error_propagates_unchanged(opened: Open, other:
 
 
 async def test_lazy(opened: Open, checkouts: list[str], engine: AsyncEngine) -> None:
-    """lazy: no connection is checked out before the first statement, and none for a block without any."""
+    """lazy: no connection is checked out before the first statement, and none for a block without
+    any."""
     async with opened() as session:
         session.add(Item(id=1))
         session.expunge_all()
@@ -177,7 +186,8 @@ SWALLOW = [
 
 @pytest.mark.parametrize("swallow", SWALLOW)
 async def test_honest(opened: Open, other: asyncpg.Connection, swallow: Any) -> None:
-    """honest: a block that swallowed an error that aborted the transaction raises, with that error as the cause."""
+    """honest: a block that swallowed an error that aborted the transaction raises, with that error
+    as the cause."""
     with pytest.raises(TransactionAbortedError) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -189,8 +199,11 @@ async def test_honest(opened: Open, other: asyncpg.Connection, swallow: Any) -> 
 
 @pytest.mark.parametrize("swallow", SWALLOW)
 @pytest.mark.parametrize("how", ["session", "sync session", "transaction"])
-async def test_honest_explicit_commit(opened: Open, other: asyncpg.Connection, swallow: Any, how: str) -> None:
-    """honest: an explicit commit() inside the block is held to the same; after a rollback the block can go on."""
+async def test_honest_explicit_commit(
+    opened: Open, other: asyncpg.Connection, swallow: Any, how: str
+) -> None:
+    """honest: an explicit commit() inside the block is held to the same; after a rollback the block
+    can go on."""
     expected = TransactionAbortedError
     if how == "transaction" and swallow is by_flush:
         expected = PendingRollbackError  # SQLAlchemy's transaction object refuses by itself, before any hook
@@ -215,7 +228,8 @@ async def test_honest_explicit_commit(opened: Open, other: asyncpg.Connection, s
 
 
 async def test_honest_error_outside_sqlalchemy(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that SQLAlchemy never saw, on asyncpg's own connection, is not lost either."""
+    """honest: an error that SQLAlchemy never saw, on asyncpg's own connection, is not lost
+    either."""
     with pytest.raises(TransactionAbortedError, match="asyncpg") as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -230,14 +244,17 @@ async def test_honest_error_outside_sqlalchemy(opened: Open, other: asyncpg.Conn
 
 async def test_honest_message_names_the_error(opened: Open) -> None:
     """honest: the message and the fields say what happened and what to do."""
-    with pytest.raises(TransactionAbortedError, match=r"division by zero.*nested get_transaction") as caught:
+    with pytest.raises(
+        TransactionAbortedError, match=r"division by zero.*nested get_transaction"
+    ) as caught:
         async with opened() as session:
             await swallow_error(session)
     assert caught.value.sqlstate == "22012"
 
 
 async def test_honest_about_harmless_errors(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that left the transaction intact, on the client's side, does not cost the block its work."""
+    """honest: an error that left the transaction intact, on the client's side, does not cost the
+    block its work."""
     async with opened() as session:
         await insert(session, 1)
         with pytest.raises(DBAPIError):
@@ -272,8 +289,11 @@ async def test_honest_clean_block_pays_nothing(
     assert [query for query in sent if not query.startswith("SELECT")] == ["BEGIN;", "COMMIT;"]
 
 
-async def test_commit_that_fails(opened: Open, other: asyncpg.Connection, engine: AsyncEngine) -> None:
-    """honest: an error of the COMMIT itself, here of a deferred foreign key, propagates as it is."""
+async def test_commit_that_fails(
+    opened: Open, other: asyncpg.Connection, engine: AsyncEngine
+) -> None:
+    """honest: an error of the COMMIT itself, here of a deferred foreign key, propagates as it
+    is."""
     with pytest.raises(IntegrityError):
         async with opened() as session:
             await insert(session, 1)
@@ -283,7 +303,8 @@ async def test_commit_that_fails(opened: Open, other: asyncpg.Connection, engine
 
 @pytest.mark.parametrize("end", [None, KeyError("k"), asyncio.CancelledError()])
 async def test_released(opened: Open, engine: AsyncEngine, end: BaseException | None) -> None:
-    """released: after a commit, an error and a cancellation the session is closed and its connection is back."""
+    """released: after a commit, an error and a cancellation the session is closed and its
+    connection is back."""
     pool: Any = engine.pool
     with pytest.raises(type(end)) if end is not None else nullcontext():
         async with opened() as session:
@@ -315,7 +336,8 @@ async def test_released_when_the_connection_is_lost(
 
 
 async def test_not_a_jail_commit(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: the block may commit by itself and go on; what is open at the end is committed."""
+    """not a jail: the block may commit by itself and go on; what is open at the end is
+    committed."""
     async with opened() as session:
         await insert(session, 1)
         await session.commit()
@@ -406,16 +428,21 @@ async def coroutine_maker() -> object:
 
 
 @pytest.mark.parametrize("create", [create_db_context, create_db_dependency])
-@pytest.mark.parametrize("session_maker", [None, 3, "maker", coroutine_maker, AsyncSession(), object()])
+@pytest.mark.parametrize(
+    "session_maker", [None, 3, "maker", coroutine_maker, AsyncSession(), object()]
+)
 def test_bad_session_maker(create: Any, session_maker: Any) -> None:
     """A session maker that is not one is refused at once, by the name of the argument."""
     with pytest.raises(TypeError, match="session_maker"):
         create(session_maker=session_maker)
 
 
-@pytest.mark.parametrize("session_maker", [sync_maker(), Session, lambda: None, lambda: "session", dict])
+@pytest.mark.parametrize(
+    "session_maker", [sync_maker(), Session, lambda: None, lambda: "session", dict]
+)
 async def test_bad_session(session_maker: Any) -> None:
-    """A factory that makes something else than async sessions is found out when it makes one, before any SQL."""
+    """A factory that makes something else than async sessions is found out when it makes one,
+    before any SQL."""
     with pytest.raises(TypeError, match="session_maker"):
         async with create_db_context(session_maker=session_maker)():
             raise AssertionError("must not be reached")

@@ -9,9 +9,15 @@ from tests.m2m import models
 
 
 def linked(session_maker: Any, shape: str) -> LinkedRows:
-    """Mappings of tests/m2m/models.py: plain, composite keys, self-reference, extra columns, a unique column."""
+    """Mappings of tests/m2m/models.py: plain, composite keys, self-reference, extra columns, a
+    unique column."""
     one_of = {
-        "plain": (models.Post.tags, lambda n: models.Post(id=n), lambda n: models.Tag(key=n), "posts"),
+        "plain": (
+            models.Post.tags,
+            lambda n: models.Post(id=n),
+            lambda n: models.Tag(key=n),
+            "posts",
+        ),
         "composite": (
             models.CompositeA.bs,
             lambda n: models.CompositeA(two=n, one=10 - n),
@@ -24,7 +30,12 @@ def linked(session_maker: Any, shape: str) -> LinkedRows:
             lambda n: models.Person(id=10 + n),
             "followers",
         ),
-        "extra columns": (models.Box.things, lambda n: models.Box(id=n), lambda n: models.Thing(id=n), "boxes"),
+        "extra columns": (
+            models.Box.things,
+            lambda n: models.Box(id=n),
+            lambda n: models.Thing(id=n),
+            "boxes",
+        ),
         "unique column": (
             models.User.groups,
             lambda n: models.User(id=n, mail=f"u{n}"),
@@ -43,4 +54,11 @@ def linked(session_maker: Any, shape: str) -> LinkedRows:
     return LinkedRows(session_maker, relationship, owner, related, reverse=reverse, values=values)
 
 
-SHAPES = ["plain", "composite", "self-referential", "extra columns", "unique column", "joined inheritance"]
+SHAPES = [
+    "plain",
+    "composite",
+    "self-referential",
+    "extra columns",
+    "unique column",
+    "joined inheritance",
+]

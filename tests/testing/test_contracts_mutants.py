@@ -1,4 +1,5 @@
-"""The contract classes find what is wrong: each implementation here breaks one promise, and a test of it fails."""
+"""The contract classes find what is wrong: each implementation here breaks one promise, and a test
+of it fails."""
 
 from __future__ import annotations
 
@@ -86,7 +87,9 @@ class NeverInOne(PlainSession):
         return False
 
 
-@pytest.mark.parametrize("mutant", [UndoesNothing, UndoesEverything, StoresAtOnce, SwallowsExceptions, NeverInOne])
+@pytest.mark.parametrize(
+    "mutant", [UndoesNothing, UndoesEverything, StoresAtOnce, SwallowsExceptions, NeverInOne]
+)
 async def test_sessions(mutant: type[PlainSession]) -> None:
     """A session that undoes too little or too much, stores too early, or says what is not so."""
     assert await failures(TransactionalSessionContract, lambda: {"harness": PlainHarness(mutant)})
@@ -117,13 +120,18 @@ class Shared(PlainManagedSession):
 
 @pytest.mark.parametrize("mutant", [CommitsAtTheEnd, StaysOpen, Shared])
 async def test_factories(mutant: type[PlainSession]) -> None:
-    """A commit that comes with the close, a rollback that leaves the transaction open, one session for all."""
+    """A commit that comes with the close, a rollback that leaves the transaction open, one session
+    for all."""
     assert await failures(SessionFactoryContract, lambda: {"harness": PlainHarness(mutant)})
 
 
 def on_doubles(locks: Any = None) -> dict[str, Any]:
     locks = locks or MemoryLocks()
-    return {"harness": MappedRows(MemoryDatabase().session, Item, value="name"), "locks": locks, "observer": locks}
+    return {
+        "harness": MappedRows(MemoryDatabase().session, Item, value="name"),
+        "locks": locks,
+        "observer": locks,
+    }
 
 
 async def test_an_error_that_aborts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +143,9 @@ async def test_an_error_that_aborts_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         original(self, what, writes=writes)
 
     monkeypatch.setattr(Work, "statement", statement)
-    assert "test_nothing_works_in_an_aborted_transaction" in await failures(AbortedTransactionContract, on_doubles)
+    assert "test_nothing_works_in_an_aborted_transaction" in await failures(
+        AbortedTransactionContract, on_doubles
+    )
 
 
 async def test_errors_that_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +159,9 @@ async def test_errors_that_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
         raise error
 
     monkeypatch.setattr(Work, "abort", abort)
-    assert "test_a_swallowed_error_is_told" in await failures(AbortedTransactionContract, on_doubles)
+    assert "test_a_swallowed_error_is_told" in await failures(
+        AbortedTransactionContract, on_doubles
+    )
 
 
 # Locks
@@ -250,7 +262,8 @@ class TranslatesErrors(MemoryLocks):
     ],
 )
 async def test_table_locks(mutant: type[MemoryLocks], broken: str) -> None:
-    """Locks that do not lock, lock too much, too late, too long or too briefly, and errors that say too little."""
+    """Locks that do not lock, lock too much, too late, too long or too briefly, and errors that say
+    too little."""
     assert broken in await failures(TableLockerContract, lambda: on_doubles(mutant()))
 
 
@@ -293,7 +306,8 @@ class AlwaysTaken(MemoryLocks):
     ],
 )
 async def test_advisory_locks(mutant: type[MemoryLocks], broken: str) -> None:
-    """Advisory locks that are never shared, end with the transaction, or are said to be had when they are not."""
+    """Advisory locks that are never shared, end with the transaction, or are said to be had when
+    they are not."""
     assert broken in await failures(AdvisoryLockerContract, lambda: on_doubles(mutant()))
 
 
@@ -331,7 +345,8 @@ class Overwrites(MemoryLocks):
     ],
 )
 async def test_row_locks(mutant: type[MemoryLocks], broken: str) -> None:
-    """Rows out of order, locked ones that are not skipped, one mode for all, and pending changes that are lost."""
+    """Rows out of order, locked ones that are not skipped, one mode for all, and pending changes
+    that are lost."""
     assert broken in await failures(RowLockerContract, lambda: on_doubles(mutant()))
 
 
@@ -343,33 +358,45 @@ class SeesNothing(MemoryLocks):
 
 async def test_observers() -> None:
     """An observer that does not see who waits."""
-    assert "test_who_waits_for_whom" in await failures(LockObserverContract, lambda: on_doubles(SeesNothing()))
+    assert "test_who_waits_for_whom" in await failures(
+        LockObserverContract, lambda: on_doubles(SeesNothing())
+    )
 
 
 # Many-to-Many
 
 
 class CountsWhatIsAsked(MemoryAssociations):
-    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, pks: Any = (), **o: Any) -> int:
+    async def m2m_add(
+        self, session: Any, instance: Any, rel_attr: Any, *related: Any, pks: Any = (), **o: Any
+    ) -> int:
         await super().m2m_add(session, instance, rel_attr, *related, pks=pks, **o)
         return len(related) + len(pks)
 
 
 class SetsByAdding(MemoryAssociations):
-    async def m2m_set(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> M2MChange:
+    async def m2m_set(
+        self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
+    ) -> M2MChange:
         options.pop("keep_existing", None)
-        added = await self.m2m_add(session, instance, rel_attr, *related, ignore_conflicts=True, **options)
+        added = await self.m2m_add(
+            session, instance, rel_attr, *related, ignore_conflicts=True, **options
+        )
         return M2MChange(added, 0)
 
 
 class SkipsConflicts(MemoryAssociations):
-    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+    async def m2m_add(
+        self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
+    ) -> int:
         options["ignore_conflicts"] = bool(options.get("ignore_conflicts", True)) or True
         return await super().m2m_add(session, instance, rel_attr, *related, **options)
 
 
 class ChecksInSession(MemoryAssociations):
-    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+    async def m2m_add(
+        self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
+    ) -> int:
         if not session.in_transaction():
             await session.begin()
         return await super().m2m_add(session, instance, rel_attr, *related, **options)
@@ -378,7 +405,9 @@ class ChecksInSession(MemoryAssociations):
 class RemembersNothing(MemoryAssociations):
     """Leaves loaded collections as they are."""
 
-    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+    async def m2m_add(
+        self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
+    ) -> int:
         loaded = vars(instance).get(rel_attr.key)
         added = await super().m2m_add(session, instance, rel_attr, *related, **options)
         if loaded is not None:
@@ -387,7 +416,9 @@ class RemembersNothing(MemoryAssociations):
 
 
 class ForgetsPending(MemoryAssociations):
-    async def m2m_add(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> int:
+    async def m2m_add(
+        self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
+    ) -> int:
         if session.dirty:
             session.expire_all()
         return await super().m2m_add(session, instance, rel_attr, *related, **options)
@@ -396,7 +427,9 @@ class ForgetsPending(MemoryAssociations):
 class WaitsForNobody(MemoryAssociations):
     """Two sets of one owner do not know of each other."""
 
-    async def m2m_set(self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any) -> M2MChange:
+    async def m2m_set(
+        self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
+    ) -> M2MChange:
         change = await super().m2m_set(session, instance, rel_attr, *related, **options)
         sync = session.sync_session
         sync.work.store.locks.release_from(sync.work.number, 0)
@@ -416,7 +449,8 @@ class WaitsForNobody(MemoryAssociations):
     ],
 )
 async def test_associations(mutant: type[MemoryAssociations], broken: str) -> None:
-    """Counts, sets, conflicts, checks, collections, pending changes and concurrent sets that are wrong."""
+    """Counts, sets, conflicts, checks, collections, pending changes and concurrent sets that are
+    wrong."""
 
     def fixtures() -> dict[str, Any]:
         return {"associations": mutant(), "links": linked(MemoryDatabase().session, "plain")}
@@ -464,11 +498,15 @@ class CopiesTheRow(MemoryWatcher):
     ],
 )
 async def test_change_waiters(mutant: type[MemoryWatcher], broken: str) -> None:
-    """A waiter that sees too much, forgets what the caller has seen, or touches what is the caller's."""
+    """A waiter that sees too much, forgets what the caller has seen, or touches what is the
+    caller's."""
 
     def fixtures() -> dict[str, Any]:
         database = MemoryDatabase()
-        return {"waiter": mutant(database), "harness": MappedRows(database.session, Item, value="name")}
+        return {
+            "waiter": mutant(database),
+            "harness": MappedRows(database.session, Item, value="name"),
+        }
 
     assert broken in await failures(ChangeWaiterContract, fixtures)
 
@@ -495,14 +533,21 @@ class TellsOne(MemoryWatcher):
 
 @pytest.mark.parametrize(
     ("mutant", "broken"),
-    [(WatchesEverything, "test_wait"), (ClosesQuietly, "test_closing"), (TellsOne, "test_many_waiters")],
+    [
+        (WatchesEverything, "test_wait"),
+        (ClosesQuietly, "test_closing"),
+        (TellsOne, "test_many_waiters"),
+    ],
 )
 async def test_watchers(mutant: type[MemoryWatcher], broken: str) -> None:
     """A watcher that watches too much, leaves its waiters waiting, or tells one of them only."""
 
     def fixtures() -> dict[str, Any]:
         database = MemoryDatabase()
-        return {"watcher": mutant(database), "harness": MappedRows(database.session, Item, value="name")}
+        return {
+            "watcher": mutant(database),
+            "harness": MappedRows(database.session, Item, value="name"),
+        }
 
     assert broken in await failures(WatcherContract, fixtures)
 
@@ -521,14 +566,21 @@ async def test_the_doubles_themselves() -> None:
         assert await failures(contract, on_doubles) == set()
 
     def fixtures() -> dict[str, Any]:
-        return {"associations": MemoryAssociations(), "links": linked(MemoryDatabase().session, "plain")}
+        return {
+            "associations": MemoryAssociations(),
+            "links": linked(MemoryDatabase().session, "plain"),
+        }
 
     assert await failures(AssociationWriterContract, fixtures) == set()
 
     def watching() -> dict[str, Any]:
         database = MemoryDatabase()
         watcher = MemoryWatcher(database)
-        return {"waiter": watcher, "watcher": watcher, "harness": MappedRows(database.session, Item, value="name")}
+        return {
+            "waiter": watcher,
+            "watcher": watcher,
+            "harness": MappedRows(database.session, Item, value="name"),
+        }
 
     assert await failures(ChangeWaiterContract, watching) == set()
     assert await failures(WatcherContract, watching) == set()

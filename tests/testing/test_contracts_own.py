@@ -46,9 +46,15 @@ def test_a_fixture_that_is_missing() -> None:
 
 @pytest.mark.parametrize("options", [ASYNCIO, ANYIO], ids=["asyncio", "anyio"])
 def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Every contract class runs by pytest-asyncio and by anyio; what fails shows the values that it compared."""
+    """Every contract class runs by pytest-asyncio and by anyio; what fails shows the values that it
+    compared."""
     tests = Path(__file__).parents[1]
-    for name in ("support.py", "m2m/models.py", "testing/linked.py", "testing/test_contracts_memory.py"):
+    for name in (
+        "support.py",
+        "m2m/models.py",
+        "testing/linked.py",
+        "testing/test_contracts_memory.py",
+    ):
         copy = tmp_path / "tests" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tests / name, copy)

@@ -79,7 +79,10 @@ class TestAssociationWriter(OnPostgreSQL, AssociationWriterContract):
 
     @pytest.fixture(params=SHAPES)
     async def links(
-        self, engine: AsyncEngine, session_maker: async_sessionmaker[AsyncSession], request: pytest.FixtureRequest
+        self,
+        engine: AsyncEngine,
+        session_maker: async_sessionmaker[AsyncSession],
+        request: pytest.FixtureRequest,
     ) -> AsyncIterator[LinkedRows]:
         await m2m_models.create(engine)
         await m2m_models.empty(engine)

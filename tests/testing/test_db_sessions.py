@@ -1,4 +1,5 @@
-"""`create_db_session`: tables, a session, and nothing of either afterwards, whatever happens in between."""
+"""`create_db_session`: tables, a session, and nothing of either afterwards, whatever happens in
+between."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ async def url(server_url: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(plain_url(url), server_settings={"application_name": "who forgot"})
+    connection = await asyncpg.connect(
+        plain_url(url), server_settings={"application_name": "who forgot"}
+    )
     yield connection
     await connection.close()
 
@@ -63,7 +66,8 @@ async def until_nothing_left(sql: asyncpg.Connection) -> None:
 
 
 async def test_block(url: str, sql: asyncpg.Connection) -> None:
-    """The tables are there during the block, the session is free, and afterwards nothing is left."""
+    """The tables are there during the block, the session is free, and afterwards nothing is
+    left."""
     async with create_db_session(url, Base) as session:
         assert type(session) is AsyncSession
         assert not session.in_transaction()
@@ -84,8 +88,8 @@ async def test_plain_url_and_metadata(url: str, sql: asyncpg.Connection) -> None
 
 @pytest.mark.parametrize("end", ["raise", "fail", "cancel", "forget"])
 async def test_whatever_happens(url: str, sql: asyncpg.Connection, end: str) -> None:
-    """An exception, a failed transaction, a cancellation, an open transaction: nothing is left, and the error is that
-    of the block."""
+    """An exception, a failed transaction, a cancellation, an open transaction: nothing is left, and
+    the error is that of the block."""
 
     async def block() -> None:
         async with create_db_session(url, Base) as session:
@@ -132,7 +136,11 @@ async def test_options(url: str) -> None:
 
     engine_kwargs = {"connect_args": {"server_settings": {"application_name": "mine"}}}
     async with create_db_session(
-        url, Base, expire_on_commit=True, engine_kwargs=engine_kwargs, session_kwargs={"class_": MySession}
+        url,
+        Base,
+        expire_on_commit=True,
+        engine_kwargs=engine_kwargs,
+        session_kwargs={"class_": MySession},
     ) as session:
         assert type(session) is MySession
         assert session.sync_session.expire_on_commit
@@ -140,10 +148,21 @@ async def test_options(url: str) -> None:
 
 
 async def test_cycle_without_names(url: str, sql: asyncpg.Connection) -> None:
-    """Tables in a cycle whose constraints have no names, which SQLAlchemy cannot drop, are dropped."""
+    """Tables in a cycle whose constraints have no names, which SQLAlchemy cannot drop, are
+    dropped."""
     metadata = MetaData()
-    Table("one", metadata, Column("id", Integer, primary_key=True), Column("two", ForeignKey("two.id")))
-    Table("two", metadata, Column("id", Integer, primary_key=True), Column("one", ForeignKey("one.id")))
+    Table(
+        "one",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("two", ForeignKey("two.id")),
+    )
+    Table(
+        "two",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("one", ForeignKey("one.id")),
+    )
     async with create_db_session(url, metadata):
         assert await sql.fetchval("SELECT count(*) FROM one, two") == 0
     await until_nothing_left(sql)
@@ -161,7 +180,10 @@ async def test_tables_cannot_be_made(url: str, sql: asyncpg.Connection) -> None:
 
 
 async def test_somebody_uses_the_tables(
-    url: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    url: str,
+    sql: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Somebody else's open transaction is named; after a block that raised it is logged."""
     monkeypatch.setattr(db_sessions, "PATIENCE", 1)

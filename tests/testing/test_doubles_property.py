@@ -1,7 +1,8 @@
-"""Random programs of transactions, savepoints, errors and Many-to-Many calls: the double and PostgreSQL agree.
+"""Random programs of transactions, savepoints, errors and Many-to-Many calls: the double and
+PostgreSQL agree.
 
-On what each call returns, on the class and SQLSTATE of each error, on how each block ends, on what loaded collections
-show, and on what is stored in the end.
+On what each call returns, on the class and SQLSTATE of each error, on how each block ends, on what
+loaded collections show, and on what is stored in the end.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Shape:
     related: Any
     relationship: Any
     reverse: str
-    #: The columns of the association table whose values do not depend on when and how often something was tried.
+    #: The columns of the association table whose values do not depend on when and how often
+    #: something was tried.
     columns: tuple[str, ...]
     values: dict[str, Any] | None = None
 
@@ -90,7 +92,8 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done; `swallowed`: an error is caught where it stands, and the program goes on."""
+    """Something that is done; `swallowed`: an error is caught where it stands, and the program goes
+    on."""
 
     what: str
     owner: int = 0
@@ -116,7 +119,20 @@ numbers = st.integers(0, SIZE - 1)
 actions = st.builds(
     Step,
     what=st.sampled_from(
-        ["add", "add", "remove", "set", "set", "add many", "append", "load", "create", "delete", "error", "raise"]
+        [
+            "add",
+            "add",
+            "remove",
+            "set",
+            "set",
+            "add many",
+            "append",
+            "load",
+            "create",
+            "delete",
+            "error",
+            "raise",
+        ]
     ),
     owner=numbers,
     related=st.lists(numbers, max_size=3).map(tuple),
@@ -138,7 +154,8 @@ ERRORS = (Failure, DBAPIError, PgToolsetError, InvalidRequestError, StaleDataErr
 def told(error: BaseException) -> tuple[str, str | None]:
     """An error by its class, as far as it is one that code could catch, and its SQLSTATE.
 
-    That a transaction is aborted is told in several ways, by whichever statement happens to find it out.
+    That a transaction is aborted is told in several ways, by whichever statement happens to find it
+    out.
     """
     if isinstance(error, TransactionAbortedError) or sqlstate_of(error) in ("25P02", "3B001"):
         return "aborted", None
@@ -157,7 +174,10 @@ class Run:
         self.trace: list[Any] = []
 
     async def prepare(self) -> None:
-        keys = [inspect(class_).get_property_by_column(inspect(class_).primary_key[0]).key for class_ in self.classes]
+        keys = [
+            inspect(class_).get_property_by_column(inspect(class_).primary_key[0]).key
+            for class_ in self.classes
+        ]
         self.owners = [self.shape.owner(**{keys[0]: number}) for number in range(SIZE)]
         self.related = self.owners
         if self.shape.related is not self.shape.owner:
@@ -220,15 +240,27 @@ class Run:
                     ignore_conflicts=step.swallowed,
                 )
             case "remove":
-                return await self.associations.m2m_remove(session, owner, relationship, *named[0], pks=named[1])
+                return await self.associations.m2m_remove(
+                    session, owner, relationship, *named[0], pks=named[1]
+                )
             case "set":
                 return await self.associations.m2m_set(
-                    session, owner, relationship, *named[0], pks=named[1], values=values, keep_existing=step.values
+                    session,
+                    owner,
+                    relationship,
+                    *named[0],
+                    pks=named[1],
+                    values=values,
+                    keep_existing=step.values,
                 )
             case "add many":
                 links = [(step.owner if step.flag else owner, number) for number in step.related]
                 return await self.associations.m2m_add_many(
-                    session, relationship, [*links, *links[:1]], values=values, ignore_conflicts=step.flag
+                    session,
+                    relationship,
+                    [*links, *links[:1]],
+                    values=values,
+                    ignore_conflicts=step.flag,
                 )
             case "append":
                 await session.refresh(owner, [relationship.key])
@@ -249,7 +281,9 @@ class Run:
                 if step.flag:
                     await session.flush()
             case "error":
-                await session.flush()  # whether a plain statement does that, depends on the version of SQLAlchemy
+                await (
+                    session.flush()
+                )  # whether a plain statement does that, depends on the version of SQLAlchemy
                 await divide_by_zero(session)
             case "raise":
                 raise Failure
@@ -258,11 +292,15 @@ class Run:
     def _shown(self) -> list[Any]:
         """What loaded collections show: numbers, or nothing for one that is not loaded.
 
-        Those of a deleted instance are left out: a flush loads them to find what is to be deleted with it.
+        Those of a deleted instance are left out: a flush loads them to find what is to be deleted
+        with it.
         """
         key, reverse = self.shape.relationship.key, self.shape.reverse
         shown: list[Any] = []
-        for instances, name, others in ((self.owners, key, self.related), (self.related, reverse, self.owners)):
+        for instances, name, others in (
+            (self.owners, key, self.related),
+            (self.related, reverse, self.owners),
+        ):
             for instance in instances:
                 loaded = None if inspect(instance).deleted else vars(instance).get(name)
                 shown.append(None if loaded is None else sorted(map(others.index, loaded)))
@@ -270,7 +308,8 @@ class Run:
 
 
 def agree(one: Any, other: Any) -> bool:
-    """Whether two entries of a trace are the same. A collection may be loaded here and expired there."""
+    """Whether two entries of a trace are the same. A collection may be loaded here and expired
+    there."""
     if isinstance(one, list) and isinstance(other, list):
         return all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
     return bool(one == other)
@@ -335,12 +374,15 @@ def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEn
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(program=blocks(DEPTH))
 def test_double_and_postgresql_agree(
     runner: asyncio.Runner, shared_engine: AsyncEngine, shape: str, program: Block
 ) -> None:
-    """The same program gives the same results, errors, collections and rows on the double and on PostgreSQL."""
+    """The same program gives the same results, errors, collections and rows on the double and on
+    PostgreSQL."""
     double = runner.run(on_double(SHAPES[shape], program))
     postgresql = runner.run(on_postgresql(SHAPES[shape], program, shared_engine))
     assert len(double.trace) == len(postgresql.trace)

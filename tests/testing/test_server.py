@@ -1,4 +1,5 @@
-"""The embedded PostgreSQL: quick, private, and gone with the process that started it, however that ends."""
+"""The embedded PostgreSQL: quick, private, and gone with the process that started it, however that
+ends."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def query(server: EmbeddedServer, statement: str, database: str = "postgres") ->
 
 def running_on(directory: Path) -> list[str]:
     """The command lines of the processes that work on a data directory."""
-    listing = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        ["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True
+    ).stdout
     return [line for line in listing.splitlines() if str(directory) in line and " -eo " not in line]
 
 
@@ -130,7 +133,10 @@ time.sleep(60)
 def test_nothing_is_left_running(end: signal.Signals) -> None:
     """A process that is killed, even by SIGKILL, takes its server and the data with it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     with process:
         assert process.stdout is not None

@@ -36,7 +36,8 @@ URL = "postgresql+asyncpg://user:p%40ss@host:5432/app?ssl=require"
 async def names(connection: asyncpg.Connection) -> set[str]:
     """The databases that these tests make, and drafts."""
     rows = await connection.fetch(
-        "SELECT datname FROM pg_database WHERE starts_with(datname, $1) OR datname LIKE 'pgtoolset-%'", PREFIX
+        "SELECT datname FROM pg_database WHERE starts_with(datname, $1) OR datname LIKE 'pgtoolset-%'",
+        PREFIX,
     )
     return {row["datname"] for row in rows}
 
@@ -48,7 +49,9 @@ async def make(connection: asyncpg.Connection, name: str, comment: str | None = 
 
 
 @pytest.fixture(autouse=True)
-async def databases_gone(other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def databases_gone(
+    other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     yield
     for name in await names(other):
@@ -59,9 +62,12 @@ async def databases_gone(other: asyncpg.Connection, monkeypatch: pytest.MonkeyPa
 
 
 def test_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefix and worker, or the default outside of one; everything else of the URL stays, the password included."""
+    """Prefix and worker, or the default outside of one; everything else of the URL stays, the
+    password included."""
     assert worker_database_url(URL, "test_db") == URL.replace("/app", "/test_db")
-    assert worker_database_url(make_url(URL), "test_db", prefix="shop") == URL.replace("/app", "/shop_test_db")
+    assert worker_database_url(make_url(URL), "test_db", prefix="shop") == URL.replace(
+        "/app", "/shop_test_db"
+    )
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")
     assert worker_database_url(URL, "test_db") == URL.replace("/app", "/gw3")
     assert worker_database_url(URL, "test_db", prefix="shop") == URL.replace("/app", "/shop_gw3")
@@ -75,7 +81,8 @@ def test_plain_url(scheme: str) -> None:
 
 
 def test_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that PostgreSQL would cut to the same 63 bytes stay different, and every one can be held."""
+    """Names that PostgreSQL would cut to the same 63 bytes stay different, and every one can be
+    held."""
     found = set()
     for prefix in ("p" * 70, "p" * 71, "é" * 40, "é" * 41, "p" * 60):
         for worker in ("gw1", "gw11", "w" * 70, "w" * 71):
@@ -103,7 +110,10 @@ def test_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
     """What cannot be meant is refused before any SQL: here is no server at all."""
-    arguments = {"database_url": "postgresql://nobody@127.0.0.1:1/x", "default_test_db": "test_db"} | arguments
+    arguments = {
+        "database_url": "postgresql://nobody@127.0.0.1:1/x",
+        "default_test_db": "test_db",
+    } | arguments
     with pytest.raises(error):
         worker_database_url(**arguments)
     with pytest.raises(error):
@@ -114,7 +124,9 @@ async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) 
 async def test_bad_server_and_template() -> None:
     """The other arguments are looked at before any SQL too."""
     with pytest.raises(ValueError, match="server_url"):
-        async with create_worker_database("postgresql://nobody@127.0.0.1:1/x", server_url="sqlite://"):
+        async with create_worker_database(
+            "postgresql://nobody@127.0.0.1:1/x", server_url="sqlite://"
+        ):
             raise AssertionError
     with pytest.raises(ValueError, match="template"):
         async with create_worker_database("postgresql://nobody@127.0.0.1:1/x", template="x" * 64):
@@ -124,7 +136,9 @@ async def test_bad_server_and_template() -> None:
 # A block
 
 
-async def test_block(server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_block(
+    server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The database is there during the block, empty and usable by its URL, and gone after it."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw5")
     async with create_worker_database(server_url, prefix=PREFIX) as url:
@@ -137,8 +151,11 @@ async def test_block(server_url: str, other: asyncpg.Connection, monkeypatch: py
     assert not await names(other)
 
 
-async def test_block_that_raises_with_connections_open(server_url: str, other: asyncpg.Connection) -> None:
-    """After an exception, with a transaction open in it, the database is gone, and the exception is what was raised."""
+async def test_block_that_raises_with_connections_open(
+    server_url: str, other: asyncpg.Connection
+) -> None:
+    """After an exception, with a transaction open in it, the database is gone, and the exception is
+    what was raised."""
     connection = None
     with pytest.raises(KeyError):
         async with create_worker_database(server_url, prefix=PREFIX) as url:
@@ -150,15 +167,20 @@ async def test_block_that_raises_with_connections_open(server_url: str, other: a
     assert not await names(other)
 
 
-async def test_from_a_template_by_another_server_url(server_url: str, other: asyncpg.Connection) -> None:
-    """A template is copied; the database is made over `server_url`, while the URL is that of `database_url`."""
+async def test_from_a_template_by_another_server_url(
+    server_url: str, other: asyncpg.Connection
+) -> None:
+    """A template is copied; the database is made over `server_url`, while the URL is that of
+    `database_url`."""
     model = f"{PREFIX} model"
     await create_database(model, server_url=server_url)
     connection = await asyncpg.connect(plain_url(server_url), database=model)
     await connection.execute("CREATE TABLE number AS SELECT 7 AS n")
     await connection.close()
     app_url = make_url(server_url).set(database="not there", username="nobody")
-    async with create_worker_database(app_url, prefix=PREFIX, server_url=server_url, template=model) as url:
+    async with create_worker_database(
+        app_url, prefix=PREFIX, server_url=server_url, template=model
+    ) as url:
         assert make_url(url).username == "nobody"
         connection = await asyncpg.connect(plain_url(server_url), database=make_url(url).database)
         assert await connection.fetchval("SELECT n FROM number") == 7
@@ -184,7 +206,8 @@ async def test_dropped_by_the_block_itself(server_url: str, other: asyncpg.Conne
 
 
 async def test_not_ours(server_url: str, other: asyncpg.Connection) -> None:
-    """A database of that name that was not made here is an error, and stays, whatever comment it has."""
+    """A database of that name that was not made here is an error, and stays, whatever comment it
+    has."""
     name = f"{PREFIX}_test_db"
     for comment in (None, "of great value", "{}", "[1]", '{"kind": "pgtoolset worker database"}'):
         await make(other, name, comment)
@@ -196,7 +219,8 @@ async def test_not_ours(server_url: str, other: asyncpg.Connection) -> None:
 
 
 async def test_two_at_a_time(server_url: str, other: asyncpg.Connection) -> None:
-    """Two blocks of one name at a time: the second is told whose it is, and the first does not notice."""
+    """Two blocks of one name at a time: the second is told whose it is, and the first does not
+    notice."""
     async with create_worker_database(server_url, prefix=PREFIX) as url:
         with pytest.raises(DatabaseExistsError, match=str(os.getpid())):
             async with create_worker_database(server_url, prefix=PREFIX):
@@ -241,12 +265,20 @@ async def dead() -> Owner:
     return replace(await alive(), pid=process.pid)
 
 
-async def test_left_over(server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a run left under the name is dropped first, connections and all: of a process that is dead, whose id
-    somebody else has now, of another machine with nobody in it, or of this one after a teardown that failed."""
+async def test_left_over(
+    server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run left under the name is dropped first, connections and all: of a process that is
+    dead, whose id somebody else has now, of another machine with nobody in it, or of this one after
+    a teardown that failed."""
     name = f"{PREFIX}_test_db"
     own = await alive()
-    for owner in (await dead(), replace(own, pid=os.getppid(), started=1), replace(own, machine="elsewhere"), own):
+    for owner in (
+        await dead(),
+        replace(own, pid=os.getppid(), started=1),
+        replace(own, machine="elsewhere"),
+        own,
+    ):
         await make(other, name, owner.mark())
         connection = await asyncpg.connect(plain_url(server_url), database=name)
         if owner.machine == "elsewhere":
@@ -263,7 +295,8 @@ async def test_left_over(server_url: str, other: asyncpg.Connection, monkeypatch
 
 
 async def test_of_a_living_process(server_url: str, other: asyncpg.Connection) -> None:
-    """A database of another process that is alive is an error under its name, and not swept under another."""
+    """A database of another process that is alive is an error under its name, and not swept under
+    another."""
     name = f"{PREFIX}_test_db"
     await make(other, name, (await parent()).mark())
     with pytest.raises(DatabaseExistsError, match=f"pid {os.getppid()}"):
@@ -275,8 +308,8 @@ async def test_of_a_living_process(server_url: str, other: asyncpg.Connection) -
 
 
 async def test_of_another_machine(server_url: str, other: asyncpg.Connection) -> None:
-    """Whether a process of another machine is alive is not known: its database is not swept, and under its own name it
-    is an error while somebody is in it."""
+    """Whether a process of another machine is alive is not known: its database is not swept, and
+    under its own name it is an error while somebody is in it."""
     name = f"{PREFIX}_test_db"
     await make(other, name, replace(await alive(), machine="elsewhere").mark())
     async with create_worker_database(server_url, "another", prefix=PREFIX):
@@ -302,7 +335,8 @@ async def test_of_another_machine_long_ago(server_url: str, other: asyncpg.Conne
 
 
 async def test_sweep(server_url: str, other: asyncpg.Connection) -> None:
-    """Databases of dead processes go, whatever their names, and drafts of theirs; what is not ours stays."""
+    """Databases of dead processes go, whatever their names, and drafts of theirs; what is not ours
+    stays."""
     await make(other, f"{PREFIX} abandoned", (await dead()).mark())
     await make(other, draft_name(await dead()))
     await make(other, draft_name(await alive()))
@@ -333,7 +367,8 @@ async def test_swept_by_many_at_once(server_url: str, other: asyncpg.Connection)
 
 
 def test_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A draft tells by its name whether its maker is alive; of another machine it is forgotten after an hour."""
+    """A draft tells by its name whether its maker is alive; of another machine it is forgotten
+    after an hour."""
     owner = new_owner()
     assert not is_forgotten_draft(draft_name(owner))
     assert is_forgotten_draft(draft_name(replace(owner, started=owner.started + 1)))
@@ -362,7 +397,9 @@ asyncio.run(main())
 """
 
 
-async def test_killed(server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_killed(
+    server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that is killed leaves its database; the next run, under another name too, drops it."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     for next_worker in ("gw0", "gw7"):
@@ -391,7 +428,8 @@ async def test_killed(server_url: str, other: asyncpg.Connection, monkeypatch: p
 
 
 async def test_cancelled_everywhere(server_url: str, other: asyncpg.Connection) -> None:
-    """Cancelled at any suspension, a block leaves no database, neither under its name nor a draft."""
+    """Cancelled at any suspension, a block leaves no database, neither under its name nor a
+    draft."""
 
     async def block() -> None:
         async with create_worker_database(server_url, prefix=PREFIX):
@@ -419,9 +457,13 @@ async def test_cancelled_everywhere(server_url: str, other: asyncpg.Connection) 
 
 
 async def test_teardown_fails(
-    server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server_url: str,
+    other: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A drop that fails is raised after a block that went well, and logged after one that raised."""
+    """A drop that fails is raised after a block that went well, and logged after one that
+    raised."""
 
     async def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no server")

@@ -1,6 +1,8 @@
-"""Sessions of a user's own, that owe nothing to SQLAlchemy: what the protocols ask for, and no more.
+"""Sessions of a user's own, that owe nothing to SQLAlchemy: what the protocols ask for, and no
+more.
 
-The doubles of `pgtoolset.testing` are `AsyncSession`s; these are not, so they show that the protocols suffice.
+The doubles of `pgtoolset.testing` are `AsyncSession`s; these are not, so they show that the
+protocols suffice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`uninterrupted`: work that a cancellation cannot cut, and a cancellation that the work cannot swallow."""
+"""`uninterrupted`: work that a cancellation cannot cut, and a cancellation that the work cannot
+swallow."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ async def test_cancellation_message_is_kept() -> None:
 
 
 async def test_ends_with_the_result_when_nothing_is_awaited_afterwards() -> None:
-    """A task that ends with the work ends with its result: it was told so, and there is nothing left to cancel."""
+    """A task that ends with the work ends with its result: it was told so, and there is nothing
+    left to cancel."""
     work = Work()
     task = asyncio.create_task(uninterrupted(work.run()))
     await work.started.wait()
@@ -120,7 +122,8 @@ async def test_timeout_that_expires_during_the_work_and_more_follows() -> None:
 
 
 async def test_anyio_cancel_scope() -> None:
-    """An anyio scope that is cancelled during the work is cancelled after it, and only within the scope."""
+    """An anyio scope that is cancelled during the work is cancelled after it, and only within the
+    scope."""
     work = Work()
     asyncio.get_running_loop().call_later(0.05, work.release.set)
     log: list[object] = []

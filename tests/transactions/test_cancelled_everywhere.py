@@ -1,7 +1,8 @@
 """A cancellation at every suspension of a block, the commit included.
 
-Afterwards the pool is whole, the session is closed, and what the caller was told agrees with what is stored: a block
-that ended normally is committed, one that raised is not. A cancellation that a commit outlived is delivered later.
+Afterwards the pool is whole, the session is closed, and what the caller was told agrees with what
+is stored: a block that ended normally is committed, one that raised is not. A cancellation that a
+commit outlived is delivered later.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from pgtoolset import create_db_context, create_db_dependency, get_transaction, on_commit, run_transaction
+from pgtoolset import (
+    create_db_context,
+    create_db_dependency,
+    get_transaction,
+    on_commit,
+    run_transaction,
+)
 from tests.support import Item, insert, interrupt_everywhere, stored
 
 Maker = async_sessionmaker[AsyncSession]
@@ -136,21 +143,25 @@ async def test_told_and_stored_agree(
         sessions.clear()
         seen = await stored(other)
         assert -n not in seen
-        assert (n in seen) == told.get(n, "cancelled").startswith("committed"), f"at suspension {n}: {told.get(n)}"
+        assert (n in seen) == told.get(n, "cancelled").startswith("committed"), (
+            f"at suspension {n}: {told.get(n)}"
+        )
         async with create_db_context(session_maker)() as session:
             assert await session.scalar(text("SELECT 1")) == 1
 
     suspensions = await interrupt_everywhere(work, check)
     assert suspensions >= 3
     outcomes = set(told.values())
-    # The commit was reached, a cancellation in the middle of it was survived, and it was delivered afterwards.
+    # The commit was reached, a cancellation in the middle of it was survived, and it was delivered
+    # afterwards.
     assert outcomes == {"cancelled", "committed", "committed, not cancelled"}
 
 
 async def test_timeout_in_the_commit_does_not_poison_what_follows(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """A timeout that expires during a slow COMMIT: the block ends well, and so does the code after the timeout."""
+    """A timeout that expires during a slow COMMIT: the block ends well, and so does the code after
+    the timeout."""
     await other.execute(
         """
         CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS

@@ -1,8 +1,9 @@
 """Random trees of nested transactions with random failures, against a model of savepoint semantics.
 
 The same programs run on PostgreSQL, by blocks of ours mixed with SQLAlchemy's own, on the double of
-`pgtoolset.testing`, and on a session that knows nothing of SQLAlchemy. Model and implementation must agree on what is
-stored, on which callbacks ran in which order, and on how the outermost block ended.
+`pgtoolset.testing`, and on a session that knows nothing of SQLAlchemy. Model and implementation
+must agree on what is stored, on which callbacks ran in which order, and on how the outermost block
+ended.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from pgtoolset import TransactionAbortedError, get_transaction, on_commit
 from pgtoolset.testing import MemoryDatabase, MemorySession
@@ -64,7 +70,12 @@ Step: TypeAlias = "Write | Flush | Raise | BadStatement | Block"
 
 
 def steps(*, sql: bool) -> st.SearchStrategy[Any]:
-    simple: list[st.SearchStrategy[Any]] = [st.just(Write()), st.just(Write()), st.just(Flush()), st.just(Raise())]
+    simple: list[st.SearchStrategy[Any]] = [
+        st.just(Write()),
+        st.just(Write()),
+        st.just(Flush()),
+        st.just(Raise()),
+    ]
     if sql:
         simple.append(st.builds(BadStatement, swallowed=st.booleans()))
     return st.recursive(
@@ -93,12 +104,14 @@ class Aborted(Exception):
 
 @dataclass
 class Model:
-    """What PostgreSQL's documentation says of BEGIN, SAVEPOINT, ROLLBACK TO and an aborted transaction."""
+    """What PostgreSQL's documentation says of BEGIN, SAVEPOINT, ROLLBACK TO and an aborted
+    transaction."""
 
     next_id: int = 0
     rows: list[int] = field(default_factory=list)
     aborted: bool = False
-    #: SAVEPOINT is sent with the first statement of a level, so an empty level in an aborted transaction is harmless.
+    #: SAVEPOINT is sent with the first statement of a level, so an empty level in an aborted
+    #: transaction is harmless.
     touched: list[bool] = field(default_factory=list)
 
     def statement(self) -> None:
@@ -143,7 +156,8 @@ class Model:
         finally:
             touched = self.touched.pop()
         if touched and self.aborted:
-            # SQLAlchemy's own block sends RELEASE, which is refused, and leaves the transaction aborted.
+            # SQLAlchemy's own block sends RELEASE, which is refused, and leaves the transaction
+            # aborted.
             raise Refused
 
     def outermost(self, block: Block) -> str:
@@ -212,7 +226,9 @@ async def run_on_session(session: AsyncSession, program: Block, ran: list[int]) 
                             raise
                 case Block():
                     try:
-                        async with session.begin_nested() if step.plain else get_transaction(session):
+                        async with (
+                            session.begin_nested() if step.plain else get_transaction(session)
+                        ):
                             await run(step)
                     except (Failure, DBAPIError, TransactionAbortedError):
                         if not step.caught:
@@ -270,10 +286,13 @@ def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEn
     runner.run(engine.dispose())
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(program=programs(sql=True))
 def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program: Block) -> None:
-    """PostgreSQL, through blocks of ours and SQLAlchemy's mixed: an exception undoes exactly its own level."""
+    """PostgreSQL, through blocks of ours and SQLAlchemy's mixed: an exception undoes exactly its
+    own level."""
     model = Model()
     expected = model.outermost(program)
     ran: list[int] = []
@@ -295,7 +314,8 @@ def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program:
 @settings(max_examples=300, deadline=None)
 @given(program=programs(sql=True))
 def test_double(program: Block) -> None:
-    """The double of `pgtoolset.testing`: the same programs, errors of statements included, end in the same way."""
+    """The double of `pgtoolset.testing`: the same programs, errors of statements included, end in
+    the same way."""
     model = Model()
     expected = model.outermost(program)
     ran: list[int] = []

@@ -11,7 +11,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from pgtoolset import TransactionAbortedError, TransactionStateError, create_db_context, get_transaction, on_commit
+from pgtoolset import (
+    TransactionAbortedError,
+    TransactionStateError,
+    create_db_context,
+    get_transaction,
+    on_commit,
+)
 from tests.support import insert, stored, swallow_error
 from tests.transactions.plain_session import PlainSession
 
@@ -19,7 +25,8 @@ Maker = async_sessionmaker[AsyncSession]
 
 
 async def test_order_and_kinds(session_maker: Maker) -> None:
-    """Sync and async callbacks run in registration order, after the commit, before control returns."""
+    """Sync and async callbacks run in registration order, after the commit, before control
+    returns."""
     log: list[object] = []
 
     async def later() -> None:
@@ -54,7 +61,8 @@ async def test_after_the_commit(session_maker: Maker, other: asyncpg.Connection)
 
 @pytest.mark.parametrize("how", ["session.commit()", "transaction.commit()", "run_sync"])
 async def test_whoever_commits(session_maker: Maker, how: str) -> None:
-    """An explicit commit runs them too, once, and a callback registered later belongs to the next transaction."""
+    """An explicit commit runs them too, once, and a callback registered later belongs to the next
+    transaction."""
     log: list[str] = []
     async with create_db_context(session_maker)() as session:
         await session.execute(text("SELECT 1"))
@@ -113,8 +121,11 @@ async def test_forgotten_with_its_level(session_maker: Maker) -> None:
     assert log == ["outer", "plain nested"]
 
 
-async def test_forgotten_with_a_swallowed_flush_error(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A savepoint that SQLAlchemy rolled back after a failed flush forgets its callbacks as well."""
+async def test_forgotten_with_a_swallowed_flush_error(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """A savepoint that SQLAlchemy rolled back after a failed flush forgets its callbacks as
+    well."""
     from tests.support import Item
 
     log: list[str] = []
@@ -131,7 +142,8 @@ async def test_forgotten_with_a_swallowed_flush_error(session_maker: Maker, othe
 
 
 async def test_forgotten_when_the_commit_is_none(session_maker: Maker) -> None:
-    """In a plain session too, a COMMIT that PostgreSQL answers with ROLLBACK runs none and raises."""
+    """In a plain session too, a COMMIT that PostgreSQL answers with ROLLBACK runs none and
+    raises."""
     log: list[str] = []
     async with session_maker() as session:
         await session.execute(text("SELECT 1"))
@@ -196,7 +208,8 @@ async def test_one_that_raises(
 
 
 async def test_cancellation_while_they_run(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A cancellation that arrives while callbacks run is delivered when all have run: they belong to the commit."""
+    """A cancellation that arrives while callbacks run is delivered when all have run: they belong
+    to the commit."""
     log: list[str] = []
     running = asyncio.Event()
 
@@ -223,7 +236,8 @@ async def test_cancellation_while_they_run(session_maker: Maker, other: asyncpg.
 
 
 async def test_callback_uses_the_database(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A callback may open a session of its own, register callbacks there, and use the very session."""
+    """A callback may open a session of its own, register callbacks there, and use the very
+    session."""
     db_context = create_db_context(session_maker)
     log: list[str] = []
 
@@ -247,7 +261,8 @@ async def test_callback_uses_the_database(session_maker: Maker, other: asyncpg.C
 
 
 async def test_with_a_double() -> None:
-    """The same rules hold for a session without SQLAlchemy's events, by the blocks of get_transaction."""
+    """The same rules hold for a session without SQLAlchemy's events, by the blocks of
+    get_transaction."""
     log: list[str] = []
     session = PlainSession(set())
 

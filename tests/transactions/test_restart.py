@@ -19,8 +19,8 @@ RESTARTS = 3
 
 
 async def test_every_acknowledged_write_is_there(caplog: pytest.LogCaptureFixture) -> None:
-    """Immediate shutdown, three times, while clients write over HTTP: the application recovers by itself, every write
-    that was acknowledged is there, and the pool is whole."""
+    """Immediate shutdown, three times, while clients write over HTTP: the application recovers by
+    itself, every write that was acknowledged is there, and the pool is whole."""
     caplog.set_level(logging.CRITICAL, "sqlalchemy.pool")
     server = await asyncio.to_thread(_started)
     engine = create_async_engine(server.url(), pool_size=5, max_overflow=0)
@@ -63,7 +63,10 @@ async def test_every_acknowledged_write_is_there(caplog: pytest.LogCaptureFixtur
             await until(lambda: len(acknowledged) >= before + 50, seconds=30)
             stopped.set()
 
-        async with serving(app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        async with (
+            serving(app) as port,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        ):
             async with asyncio.timeout(60), asyncio.TaskGroup() as group:
                 for writer in range(1, WRITERS + 1):
                     group.create_task(write(client, writer))

@@ -42,8 +42,11 @@ async def test_returns_the_result(session_maker: Maker, other: asyncpg.Connectio
     assert await stored(other) == {1}
 
 
-async def test_serialization_failures(session_maker: Maker, account: None, other: asyncpg.Connection) -> None:
-    """Concurrent read-modify-write under SERIALIZABLE: every call succeeds and no update is lost."""
+async def test_serialization_failures(
+    session_maker: Maker, account: None, other: asyncpg.Connection
+) -> None:
+    """Concurrent read-modify-write under SERIALIZABLE: every call succeeds and no update is
+    lost."""
     calls = 0
 
     async def withdraw(session: AsyncSession) -> None:
@@ -54,7 +57,10 @@ async def test_serialization_failures(session_maker: Maker, account: None, other
         row.balance -= 1
 
     await asyncio.gather(
-        *(run_transaction(session_maker, withdraw, isolation_level="SERIALIZABLE", attempts=100) for _ in range(20))
+        *(
+            run_transaction(session_maker, withdraw, isolation_level="SERIALIZABLE", attempts=100)
+            for _ in range(20)
+        )
     )
     assert await balance(other) == 80
     assert calls > 20, "without a conflict the test proves nothing"
@@ -82,12 +88,17 @@ async def test_deadlock(session_maker: Maker, other: asyncpg.Connection) -> None
 
         return work
 
-    await asyncio.gather(run_transaction(session_maker, transfer(1, 2)), run_transaction(session_maker, transfer(2, 1)))
+    await asyncio.gather(
+        run_transaction(session_maker, transfer(1, 2)),
+        run_transaction(session_maker, transfer(2, 1)),
+    )
     assert [row["balance"] for row in await other.fetch("SELECT balance FROM account")] == [2, 2]
     assert calls == 3
 
 
-async def test_failure_at_the_commit(session_maker: Maker, account: None, other: asyncpg.Connection) -> None:
+async def test_failure_at_the_commit(
+    session_maker: Maker, account: None, other: asyncpg.Connection
+) -> None:
     """A serialization failure that PostgreSQL reports only at the COMMIT is tried again as well."""
     await other.execute(
         """
@@ -111,7 +122,9 @@ async def test_failure_at_the_commit(session_maker: Maker, account: None, other:
         await run_transaction(session_maker, work)
     finally:
         await other.execute("DROP TRIGGER refuse ON item; DROP SEQUENCE refusals")
-    assert len(sessions) == len({id(session) for session in sessions}) == 3, "each attempt has a session of its own"
+    assert len(sessions) == len({id(session) for session in sessions}) == 3, (
+        "each attempt has a session of its own"
+    )
     assert await stored(other) == {1}
 
 
@@ -132,7 +145,9 @@ async def test_last_error_propagates(session_maker: Maker, code: str, engine: As
 
 
 @pytest.mark.parametrize("attempts", [1, 5])
-async def test_other_errors_propagate_at_once(session_maker: Maker, attempts: int, other: asyncpg.Connection) -> None:
+async def test_other_errors_propagate_at_once(
+    session_maker: Maker, attempts: int, other: asyncpg.Connection
+) -> None:
     """Any other error, of the database or not, is not tried again."""
     calls = 0
 
@@ -156,7 +171,9 @@ async def test_other_errors_propagate_at_once(session_maker: Maker, attempts: in
     assert await stored(other) == set()
 
 
-async def test_swallowed_serialization_failure(session_maker: Maker, other: asyncpg.Connection) -> None:
+async def test_swallowed_serialization_failure(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """Work that swallowed a serialization failure is held to the truth, and is tried again."""
     calls = 0
 
@@ -218,18 +235,25 @@ async def test_options(session_maker: Maker) -> None:
         if calls == 1:
             await session.execute(raise_sqlstate("40001"))
         row = await session.execute(
-            text("SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')")
+            text(
+                "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+            )
         )
         return tuple(row.one())  # type: ignore[return-value]
 
-    assert await run_transaction(session_maker, work, isolation_level="REPEATABLE READ", read_only=True) == (
+    assert await run_transaction(
+        session_maker, work, isolation_level="REPEATABLE READ", read_only=True
+    ) == (
         "repeatable read",
         "on",
     )
 
 
-async def test_backoff(session_maker: Maker, monkeypatch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
-    """Full jitter under an exponential ceiling with a limit, and no connection held while it waits."""
+async def test_backoff(
+    session_maker: Maker, monkeypatch: pytest.MonkeyPatch, engine: AsyncEngine
+) -> None:
+    """Full jitter under an exponential ceiling with a limit, and no connection held while it
+    waits."""
     ceilings: list[float] = []
     pool: Any = engine.pool
 
@@ -249,7 +273,9 @@ async def test_backoff(session_maker: Maker, monkeypatch: pytest.MonkeyPatch, en
     assert ceilings == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0])
 
 
-async def test_cancelled_while_it_waits(session_maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_while_it_waits(
+    session_maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cancellation ends the waiting; there is no further attempt."""
     monkeypatch.setattr(transactions.random, "uniform", lambda low, high: 60.0)
     calls = 0
@@ -284,7 +310,9 @@ async def nothing(session: AsyncSession) -> None:
         ({"session_maker": None}, TypeError),
     ],
 )
-async def test_bad_argument(session_maker: Maker, arguments: dict[str, Any], error: type[Exception]) -> None:
+async def test_bad_argument(
+    session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """A bad argument is refused by its name, before any SQL and before work is called."""
     with pytest.raises(error, match=next(iter(arguments))):
         await run_transaction(**{"session_maker": session_maker, "work": nothing, **arguments})

@@ -9,18 +9,30 @@ import asyncpg
 import pytest
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session
 
-from pgtoolset import TransactionAbortedError, TransactionStateError, create_db_context, get_transaction
+from pgtoolset import (
+    TransactionAbortedError,
+    TransactionStateError,
+    create_db_context,
+    get_transaction,
+)
 from pgtoolset.testing import MemoryDatabase
 from tests.support import Account, Item, Part, insert, stored, swallow_error
 from tests.transactions.plain_session import PlainSession
 
 Maker = async_sessionmaker[AsyncSession]
 
-OPTIONS = "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only'), \
+OPTIONS = (
+    "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only'), \
 current_setting('transaction_deferrable')"
+)
 
 
 async def options_of(session: AsyncSession) -> tuple[str, str, str]:
@@ -39,7 +51,8 @@ async def test_outermost_commits(session_maker: Maker, other: asyncpg.Connection
 
 
 async def test_outermost_rolls_back(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Outermost: an exception rolls back and propagates unchanged; the session can be used again."""
+    """Outermost: an exception rolls back and propagates unchanged; the session can be used
+    again."""
     error = KeyError("k")
     async with session_maker() as session:
         with pytest.raises(KeyError) as caught:
@@ -68,8 +81,11 @@ async def test_nested_is_a_savepoint(session_maker: Maker, other: asyncpg.Connec
     assert await stored(other) == {1, 4}
 
 
-async def test_nested_in_a_transaction_of_others(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """In a session that is already in a transaction, by `begin()` or by autobegin, it is a savepoint."""
+async def test_nested_in_a_transaction_of_others(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """In a session that is already in a transaction, by `begin()` or by autobegin, it is a
+    savepoint."""
     async with session_maker() as session:
         async with session.begin():
             await insert(session, 1)
@@ -112,7 +128,9 @@ async def test_instances_follow_the_savepoint(session_maker: Maker) -> None:
         assert account.balance == 10
 
 
-async def test_works_with_async_scoped_session(session_maker: Maker, other: asyncpg.Connection) -> None:
+async def test_works_with_async_scoped_session(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """The session of an `async_scoped_session` is held to the same guarantees."""
     scoped = async_scoped_session(session_maker, scopefunc=lambda: 1)
     async with get_transaction(scoped()):
@@ -126,7 +144,8 @@ async def test_works_with_async_scoped_session(session_maker: Maker, other: asyn
 
 
 async def test_works_with_a_double() -> None:
-    """It works with the double as with the database; with any `TransactionalSession`: see test_contracts_own.py."""
+    """It works with the double as with the database; with any `TransactionalSession`: see
+    test_contracts_own.py."""
     database = MemoryDatabase()
     async with create_db_context(database.session)() as session:
         session.add(Item(id=1))
@@ -189,7 +208,9 @@ async def test_session_without_transaction_is_left_as_it_was(session_maker: Make
         async with get_transaction(session):
             pass
         await swallow_error(session)
-        await session.commit()  # SQLAlchemy's own silence, which is not ours to change outside our blocks
+        await (
+            session.commit()
+        )  # SQLAlchemy's own silence, which is not ours to change outside our blocks
 
 
 async def test_explicit_rollback_inside(session_maker: Maker, other: asyncpg.Connection) -> None:
@@ -226,7 +247,8 @@ async def test_commit_error_is_unchanged(session_maker: Maker, other: asyncpg.Co
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_isolation_level(session_maker: Maker, level: Any) -> None:
-    """`isolation_level` in SQLAlchemy's spelling; the next transaction on the connection has the default again."""
+    """`isolation_level` in SQLAlchemy's spelling; the next transaction on the connection has the
+    default again."""
     async with session_maker() as session:
         async with get_transaction(session, isolation_level=level):
             assert await options_of(session) == (level.lower(), "off", "off")
@@ -237,7 +259,9 @@ async def test_isolation_level(session_maker: Maker, level: Any) -> None:
 async def test_read_only_and_deferrable(session_maker: Maker, engine: AsyncEngine) -> None:
     """`read_only` and `deferrable` hold for this transaction alone."""
     async with session_maker() as session:
-        async with get_transaction(session, isolation_level="SERIALIZABLE", read_only=True, deferrable=True):
+        async with get_transaction(
+            session, isolation_level="SERIALIZABLE", read_only=True, deferrable=True
+        ):
             assert await options_of(session) == ("serializable", "on", "on")
         with pytest.raises(DBAPIError, match="read-only"):
             async with get_transaction(session, read_only=True):
@@ -280,12 +304,17 @@ async def test_durable(session_maker: Maker, other: asyncpg.Connection) -> None:
         {"deferrable": True},
     ],
 )
-async def test_options_nested(session_maker: Maker, options: Any, other: asyncpg.Connection) -> None:
-    """`durable` or any other option while nested is a TransactionStateError that names it, before any SQL."""
+async def test_options_nested(
+    session_maker: Maker, options: Any, other: asyncpg.Connection
+) -> None:
+    """`durable` or any other option while nested is a TransactionStateError that names it, before
+    any SQL."""
     sent: list[str] = []
     async with session_maker() as session, get_transaction(session):
         await insert(session, 1)
-        event.listen(session.bind.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[2]))  # type: ignore[union-attr]
+        event.listen(
+            session.bind.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[2])
+        )  # type: ignore[union-attr]
         with pytest.raises(TransactionStateError, match=next(iter(options))):
             async with get_transaction(session, **options):
                 raise AssertionError("must not be reached")
@@ -307,7 +336,9 @@ async def test_options_nested(session_maker: Maker, options: Any, other: asyncpg
         ({"deferrable": 0}, TypeError),
     ],
 )
-async def test_bad_option(session_maker: Maker, arguments: dict[str, Any], error: type[Exception]) -> None:
+async def test_bad_option(
+    session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """A bad option is refused at the call, by the name of the argument."""
     async with session_maker() as session:
         with pytest.raises(error, match=next(iter(arguments))):
@@ -323,7 +354,8 @@ def test_bad_session(session: Any) -> None:
 
 
 async def test_options_need_sqlalchemy() -> None:
-    """Other sessions cannot be asked for an isolation level: that would be a promise that nobody keeps."""
+    """Other sessions cannot be asked for an isolation level: that would be a promise that nobody
+    keeps."""
     session = PlainSession(set())
     with pytest.raises(TypeError, match="isolation_level"):
         async with get_transaction(session, isolation_level="SERIALIZABLE"):
@@ -331,7 +363,9 @@ async def test_options_need_sqlalchemy() -> None:
     assert not session.in_transaction()
 
 
-async def test_concurrent_sessions_are_independent(session_maker: Maker, other: asyncpg.Connection) -> None:
+async def test_concurrent_sessions_are_independent(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """Blocks of different sessions in one process know nothing of each other."""
 
     async def work(n: int) -> None:
@@ -345,8 +379,11 @@ async def test_concurrent_sessions_are_independent(session_maker: Maker, other: 
     assert await stored(other) == set(range(0, 20, 2))
 
 
-async def test_session_joined_to_a_connection(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """In a session joined to an outer transaction a commit is a savepoint's: the outer transaction decides."""
+async def test_session_joined_to_a_connection(
+    engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """In a session joined to an outer transaction a commit is a savepoint's: the outer transaction
+    decides."""
     async with engine.connect() as connection:
         outer = await connection.begin()
         maker = async_sessionmaker(connection, join_transaction_mode="create_savepoint")

@@ -1,4 +1,5 @@
-"""The types refuse what is wrong: `accepted/` has what must be accepted, `rejected/` what must not."""
+"""The types refuse what is wrong: `accepted/` has what must be accepted, `rejected/` what must
+not."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def run(*command: str) -> str:
     environment = dict(os.environ)
     if (ROOT / "src").exists():
         environment["MYPYPATH"] = str(ROOT / "src")
-    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 1, result.stdout + result.stderr
     return result.stdout
 
@@ -35,7 +38,11 @@ def mypy(cache: Path) -> dict[int, str]:
 def pyright(cache: Path) -> dict[int, str]:
     output = run("pyright", "--pythonpath", sys.executable, "--outputjson", str(CALLS))
     found = json.loads(output)["generalDiagnostics"]
-    return {each["range"]["start"]["line"] + 1: each["message"] for each in found if each["severity"] == "error"}
+    return {
+        each["range"]["start"]["line"] + 1: each["message"]
+        for each in found
+        if each["severity"] == "error"
+    }
 
 
 @pytest.mark.parametrize("check", [mypy, pyright])

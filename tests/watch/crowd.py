@@ -1,4 +1,5 @@
-"""Crowds of waiters on a small pool: what their polls do, and a pool that has nothing left for them."""
+"""Crowds of waiters on a small pool: what their polls do, and a pool that has nothing left for
+them."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ from tests.support import until
 
 @asynccontextmanager
 async def small(url: str, size: int, **options: Any) -> AsyncIterator[AsyncEngine]:
-    """An engine with so many connections and not one more, all of them open; afterwards they must all be there."""
-    engine = create_async_engine(url, **{"pool_size": size, "max_overflow": 0, "pool_timeout": 30, **options})
+    """An engine with so many connections and not one more, all of them open; afterwards they must
+    all be there."""
+    engine = create_async_engine(
+        url, **{"pool_size": size, "max_overflow": 0, "pool_timeout": 30, **options}
+    )
     try:
         async with every_connection(engine):
             pass
@@ -49,7 +53,9 @@ class Polls:
         event.listen(engine.sync_engine, "before_cursor_execute", self._statement)
         event.listen(engine.sync_engine, "checkout", self._checkout)
 
-    def _statement(self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+    def _statement(
+        self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> None:
         self.sizes.append(len(parameters))
         if self.turns:
             self.turns[-1].append(len(parameters))
@@ -61,7 +67,10 @@ class Polls:
 def in_line() -> int:
     """The waiters who stand in a line, and those who lead; not those who are being looked for."""
     lines = [line for turns in list(_turns._all.values()) for line in list(turns._lines.values())]
-    return sum(len([place for place in line._queue if place.is_taken]) + (line._leader is not None) for line in lines)
+    return sum(
+        len([place for place in line._queue if place.is_taken]) + (line._leader is not None)
+        for line in lines
+    )
 
 
 def turns_of(engine: AsyncEngine) -> list[Any]:

@@ -38,7 +38,8 @@ async def test_prints_changes(database_url: str, other: asyncpg.Connection) -> N
 
 @pytest.mark.usefixtures("engine")
 async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -> None:
-    """A key is read as what its columns are: a domain's own type, an address, a moment, an enum, true or false."""
+    """A key is read as what its columns are: a domain's own type, an address, a moment, an enum,
+    true or false."""
     await other.execute(
         """
         CREATE SCHEMA "Odd";
@@ -68,7 +69,11 @@ async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("nothing", "1"), "no table"), (("item", "1", "2"), "1 part"), (("item", "one"), "cannot be id")],
+    [
+        (("nothing", "1"), "no table"),
+        (("item", "1", "2"), "1 part"),
+        (("item", "one"), "cannot be id"),
+    ],
 )
 async def test_bad_arguments(database_url: str, arguments: tuple[str, ...], message: str) -> None:
     """A table or key that cannot be is told in a sentence, with exit code 1."""

@@ -1,4 +1,5 @@
-"""Watching through PgBouncer in transaction mode, where no two statements need to meet the same backend."""
+"""Watching through PgBouncer in transaction mode, where no two statements need to meet the same
+backend."""
 
 from __future__ import annotations
 
@@ -15,14 +16,17 @@ from pgtoolset import RowWatcher, row_change_trigger, wait_for_row_change
 from tests.pgbouncer import BACKENDS, PROGRAM, pgbouncer
 from tests.support import Item
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed (apt-get install pgbouncer)")
+pytestmark = pytest.mark.skipif(
+    PROGRAM is None, reason="pgbouncer is not installed (apt-get install pgbouncer)"
+)
 
 WAITERS = 10
 
 
 @pytest.fixture
 async def bouncing(engine: AsyncEngine, database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine as it has to be made for PgBouncer: without caches of statements, and each with a name of its own."""
+    """An engine as it has to be made for PgBouncer: without caches of statements, and each with a
+    name of its own."""
     async with pgbouncer(database_url) as url:
         bouncing = create_async_engine(
             url,
@@ -39,8 +43,11 @@ async def bouncing(engine: AsyncEngine, database_url: str) -> AsyncIterator[Asyn
             await bouncing.dispose()
 
 
-async def test_watcher(bouncing: AsyncEngine, engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """Notifications do not come through, which costs one interval: the waiters are served, and others are not hurt."""
+async def test_watcher(
+    bouncing: AsyncEngine, engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """Notifications do not come through, which costs one interval: the waiters are served, and
+    others are not hurt."""
     async with engine.begin() as connection:
         for ddl in row_change_trigger(Item):
             await connection.execute(ddl)
@@ -64,7 +71,8 @@ async def test_watcher(bouncing: AsyncEngine, engine: AsyncEngine, other: asyncp
 
 
 async def test_wait_for_row_change(bouncing: AsyncEngine, other: asyncpg.Connection) -> None:
-    """More waiters than backends, while others change hands of them: nobody meets another's statement or none."""
+    """More waiters than backends, while others change hands of them: nobody meets another's
+    statement or none."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 10) AS n")
     busy = True
 
@@ -75,7 +83,9 @@ async def test_wait_for_row_change(bouncing: AsyncEngine, other: asyncpg.Connect
 
     async def wait(number: int) -> str:
         async with AsyncSession(bouncing) as session:
-            return (await wait_for_row_change(session, Item, number, interval=0.01, timeout=10)).name
+            return (
+                await wait_for_row_change(session, Item, number, interval=0.01, timeout=10)
+            ).name
 
     shuffles = [asyncio.create_task(shuffle()) for _ in range(BACKENDS)]
     waits = [asyncio.create_task(wait(number)) for number in range(1, WAITERS + 1)]

@@ -1,4 +1,5 @@
-"""Random schedules of writes, subscriptions and cancellations: nothing that lasted is missed, nothing is invented."""
+"""Random schedules of writes, subscriptions and cancellations: nothing that lasted is missed,
+nothing is invented."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ async def run(engine: AsyncEngine, schedule: list[tuple[str, Any, Any]]) -> None
                 if value is None
                 else "INSERT INTO item VALUES (:id, :name) ON CONFLICT (id) DO UPDATE SET name = excluded.name"
             )
-            await connection.execute(text(statement), {"id": key} if value is None else {"id": key, "name": value})
+            await connection.execute(
+                text(statement), {"id": key} if value is None else {"id": key, "name": value}
+            )
 
         async with (
             RowWatcher(engine, interval=0.005) as watcher,
@@ -74,7 +77,8 @@ async def run(engine: AsyncEngine, schedule: list[tuple[str, Any, Any]]) -> None
             count = 0
 
             async def tick() -> None:
-                """A look that began after everything before it: one statement looks at the clock and all the rows."""
+                """A look that began after everything before it: one statement looks at the clock
+                and all the rows."""
                 nonlocal count
                 for _ in range(2):  # the first look may be the one that somebody joins with
                     count += 1
@@ -119,7 +123,9 @@ async def run(engine: AsyncEngine, schedule: list[tuple[str, Any, Any]]) -> None
             for seen in streams + waits:
                 assert seen.task is not None
                 seen.task.cancel()
-            await asyncio.gather(*(seen.task for seen in streams + waits if seen.task), return_exceptions=True)
+            await asyncio.gather(
+                *(seen.task for seen in streams + waits if seen.task), return_exceptions=True
+            )
 
 
 def check_stream(seen: Seen, history: list[str | None]) -> None:
@@ -128,7 +134,11 @@ def check_stream(seen: Seen, history: list[str | None]) -> None:
         assert change.after == following.before, "each change starts where the last one ended"
     for change in seen.changes:
         assert change.before != change.after, "a change that is none was invented"
-    start = name_of(seen.changes[0].before) if seen.changes else (seen.lasting[0] if seen.lasting else None)
+    start = (
+        name_of(seen.changes[0].before)
+        if seen.changes
+        else (seen.lasting[0] if seen.lasting else None)
+    )
     assert is_part(([start] if seen.changes else []) + states, history), "a state was invented"
     settled = [seen.lasting[0], *seen.lasting] if seen.lasting else []
     lasted = [now for before, now in itertools.pairwise(settled) if now != before]
@@ -146,7 +156,9 @@ def check_wait(seen: Seen, history: list[str | None]) -> None:
         assert None in history
     else:
         change = seen.task.result()
-        assert is_part([name_of(change.before), name_of(change.after)], history), "a change was invented"
+        assert is_part([name_of(change.before), name_of(change.after)], history), (
+            "a change was invented"
+        )
         assert change.before != change.after
 
 
@@ -158,11 +170,17 @@ def is_part(part: list[str | None], whole: list[str | None]) -> bool:
 
 @pytest.mark.parametrize("few", [_groups.FEW, 0], ids=["fetched", "as text"])
 @given(schedule=steps)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_schedules(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, few: int, schedule: list[tuple[str, Any, Any]]
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    few: int,
+    schedule: list[tuple[str, Any, Any]],
 ) -> None:
-    """Whatever the schedule: what lasted longer than a tick is told, in order, and nothing that never was."""
+    """Whatever the schedule: what lasted longer than a tick is told, in order, and nothing that
+    never was."""
     monkeypatch.setattr(_groups, "FEW", few)
 
     async def main() -> None:

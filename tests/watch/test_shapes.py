@@ -14,12 +14,29 @@ from uuid import UUID
 import anyio
 import asyncpg
 import pytest
-from sqlalchemy import CHAR, JSON, Date, DateTime, Enum, ForeignKey, Identity, Numeric, String, TypeDecorator
+from sqlalchemy import (
+    CHAR,
+    JSON,
+    Date,
+    DateTime,
+    Enum,
+    ForeignKey,
+    Identity,
+    Numeric,
+    String,
+    TypeDecorator,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, CITEXT, INT4RANGE, JSONB, Range
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
-from pgtoolset import RowWatcher, WaitTimeoutError, WatchFailedError, row_change_trigger, wait_for_row_change
+from pgtoolset import (
+    RowWatcher,
+    WaitTimeoutError,
+    WatchFailedError,
+    row_change_trigger,
+    wait_for_row_change,
+)
 from tests.support import Item, until
 from tests.watch.crowd import Polls, every_connection, in_line, small
 
@@ -128,7 +145,10 @@ ROWS: list[tuple[Any, Any]] = [
     (Odd(id=1, value="old"), 1),
     (ByEnum(key=Colour.GREEN, value="old"), Colour.GREEN),
     (ByPadded(key="é", value="old"), "é "),
-    (ByParts(colour=Colour.RED, id=ID, day=DAY.date(), name="n", value="old"), (Colour.RED, str(ID), DAY.date(), "n")),
+    (
+        ByParts(colour=Colour.RED, id=ID, day=DAY.date(), name="n", value="old"),
+        (Colour.RED, str(ID), DAY.date(), "n"),
+    ),
     (ByReversed(key="abc", value="old"), "abc"),
     (ByNumber(key=Decimal("1.50"), value="old"), Decimal("1.5")),
     (ByMoment(key=DAY, value="old"), DAY.astimezone()),
@@ -154,7 +174,8 @@ async def update(engine: AsyncEngine, row: Any, value: str) -> None:
 @pytest.mark.parametrize("notify", [False, True])
 @pytest.mark.parametrize(("row", "key"), ROWS, ids=[type(row).__name__ for row, _ in ROWS])
 async def test_keys(tables: AsyncEngine, row: Any, key: Any, notify: bool) -> None:
-    """Whatever the key is and however it is spelled: its row is found, watched by both means, and its changes told."""
+    """Whatever the key is and however it is spelled: its row is found, watched by both means, and
+    its changes told."""
     await watch_key(tables, row, key, notify)
 
 
@@ -163,7 +184,10 @@ MORE: list[tuple[Any, Any]] = [
     (Odd(id=2, value="old"), 2),
     (ByEnum(key=Colour.RED, value="old"), Colour.RED),
     (ByPadded(key="e", value="old"), "e"),
-    (ByParts(colour=Colour.RED, id=ID, day=DAY.date(), name="m", value="old"), (Colour.RED, str(ID), DAY.date(), "m")),
+    (
+        ByParts(colour=Colour.RED, id=ID, day=DAY.date(), name="m", value="old"),
+        (Colour.RED, str(ID), DAY.date(), "m"),
+    ),
     (ByReversed(key="cba", value="old"), "cba"),
     (ByNumber(key=Decimal("2.50"), value="old"), Decimal("2.5")),
     (ByMoment(key=DAY.replace(hour=1), value="old"), DAY.replace(hour=1)),
@@ -175,11 +199,17 @@ MORE: list[tuple[Any, Any]] = [
     ("one", "two"), list(zip(ROWS, MORE, strict=True)), ids=[type(row).__name__ for row, _ in ROWS]
 )
 async def test_keys_together(database_url: str, one: tuple[Any, Any], two: tuple[Any, Any]) -> None:
-    """Whatever the keys are: who waits for one of two rows is looked for by one statement, and told of its own."""
+    """Whatever the keys are: who waits for one of two rows is looked for by one statement, and told
+    of its own."""
 
     async def value(engine: AsyncEngine, row: Any, key: Any) -> str:
         async with AsyncSession(engine) as session:
-            options: Any = {"columns": ["value"], "baseline": {"value": "old"}, "interval": 0.1, "timeout": 20}
+            options: Any = {
+                "columns": ["value"],
+                "baseline": {"value": "old"},
+                "interval": 0.1,
+                "timeout": 20,
+            }
             found: str = (await wait_for_row_change(session, type(row), key, **options)).value
             return found
 
@@ -205,9 +235,13 @@ async def test_keys_together(database_url: str, one: tuple[Any, Any], two: tuple
 
 
 @pytest.mark.parametrize("notify", [False, True])
-async def test_keys_without_case(engine: AsyncEngine, other: asyncpg.Connection, notify: bool) -> None:
+async def test_keys_without_case(
+    engine: AsyncEngine, other: asyncpg.Connection, notify: bool
+) -> None:
     """A key that the table spells in another case is found and watched."""
-    if not await other.fetchval("SELECT count(*) FROM pg_available_extensions WHERE name = 'citext'"):
+    if not await other.fetchval(
+        "SELECT count(*) FROM pg_available_extensions WHERE name = 'citext'"
+    ):
         pytest.skip("this server lacks PostgreSQL's extension citext")
     await other.execute("CREATE EXTENSION citext")
     try:
@@ -231,21 +265,30 @@ async def watch_key(tables: AsyncEngine, row: Any, key: Any, notify: bool) -> No
             change = await anext(changes)
             assert (change.pk, change.after) == (key, {"value": "new"})
             async with AsyncSession(tables) as session:
-                found = await wait_for_row_change(session, model, key, baseline={"value": "old"}, timeout=5)
+                found = await wait_for_row_change(
+                    session, model, key, baseline={"value": "old"}, timeout=5
+                )
                 assert found.value == "new"
 
 
 async def test_columns(tables: AsyncEngine, other: asyncpg.Connection) -> None:
-    """Columns without equality are compared, values that are written anew are none, and each change is told once."""
+    """Columns without equality are compared, values that are written anew are none, and each change
+    is told once."""
     async with AsyncSession(tables) as session, session.begin():
-        values = {"document": {"b": [1], "a": None}, "binary": [1, {}], "numbers": [Decimal("NaN"), Decimal(1)]}
+        values = {
+            "document": {"b": [1], "a": None},
+            "binary": [1, {}],
+            "numbers": [Decimal("NaN"), Decimal(1)],
+        }
         session.add(Wide(id=1, **values, span=Range(1, 5), payload=b"\x00", value="v"))
     async with RowWatcher(tables, interval=0.05) as watcher, watcher.changes(Wide, 1) as changes:
         assert changes.current is not None
         assert changes.current["document"] == {"b": [1], "a": None}
         assert changes.current["span"] == Range(1, 5)
         assert "double" not in changes.current
-        await other.execute("UPDATE wide SET document = document, numbers = '{NaN,1}', span = '[1,4]'")
+        await other.execute(
+            "UPDATE wide SET document = document, numbers = '{NaN,1}', span = '[1,4]'"
+        )
         for column, value in [
             ("document", '{"b": [1], "a": 0}'),
             ("binary", '[1, {"x": null}]'),
@@ -258,7 +301,11 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection) -> None:
                 change = await anext(changes)
             assert change.before is not None
             assert change.after is not None
-            assert {name for name in change.after if repr(change.after[name]) != repr(change.before[name])} == {column}
+            assert {
+                name
+                for name in change.after
+                if repr(change.after[name]) != repr(change.before[name])
+            } == {column}
 
 
 async def test_subclass(tables: AsyncEngine, other: asyncpg.Connection) -> None:
@@ -267,10 +314,20 @@ async def test_subclass(tables: AsyncEngine, other: asyncpg.Connection) -> None:
         for ddl in row_change_trigger(Part):
             await connection.execute(ddl)
     async with AsyncSession(tables) as session, session.begin():
-        part = {"document": 1, "binary": 1, "numbers": [], "span": Range(1, 2), "payload": b"", "value": "v"}
+        part = {
+            "document": 1,
+            "binary": 1,
+            "numbers": [],
+            "span": Range(1, 2),
+            "payload": b"",
+            "value": "v",
+        }
         session.add(Part(id=1, **part, more="m"))
     async with RowWatcher(tables, interval=20, notify=True) as watcher:
-        async with watcher.changes(Part, 1, columns=["value", "more"]) as changes, asyncio.timeout(10):
+        async with (
+            watcher.changes(Part, 1, columns=["value", "more"]) as changes,
+            asyncio.timeout(10),
+        ):
             await other.execute("UPDATE wide SET value = 'w'")
             assert (await anext(changes)).after == {"value": "w", "more": "m"}
             await other.execute("UPDATE wide_part SET more = 'n'")
@@ -290,13 +347,16 @@ async def test_the_table_changes(tables: AsyncEngine, other: asyncpg.Connection)
 
 
 async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A table that may not be read, or no longer, ends those who wait for it with the reason, and nobody else."""
+    """A table that may not be read, or no longer, ends those who wait for it with the reason, and
+    nobody else."""
     await update(tables, Odd(id=1), "old")
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     await other.execute("CREATE ROLE pgtoolset_reader LOGIN")
     try:
         await other.execute("GRANT SELECT ON item, by_enum TO pgtoolset_reader")
-        engine = create_async_engine(tables.url, connect_args={"server_settings": {"role": "pgtoolset_reader"}})
+        engine = create_async_engine(
+            tables.url, connect_args={"server_settings": {"role": "pgtoolset_reader"}}
+        )
         try:
             async with RowWatcher(engine, interval=0.05) as watcher:
                 whole = asyncio.create_task(watcher.wait(Item, 1, timeout=10))
@@ -317,7 +377,8 @@ async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> N
 
 
 async def test_groups_of_tasks(tables: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A task group that fails, and anyio's deadlines, end waits and streams and leave nothing behind."""
+    """A task group that fails, and anyio's deadlines, end waits and streams and leave nothing
+    behind."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 20) AS n")
     async with RowWatcher(tables, interval=0.02) as watcher:
         hub: Any = watcher._hub

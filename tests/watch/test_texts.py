@@ -1,4 +1,5 @@
-"""Rows that are compared as text: nothing is missed, nothing invented, whatever the keys and columns hold."""
+"""Rows that are compared as text: nothing is missed, nothing invented, whatever the keys and
+columns hold."""
 
 from __future__ import annotations
 
@@ -84,7 +85,9 @@ class Special(OfTwo):
     name: Mapped[str] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     more: Mapped[int] = mapped_column(default=0)
-    __table_args__ = (ForeignKeyConstraint(["name", "number"], ["texts_two.name", "texts_two.number"]),)
+    __table_args__ = (
+        ForeignKeyConstraint(["name", "number"], ["texts_two.name", "texts_two.number"]),
+    )
 
 
 class Wide(Base):
@@ -102,8 +105,11 @@ class Wide(Base):
 
 
 @pytest.fixture
-async def tables(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncEngine]:
-    """The tables, and watchers that compare as text from the first row on, and may not give that up."""
+async def tables(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[AsyncEngine]:
+    """The tables, and watchers that compare as text from the first row on, and may not give that
+    up."""
     monkeypatch.setattr(_groups, "FEW", 0)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
@@ -133,7 +139,10 @@ async def compared(watcher: RowWatcher) -> None:
 
 KEYS: dict[str, tuple[type[Any], list[Any]]] = {
     "int": (Wide, [1, -2, 2**31 - 1]),
-    "text": (OfText, ["", "NULL", "a,b", "{c}", '"d"', "e\\f", "g\nh", "\\n", "i'j", "ä\t ", "$1", ":k", "%s"]),
+    "text": (
+        OfText,
+        ["", "NULL", "a,b", "{c}", '"d"', "e\\f", "g\nh", "\\n", "i'j", "ä\t ", "$1", ":k", "%s"],
+    ),
     "char": (OfChar, ["a", "bc", "d e"]),
     "uuid": (OfUUID, [UUID(int=1), UUID(int=2**127)]),
     "time": (OfTime, [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2)]),
@@ -149,7 +158,8 @@ def key_of(model: type[Any], key: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KEYS)
 async def test_keys(tables: AsyncEngine, kind: str) -> None:
-    """Whatever a key holds: its row is compared, a change of it is told, and so is one of no other."""
+    """Whatever a key holds: its row is compared, a change of it is told, and so is one of no
+    other."""
     model, keys = KEYS[kind]
     column: Any = model.real if model is Wide else model.value
     async with AsyncSession(tables) as session, session.begin():
@@ -170,7 +180,18 @@ async def test_keys(tables: AsyncEngine, kind: str) -> None:
 
 
 VALUES: dict[str, list[str]] = {
-    "name": ["''", "'a'", "E'a\\nb'", "E'a\\\\nb'", "'a\"b'", "'NULL'", "NULL", "'(1,2)'", "E'\\t'", "'ä'"],
+    "name": [
+        "''",
+        "'a'",
+        "E'a\\nb'",
+        "E'a\\\\nb'",
+        "'a\"b'",
+        "'NULL'",
+        "NULL",
+        "'(1,2)'",
+        "E'\\t'",
+        "'ä'",
+    ],
     "real": ["0.1", "0.1::float8 + 1e-17 + 2e-17", "'NaN'", "'Infinity'", "1e300", "NULL"],
     "exact": ["1", "1.5", "'NaN'", "1e-20", "NULL"],
     "data": ["''", "'\\x00ff'", "'\\x5c6e'", "'\\x0a'", "NULL"],
@@ -183,7 +204,8 @@ VALUES: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("column", VALUES)
 async def test_columns(tables: AsyncEngine, other: asyncpg.Connection, column: str) -> None:
-    """Whatever a column holds: each value differs from the one before, and is told as it would be fetched."""
+    """Whatever a column holds: each value differs from the one before, and is told as it would be
+    fetched."""
     await other.execute(f'INSERT INTO texts_wide (id, "{column}") VALUES (1, NULL), (2, NULL)')
     async with RowWatcher(tables, interval=0.01) as watcher:
         stream, bystander = watcher.changes(Wide, 1), watcher.changes(Wide, 2)
@@ -202,14 +224,20 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection, column: s
             await compared(watcher)
 
 
-async def test_another_text_of_the_same_value(tables: AsyncEngine, other: asyncpg.Connection) -> None:
+async def test_another_text_of_the_same_value(
+    tables: AsyncEngine, other: asyncpg.Connection
+) -> None:
     """A text that differs while the values do not is no change, and is looked at once."""
-    await other.execute("INSERT INTO texts_wide (id, exact, real) VALUES (1, 1.0, 0.0), (2, 2.0, 0.0)")
+    await other.execute(
+        "INSERT INTO texts_wide (id, exact, real) VALUES (1, 1.0, 0.0), (2, 2.0, 0.0)"
+    )
     async with RowWatcher(tables, interval=0.01) as watcher, watcher.changes(Wide, 1) as stream:
         async with watcher.changes(Wide, 2) as bystander:
             await compared(watcher)
             for scale in ("1.00", "1.000"):
-                await other.execute(f"UPDATE texts_wide SET exact = {scale}, real = '-0.0' WHERE id = 1")
+                await other.execute(
+                    f"UPDATE texts_wide SET exact = {scale}, real = '-0.0' WHERE id = 1"
+                )
                 await compared(watcher)
                 assert not group_of(watcher)._texts._unverified
             await other.execute("UPDATE texts_wide SET exact = 3 WHERE id = 1")
@@ -220,7 +248,8 @@ async def test_another_text_of_the_same_value(tables: AsyncEngine, other: asyncp
 
 
 async def test_one_statement_per_look(tables: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A look is one statement, and gets one row, whatever the number of rows; those that changed are fetched by one."""
+    """A look is one statement, and gets one row, whatever the number of rows; those that changed
+    are fetched by one."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 200) AS n")
     async with RowWatcher(tables, interval=0.01) as watcher:
         tasks = [asyncio.create_task(watcher.wait(Item, number)) for number in range(1, 201)]
@@ -253,8 +282,11 @@ async def test_one_statement_per_look(tables: AsyncEngine, other: asyncpg.Connec
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_inexact_floats(tables: AsyncEngine, database_url: str, other: asyncpg.Connection) -> None:
-    """Where somebody has floats cut short in text, rows are fetched and compared by their values."""
+async def test_inexact_floats(
+    tables: AsyncEngine, database_url: str, other: asyncpg.Connection
+) -> None:
+    """Where somebody has floats cut short in text, rows are fetched and compared by their
+    values."""
     settings = {"server_settings": {"extra_float_digits": "-10"}}
     engine = create_async_engine(database_url, connect_args=settings)
     await other.execute("INSERT INTO texts_wide (id, real) VALUES (1, 0.1234567890123), (2, 0)")
@@ -273,9 +305,13 @@ async def test_inexact_floats(tables: AsyncEngine, database_url: str, other: asy
 
 
 async def test_text_that_cannot_be_had(
-    tables: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tables: AsyncEngine,
+    other: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A statement of texts that fails is given up with a warning, and the rows are fetched from there on."""
+    """A statement of texts that fails is given up with a warning, and the rows are fetched from
+    there on."""
     monkeypatch.setattr(Statements, "texts", lambda self, types: "SELECT no_such_function($1)")
     await other.execute("INSERT INTO item VALUES (1, ''), (2, '')")
     async with RowWatcher(tables, interval=0.01) as watcher:
@@ -285,7 +321,9 @@ async def test_text_that_cannot_be_had(
             await other.execute("UPDATE item SET name = 'new' WHERE id = 1")
             async with asyncio.timeout(5):
                 assert (await anext(stream)).after == {"id": 1, "name": "new"}
-    assert [record.levelname for record in caplog.records if "compared as text" in record.message] == ["WARNING"]
+    assert [
+        record.levelname for record in caplog.records if "compared as text" in record.message
+    ] == ["WARNING"]
 
 
 class FakeDatabase:
@@ -301,7 +339,9 @@ class FakeDatabase:
         if self.meanwhile:
             self.meanwhile.pop(0)()
         if statement == self.group._statement:
-            return [(key, self.rows[key], self.line(key)) for key in arguments[0] if key in self.rows]
+            return [
+                (key, self.rows[key], self.line(key)) for key in arguments[0] if key in self.rows
+            ]
         if statement != self.group._texts._statement:
             return [(None, "integer[]")]
         keys = [int(key) for key in arguments[0].strip("{}").split(",")]
@@ -322,28 +362,55 @@ class FakeDatabase:
         raise LinkLost
 
 
-#: Keys that things happen to, and others that are watched all the time so that the former are few among all.
+#: Keys that things happen to, and others that are watched all the time so that the former are few
+#: among all.
 NUMBERS = st.integers(1, 2)
 BYSTANDERS = range(3, 9)
 PUTS = st.tuples(NUMBERS, st.sampled_from(["a", "b", None]))
-LOOKS = st.tuples(st.just("look"), st.integers(0, 3).map(bool), st.lists(PUTS | PUTS | st.none(), max_size=3))
+LOOKS = st.tuples(
+    st.just("look"), st.integers(0, 3).map(bool), st.lists(PUTS | PUTS | st.none(), max_size=3)
+)
 STEPS = st.tuples(st.sampled_from(["join", "join", "leave", "due"]), NUMBERS, st.none())
 
 
 WATCHED = [("join", 1, None), ("put", (1, "a"), None), *[("look", True, [])] * 2]
 
 
-@example(program=[*WATCHED, ("look", True, [(1, "b"), (1, "a")]), ("put", (1, "b"), None)])  # there and back
-@example(program=[*WATCHED, ("put", (1, None), None), ("due", 1, None), ("look", False, []), ("put", (1, "a"), None)])
 @example(
-    program=[("join", 1, None), ("look", True, []), ("look", True, [(1, "a"), (1, None)]), ("put", (1, "a"), None)]
+    program=[*WATCHED, ("look", True, [(1, "b"), (1, "a")]), ("put", (1, "b"), None)]
+)  # there and back
+@example(
+    program=[
+        *WATCHED,
+        ("put", (1, None), None),
+        ("due", 1, None),
+        ("look", False, []),
+        ("put", (1, "a"), None),
+    ]
+)
+@example(
+    program=[
+        ("join", 1, None),
+        ("look", True, []),
+        ("look", True, [(1, "a"), (1, None)]),
+        ("put", (1, "a"), None),
+    ]
 )
 @example(program=[*WATCHED, ("look", True, [(1, "b"), None])])  # the second statement fails
-@given(program=st.lists(LOOKS | LOOKS | STEPS | st.tuples(st.just("put"), PUTS, st.none()), max_size=40))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_nothing_is_missed(monkeypatch: pytest.MonkeyPatch, program: list[tuple[str, Any, Any]]) -> None:
-    """Rows that change between the statements of a look, back and forth, with looks that fail and waiters who come
-    and go: after two quiet looks everybody has the latest state, and was told of no change that is none."""
+@given(
+    program=st.lists(
+        LOOKS | LOOKS | STEPS | st.tuples(st.just("put"), PUTS, st.none()), max_size=40
+    )
+)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_nothing_is_missed(
+    monkeypatch: pytest.MonkeyPatch, program: list[tuple[str, Any, Any]]
+) -> None:
+    """Rows that change between the statements of a look, back and forth, with looks that fail and
+    waiters who come and go: after two quiet looks everybody has the latest state, and was told of
+    no change that is none."""
     monkeypatch.setattr(_groups, "FEW", 0)
 
     async def main() -> None:
@@ -381,7 +448,9 @@ def test_nothing_is_missed(monkeypatch: pytest.MonkeyPatch, program: list[tuple[
             else:
                 assert action == "look"
                 for put in meanwhile:
-                    database.meanwhile.append(database.fail if put is None else lambda put=put: database.put(*put))
+                    database.meanwhile.append(
+                        database.fail if put is None else lambda put=put: database.put(*put)
+                    )
                 await look(what)
                 for stream in streams:
                     change = stream.take()
@@ -393,7 +462,8 @@ def test_nothing_is_missed(monkeypatch: pytest.MonkeyPatch, program: list[tuple[
             stream.take()
             name = database.rows.get(stream.key)
             assert stream.seen == (None if name is None else {"id": stream.key, "name": name})
-        # And everything is quiet: whatever is left in doubt would be fetched at every look from here on.
+        # And everything is quiet: whatever is left in doubt would be fetched at every look from
+        # here on.
         await look(True)
         assert not group._texts._unverified
         assert not group._texts._unowned

@@ -57,8 +57,8 @@ class Turns:
 async def test_slices(
     engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    """10,000 waiters, of one row or of as many, are given a first look, compared and told in slices between which
-    everybody else has a turn."""
+    """10,000 waiters, of one row or of as many, are given a first look, compared and told in slices
+    between which everybody else has a turn."""
     monkeypatch.setattr(_groups, "BREATH", -1.0)  # whatever the clock of this machine says
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, $1) AS n", rows)
     count = [0]
@@ -72,7 +72,9 @@ async def test_slices(
 
         monkeypatch.setattr(Waiter, name, counted)
     async with RowWatcher(engine, interval=0.1) as watcher, turns.watched():
-        tasks = [asyncio.create_task(watcher.wait(Item, n % rows + 1, timeout=60)) for n in range(MANY)]
+        tasks = [
+            asyncio.create_task(watcher.wait(Item, n % rows + 1, timeout=60)) for n in range(MANY)
+        ]
         await joined(watcher)
         assert count[0] == MANY
         await other.execute("UPDATE item SET name = 'paid'")
@@ -84,7 +86,8 @@ async def test_slices(
 async def test_statistics_of_another_time(
     engine: AsyncEngine, other: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the planner takes a table for nearly empty, and so reads all of it, 10,000 rows are looked at in time."""
+    """Where the planner takes a table for nearly empty, and so reads all of it, 10,000 rows are
+    looked at in time."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, $1) AS n", MANY)
     await other.execute("DELETE FROM item")
     await other.execute("INSERT INTO item SELECT n, '' FROM unnest(ARRAY[3, 1, 5, 2, 4]) AS n")
@@ -103,7 +106,8 @@ async def test_statistics_of_another_time(
 async def test_whoever_comes_and_goes_during_a_tick(
     engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A waiter that comes while a look is under way starts from a later one; who goes is not told; nobody is lost."""
+    """A waiter that comes while a look is under way starts from a later one; who goes is not told;
+    nobody is lost."""
     fetch = link.Link.fetch
     found, go_on = asyncio.Event(), asyncio.Event()
     go_on.set()
@@ -134,28 +138,39 @@ async def test_whoever_comes_and_goes_during_a_tick(
         await asyncio.wait([goes, leaves_a_row])
         go_on.set()
         change = await stays
-        assert (change.before, change.after) == ({"id": 1, "name": "new"}, {"id": 1, "name": "paid"})
+        assert (change.before, change.after) == (
+            {"id": 1, "name": "new"},
+            {"id": 1, "name": "paid"},
+        )
         with pytest.raises(RowNotFoundError):
             await finds_none
         await joined(watcher)
         await other.execute("UPDATE item SET name = 'sent'")
         change = await comes
-        assert (change.before, change.after) == ({"id": 1, "name": "paid"}, {"id": 1, "name": "sent"})
+        assert (change.before, change.after) == (
+            {"id": 1, "name": "paid"},
+            {"id": 1, "name": "sent"},
+        )
         async with asyncio.timeout(10):
             assert (await anext(stream)).after == {"id": 2, "name": "sent"}
         assert goes.cancelled()
 
 
 @pytest.mark.parametrize("notify", [False, True])
-async def test_cancelled_everywhere(engine: AsyncEngine, other: asyncpg.Connection, notify: bool) -> None:
-    """A cancellation at any suspension of opening, waiting and closing leaves neither task nor connection behind."""
+async def test_cancelled_everywhere(
+    engine: AsyncEngine, other: asyncpg.Connection, notify: bool
+) -> None:
+    """A cancellation at any suspension of opening, waiting and closing leaves neither task nor
+    connection behind."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with engine.connect():  # see the test of that name for `wait_for_row_change`
         pass
     tasks = asyncio.all_tasks()
 
     async def connections() -> int:
-        return await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'")
+        return await other.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'"
+        )
 
     before = await connections()
 
@@ -175,9 +190,13 @@ async def test_cancelled_everywhere(engine: AsyncEngine, other: asyncpg.Connecti
 
 
 async def test_a_locked_table(
-    engine: AsyncEngine, database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine,
+    database_url: str,
+    other: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A table that is locked exclusively holds nobody up for long but its own waiters, who are served afterwards."""
+    """A table that is locked exclusively holds nobody up for long but its own waiters, who are
+    served afterwards."""
     monkeypatch.setattr(link, "PATIENCE", 0.2)
     await other.execute("INSERT INTO item VALUES (1, 'new'); INSERT INTO account VALUES (1, 0)")
     async with RowWatcher(engine, interval=0.05) as watcher:
@@ -202,8 +221,11 @@ async def test_a_locked_table(
 
 
 @pytest.mark.usefixtures("engine")
-async def test_heartbeat(database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is half-open is noticed long before the next tick, and what it did not tell is found."""
+async def test_heartbeat(
+    database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is half-open is noticed long before the next tick, and what it did not tell
+    is found."""
     monkeypatch.setattr(link, "PATIENCE", 0.2)
     monkeypatch.setattr(_hub, "HEARTBEAT", 0.1)
     await other.execute("INSERT INTO item VALUES (1, 'new')")

@@ -68,14 +68,22 @@ async def notes(engine: AsyncEngine) -> AsyncIterator[None]:
 async def paid(engine: AsyncEngine, key: int, model: Any = Item, **options: Any) -> str:
     """Wait in a session of one's own until the name is another than the empty one."""
     async with AsyncSession(engine) as session:
-        given: dict[str, Any] = {"baseline": {"name": ""}, "interval": 0.05, "timeout": 60, **options}
+        given: dict[str, Any] = {
+            "baseline": {"name": ""},
+            "interval": 0.05,
+            "timeout": 60,
+            **options,
+        }
         name: str = (await wait_for_row_change(session, model, key, **given)).name
         return name
 
 
 def models(count: int) -> list[Any]:
     """Classes that are mapped to the one table, and each waited for in a line of its own."""
-    return [type(f"Item{n}", (registry().generate_base(),), {"__table__": Item.__table__}) for n in range(count)]
+    return [
+        type(f"Item{n}", (registry().generate_base(),), {"__table__": Item.__table__})
+        for n in range(count)
+    ]
 
 
 async def items(other: asyncpg.Connection, count: int) -> None:
@@ -83,8 +91,11 @@ async def items(other: asyncpg.Connection, count: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "users"), [(1, 1), (2, 1), (2, 4)])
-async def test_a_crowd_and_somebody_else(database_url: str, other: asyncpg.Connection, size: int, users: int) -> None:
-    """Each of hundreds of waiters sees its change, and who wants a connection meanwhile waits for two polls at most."""
+async def test_a_crowd_and_somebody_else(
+    database_url: str, other: asyncpg.Connection, size: int, users: int
+) -> None:
+    """Each of hundreds of waiters sees its change, and who wants a connection meanwhile waits for
+    two polls at most."""
     await items(other, 400)
     async with small(database_url, size) as engine:
         polls = Polls(engine)
@@ -108,8 +119,11 @@ async def test_a_crowd_and_somebody_else(database_url: str, other: asyncpg.Conne
             assert set(await asyncio.gather(*tasks)) == {"paid"}
 
 
-async def test_who_waits_for_the_pool_comes_first(database_url: str, other: asyncpg.Connection) -> None:
-    """A connection that a poll gives back goes to whoever waits for one, and not to a poll that is due just then."""
+async def test_who_waits_for_the_pool_comes_first(
+    database_url: str, other: asyncpg.Connection
+) -> None:
+    """A connection that a poll gives back goes to whoever waits for one, and not to a poll that is
+    due just then."""
     await items(other, 1)
     one, two = models(2)
     async with small(database_url, 1) as engine:
@@ -172,8 +186,11 @@ async def test_one_statement_for_many(database_url: str, other: asyncpg.Connecti
 
 
 @pytest.mark.parametrize("in_transaction", [False, True])
-async def test_a_pool_that_is_exhausted(database_url: str, other: asyncpg.Connection, in_transaction: bool) -> None:
-    """The pool's timeout does not end a wait; a session that has begun and holds no connection is in nobody's way."""
+async def test_a_pool_that_is_exhausted(
+    database_url: str, other: asyncpg.Connection, in_transaction: bool
+) -> None:
+    """The pool's timeout does not end a wait; a session that has begun and holds no connection is
+    in nobody's way."""
     await items(other, 20)
 
     async def wait(key: int) -> str:
@@ -193,8 +210,11 @@ async def test_a_pool_that_is_exhausted(database_url: str, other: asyncpg.Connec
 
 
 @pytest.mark.parametrize("model", [Item, Account])
-async def test_who_is_in_its_own_way(database_url: str, other: asyncpg.Connection, model: Any) -> None:
-    """Who holds the last connection itself is told by the pool's timeout, behind others in the line or beside it."""
+async def test_who_is_in_its_own_way(
+    database_url: str, other: asyncpg.Connection, model: Any
+) -> None:
+    """Who holds the last connection itself is told by the pool's timeout, behind others in the line
+    or beside it."""
     await items(other, 80)
     await other.execute("INSERT INTO account VALUES (1, 0)")
     async with small(database_url, 1, pool_timeout=0.2) as engine, AsyncSession(engine) as session:
@@ -213,12 +233,15 @@ async def test_who_is_in_its_own_way(database_url: str, other: asyncpg.Connectio
 async def test_the_last_look_keeps_its_place(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is due at the deadline, and has more before it than fits into the grace, is looked for nevertheless."""
+    """Who is due at the deadline, and has more before it than fits into the grace, is looked for
+    nevertheless."""
     monkeypatch.setattr(_turns, "BATCH", 1)
     await items(other, 60)
     await other.execute("UPDATE item SET name = 'paid'")
     async with small(database_url, 1) as engine:
-        event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: await_only(asyncio.sleep(0.03)))
+        event.listen(
+            engine.sync_engine, "before_cursor_execute", lambda *_: await_only(asyncio.sleep(0.03))
+        )
         start = time.monotonic()
         names = await asyncio.gather(*(paid(engine, key, timeout=0) for key in range(1, 61)))
         assert set(names) == {"paid"}
@@ -239,7 +262,8 @@ async def test_a_line_that_does_not_move(database_url: str, other: asyncpg.Conne
 
 
 async def test_a_locked_table(database_url: str, other: asyncpg.Connection) -> None:
-    """Waiters for a table that is locked hold up one connection, and nobody who waits for another table."""
+    """Waiters for a table that is locked hold up one connection, and nobody who waits for another
+    table."""
     await items(other, 20)
     await other.execute("INSERT INTO account SELECT n, 0 FROM generate_series(1, 20) AS n")
 
@@ -265,7 +289,9 @@ async def test_a_locked_table(database_url: str, other: asyncpg.Connection) -> N
         assert set(await asyncio.gather(*accounts)) == {1}
 
 
-async def test_cancelled_everywhere_in_company(database_url: str, other: asyncpg.Connection) -> None:
+async def test_cancelled_everywhere_in_company(
+    database_url: str, other: asyncpg.Connection
+) -> None:
     """A waiter that is cancelled, leading or led, takes nothing from the others."""
     await items(other, 9)
     async with small(database_url, 1) as engine:
@@ -287,7 +313,8 @@ async def test_cancelled_everywhere_in_company(database_url: str, other: asyncpg
 
 
 async def test_a_leader_that_is_cancelled(database_url: str, other: asyncpg.Connection) -> None:
-    """Those whom a cancelled waiter looked for are looked for by the next, without an interval in between."""
+    """Those whom a cancelled waiter looked for are looked for by the next, without an interval in
+    between."""
     await items(other, 5)
     async with small(database_url, 1) as engine:
         tasks = []
@@ -317,7 +344,11 @@ async def test_values_are_not_shared(database_url: str, other: asyncpg.Connectio
         options: Any = {"baseline": {"data": None}, "columns": ["data"], "interval": 60}
         return (await wait_for_row_change(session, Note, 1, **options)).data
 
-    async with small(database_url, 1) as engine, AsyncSession(engine) as one, AsyncSession(engine) as two:
+    async with (
+        small(database_url, 1) as engine,
+        AsyncSession(engine) as one,
+        AsyncSession(engine) as two,
+    ):
         async with every_connection(engine):
             tasks = [asyncio.create_task(document(session)) for session in (one, two)]
             await until(lambda: in_line() == 2)
@@ -326,7 +357,9 @@ async def test_values_are_not_shared(database_url: str, other: asyncpg.Connectio
     assert first is not second
 
 
-async def test_predicates_see_instances_of_their_own(database_url: str, other: asyncpg.Connection) -> None:
+async def test_predicates_see_instances_of_their_own(
+    database_url: str, other: asyncpg.Connection
+) -> None:
     """What the predicate of one does to the row that it is shown is not seen by that of another."""
     await items(other, 1)
     shown: list[Item] = []
@@ -345,17 +378,27 @@ async def test_predicates_see_instances_of_their_own(database_url: str, other: a
 
 @pytest.mark.usefixtures("notes")
 @pytest.mark.parametrize("options", [{}, POOLER], ids=["", "pooler"])
-async def test_errors_are_not_shared(database_url: str, other: asyncpg.Connection, options: dict[str, Any]) -> None:
-    """A row that cannot be read, one that is missing and one that is gone concern those who wait for them."""
+async def test_errors_are_not_shared(
+    database_url: str, other: asyncpg.Connection, options: dict[str, Any]
+) -> None:
+    """A row that cannot be read, one that is missing and one that is gone concern those who wait
+    for them."""
     await other.execute("INSERT INTO note VALUES (1, NULL, 'good'), (2, NULL, 'bad')")
 
     async def wait(key: int, **more: Any) -> Any:
         async with AsyncSession(engine) as session:
-            return (await wait_for_row_change(session, Note, key, columns=["text"], interval=60, **more)).text
+            return (
+                await wait_for_row_change(session, Note, key, columns=["text"], interval=60, **more)
+            ).text
 
     async with small(database_url, 1, **options) as engine:
         async with every_connection(engine):
-            waits = [wait(1, baseline={"text": ""}), wait(2), wait(3), wait(3, baseline={"text": ""})]
+            waits = [
+                wait(1, baseline={"text": ""}),
+                wait(2),
+                wait(3),
+                wait(3, baseline={"text": ""}),
+            ]
             tasks = [asyncio.create_task(each) for each in waits]
             await until(lambda: in_line() == 4)
         good, bad, missing, deleted = await asyncio.gather(*tasks, return_exceptions=True)
@@ -366,17 +409,30 @@ async def test_errors_are_not_shared(database_url: str, other: asyncpg.Connectio
 
 
 @pytest.mark.parametrize(
-    "options", [{"poolclass": NullPool}, {"poolclass": StaticPool}, {"pool_size": 0}, {"pool_timeout": None}, POOLER]
+    "options",
+    [
+        {"poolclass": NullPool},
+        {"poolclass": StaticPool},
+        {"pool_size": 0},
+        {"pool_timeout": None},
+        POOLER,
+    ],
 )
 async def test_pools(database_url: str, other: asyncpg.Connection, options: Any) -> None:
-    """Pools of other kinds: one without a limit is not made to open hundreds, a single connection is taken in turn."""
+    """Pools of other kinds: one without a limit is not made to open hundreds, a single connection
+    is taken in turn."""
     await items(other, 100)
     kinds = models(8)
     engine = create_async_engine(database_url, **options)
     try:
         tasks = [asyncio.create_task(paid(engine, key, kinds[key % 8])) for key in range(1, 101)]
         await asyncio.sleep(0.3)
-        assert await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%item.id%'") < 10
+        assert (
+            await other.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%item.id%'"
+            )
+            < 10
+        )
         await other.execute("UPDATE item SET name = 'paid'")
         async with asyncio.timeout(30):
             assert set(await asyncio.gather(*tasks)) == {"paid"}
@@ -431,11 +487,19 @@ waiters = st.lists(
 
 
 @given(crowd=waiters, size=st.integers(1, 3), batch=st.integers(1, 5), busy=st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_crowd(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, crowd: list[Any], size: int, batch: int, busy: bool
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    crowd: list[Any],
+    size: int,
+    batch: int,
+    busy: bool,
 ) -> None:
-    """Whoever waits, however they look and whoever leaves: who has the time sees the change, and nothing is left."""
+    """Whoever waits, however they look and whoever leaves: who has the time sees the change, and
+    nothing is left."""
     monkeypatch.setattr(_turns, "BATCH", batch)
 
     async def wait(engine: AsyncEngine, key: int, how: str, timeout: float | None) -> str:
@@ -445,12 +509,18 @@ def test_any_crowd(
             "until": {"until": lambda item: item.name == "paid"},
         }[how]
         async with AsyncSession(engine) as session:
-            item = await wait_for_row_change(session, Item, key, interval=0.01, timeout=timeout, **options)
+            item = await wait_for_row_change(
+                session, Item, key, interval=0.01, timeout=timeout, **options
+            )
             return item.name
 
     async def run(engine: AsyncEngine, writer: asyncpg.Connection) -> None:
-        await writer.execute("DELETE FROM item; INSERT INTO item SELECT n, '' FROM generate_series(1, 4) AS n")
-        tasks = [asyncio.create_task(wait(engine, key, how, timeout)) for key, how, timeout, _ in crowd]
+        await writer.execute(
+            "DELETE FROM item; INSERT INTO item SELECT n, '' FROM generate_series(1, 4) AS n"
+        )
+        tasks = [
+            asyncio.create_task(wait(engine, key, how, timeout)) for key, how, timeout, _ in crowd
+        ]
         leaving = {n: turns for n, (*_, turns) in enumerate(crowd) if turns is not None}
 
         async def leave() -> None:

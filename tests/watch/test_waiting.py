@@ -14,7 +14,12 @@ import asyncpg
 import pytest
 from sqlalchemy import ForeignKey, MetaData, String, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -77,7 +82,9 @@ async def room(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def session(room: AsyncEngine, session_maker: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncSession]:
+async def session(
+    room: AsyncEngine, session_maker: async_sessionmaker[AsyncSession]
+) -> AsyncIterator[AsyncSession]:
     """Closed before the schema is dropped, which would wait for it."""
     async with session_maker() as session:
         yield session
@@ -112,7 +119,9 @@ async def later(
         await task
 
 
-async def test_returns_the_row(engine: AsyncEngine, session: AsyncSession, other: asyncpg.Connection) -> None:
+async def test_returns_the_row(
+    engine: AsyncEngine, session: AsyncSession, other: asyncpg.Connection
+) -> None:
     """The new row comes as an instance in the caller's session, and no connection is kept."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with later(other, "UPDATE item SET name = 'paid'"):
@@ -125,7 +134,9 @@ async def test_returns_the_row(engine: AsyncEngine, session: AsyncSession, other
     assert not session.dirty
 
 
-async def test_the_instance_of_the_session(session: AsyncSession, other: asyncpg.Connection) -> None:
+async def test_the_instance_of_the_session(
+    session: AsyncSession, other: asyncpg.Connection
+) -> None:
     """An instance that the session has is the one that is returned, expired or not."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     item = await session.get(Item, 1)
@@ -137,7 +148,9 @@ async def test_the_instance_of_the_session(session: AsyncSession, other: asyncpg
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
-async def test_sees_through_every_isolation_level(session: AsyncSession, other: asyncpg.Connection, level: Any) -> None:
+async def test_sees_through_every_isolation_level(
+    session: AsyncSession, other: asyncpg.Connection, level: Any
+) -> None:
     """A snapshot of the caller's does not hide the change, and is not given up for it."""
     await other.execute("INSERT INTO item VALUES (1, 'new'), (2, 'kept')")
     await session.connection(execution_options={"isolation_level": level})
@@ -153,12 +166,17 @@ async def test_sees_through_every_isolation_level(session: AsyncSession, other: 
     await session.commit()
 
 
-async def test_pending_work_is_kept(session: AsyncSession, room: AsyncEngine, other: asyncpg.Connection) -> None:
-    """Unflushed changes of the row, new and deleted objects are as they were; the rest of the row is fresh."""
+async def test_pending_work_is_kept(
+    session: AsyncSession, room: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """Unflushed changes of the row, new and deleted objects are as they were; the rest of the row
+    is fresh."""
     await other.execute("INSERT INTO account VALUES (1, 10)")
     id_ = uuid4()
     await other.execute('INSERT INTO "waiting room".owner VALUES (1), (2)')
-    await other.execute("INSERT INTO \"waiting room\".animal VALUES ($1, 'animal', 'a', 1, '')", id_)
+    await other.execute(
+        "INSERT INTO \"waiting room\".animal VALUES ($1, 'animal', 'a', 1, '')", id_
+    )
     animal = await session.get(Animal, id_)
     account = await session.get(Account, 1)
     assert animal is not None
@@ -190,8 +208,11 @@ async def test_flushed_work_is_no_change(session: AsyncSession, other: asyncpg.C
     assert await other.fetchval("SELECT name FROM item") == "mine"
 
 
-async def test_a_stale_version_stays_stale(session: AsyncSession, room: AsyncEngine, other: asyncpg.Connection) -> None:
-    """What is pending on an old version of the row still meets the optimistic lock when it is flushed."""
+async def test_a_stale_version_stays_stale(
+    session: AsyncSession, room: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """What is pending on an old version of the row still meets the optimistic lock when it is
+    flushed."""
     await other.execute("INSERT INTO \"waiting room\".seat VALUES ('A', 1, false, 1)")
     seat = await session.get(Seat, ("A", 1))
     assert seat is not None
@@ -206,10 +227,13 @@ async def test_a_stale_version_stays_stale(session: AsyncSession, room: AsyncEng
 async def test_loaded_relationships_do_not_lie(
     session: AsyncSession, room: AsyncEngine, other: asyncpg.Connection
 ) -> None:
-    """A loaded many-to-one whose key has changed is expired; one whose key has not is left alone."""
+    """A loaded many-to-one whose key has changed is expired; one whose key has not is left
+    alone."""
     id_ = uuid4()
     await other.execute('INSERT INTO "waiting room".owner VALUES (1), (2)')
-    await other.execute("INSERT INTO \"waiting room\".animal VALUES ($1, 'animal', 'a', 1, '')", id_)
+    await other.execute(
+        "INSERT INTO \"waiting room\".animal VALUES ($1, 'animal', 'a', 1, '')", id_
+    )
     animal = await session.get(Animal, id_)
     assert animal is not None
     await session.refresh(animal, ["owner"])
@@ -229,27 +253,38 @@ async def test_inheritance_and_deferred_columns(
 ) -> None:
     """A row of a subclass comes as one; columns of either table, and deferred ones, are watched."""
     id_ = uuid4()
-    await other.execute("INSERT INTO \"waiting room\".animal VALUES ($1, 'dog', 'a', NULL, '')", id_)
+    await other.execute(
+        "INSERT INTO \"waiting room\".animal VALUES ($1, 'dog', 'a', NULL, '')", id_
+    )
     await other.execute('INSERT INTO "waiting room".dog VALUES ($1, 0)', id_)
     async with later(other, 'UPDATE "waiting room".dog SET tricks = 3'):
-        dog = await wait_for_row_change(session, Dog, str(id_), columns=["tricks"], interval=0.02, timeout=5)
+        dog = await wait_for_row_change(
+            session, Dog, str(id_), columns=["tricks"], interval=0.02, timeout=5
+        )
     assert dog.tricks == 3
     async with later(other, "UPDATE \"waiting room\".animal SET notes = 'loud'"):
-        same = await wait_for_row_change(session, Animal, id_, columns=[Animal.notes], interval=0.02, timeout=5)
+        same = await wait_for_row_change(
+            session, Animal, id_, columns=[Animal.notes], interval=0.02, timeout=5
+        )
     assert same is dog
     assert dog.notes == "loud"
 
 
-async def test_other_columns_do_not_count(session: AsyncSession, room: AsyncEngine, other: asyncpg.Connection) -> None:
+async def test_other_columns_do_not_count(
+    session: AsyncSession, room: AsyncEngine, other: asyncpg.Connection
+) -> None:
     """A change of a column that is not watched does not end the wait."""
     await other.execute("INSERT INTO \"waiting room\".seat VALUES ('A', 1, false, 1)")
     async with later(other, 'UPDATE "waiting room".seat SET version = 2', seconds=0.05):
         with pytest.raises(WaitTimeoutError):
-            await wait_for_row_change(session, Seat, ("A", 1), columns=[Seat.taken], interval=0.02, timeout=0.3)
+            await wait_for_row_change(
+                session, Seat, ("A", 1), columns=[Seat.taken], interval=0.02, timeout=0.3
+            )
 
 
 async def test_baseline(session: AsyncSession, other: asyncpg.Connection) -> None:
-    """A change between reading and waiting is returned at once, for an instance and for a mapping."""
+    """A change between reading and waiting is returned at once, for an instance and for a
+    mapping."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     item = await session.get(Item, 1)
     await session.commit()
@@ -266,12 +301,18 @@ async def test_baseline(session: AsyncSession, other: asyncpg.Connection) -> Non
 
 
 async def test_until(session: AsyncSession, other: asyncpg.Connection) -> None:
-    """With a predicate only a row for which it holds ends the wait, at once where it does already."""
+    """With a predicate only a row for which it holds ends the wait, at once where it does
+    already."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     start = time.monotonic()
     await wait_for_row_change(session, Item, 1, until=lambda item: item.name == "new", interval=5)
     assert time.monotonic() - start < 4
-    async with later(other, "UPDATE item SET name = 'sent'", "SELECT pg_sleep(0.1)", "UPDATE item SET name = 'paid'"):
+    async with later(
+        other,
+        "UPDATE item SET name = 'sent'",
+        "SELECT pg_sleep(0.1)",
+        "UPDATE item SET name = 'paid'",
+    ):
         item = await wait_for_row_change(
             session, Item, 1, until=lambda item: item.name == "paid", interval=0.02, timeout=5
         )
@@ -279,7 +320,8 @@ async def test_until(session: AsyncSession, other: asyncpg.Connection) -> None:
 
 
 async def test_missing_and_deleted(session: AsyncSession, other: asyncpg.Connection) -> None:
-    """No row is a RowNotFoundError; one that was there, or that the caller has seen, a RowDeletedError."""
+    """No row is a RowNotFoundError; one that was there, or that the caller has seen, a
+    RowDeletedError."""
     with pytest.raises(RowNotFoundError) as missing:
         await wait_for_row_change(session, Item, 1, timeout=1)
     assert not isinstance(missing.value, RowDeletedError)
@@ -292,11 +334,14 @@ async def test_missing_and_deleted(session: AsyncSession, other: asyncpg.Connect
 
 
 async def test_last_look_at_the_deadline(session: AsyncSession, other: asyncpg.Connection) -> None:
-    """An interval longer than the timeout still detects, when the time is up and not before or long after."""
+    """An interval longer than the timeout still detects, when the time is up and not before or long
+    after."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     start = time.monotonic()
     async with later(other, "UPDATE item SET name = 'paid'"):
-        await wait_for_row_change(session, Item, 1, interval=timedelta(seconds=60), timeout=timedelta(seconds=0.4))
+        await wait_for_row_change(
+            session, Item, 1, interval=timedelta(seconds=60), timeout=timedelta(seconds=0.4)
+        )
     assert 0.4 <= time.monotonic() - start < 3
 
 
@@ -309,7 +354,9 @@ async def test_holds_no_connection_while_it_sleeps(
     try:
         async with later(other, "UPDATE item SET name = 'paid'", waiters=40):
             tasks = [
-                asyncio.create_task(wait_for_row_change(each, Item, number, interval=0.3, timeout=60))
+                asyncio.create_task(
+                    wait_for_row_change(each, Item, number, interval=0.3, timeout=60)
+                )
                 for number, each in enumerate(sessions, 1)
             ]
             await until(lambda: engine.pool.checkedout() == 0)  # type: ignore[attr-defined]
@@ -325,7 +372,8 @@ async def test_holds_no_connection_while_it_sleeps(
 async def test_pool_of_one(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    """A caller who holds the only connection is told by the pool's own timeout, however long that is."""
+    """A caller who holds the only connection is told by the pool's own timeout, however long that
+    is."""
     monkeypatch.setattr(_looks, "PATIENCE", patience)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     engine = create_async_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.2)
@@ -342,7 +390,8 @@ async def test_pool_of_one(
 
 
 async def test_single_connection(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """On a session bound to one connection it looks over that one, and leaves its transaction as it found it."""
+    """On a session bound to one connection it looks over that one, and leaves its transaction as it
+    found it."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with engine.connect() as connection:
         async with AsyncSession(connection) as session:
@@ -361,13 +410,16 @@ async def test_single_connection(engine: AsyncEngine, other: asyncpg.Connection)
 
 @pytest.mark.usefixtures("engine")
 async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.Connection) -> None:
-    """A network that is cut, refuses and freezes between the looks delays the answer and does not end the wait."""
+    """A network that is cut, refuses and freezes between the looks delays the answer and does not
+    end the wait."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(proxy.url)
         try:
             async with AsyncSession(engine) as session:
-                task = asyncio.create_task(wait_for_row_change(session, Item, 1, interval=0.05, timeout=20))
+                task = asyncio.create_task(
+                    wait_for_row_change(session, Item, 1, interval=0.05, timeout=20)
+                )
                 await until(lambda: proxy.accepted > 0)
                 await asyncio.sleep(0.2)
                 proxy.drop()
@@ -383,7 +435,9 @@ async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.C
 
 
 @pytest.mark.usefixtures("engine")
-async def test_a_silent_network(database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_network(
+    database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A look whose answer never comes is given up, and so is a connection that is never opened."""
     monkeypatch.setattr(_looks, "PATIENCE", 0.3)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -391,7 +445,9 @@ async def test_a_silent_network(database_url: str, other: asyncpg.Connection, mo
         engine = create_async_engine(proxy.url, pool_timeout=0.3)
         try:
             async with AsyncSession(engine) as session:
-                task = asyncio.create_task(wait_for_row_change(session, Item, 1, interval=0.02, timeout=60))
+                task = asyncio.create_task(
+                    wait_for_row_change(session, Item, 1, interval=0.02, timeout=60)
+                )
                 await until(lambda: engine.pool.checkedin() == 1)  # type: ignore[attr-defined]
                 connections = proxy.accepted
                 proxy.frozen = True
@@ -422,10 +478,12 @@ async def test_lost_until_the_deadline(database_url: str, other: asyncpg.Connect
 
 
 async def test_cancelled_everywhere(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A cancellation at any suspension ends the wait and leaves no connection checked out or open."""
+    """A cancellation at any suspension ends the wait and leaves no connection checked out or
+    open."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
-    # Not on the engine's very first connection: older SQLAlchemys strand one whose `connect` event is cancelled, and
-    # the first one's asks the server for its version. https://github.com/sqlalchemy/sqlalchemy/issues/13548
+    # Not on the engine's very first connection: older SQLAlchemys strand one whose `connect` event
+    # is cancelled, and the first one's asks the server for its version.
+    # https://github.com/sqlalchemy/sqlalchemy/issues/13548
     async with engine.connect():
         pass
 
@@ -472,7 +530,9 @@ async def test_cancelled_everywhere(engine: AsyncEngine, other: asyncpg.Connecti
         ({"session": object()}, TypeError),
     ],
 )
-async def test_bad_arguments(session: AsyncSession, arguments: dict[str, Any], error: type[Exception]) -> None:
+async def test_bad_arguments(
+    session: AsyncSession, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """A bad interval, timeout, column, key, predicate or baseline is an error before any SQL."""
     given = {"session": session, "model": Item, "pk_value": 1, **arguments}
     with pytest.raises(error):

@@ -58,7 +58,8 @@ async def places(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 async def watcher(
     places: AsyncEngine, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> AsyncIterator[RowWatcher]:
-    """A watcher that fetches every row at every look, as with few waiters, and one that compares them as text."""
+    """A watcher that fetches every row at every look, as with few waiters, and one that compares
+    them as text."""
     monkeypatch.setattr(_groups, "FEW", request.param)
     async with RowWatcher(places, interval=0.05) as watcher:
         yield watcher
@@ -66,7 +67,9 @@ async def watcher(
 
 async def connections(other: asyncpg.Connection) -> int:
     """How many connections the engines of the tests have."""
-    return await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'")
+    return await other.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'"
+    )
 
 
 async def settled(watcher: RowWatcher) -> None:
@@ -99,7 +102,9 @@ async def test_missing_row(watcher: RowWatcher) -> None:
         await watcher.wait(Item, 1, timeout=5)
 
 
-async def test_a_change_before_the_call_is_none(watcher: RowWatcher, other: asyncpg.Connection) -> None:
+async def test_a_change_before_the_call_is_none(
+    watcher: RowWatcher, other: asyncpg.Connection
+) -> None:
     """A new waiter starts from a look of its own, although others have seen an older row."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     first = asyncio.create_task(watcher.wait(Item, 1, timeout=5))
@@ -111,8 +116,11 @@ async def test_a_change_before_the_call_is_none(watcher: RowWatcher, other: asyn
     assert (await first).after == {"id": 1, "name": "paid"}
 
 
-async def test_composite_keys_and_columns_in_any_mix(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """Tables, composite keys and sets of columns are watched together; NaN is no change and key parts pair up."""
+async def test_composite_keys_and_columns_in_any_mix(
+    watcher: RowWatcher, other: asyncpg.Connection
+) -> None:
+    """Tables, composite keys and sets of columns are watched together; NaN is no change and key
+    parts pair up."""
     await other.execute(
         "INSERT INTO \"watched \"\"place\"\"\" VALUES ('A', 1, 'NaN', ''), ('A', 2, 1, ''), ('B', 1, NULL, '')"
     )
@@ -142,7 +150,8 @@ async def test_composite_keys_and_columns_in_any_mix(watcher: RowWatcher, other:
 
 
 async def test_changes(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """A stream tells of the insertion, updates and deletion of its row, each from where the last one ended."""
+    """A stream tells of the insertion, updates and deletion of its row, each from where the last
+    one ended."""
     async with watcher.changes(Item, 1) as changes:
         assert changes.current is None
         await other.execute("INSERT INTO item VALUES (1, 'a')")
@@ -156,7 +165,8 @@ async def test_changes(watcher: RowWatcher, other: asyncpg.Connection) -> None:
 
 
 async def test_slow_consumer(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """Of what happened while nobody asked, the latest state is told, in one change; what was undone is none."""
+    """Of what happened while nobody asked, the latest state is told, in one change; what was undone
+    is none."""
     await other.execute("INSERT INTO item VALUES (1, 'a'), (2, '')")
     async with watcher.changes(Item, 1) as changes, watcher.changes(Item, 2) as ticks:
         for name in "bcd":
@@ -176,7 +186,8 @@ async def test_slow_consumer(watcher: RowWatcher, other: asyncpg.Connection) -> 
 
 
 async def test_nothing_is_left_behind(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """Waiters that are cancelled, time out or are done, and streams that are dropped, are forgotten."""
+    """Waiters that are cancelled, time out or are done, and streams that are dropped, are
+    forgotten."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     hub: Any = watcher._hub
     task = asyncio.create_task(watcher.wait(Item, 1))
@@ -197,7 +208,8 @@ async def test_nothing_is_left_behind(watcher: RowWatcher, other: asyncpg.Connec
 
 
 async def test_a_broken_group_fails_alone(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """Whoever waits for rows of a dropped table is told so; the others, and whoever comes later, are served."""
+    """Whoever waits for rows of a dropped table is told so; the others, and whoever comes later,
+    are served."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     await other.execute('INSERT INTO "watched ""place""" VALUES (\'A\', 1, 1, \'\')')
     broken = asyncio.create_task(watcher.wait(Place, ("A", 1), timeout=5))
@@ -223,7 +235,8 @@ async def test_a_broken_group_fails_alone(watcher: RowWatcher, other: asyncpg.Co
 
 
 async def test_a_long_key_is_not_cut(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """A key that is longer than its column finds nothing, and not the row whose key is its beginning."""
+    """A key that is longer than its column finds nothing, and not the row whose key is its
+    beginning."""
     await other.execute('INSERT INTO "watched ""place""" VALUES (\'AB\', 1, 1, \'\')')
     with pytest.raises(RowNotFoundError):
         await watcher.wait(Place, ("ABC", 1), timeout=5)
@@ -274,7 +287,10 @@ async def test_ten_thousand_waiters(places: AsyncEngine, other: asyncpg.Connecti
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 10000) AS n")
     await places.dispose()
     async with RowWatcher(places, interval=0.2) as watcher:
-        tasks = [asyncio.create_task(watcher.wait(Item, n, columns=["name"], timeout=60)) for n in range(1, 10001)]
+        tasks = [
+            asyncio.create_task(watcher.wait(Item, n, columns=["name"], timeout=60))
+            for n in range(1, 10001)
+        ]
         await asyncio.sleep(0)
         await settled(watcher)
         assert await connections(other) == 1
@@ -294,15 +310,20 @@ WAITERS = 500
 async def test_faults(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """The backend terminated, the network cut, half-open or slow while 500 wait: all are served, and nothing that
-    happened meanwhile is missed."""
+    """The backend terminated, the network cut, half-open or slow while 500 wait: all are served,
+    and nothing that happened meanwhile is missed."""
     monkeypatch.setattr(link, "PATIENCE", 0.3)
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 500) AS n")
     async with Proxy.to(database_url) as proxy:
-        engine = create_async_engine(proxy.url, connect_args={"server_settings": {"application_name": "tests"}})
+        engine = create_async_engine(
+            proxy.url, connect_args={"server_settings": {"application_name": "tests"}}
+        )
         try:
             async with RowWatcher(engine, interval=0.05) as watcher:
-                tasks = [asyncio.create_task(watcher.wait(Item, n, timeout=30)) for n in range(1, WAITERS + 1)]
+                tasks = [
+                    asyncio.create_task(watcher.wait(Item, n, timeout=30))
+                    for n in range(1, WAITERS + 1)
+                ]
                 await asyncio.sleep(0)
                 await settled(watcher)
                 if fault == "terminate":
@@ -321,9 +342,9 @@ async def test_faults(
                 proxy.refusing = proxy.frozen = False
                 proxy.delay = 0
                 changes = await asyncio.gather(*tasks)
-                assert {(change.kind, change.after["name"]) for change in changes if change.after} == {
-                    ("update", "paid")
-                }
+                assert {
+                    (change.kind, change.after["name"]) for change in changes if change.after
+                } == {("update", "paid")}
                 assert len(changes) == WAITERS
         finally:
             await engine.dispose()
@@ -337,9 +358,14 @@ async def test_restart() -> None:
     try:
         async with engine.begin() as connection:
             await connection.run_sync(SupportBase.metadata.create_all)
-            await connection.execute(text("INSERT INTO item SELECT n, '' FROM generate_series(1, 500) AS n"))
+            await connection.execute(
+                text("INSERT INTO item SELECT n, '' FROM generate_series(1, 500) AS n")
+            )
         async with RowWatcher(engine, interval=0.05) as watcher:
-            tasks = [asyncio.create_task(watcher.wait(Item, n, timeout=60)) for n in range(1, WAITERS + 1)]
+            tasks = [
+                asyncio.create_task(watcher.wait(Item, n, timeout=60))
+                for n in range(1, WAITERS + 1)
+            ]
             await asyncio.sleep(0)
             await settled(watcher)
             await asyncio.to_thread(server.restart, immediate=True)
@@ -370,15 +396,17 @@ async def triggers(places: AsyncEngine) -> AsyncIterator[None]:
 
 @pytest.mark.usefixtures("triggers")
 async def test_notifications_wake(places: AsyncEngine, other: asyncpg.Connection) -> None:
-    """With triggers a change arrives long before the next tick: named keys, a statement too large to name them, and
-    TRUNCATE."""
+    """With triggers a change arrives long before the next tick: named keys, a statement too large
+    to name them, and TRUNCATE."""
     await other.execute('INSERT INTO "watched ""place""" VALUES (\'é\', 1, 1, \'\')')
     async with RowWatcher(places, interval=60, notify=True) as watcher:
         start = time.monotonic()
         async with watcher.changes(Item, 7) as changes, watcher.changes(Place, ("é", 1)) as place:
             await other.execute("INSERT INTO item VALUES (7, 'new')")
             assert (await anext(changes)).kind == "insert"
-            await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(10, 20000) AS n")
+            await other.execute(
+                "INSERT INTO item SELECT n, '' FROM generate_series(10, 20000) AS n"
+            )
             await other.execute("UPDATE item SET name = 'all'")
             assert (await anext(changes)).kind == "update"
             await other.execute("TRUNCATE item CASCADE")
@@ -389,9 +417,13 @@ async def test_notifications_wake(places: AsyncEngine, other: asyncpg.Connection
 
 
 async def test_a_server_that_does_not_listen(
-    engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: AsyncEngine,
+    other: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where LISTEN is refused, as by a standby, changes are seen by polling, and the log says so."""
+    """Where LISTEN is refused, as by a standby, changes are seen by polling, and the log says
+    so."""
 
     async def refuse(*_: Any) -> None:
         raise asyncpg.ReadOnlySQLTransactionError("cannot execute LISTEN during recovery")
@@ -399,7 +431,9 @@ async def test_a_server_that_does_not_listen(
     monkeypatch.setattr(asyncpg.Connection, "add_listener", refuse)
     await other.execute("INSERT INTO item VALUES (1, 'new'); INSERT INTO account VALUES (1, 0)")
     async with RowWatcher(engine, interval=0.05, notify=True) as watcher:
-        waiters = [asyncio.create_task(watcher.wait(model, 1, timeout=10)) for model in (Item, Account)]
+        waiters = [
+            asyncio.create_task(watcher.wait(model, 1, timeout=10)) for model in (Item, Account)
+        ]
         await asyncio.sleep(0)
         await settled(watcher)
         await other.execute("UPDATE item SET name = 'paid'; UPDATE account SET balance = 1")
@@ -408,7 +442,8 @@ async def test_a_server_that_does_not_listen(
 
 
 async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """The DDL is to be had before the classes that a relationship names, and created along with the table."""
+    """The DDL is to be had before the classes that a relationship names, and created along with the
+    table."""
 
     class Own(DeclarativeBase):
         pass
@@ -424,7 +459,9 @@ async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Con
     async with engine.begin() as connection:
         await connection.run_sync(Own.metadata.create_all)
     try:
-        triggers = await other.fetchval("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'early'::regclass")
+        triggers = await other.fetchval(
+            "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'early'::regclass"
+        )
         assert triggers == 4
     finally:
         async with engine.begin() as connection:
@@ -432,15 +469,27 @@ async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Con
 
 
 @pytest.mark.usefixtures("triggers")
-async def test_foreign_and_lost_notifications(places: AsyncEngine, other: asyncpg.Connection) -> None:
-    """Payloads that are nobody's keys, or no JSON, do no harm; without a trigger a change costs one interval."""
+async def test_foreign_and_lost_notifications(
+    places: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """Payloads that are nobody's keys, or no JSON, do no harm; without a trigger a change costs one
+    interval."""
     from pgtoolset._postgres.notifications import channel_of
 
     channel = channel_of(Item.__table__)  # type: ignore[arg-type]
     await other.execute("INSERT INTO account VALUES (1, 1)")
     async with RowWatcher(places, interval=0.05, notify=True) as watcher:
         async with watcher.changes(Item, 1) as changes, watcher.changes(Account, 1) as untriggered:
-            for payload in ("", "{", "[[2]]", '[["x", null]]', "[1]", "[[1], [1], [1]]", '{"a": 1}', "[[[1]]]"):
+            for payload in (
+                "",
+                "{",
+                "[[2]]",
+                '[["x", null]]',
+                "[1]",
+                "[[1], [1], [1]]",
+                '{"a": 1}',
+                "[[[1]]]",
+            ):
                 await other.execute("SELECT pg_notify($1, $2)", channel, payload)
             await other.execute("INSERT INTO item VALUES (1, 'new')")
             assert (await anext(changes)).kind == "insert"
@@ -450,9 +499,15 @@ async def test_foreign_and_lost_notifications(places: AsyncEngine, other: asyncp
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [({"interval": 0}, ValueError), ({"notify": 1}, TypeError), ({"engine": "postgresql://"}, TypeError)],
+    [
+        ({"interval": 0}, ValueError),
+        ({"notify": 1}, TypeError),
+        ({"engine": "postgresql://"}, TypeError),
+    ],
 )
-async def test_bad_arguments(engine: AsyncEngine, arguments: dict[str, Any], error: type[Exception]) -> None:
+async def test_bad_arguments(
+    engine: AsyncEngine, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """A bad engine, interval or flag is refused when the watcher is made."""
     given = {"engine": engine, **arguments}
     with pytest.raises(error):

@@ -19,5 +19,7 @@ async def shop(
     await db.stock_the_shelves()
     app = create_app(Settings.from_url(pg_database_url))
     app.state.mailer = mail.Mailer()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://shop"
+    ) as client:
         yield client

@@ -15,9 +15,13 @@ async def register(shop: httpx.AsyncClient, email: str = "ada@example.org") -> i
     return int(response.json()["id"])
 
 
-async def order(shop: httpx.AsyncClient, customer: int, sku: str, voucher: str | None = None) -> httpx.Response:
+async def order(
+    shop: httpx.AsyncClient, customer: int, sku: str, voucher: str | None = None
+) -> httpx.Response:
     lines = [{"sku": sku, "quantity": 1}]
-    return await shop.post("/orders", json={"customer_id": customer, "lines": lines, "voucher": voucher})
+    return await shop.post(
+        "/orders", json={"customer_id": customer, "lines": lines, "voucher": voucher}
+    )
 
 
 async def test_order(shop: httpx.AsyncClient, pg_session: AsyncSession) -> None:

@@ -1,4 +1,5 @@
-"""What every command shares: its shape, its error, and how it reaches the database that a URL names."""
+"""What every command shares: its shape, its error, and how it reaches the database that a URL
+names."""
 
 from __future__ import annotations
 
@@ -61,12 +62,17 @@ def parse_url(url: str | None) -> URL:
     except (ArgumentError, ValueError) as error:
         raise CommandError(f"the URL cannot be read: {error}") from error
     # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for it.
-    return parsed.set(query={("ssl" if name == "sslmode" else name): value for name, value in parsed.query.items()})
+    return parsed.set(
+        query={
+            ("ssl" if name == "sslmode" else name): value for name, value in parsed.query.items()
+        }
+    )
 
 
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[AsyncEngine]:
-    """An engine that keeps no connection; what goes wrong with the database is told as a `CommandError`."""
+    """An engine that keeps no connection; what goes wrong with the database is told as a
+    `CommandError`."""
     engine = create_async_engine(
         url,
         poolclass=NullPool,
@@ -78,7 +84,8 @@ async def connected(url: URL) -> AsyncIterator[AsyncEngine]:
     except DBAPIError as error:
         raise CommandError(f"{url.render_as_string()}: {driver_error(error)}") from error
     except (OSError, TypeError, ImportError) as error:
-        # The operating system's, asyncpg's for a parameter of the URL that it does not know, and no asyncpg at all.
+        # The operating system's, asyncpg's for a parameter of the URL that it does not know, and no
+        # asyncpg at all.
         raise CommandError(f"{url.render_as_string()}: {type(error).__name__}: {error}") from error
     finally:
         await engine.dispose()

@@ -31,7 +31,9 @@ _CLEAR = "\033[H\033[2J"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_url(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line for each look")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON; with --watch one line for each look"
+    )
     parser.add_argument("--yes", action="store_true", help="with --terminate, do not ask")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -42,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=2.0,
         help="look again every so many seconds (2), until Ctrl-C",
     )
-    what.add_argument("--terminate", metavar="PID", type=_pid, help="end this session, after asking")
+    what.add_argument(
+        "--terminate", metavar="PID", type=_pid, help="end this session, after asking"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,7 +74,9 @@ async def _run(options: argparse.Namespace) -> int:
 
 async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int:
     session = (await sessions_of(connection, [pid]))[0]
-    known = await connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid})
+    known = await connection.scalar(
+        text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}
+    )
     if not known:
         raise CommandError(f"there is no session with pid {pid}")
     print(_session(session))
@@ -141,7 +147,11 @@ def _waiting(wait: LockWait, sessions: Mapping[int, Blocker]) -> str:
 def _session(session: Blocker) -> str:
     if session.pid == 0:
         return "a prepared transaction (see pg_prepared_xacts)"
-    age = "" if session.transaction_age is None else f", transaction of {session.transaction_age.total_seconds():.1f} s"
+    age = (
+        ""
+        if session.transaction_age is None
+        else f", transaction of {session.transaction_age.total_seconds():.1f} s"
+    )
     state = session.state or "its state is not to be seen by this role"
     return f"{_name(session.pid, session.application_name)} {state}{age}{_query(session.query)}"
 
@@ -158,8 +168,11 @@ def _query(query: str | None) -> str:
 
 
 def _printable(line: str) -> str:
-    """One line without control characters: others have written it, and a terminal would obey them."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(line.split()))
+    """One line without control characters: others have written it, and a terminal would obey
+    them."""
+    return "".join(
+        character if character.isprintable() else "?" for character in " ".join(line.split())
+    )
 
 
 def _pids(waits: Iterable[LockWait]) -> list[int]:
@@ -173,7 +186,10 @@ def _as_json(waits: Sequence[LockWait], sessions: Mapping[int, Blocker]) -> dict
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.total_seconds() if isinstance(value, timedelta) else value for name, value in values.items()}
+    return {
+        name: value.total_seconds() if isinstance(value, timedelta) else value
+        for name, value in values.items()
+    }
 
 
 def _seconds(argument: str) -> float:

@@ -24,10 +24,16 @@ DESCRIPTION = "Prints a line for each change of a row, until Ctrl-C. The row may
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the database, postgresql://user:password@host/name")
+    parser.add_argument(
+        "url", metavar="URL", help="the database, postgresql://user:password@host/name"
+    )
     parser.add_argument("table", metavar="TABLE", help="the table, as NAME or SCHEMA.NAME")
-    parser.add_argument("key", metavar="KEY", nargs="+", help="the primary key, its parts as separate arguments")
-    parser.add_argument("--interval", metavar="SECONDS", type=float, default=0.5, help="between two looks (0.5)")
+    parser.add_argument(
+        "key", metavar="KEY", nargs="+", help="the primary key, its parts as separate arguments"
+    )
+    parser.add_argument(
+        "--interval", metavar="SECONDS", type=float, default=0.5, help="between two looks (0.5)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +52,11 @@ async def _run(options: argparse.Namespace) -> int:
                         if change.after is None:
                             _tell("delete", change.before)
                         else:
-                            news = {name: value for name, value in change.after.items() if before.get(name) != value}
+                            news = {
+                                name: value
+                                for name, value in change.after.items()
+                                if before.get(name) != value
+                            }
                             _tell(change.kind, news if change.before else change.after)
         except (ValueError, WatchFailedError) as error:
             raise CommandError(str(error)) from error
@@ -58,7 +68,13 @@ async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
     schema, _, table_name = name.rpartition(".")
 
     def reflect(connection: Connection) -> Table:
-        return Table(table_name, MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False)
+        return Table(
+            table_name,
+            MetaData(),
+            schema=schema or None,
+            autoload_with=connection,
+            resolve_fks=False,
+        )
 
     try:
         async with engine.connect() as connection:
@@ -77,9 +93,12 @@ def _key(model: type[Any], parts: list[str]) -> tuple[Any, ...]:
     columns = list(model.__table__.primary_key.columns)
     if len(parts) != len(columns):
         names = ", ".join(column.name for column in columns)
-        raise CommandError(f"the primary key has {len(columns)} part(s) ({names}), and {len(parts)} were given")
+        raise CommandError(
+            f"the primary key has {len(columns)} part(s) ({names}), and {len(parts)} were given"
+        )
     return tuple(
-        _part(column.name, _python_type(column.type), part) for column, part in zip(columns, parts, strict=True)
+        _part(column.name, _python_type(column.type), part)
+        for column, part in zip(columns, parts, strict=True)
     )
 
 
@@ -103,9 +122,15 @@ def _part(name: str, type_: type[Any], part: str) -> Any:
     try:
         return type_.fromisoformat(part) if hasattr(type_, "fromisoformat") else type_(part)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise CommandError(f"{part!r} cannot be {name}, which is of type {type_.__name__}") from error
+        raise CommandError(
+            f"{part!r} cannot be {name}, which is of type {type_.__name__}"
+        ) from error
 
 
 def _tell(what: str, values: Mapping[str, Any] | None) -> None:
-    row = "no row" if values is None else ", ".join(f"{name}={value!r}" for name, value in values.items())
+    row = (
+        "no row"
+        if values is None
+        else ", ".join(f"{name}={value!r}" for name, value in values.items())
+    )
     print(f"{datetime.now():%H:%M:%S.%f} {what}: {row}", flush=True)

@@ -1,7 +1,8 @@
 """The two hot modules, each behind a slot that is typed by its protocol.
 
-Each has one source and two names: interpreted it is `comparator`, compiled it is `comparator_c`. The compiled ones are
-taken where both are there. The environment variable PGTOOLSET_IMPL, `c` or `python`, leaves no choice.
+Each has one source and two names: interpreted it is `comparator`, compiled it is `comparator_c`.
+The compiled ones are taken where both are there. The environment variable PGTOOLSET_IMPL, `c` or
+`python`, leaves no choice.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def _interpreted() -> tuple[Literal["python"], AssociationRows, RowComparator]:
 def _chosen() -> tuple[Literal["c", "python"], AssociationRows, RowComparator]:
     forced = os.environ.get("PGTOOLSET_IMPL", "")
     if forced not in ("", "c", "python"):
-        raise ImportError(f"PGTOOLSET_IMPL must be 'c' or 'python', or not be set; it is {forced!r}")
+        raise ImportError(
+            f"PGTOOLSET_IMPL must be 'c' or 'python', or not be set; it is {forced!r}"
+        )
     if forced == "python":
         return _interpreted()
     try:

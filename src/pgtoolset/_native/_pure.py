@@ -1,4 +1,5 @@
-"""What the hot modules use of `cython` at run time, for where Cython is not installed, and for type checkers.
+"""What the hot modules use of `cython` at run time, for where Cython is not installed, and for type
+checkers.
 
 See https://cython.readthedocs.io/en/latest/src/tutorial/pure.html
 """

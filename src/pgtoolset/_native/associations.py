@@ -1,9 +1,10 @@
 """The rows of an association table: instances or keys in, one list of values per key column out.
 
-Every row of every call passes through here once, so this is one pass: whether an instance is of the class and has an
-identity, or a key is one beyond doubt; its values; each row once. What is not beyond doubt ends the pass, and is left
-to the caller, who knows how to look closer and what to say. Keys come from the identity that SQLAlchemy keeps of each
-instance; an attribute of the mapping is never read, because reading an expired one would load it.
+Every row of every call passes through here once, so this is one pass: whether an instance is of the
+class and has an identity, or a key is one beyond doubt; its values; each row once. What is not
+beyond doubt ends the pass, and is left to the caller, who knows how to look closer and what to say.
+Keys come from the identity that SQLAlchemy keeps of each instance; an attribute of the mapping is
+never read, because reading an expired one would load it.
 """
 
 from __future__ import annotations
@@ -27,19 +28,26 @@ __all__ = ["key_columns", "pair_columns"]
 
 
 def key_columns(
-    class_: type[Any], instances: Sequence[Any], keys: Sequence[Any], width: int, positions: Sequence[int]
+    class_: type[Any],
+    instances: Sequence[Any],
+    keys: Sequence[Any],
+    width: int,
+    positions: Sequence[int],
 ) -> list[list[Any]] | int:
-    """The keys of `instances` of `class_`, and then `keys`, each once: a list for each of `positions` in them.
+    """The keys of `instances` of `class_`, and then `keys`, each once: a list for each of
+    `positions` in them.
 
     Args:
         class_: what the instances must be of.
         instances: each with an identity, and not deleted.
-        keys: each a tuple of `width` values, or where that is 1 the value. A value is an `int`, a `str` or a `UUID`.
+        keys: each a tuple of `width` values, or where that is 1 the value. A value is an `int`, a
+            `str` or a `UUID`.
         width: the number of columns of a key.
         positions: those of them that are wanted.
 
     Returns:
-        The lists; or how many of `instances` and `keys`, in this order, came before one that is not like that.
+        The lists; or how many of `instances` and `keys`, in this order, came before one that is not
+        like that.
     """
     count: cython.Py_ssize_t = width
     at: cython.Py_ssize_t = positions[0]
@@ -85,7 +93,8 @@ def pair_columns(
     widths: tuple[int, int],
     positions: tuple[Sequence[int], Sequence[int]],
 ) -> list[list[Any]] | int:
-    """The pairs of owner and related, each once: first the lists of the owners' columns, then those of the related.
+    """The pairs of owner and related, each once: first the lists of the owners' columns, then those
+    of the related.
 
     Args:
         classes: those of owners and of related.
@@ -117,7 +126,11 @@ def pair_columns(
         if _is_distinct(column):
             return columns
     rows = list(zip(*columns, strict=True))
-    return columns if len(set(rows)) == len(rows) else _columns(list(dict.fromkeys(rows)), range(len(columns)))
+    return (
+        columns
+        if len(set(rows)) == len(rows)
+        else _columns(list(dict.fromkeys(rows)), range(len(columns)))
+    )
 
 
 @cython.cfunc
@@ -130,7 +143,8 @@ def _key_of(item: Any, class_: Any, width: cython.Py_ssize_t) -> Any:
     """The key that an instance has, or that `item` is; `None` where neither is beyond doubt."""
     kind = type(item)
     if kind is not class_:
-        # Asking a mapped class about an instance takes a call of its metaclass, so what is quicker comes first.
+        # Asking a mapped class about an instance takes a call of its metaclass, so what is quicker
+        # comes first.
         if width == 1 and (kind is int or kind is str):
             return item
         if kind is tuple:
@@ -160,7 +174,8 @@ def _is_scalar(kind: Any) -> cython.bint:
 
 @cython.cfunc
 def _once(rows: list[Any]) -> list[Any]:
-    # Nearly always there is nothing to drop, and that is found out sooner than a dictionary is filled.
+    # Nearly always there is nothing to drop, and that is found out sooner than a dictionary is
+    # filled.
     return rows if _is_distinct(rows) else list(dict.fromkeys(rows))
 
 
@@ -175,14 +190,17 @@ def _is_distinct(rows: list[Any]) -> cython.bint:
 
 @cython.cfunc
 def _are_distinct_numbers(rows: list[Any]) -> cython.Py_ssize_t:
-    """1 for yes, 0 for no; -1 where that is for a set to find out, which is slower because it looks at objects."""
+    """1 for yes, 0 for no; -1 where that is for a set to find out, which is slower because it looks
+    at objects."""
     count: cython.Py_ssize_t = len(rows)
     bits: cython.Py_ssize_t = 3
     while (cython.cast(cython.Py_ssize_t, 1) << bits) < 2 * count:
         bits += 1
     size: cython.Py_ssize_t = cython.cast(cython.Py_ssize_t, 1) << bits
     # A hash table with open addressing. Zero is an empty place, and so has none.
-    table: cython.p_longlong = cython.cast(cython.p_longlong, calloc(size, cython.sizeof(cython.longlong)))
+    table: cython.p_longlong = cython.cast(
+        cython.p_longlong, calloc(size, cython.sizeof(cython.longlong))
+    )
     if table is cython.NULL:
         return -1
     # 2 ** 64 / the golden ratio: it sends neighbours far away from one another.

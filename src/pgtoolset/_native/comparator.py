@@ -1,10 +1,10 @@
 """Finds what changed between two looks at many rows: all of both looks in, what differs out.
 
-Flat and stateless, so that it profits from being compiled. Most looks are compared as text, all rows of one in a single
-value, and no object is made of a row that is as it was. Rows whose text differs are fetched and compared by their
-values. Two looks at the same value make two objects, so equality has to be sane for every type that a codec can
-produce: NaN is itself, an `__eq__` that raises or answers with an array decides nothing, and nothing needs to be
-hashable but the key.
+Flat and stateless, so that it profits from being compiled. Most looks are compared as text, all
+rows of one in a single value, and no object is made of a row that is as it was. Rows whose text
+differs are fetched and compared by their values. Two looks at the same value make two objects, so
+equality has to be sane for every type that a codec can produce: NaN is itself, an `__eq__` that
+raises or answers with an array decides nothing, and nothing needs to be hashable but the key.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ __all__ = ["changed_lines", "changed_rows", "same_value"]
 
 
 def changed_lines(before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]]:
-    """The lines of `before` that `after` does not have, and those of `after` that `before` does not have.
+    """The lines of `before` that `after` does not have, and those of `after` that `before` does not
+    have.
 
     Args:
         before: lines, with a newline between each two. None is empty, and none is there twice.
@@ -46,16 +47,22 @@ def changed_lines(before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]
         return gone, added
     # A line that has only moved is in both.
     known, found = set(gone), set(added)
-    return [line for line in gone if line not in found], [line for line in added if line not in known]
+    return [line for line in gone if line not in found], [
+        line for line in added if line not in known
+    ]
 
 
-def changed_rows(rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int) -> list[int]:
-    """The positions of the rows that differ from what is known under their key, or are not known at all.
+def changed_rows(
+    rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int
+) -> list[int]:
+    """The positions of the rows that differ from what is known under their key, or are not known at
+    all.
 
     Args:
-        rows: the rows of a look, each with its key in front and its text at the end. Where texts are missing, the
-            values decide.
-        known: the row of the last look by its key: the first value, or with a `width` above 1 a tuple.
+        rows: the rows of a look, each with its key in front and its text at the end. Where texts
+            are missing, the values decide.
+        known: the row of the last look by its key: the first value, or with a `width` above 1 a
+            tuple.
         width: how many values make the key.
     """
     changed: list[int] = []
@@ -97,7 +104,9 @@ def same_value(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return _same_items(left, right)
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same_value(value, right[key]) for key, value in left.items())
+        return left.keys() == right.keys() and all(
+            same_value(value, right[key]) for key, value in left.items()
+        )
     try:
         return bool(left != left) and bool(right != right)  # NaN
     except Exception:
@@ -116,7 +125,8 @@ def _same_items(left: Any, right: Any) -> cython.bint:
 
 @cython.cfunc
 def _alike(left: Any, right: Any) -> cython.bint:
-    """Of values that will not say whether they are equal: whether they look the same, to the last byte if they can."""
+    """Of values that will not say whether they are equal: whether they look the same, to the last
+    byte if they can."""
     if type(left) is not type(right):
         return False
     try:
@@ -130,15 +140,20 @@ def _alike(left: Any, right: Any) -> cython.bint:
 
 
 @cython.cfunc
-def _end(data: cython.p_const_char, start: cython.Py_ssize_t, size: cython.Py_ssize_t) -> cython.Py_ssize_t:
+def _end(
+    data: cython.p_const_char, start: cython.Py_ssize_t, size: cython.Py_ssize_t
+) -> cython.Py_ssize_t:
     """Where the line ends that begins at `start`."""
-    found: cython.p_const_char = cython.cast(cython.p_const_char, memchr(data + start, 10, size - start))
+    found: cython.p_const_char = cython.cast(
+        cython.p_const_char, memchr(data + start, 10, size - start)
+    )
     return size if found is cython.NULL else found - data
 
 
 @cython.cfunc
 def _walk(before: bytes, after: bytes, gone: list[bytes], added: list[bytes]) -> cython.bint:
-    """Go through both side by side, in C alone; whether that got to the ends, or the order is another one altogether.
+    """Go through both side by side, in C alone; whether that got to the ends, or the order is
+    another one altogether.
 
     Collects what has no partner where it stands. A line that has moved is collected on both sides.
     """
@@ -160,7 +175,8 @@ def _walk(before: bytes, after: bytes, gone: list[bytes], added: list[bytes]) ->
             j = j_end + 1
             patience += 1
             continue
-        # What stands there may be the one after next to it: then one line has gone from here, or has come.
+        # What stands there may be the one after next to it: then one line has gone from here, or
+        # has come.
         if i_end < old_size:
             end = _end(old, i_end + 1, old_size)
             if end - i_end - 1 == j_end - j and memcmp(old + i_end + 1, new + j, j_end - j) == 0:

@@ -33,7 +33,8 @@ async def acquire(
     milliseconds: int | None,
     until_commit: bool,
 ) -> bool:
-    """Take the lock, until the transaction ends or until it is unlocked. False with `nowait` where it is taken."""
+    """Take the lock, until the transaction ends or until it is unlocked. False with `nowait` where
+    it is taken."""
     function = f"pg_{'try_' * nowait}advisory_{'xact_' * until_commit}lock{'_shared' * shared}"
     arguments = "CAST(:a AS bigint)" if len(numbers) == 1 else "CAST(:a AS int), CAST(:b AS int)"
     call = f"pg_catalog.{function}({arguments})"
@@ -43,8 +44,9 @@ async def acquire(
     if milliseconds is None:
         await connection.execute(text(f"SELECT {call}"), parameters)
     else:
-        # The columns are computed from left to right, and the lock waits with the setting as it is at that moment.
-        # The outer query restores what the inner one has found; a failure does so with the savepoint or transaction.
+        # The columns are computed from left to right, and the lock waits with the setting as it is
+        # at that moment. The outer query restores what the inner one has found; a failure does so
+        # with the savepoint or transaction.
         await connection.execute(
             text(
                 "SELECT pg_catalog.set_config('lock_timeout', s.earlier, true) FROM ("
@@ -59,14 +61,25 @@ async def acquire(
 class SessionLock:
     """A session-level lock on `connection`, for a block that is a part of a longer transaction.
 
-    PostgreSQL keeps it until it is unlocked or the connection ends. It is unlocked at the end of its block; where the
-    transaction ends before, then; and at the latest when the connection goes back to the pool. What cannot be unlocked
-    is discarded with its connection.
+    PostgreSQL keeps it until it is unlocked or the connection ends. It is unlocked at the end of
+    its block; where the transaction ends before, then; and at the latest when the connection goes
+    back to the pool. What cannot be unlocked is discarded with its connection.
     """
 
-    __slots__ = ("_connection", "_driver", "_held", "_listening", "_locks", "_numbers", "_session", "_shared")
+    __slots__ = (
+        "_connection",
+        "_driver",
+        "_held",
+        "_listening",
+        "_locks",
+        "_numbers",
+        "_session",
+        "_shared",
+    )
 
-    def __init__(self, connection: Connection, session: Session, numbers: tuple[int, ...], shared: bool) -> None:
+    def __init__(
+        self, connection: Connection, session: Session, numbers: tuple[int, ...], shared: bool
+    ) -> None:
         self._connection = connection
         self._driver: Any = connection.connection.driver_connection
         self._locks: list[SessionLock] = connection.info.setdefault(_KEY, [])
@@ -80,14 +93,20 @@ class SessionLock:
             event.listen(pool, "checkin", _before_pool)
 
     def is_held_already(self) -> bool:
-        """Whether a block around this one has the same lock, so that nothing needs to be asked of the server.
+        """Whether a block around this one has the same lock, so that nothing needs to be asked of
+        the server.
 
-        Of two holds on one lock it could not be told, after a cancellation, whether there is one or two.
+        Of two holds on one lock it could not be told, after a cancellation, whether there is one or
+        two.
         """
-        return any(lock._numbers == self._numbers and (self._shared or not lock._shared) for lock in self._locks)
+        return any(
+            lock._numbers == self._numbers and (self._shared or not lock._shared)
+            for lock in self._locks
+        )
 
     def expect(self) -> None:
-        """From now on it may be held: whether a statement that is cut short got the lock, nobody knows."""
+        """From now on it may be held: whether a statement that is cut short got the lock, nobody
+        knows."""
         self._locks.append(self)
         event.listen(self._session, "after_transaction_end", self._after_transaction_end)
         self._listening = True
@@ -112,7 +131,9 @@ class SessionLock:
         try:
             await self.unlock()
         except Exception:
-            logger.warning("an advisory lock could not be released; its connection is discarded", exc_info=True)
+            logger.warning(
+                "an advisory lock could not be released; its connection is discarded", exc_info=True
+            )
             self._driver.terminate()
 
     async def unlock(self) -> None:
@@ -137,7 +158,8 @@ class SessionLock:
         )
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
-        # On a pooled connection it has been unlocked on the way into the pool; this is for one of the caller's own.
+        # On a pooled connection it has been unlocked on the way into the pool; this is for one of
+        # the caller's own.
         if transaction.parent is None and self in self._locks:
             await_only(uninterrupted(self._release()))
 
@@ -154,5 +176,7 @@ def _before_pool(dbapi_connection: Any, record: Any) -> None:
         for lock in held:
             await_only(uninterrupted(lock.unlock()))
     except Exception:
-        logger.warning("an advisory lock could not be released; its connection is discarded", exc_info=True)
+        logger.warning(
+            "an advisory lock could not be released; its connection is discarded", exc_info=True
+        )
         record.invalidate()

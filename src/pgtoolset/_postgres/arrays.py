@@ -1,4 +1,5 @@
-"""Any number of values as one parameter: typed arrays, for every type that a key or a default can have.
+"""Any number of values as one parameter: typed arrays, for every type that a key or a default can
+have.
 
 See https://www.postgresql.org/docs/current/functions-array.html (unnest) and
 https://docs.sqlalchemy.org/en/20/core/custom_types.html
@@ -9,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, Column, ColumnElement, Dialect, Numeric, Text, bindparam, cast, column, func
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Dialect,
+    Numeric,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+)
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.selectable import TableValuedAlias
@@ -19,8 +31,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 class Elements(TypeDecorator[list[Any]]):
     """An array whose elements are bound as `item` binds a single value, a `TypeDecorator` included.
 
-    It is cast to the type without its length or precision: a cast to VARCHAR(3)[] would cut a longer key off silently,
-    and then find the row of another.
+    It is cast to the type without its length or precision: a cast to VARCHAR(3)[] would cut a
+    longer key off silently, and then find the row of another.
     """
 
     impl = ARRAY
@@ -31,7 +43,9 @@ class Elements(TypeDecorator[list[Any]]):
         self.item = item
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return postgresql.ARRAY(_unlimited(_plain(self.item, dialect)), dimensions=1).dialect_impl(dialect)
+        return postgresql.ARRAY(_unlimited(_plain(self.item, dialect)), dimensions=1).dialect_impl(
+            dialect
+        )
 
     def bind_processor(self, dialect: Dialect) -> Any:
         item = self.item.dialect_impl(dialect).bind_processor(dialect)
@@ -47,8 +61,11 @@ class Elements(TypeDecorator[list[Any]]):
 
 
 def unnest(name: str, columns: dict[str, Column[Any]]) -> TableValuedAlias:
-    """`unnest($1::int[], $2::text[]) AS name(a, b)`: a row for each element of the parameters `a` and `b`."""
-    arrays = [bindparam(parameter, type_=Elements(each.type)) for parameter, each in columns.items()]
+    """`unnest($1::int[], $2::text[]) AS name(a, b)`: a row for each element of the parameters `a`
+    and `b`."""
+    arrays = [
+        bindparam(parameter, type_=Elements(each.type)) for parameter, each in columns.items()
+    ]
     outputs = [column(parameter, each.type) for parameter, each in columns.items()]
     return func.unnest(*arrays).table_valued(*outputs).render_derived(name=name)
 

@@ -23,12 +23,14 @@ from pgtoolset.values import Blocker
 
 logger = logging.getLogger("pgtoolset")
 
-#: PostgreSQL cuts longer identifiers, so two of them may be one. NAMEDATALEN is 64, one byte of it a terminator.
+#: PostgreSQL cuts longer identifiers, so two of them may be one. NAMEDATALEN is 64, one byte of it
+#: a terminator.
 #: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS
 LONGEST_NAME = 63
 
 _USERS = ACTIVITY.format(
-    # A prepared transaction has no pid. An autovacuum worker is ended by PostgreSQL itself where it is in the way.
+    # A prepared transaction has no pid. An autovacuum worker is ended by PostgreSQL itself where it
+    # is in the way.
     pids="""SELECT s.pid FROM pg_stat_activity AS s WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
               AND s.backend_type IS DISTINCT FROM 'autovacuum worker'
             UNION ALL SELECT 0 FROM pg_prepared_xacts AS x WHERE x.database = $1"""
@@ -50,12 +52,16 @@ def check_name(what: str, name: object) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{what} is not valid Unicode: {name!r}") from None
     if length > LONGEST_NAME:
-        raise ValueError(f"{what} must be at most {LONGEST_NAME} bytes in UTF-8, and {name!r} has {length}")
+        raise ValueError(
+            f"{what} must be at most {LONGEST_NAME} bytes in UTF-8, and {name!r} has {length}"
+        )
     return name
 
 
 def create_statement(name: str, template: str | None) -> str:
-    return f"CREATE DATABASE {quoted(name)}" + (f" TEMPLATE {quoted(template)}" if template is not None else "")
+    return f"CREATE DATABASE {quoted(name)}" + (
+        f" TEMPLATE {quoted(template)}" if template is not None else ""
+    )
 
 
 def drop_statement(name: str, *, force: bool) -> str:
@@ -67,11 +73,14 @@ async def users_of(connection: Any, name: str) -> list[Blocker]:
     return [Blocker(*row) for row in await connection.fetch(_USERS, name)]
 
 
-async def execute_or_undo(connection: Any, url: URL, statement: str, undo: Callable[[], Awaitable[object]]) -> None:
+async def execute_or_undo(
+    connection: Any, url: URL, statement: str, undo: Callable[[], Awaitable[object]]
+) -> None:
     """Run a statement; where the caller is cancelled meanwhile, it has not happened, or is undone.
 
-    The driver's own way to cancel a statement does not tell whether it was done nevertheless. Here PostgreSQL is asked
-    to cancel it over another connection, and its answer to the statement itself is waited for.
+    The driver's own way to cancel a statement does not tell whether it was done nevertheless. Here
+    PostgreSQL is asked to cancel it over another connection, and its answer to the statement itself
+    is waited for.
     """
     task = asyncio.ensure_future(connection.execute(statement))
     try:
@@ -120,8 +129,11 @@ def rename_statement(name: str, new_name: str) -> str:
 
 @asynccontextmanager
 async def name_locked(connection: Any, name: str) -> AsyncIterator[None]:
-    """A block that no other one for the same name, over a connection to the same database, overlaps with."""
-    key = int.from_bytes(blake2b(f"pgtoolset database {name}".encode(), digest_size=8).digest(), signed=True)
+    """A block that no other one for the same name, over a connection to the same database, overlaps
+    with."""
+    key = int.from_bytes(
+        blake2b(f"pgtoolset database {name}".encode(), digest_size=8).digest(), signed=True
+    )
     await connection.execute(f"SELECT pg_advisory_lock({key})")
     try:
         yield

@@ -1,6 +1,7 @@
 """The SQL that finds what is not empty, and empties it.
 
-https://www.postgresql.org/docs/current/catalogs.html, https://www.postgresql.org/docs/current/sql-truncate.html and
+https://www.postgresql.org/docs/current/catalogs.html,
+https://www.postgresql.org/docs/current/sql-truncate.html and
 https://www.postgresql.org/docs/current/queries-with.html#QUERIES-WITH-MODIFYING
 """
 
@@ -14,7 +15,8 @@ from sqlalchemy import Connection, text
 
 from pgtoolset._postgres.quoting import do_block, literal, quoted
 
-#: What one cleaning at a time in a database holds. Two would each read what the other wants to truncate.
+#: What one cleaning at a time in a database holds. Two would each read what the other wants to
+#: truncate.
 _TURN = 0x70675F636C65616E
 
 _BEGIN = text(f"""
@@ -73,7 +75,8 @@ ORDER BY kind, name, detail
 
 @dataclass(slots=True)
 class Relation:
-    """A table, by its quoted and qualified name. A partitioned one stands for its partitions too."""
+    """A table, by its quoted and qualified name. A partitioned one stands for its partitions
+    too."""
 
     oid: int
     name: str
@@ -82,7 +85,8 @@ class Relation:
 
     @property
     def only(self) -> str:
-        """The name where SQL means this table's own rows; those of inheritance children belong to the children."""
+        """The name where SQL means this table's own rows; those of inheritance children belong to
+        the children."""
         return self.name if self.partitioned else f"ONLY {self.name}"
 
 
@@ -102,7 +106,8 @@ class Reference:
     Attributes:
         referencing: the oid of the table that has it.
         referenced: the oid of the table, or partition, that it points to.
-        rows: what finds the rows of the referencing table that point somewhere; empty where it is one of the tables.
+        rows: what finds the rows of the referencing table that point somewhere; empty where it is
+            one of the tables.
         label: the table and the constraint, for people.
     """
 
@@ -124,7 +129,8 @@ class Trigger:
 
 @dataclass(slots=True)
 class Details:
-    """What matters for emptying tables, besides their rows. `roots`: the tables that a partition is of, and itself."""
+    """What matters for emptying tables, besides their rows. `roots`: the tables that a partition is
+    of, and itself."""
 
     roots: dict[int, set[int]] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)
@@ -132,7 +138,8 @@ class Details:
 
 
 def begin(connection: Connection, milliseconds: int | None) -> dict[str, str]:
-    """Wait for the turn, at the most so long, as for every lock from now on; the earlier values of the settings.
+    """Wait for the turn, at the most so long, as for every lock from now on; the earlier values of
+    the settings.
 
     With `row_security` off, a policy that would hide rows from this role is an error.
     """
@@ -140,8 +147,11 @@ def begin(connection: Connection, milliseconds: int | None) -> dict[str, str]:
     return {"lock_timeout": row.lock_timeout, "row_security": row.row_security}
 
 
-def structure_of(connection: Connection, names: Sequence[str]) -> tuple[list[Relation], list[OwnedSequence]]:
-    """Those of the tables that exist, each once, and the sequences that their columns own. Takes no lock on them."""
+def structure_of(
+    connection: Connection, names: Sequence[str]
+) -> tuple[list[Relation], list[OwnedSequence]]:
+    """Those of the tables that exist, each once, and the sequences that their columns own. Takes no
+    lock on them."""
     relations: list[Relation] = []
     sequences: list[OwnedSequence] = []
     # One row of arrays: SQLAlchemy takes longer for a row than PostgreSQL does for a table.
@@ -168,8 +178,11 @@ def changed(
     )
 
 
-def details_of(connection: Connection, relations: Sequence[Relation], dirty: Sequence[Relation]) -> Details:
-    """The foreign keys to the `dirty` ones and their triggers; their pages are written into them."""
+def details_of(
+    connection: Connection, relations: Sequence[Relation], dirty: Sequence[Relation]
+) -> Details:
+    """The foreign keys to the `dirty` ones and their triggers; their pages are written into
+    them."""
     found = Details(roots={relation.oid: {relation.oid} for relation in relations})
     pages = {relation.oid: 0 for relation in relations}
     parameters = {
@@ -204,36 +217,48 @@ def empty_block(
     triggers: Sequence[Trigger],
     settings: dict[str, str],
 ) -> str:
-    """One statement that empties the tables, fires no trigger of the user's and restores `settings`.
+    """One statement that empties the tables, fires no trigger of the user's and restores
+    `settings`.
 
-    The DELETEs are one statement too: foreign keys are checked at its end, when the rows of all the tables are gone,
-    so their order does not matter, and they may form a cycle.
+    The DELETEs are one statement too: foreign keys are checked at its end, when the rows of all the
+    tables are gone, so their order does not matter, and they may form a cycle.
     """
     # A constraint that waits for the commit would be in the way of ALTER TABLE and TRUNCATE.
     statements = ["SET CONSTRAINTS ALL IMMEDIATE"]
-    statements += [f"ALTER TABLE ONLY {trigger.table} DISABLE TRIGGER {trigger.name}" for trigger in triggers]
+    statements += [
+        f"ALTER TABLE ONLY {trigger.table} DISABLE TRIGGER {trigger.name}" for trigger in triggers
+    ]
     if truncated:
         statements.append(f"TRUNCATE {', '.join(relation.only for relation in truncated)}")
     if deleted:
-        parts = ", ".join(f"d{n} AS (DELETE FROM {relation.only})" for n, relation in enumerate(deleted))
+        parts = ", ".join(
+            f"d{n} AS (DELETE FROM {relation.only})" for n, relation in enumerate(deleted)
+        )
         # In a WITH, a rule that would keep the rows is an error.
         statements.append(f"EXECUTE {literal(f'WITH {parts} SELECT')}")
     for trigger in triggers:
         mode = "ALWAYS " if trigger.always else ""
         statements.append(f"ALTER TABLE ONLY {trigger.table} ENABLE {mode}TRIGGER {trigger.name}")
     statements += [f"ALTER SEQUENCE {each.name} RESTART" for each in sequences]
-    statements += [f"PERFORM pg_catalog.set_config('{name}', {literal(to)}, true)" for name, to in settings.items()]
+    statements += [
+        f"PERFORM pg_catalog.set_config('{name}', {literal(to)}, true)"
+        for name, to in settings.items()
+    ]
     return do_block(f"BEGIN {'; '.join(statements)}; END")
 
 
 def _moved_by_reading(sequences: Sequence[OwnedSequence]) -> str:
-    return _array(f"(SELECT is_called OR last_value <> {each.start} FROM {each.name})" for each in sequences)
+    return _array(
+        f"(SELECT is_called OR last_value <> {each.start} FROM {each.name})" for each in sequences
+    )
 
 
 def _moved_by_function(sequences: Sequence[OwnedSequence]) -> str:
-    """The same from PostgreSQL 18 on: the plan does not depend on the sequences, so a restart does not throw it away.
+    """The same from PostgreSQL 18 on: the plan does not depend on the sequences, so a restart does
+    not throw it away.
 
-    The function gives NULL where the role may not read the sequence. Restarting it will tell the reason.
+    The function gives NULL where the role may not read the sequence. Restarting it will tell the
+    reason.
     """
     rows = ", ".join(f"({n}, {each.oid}, {each.start})" for n, each in enumerate(sequences))
     if not rows:

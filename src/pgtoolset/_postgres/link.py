@@ -1,4 +1,5 @@
-"""A connection of a watcher's own, outside any transaction and outside the pool, that knows when it is lost."""
+"""A connection of a watcher's own, outside any transaction and outside the pool, that knows when it
+is lost."""
 
 from __future__ import annotations
 
@@ -17,16 +18,19 @@ __all__ = ["Busy", "Link", "LinkLost", "is_about_data", "is_passing"]
 
 logger = logging.getLogger("pgtoolset")
 
-#: Seconds that a statement may take, a connection may take to open, and a heartbeat may take to be answered.
+#: Seconds that a statement may take, a connection may take to open, and a heartbeat may take to be
+#: answered.
 PATIENCE = 5.0
 
 #: Seconds of silence after which a connection that only listens is asked for a sign of life.
 HEARTBEAT = 20.0
 
-#: Connection exceptions, and what a server says that shuts down, has shut down or does not start yet.
+#: Connection exceptions, and what a server says that shuts down, has shut down or does not start
+#: yet.
 _LOST = ("08", "57P")
 
-#: Resources, locks, rollbacks, a cancelled statement: the same statement may succeed a moment later.
+#: Resources, locks, rollbacks, a cancelled statement: the same statement may succeed a moment
+#: later.
 _PASSING = ("40", "53", "55", "57014")
 
 
@@ -48,7 +52,8 @@ class Link:
 
     @classmethod
     async def open(cls, engine: AsyncEngine) -> Self:
-        """A new connection with everything that the engine gives to its own, and none of the pool's places taken."""
+        """A new connection with everything that the engine gives to its own, and none of the pool's
+        places taken."""
         pool = engine.sync_engine.pool.recreate()
         async with asyncio.timeout(2 * PATIENCE):
             fairy: Any = await greenlet_spawn(pool.connect)
@@ -75,7 +80,8 @@ class Link:
             raise
 
     async def check(self) -> None:
-        """Raise `LinkLost` where the server does not answer at all. A half-open connection is told by nothing else."""
+        """Raise `LinkLost` where the server does not answer at all. A half-open connection is told
+        by nothing else."""
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._driver.fetch("SELECT 1")
@@ -87,7 +93,8 @@ class Link:
             raise
 
     async def listen(self, channels: Sequence[str], heard: Callable[[str, str], None]) -> None:
-        """Have `heard` called with the channel and the payload of each notification on `channels`, from now on."""
+        """Have `heard` called with the channel and the payload of each notification on `channels`,
+        from now on."""
         for channel in channels:
             if channel not in self._channels:
                 self._heard = heard
@@ -96,7 +103,9 @@ class Link:
                         await self._driver.add_listener(channel, self._on_notification)
                 except TimeoutError as error:
                     self._driver.terminate()
-                    raise LinkLost(f"the server did not answer LISTEN within {PATIENCE} s") from error
+                    raise LinkLost(
+                        f"the server did not answer LISTEN within {PATIENCE} s"
+                    ) from error
                 except Exception as error:
                     self._raise_if_lost(error)
                     raise
@@ -110,7 +119,8 @@ class Link:
 
     async def _close(self) -> None:
         try:
-            # asyncpg does not count the time in which it tells the server of a statement that was cancelled.
+            # asyncpg does not count the time in which it tells the server of a statement that was
+            # cancelled.
             async with asyncio.timeout(1.5):
                 await self._driver.close(timeout=1)
         except Exception:
@@ -124,7 +134,8 @@ class Link:
 
     def _raise_if_lost(self, error: Exception) -> None:
         state = sqlstate_of(error) or ""
-        # The driver's own errors about its connection have no SQLSTATE, and a new connection puts all of them right.
+        # The driver's own errors about its connection have no SQLSTATE, and a new connection puts
+        # all of them right.
         own = type(error).__name__ in ("InterfaceError", "InternalClientError")
         if self._driver.is_closed() or isinstance(error, OSError) or own or state.startswith(_LOST):
             self._driver.terminate()

@@ -23,7 +23,9 @@ _M = LockMode
 CONFLICTS: dict[LockMode, frozenset[LockMode]] = {
     _M.ACCESS_SHARE: frozenset({_M.ACCESS_EXCLUSIVE}),
     _M.ROW_SHARE: frozenset({_M.EXCLUSIVE, _M.ACCESS_EXCLUSIVE}),
-    _M.ROW_EXCLUSIVE: frozenset({_M.SHARE, _M.SHARE_ROW_EXCLUSIVE, _M.EXCLUSIVE, _M.ACCESS_EXCLUSIVE}),
+    _M.ROW_EXCLUSIVE: frozenset(
+        {_M.SHARE, _M.SHARE_ROW_EXCLUSIVE, _M.EXCLUSIVE, _M.ACCESS_EXCLUSIVE}
+    ),
     _M.SHARE_UPDATE_EXCLUSIVE: frozenset(_M) - {_M.ACCESS_SHARE, _M.ROW_SHARE, _M.ROW_EXCLUSIVE},
     _M.SHARE: frozenset(_M) - {_M.ACCESS_SHARE, _M.ROW_SHARE, _M.SHARE},
     _M.SHARE_ROW_EXCLUSIVE: frozenset(_M) - {_M.ACCESS_SHARE, _M.ROW_SHARE},
@@ -39,11 +41,14 @@ def lock_names(mode: LockMode) -> list[str]:
 
 def spelled_out(mode: str | None) -> str | None:
     """A mode of `pg_locks` (`AccessExclusiveLock`) as SQL spells it (`ACCESS EXCLUSIVE`)."""
-    return None if mode is None else re.sub(r"(?<!^)(?=[A-Z])", " ", mode.removesuffix("Lock")).upper()
+    return (
+        None if mode is None else re.sub(r"(?<!^)(?=[A-Z])", " ", mode.removesuffix("Lock")).upper()
+    )
 
 
 def isolation_level_of(connection: Connection) -> str | None:
-    """The isolation level, or AUTOCOMMIT, as far as SQLAlchemy knows it without asking the server."""
+    """The isolation level, or AUTOCOMMIT, as far as SQLAlchemy knows it without asking the
+    server."""
     level = getattr(connection.connection.dbapi_connection, "isolation_level", None)
     level = level or connection.dialect.default_isolation_level
     return None if level is None else level.upper().replace("_", " ")
@@ -58,11 +63,16 @@ def backend_pid(connection: Connection) -> int:
 def lock_block(names: Sequence[str], mode: LockMode, timeout: int) -> str:
     """One statement that locks all of `names` in this order and leaves `lock_timeout` as it was.
 
-    `timeout`, in milliseconds, is the budget for all; 0 waits for ever. Where all are free they are had without
-    touching the setting. Otherwise it is set: PostgreSQL counts `lock_timeout` for each lock anew, so for each it is
-    what is left of the budget. A failure undoes the setting with the savepoint or transaction.
+    `timeout`, in milliseconds, is the budget for all; 0 waits for ever. Where all are free they are
+    had without touching the setting. Otherwise it is set: PostgreSQL counts `lock_timeout` for each
+    lock anew, so for each it is what is left of the budget. A failure undoes the setting with the
+    savepoint or transaction.
     """
-    left = f"ceil(1000 * EXTRACT(EPOCH FROM ends - pg_catalog.clock_timestamp()) + {timeout})" if timeout else "0"
+    left = (
+        f"ceil(1000 * EXTRACT(EPOCH FROM ends - pg_catalog.clock_timestamp()) + {timeout})"
+        if timeout
+        else "0"
+    )
     body = f"""
 DECLARE
  earlier text; name text; ends timestamptz;
@@ -85,7 +95,8 @@ def lock_statement(names: Sequence[str], mode: LockMode, *, nowait: bool = False
     return f"LOCK TABLE {', '.join(names)} IN {mode.value} MODE{' NOWAIT' if nowait else ''}"
 
 
-#: pg_stat_activity hides the state, the query and the age of other roles' sessions, and shows a sentence as the query.
+#: pg_stat_activity hides the state, the query and the age of other roles' sessions, and shows a
+#: sentence as the query.
 _VISIBLE = "(pg_has_role('pg_read_all_stats', 'USAGE') OR coalesce(pg_has_role(a.usesysid, 'USAGE'), false))"
 
 #: What sessions are doing, as a `Blocker` tells it; `pids` is a query for theirs.
@@ -99,7 +110,8 @@ _BLOCKING = text(ACTIVITY.format(pids="SELECT unnest(pg_blocking_pids(:pid)) AS 
 _SESSIONS = text(ACTIVITY.format(pids="SELECT unnest(CAST(:pids AS int[])) AS pid"))
 _HOLDERS = text(
     ACTIVITY.format(
-        # Those who wait are in the way too: NOWAIT does not overtake them. A prepared transaction has no pid.
+        # Those who wait are in the way too: NOWAIT does not overtake them. A prepared transaction
+        # has no pid.
         pids="""SELECT coalesce(l.pid, 0) AS pid FROM pg_locks AS l
             WHERE l.locktype = 'relation' AND l.pid IS DISTINCT FROM :pid AND l.mode = ANY(CAST(:modes AS text[]))
               AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
@@ -155,7 +167,9 @@ async def sessions_holding(
     return await _blockers(connection, _HOLDERS, names=list(names), modes=lock_names(mode), pid=but)
 
 
-async def sessions_owning(connection: AsyncConnection, xids: Sequence[str], *, but: int) -> list[Blocker]:
+async def sessions_owning(
+    connection: AsyncConnection, xids: Sequence[str], *, but: int
+) -> list[Blocker]:
     """Whose transactions these are."""
     return await _blockers(connection, _OWNERS, xids=list(xids), pid=but)
 

@@ -1,7 +1,8 @@
-"""NOTIFY: the channel of a table, the trigger that announces changes of its rows, and what its payloads say.
+"""NOTIFY: the channel of a table, the trigger that announces changes of its rows, and what its
+payloads say.
 
-A payload is a JSON array of keys, each an array of its parts: `[[1], [2]]`. An empty one says "look at the table":
-the keys did not fit, or are of a type that JSON and the driver do not spell alike.
+A payload is a JSON array of keys, each an array of its parts: `[[1], [2]]`. An empty one says "look
+at the table": the keys did not fit, or are of a type that JSON and the driver do not spell alike.
 https://www.postgresql.org/docs/current/sql-notify.html
 """
 
@@ -24,10 +25,12 @@ __all__ = ["AnnounceFunction", "AnnounceTrigger", "channel_of", "keys_in", "spel
 #: Bytes: the longest payload that PostgreSQL takes.
 LONGEST_PAYLOAD = 7999
 
-#: Keys that are looked at to fill a payload. The shortest take 5 bytes each, "[1], ", so more never fit.
+#: Keys that are looked at to fill a payload. The shortest take 5 bytes each, "[1], ", so more never
+#: fit.
 _MOST_KEYS = LONGEST_PAYLOAD // 5 + 1
 
-#: The triggers of a table, one for each event, because PostgreSQL allows a transition table to one event only.
+#: The triggers of a table, one for each event, because PostgreSQL allows a transition table to one
+#: event only.
 EVENTS: Mapping[str, str] = {
     "INSERT": "REFERENCING NEW TABLE AS pgtoolset_new ",
     "UPDATE": "REFERENCING OLD TABLE AS pgtoolset_old NEW TABLE AS pgtoolset_new ",
@@ -63,7 +66,8 @@ def _spelled(part: Any) -> Any:
 
 
 def _travels(column: Column[Any]) -> bool:
-    """Whether JSON and the driver spell the values of a column alike, so that a payload can name them."""
+    """Whether JSON and the driver spell the values of a column alike, so that a payload can name
+    them."""
     type_: Any = column.type
     while isinstance(type_, TypeDecorator):
         type_ = type_.impl_instance

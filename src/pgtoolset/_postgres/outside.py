@@ -1,4 +1,5 @@
-"""A connection outside of the pool, for a look at the server while the session's own connection waits."""
+"""A connection outside of the pool, for a look at the server while the session's own connection
+waits."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 @asynccontextmanager
 async def outside_connection(engine: Engine) -> AsyncIterator[AsyncConnection]:
-    """Connect as `engine` does, but past its pool, which may be exhausted; every statement is committed at once.
+    """Connect as `engine` does, but past its pool, which may be exhausted; every statement is
+    committed at once.
 
-    `Pool.recreate()` gives an empty pool that makes its connections in the same way: with the same arguments, and the
-    same listeners, such as one that fetches a password.
+    `Pool.recreate()` gives an empty pool that makes its connections in the same way: with the same
+    arguments, and the same listeners, such as one that fetches a password.
     """
     own = AsyncEngine(Engine(engine.pool.recreate(), engine.dialect, engine.url))
     try:

@@ -1,7 +1,8 @@
-"""A connection to a server for what concerns whole databases: straight from the driver, in no transaction and no pool.
+"""A connection to a server for what concerns whole databases: straight from the driver, in no
+transaction and no pool.
 
-CREATE DATABASE and DROP DATABASE refuse to run in a transaction, and need a connection to another database than theirs.
-https://www.postgresql.org/docs/current/sql-createdatabase.html and
+CREATE DATABASE and DROP DATABASE refuse to run in a transaction, and need a connection to another
+database than theirs. https://www.postgresql.org/docs/current/sql-createdatabase.html and
 https://www.postgresql.org/docs/current/manage-ag-templatedbs.html
 """
 
@@ -24,8 +25,8 @@ logger = logging.getLogger("pgtoolset")
 #: What SQLAlchemy's adapter takes out of the arguments before asyncpg sees them.
 _NOT_FOR_THE_DRIVER = ("async_creator_fn", "async_fallback", "prepared_statement_cache_size")
 
-#: Why a server lets nobody into one database, while another may be open: it is not there, the privilege CONNECT or a
-#: line of pg_hba.conf is missing, it is closed or full.
+#: Why a server lets nobody into one database, while another may be open: it is not there, the
+#: privilege CONNECT or a line of pg_hba.conf is missing, it is closed or full.
 _CLOSED = frozenset({"3D000", "42501", "28000", "55000", "53300"})
 
 #: Seconds that a farewell may take.
@@ -39,7 +40,9 @@ def server_of(name: str, url: object) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # whose texts may show a password
-        raise ValueError(f"{name} cannot be read; it must look like postgresql+asyncpg://user@host/database") from None
+        raise ValueError(
+            f"{name} cannot be read; it must look like postgresql+asyncpg://user@host/database"
+        ) from None
     backend = parsed.drivername.partition("+")[0]
     if backend == "postgres":
         parsed = parsed.set(drivername="postgresql")
@@ -73,15 +76,22 @@ async def connect(url: URL, database: str) -> Any:
 
 
 @asynccontextmanager
-async def maintenance_connection(url: URL, *, never: str, rather_not: str | None = None) -> AsyncIterator[Any]:
-    """A connection to `postgres`, or to the database of the URL or `template1` where that one lets nobody in.
+async def maintenance_connection(
+    url: URL, *, never: str, rather_not: str | None = None
+) -> AsyncIterator[Any]:
+    """A connection to `postgres`, or to the database of the URL or `template1` where that one lets
+    nobody in.
 
     Args:
         url: the server.
         never: a database that must not be connected to, because it is about to be dropped.
         rather_not: one that is connected to only where no other is to be had.
     """
-    candidates = [name for name in dict.fromkeys(["postgres", url.database, "template1"]) if name and name != never]
+    candidates = [
+        name
+        for name in dict.fromkeys(["postgres", url.database, "template1"])
+        if name and name != never
+    ]
     candidates.sort(key=lambda name: name == rather_not)
     connection = await _first_open(url, candidates)
     try:

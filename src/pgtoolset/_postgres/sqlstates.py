@@ -23,14 +23,16 @@ RETRYABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """The driver's own error, inside SQLAlchemy's two layers around it; any other error is given back."""
+    """The driver's own error, inside SQLAlchemy's two layers around it; any other error is given
+    back."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig.__cause__ or error.orig
     return error
 
 
 def sqlstate_of(error: BaseException | None) -> str | None:
-    """The SQLSTATE that `error` carries, as SQLAlchemy wrapped it, as the driver raised it, or as our own error."""
+    """The SQLSTATE that `error` carries, as SQLAlchemy wrapped it, as the driver raised it, or as
+    our own error."""
     if error is None:
         return None
     state = getattr(driver_error(error), "sqlstate", None)
@@ -38,13 +40,16 @@ def sqlstate_of(error: BaseException | None) -> str | None:
 
 
 def reported_by_server(error: BaseException) -> bool:
-    """Whether PostgreSQL itself raised `error`. asyncpg uses the same classes for what it refuses on its own."""
+    """Whether PostgreSQL itself raised `error`. asyncpg uses the same classes for what it refuses
+    on its own."""
     return getattr(driver_error(error), "severity", None) is not None
 
 
 def breaks_connection(error: BaseException) -> bool:
-    """Whether asyncpg lost track of its conversation with the server, as it may when the server ends the session.
+    """Whether asyncpg lost track of its conversation with the server, as it may when the server
+    ends the session.
 
-    SQLAlchemy takes such a connection for a sound one until asyncpg has noticed the closed socket too.
+    SQLAlchemy takes such a connection for a sound one until asyncpg has noticed the closed socket
+    too.
     """
     return type(driver_error(error)).__name__ == "InternalClientError"

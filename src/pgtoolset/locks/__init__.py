@@ -1,4 +1,5 @@
-"""Locks that say who is in the way: of tables, of rows, and of keys that only the application knows."""
+"""Locks that say who is in the way: of tables, of rows, and of keys that only the application
+knows."""
 
 from pgtoolset.locks.advisory import advisory_lock
 from pgtoolset.locks.rows import lock_rows

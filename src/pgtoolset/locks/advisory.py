@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.advisory import SessionLock, acquire
 from pgtoolset._postgres.locks import isolation_level_of
+from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset.locks import checks
-from pgtoolset.locks.blockers import Lookout
 from pgtoolset.transactions import get_transaction
 
 __all__ = ["advisory_lock"]
@@ -39,19 +39,21 @@ def advisory_lock(
 ) -> AbstractAsyncContextManager[bool]:
     """A block that is a `get_transaction` and holds the advisory lock on `key` until it ends.
 
-    It is held on the session's own connection. Outermost, it is released by the COMMIT or ROLLBACK itself, so whoever
-    gets it next sees what the block has written. Nested, it is released at the end of the block, and what the block
-    wrote is only seen when the transaction around it commits. A commit or rollback inside the block releases it too.
-    It is never carried into the pool.
+    It is held on the session's own connection. Outermost, it is released by the COMMIT or ROLLBACK
+    itself, so whoever gets it next sees what the block has written. Nested, it is released at the
+    end of the block, and what the block wrote is only seen when the transaction around it commits.
+    A commit or rollback inside the block releases it too. It is never carried into the pool.
 
     Args:
         session: an `AsyncSession`.
-        key: an `int` of 64 bits, a pair of `int` of 32 bits, or a `str`, of which the first 64 bits of its SHA-256 are
-            taken. The three kinds of application that share a database must agree on who uses which.
+        key: an `int` of 64 bits, a pair of `int` of 32 bits, or a `str`, of which the first 64 bits
+            of its SHA-256 are taken. The three kinds of application that share a database must
+            agree on who uses which.
         shared: several may hold it together, as long as nobody holds it alone.
         nowait: yield `False` at once where somebody else has it.
-        timeout: how long to wait: seconds, a `timedelta`, or a number with a unit such as `"500ms"`. `None` leaves that
-            to the connection's `lock_timeout`, which by default is for ever.
+        timeout: how long to wait: seconds, a `timedelta`, or a number with a unit such as
+            `"500ms"`. `None` leaves that to the connection's `lock_timeout`, which by default is
+            for ever.
 
     Returns:
         An async context manager that yields `True`; with `nowait`, `False` where the lock is taken.
@@ -85,7 +87,8 @@ async def _block(
     nowait: bool,
     milliseconds: int | None,
 ) -> AsyncIterator[bool]:
-    # On a session that is bound to a connection the block's transaction may be a part of a longer one.
+    # On a session that is bound to a connection the block's transaction may be a part of a longer
+    # one.
     outermost = not session.in_transaction() and not isinstance(sync.get_bind(), Connection)
     lock: SessionLock | None = None
     try:
@@ -96,7 +99,8 @@ async def _block(
                 lock = SessionLock(connection.sync_connection, sync, numbers, shared)
             yield await _acquire(connection, lock, key, numbers, shared, nowait, milliseconds)
     finally:
-        # After the savepoint: its ROLLBACK puts an aborted transaction right, and only then is unlocking possible.
+        # After the savepoint: its ROLLBACK puts an aborted transaction right, and only then is
+        # unlocking possible.
         if lock is not None:
             await uninterrupted(lock.release())
 

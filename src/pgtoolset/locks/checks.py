@@ -24,7 +24,8 @@ _LONGEST = 2**31 - 1
 
 
 def milliseconds(timeout: object) -> int | None:
-    """A timeout as PostgreSQL counts it, in whole milliseconds and at least one; `None` for no timeout."""
+    """A timeout as PostgreSQL counts it, in whole milliseconds and at least one; `None` for no
+    timeout."""
     if timeout is None:
         return None
     if isinstance(timeout, timedelta):
@@ -39,10 +40,14 @@ def milliseconds(timeout: object) -> int | None:
             f"{type(timeout).__name__}"
         )
     if not seconds > 0 or math.isinf(seconds):
-        raise ValueError(f"timeout must be above 0 and finite, not {timeout!r}; use nowait=True or None")
+        raise ValueError(
+            f"timeout must be above 0 and finite, not {timeout!r}; use nowait=True or None"
+        )
     result = math.ceil(round(seconds * 1000, 3))
     if result > _LONGEST:
-        raise ValueError(f"timeout must be at most {_LONGEST} ms (24 days), which {timeout!r} is not; use None")
+        raise ValueError(
+            f"timeout must be at most {_LONGEST} ms (24 days), which {timeout!r} is not; use None"
+        )
     return result
 
 
@@ -56,7 +61,8 @@ def _seconds(timeout: str) -> float:
 
 
 def member_of(modes: type[E], mode: object) -> E:
-    """The member of an enum of modes that is given by itself, its value or its name, in any case."""
+    """The member of an enum of modes that is given by itself, its value or its name, in any
+    case."""
     if isinstance(mode, modes):
         return mode
     if isinstance(mode, Enum) or not isinstance(mode, str):
@@ -74,7 +80,8 @@ def flag(name: str, value: object) -> None:
 
 
 def async_session(session: Any) -> Session:
-    """The `Session` inside an `AsyncSession`, or `TypeError`: a lock needs the session's connection."""
+    """The `Session` inside an `AsyncSession`, or `TypeError`: a lock needs the session's
+    connection."""
     check_is_async(session, "session must be an AsyncSession")
     sync = sync_session_of(session)
     if sync is None:

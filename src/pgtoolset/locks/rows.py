@@ -6,7 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import ARRAY, Select, Table, Text, any_, cast, func, literal, literal_column, select, text, tuple_
+from sqlalchemy import (
+    ARRAY,
+    Select,
+    Table,
+    Text,
+    any_,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy import inspect as sqlalchemy_inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -14,10 +27,10 @@ from sqlalchemy.orm import Mapper
 
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.locks import isolation_level_of, sessions_owning
+from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
 from pgtoolset.errors import LockTimeoutError, TransactionStateError
 from pgtoolset.locks import checks
-from pgtoolset.locks.blockers import Lookout
 from pgtoolset.transactions import get_transaction
 from pgtoolset.values import Blocker, RowLockMode
 
@@ -32,8 +45,9 @@ _STRENGTH: dict[RowLockMode, dict[str, bool]] = {
     RowLockMode.KEY_SHARE: {"read": True, "key_share": True},
 }
 
-#: `lock_timeout` counts for each row anew, so the statement as a whole is limited too, a little later: where a single
-#: row is in the way, the more telling error comes first. A shorter `statement_timeout` of the caller's stays.
+#: `lock_timeout` counts for each row anew, so the statement as a whole is limited too, a little
+#: later: where a single row is in the way, the more telling error comes first. A shorter
+#: `statement_timeout` of the caller's stays.
 _LIMIT = text("""
 SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeout') AS statement,
        set_config('lock_timeout', :lock, true),
@@ -42,10 +56,14 @@ SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeo
             AND CAST(current_setting('statement_timeout') AS interval) < CAST(CAST(:statement AS text) AS interval)
            THEN current_setting('statement_timeout') ELSE CAST(:statement AS text) END, true)
 """)
-_RESTORE = text("SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)")
+_RESTORE = text(
+    "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)"
+)
 _PATIENCE = 1.2
 
-_MEMBERS = text("SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))")
+_MEMBERS = text(
+    "SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))"
+)
 
 
 async def lock_rows(
@@ -58,11 +76,12 @@ async def lock_rows(
     nowait: bool = False,
     timeout: float | timedelta | str | None = None,
 ) -> Sequence[M]:
-    """Lock rows in the order of their keys until the transaction ends, and return them with the values as locked.
+    """Lock rows in the order of their keys until the transaction ends, and return them with the
+    values as locked.
 
-    Two callers that lock the same rows never deadlock on them, whatever order they name them in. Pending changes of
-    the session are flushed first, so none is overwritten. In a session without a transaction it begins one, as any
-    query does.
+    Two callers that lock the same rows never deadlock on them, whatever order they name them in.
+    Pending changes of the session are flushed first, so none is overwritten. In a session without a
+    transaction it begins one, as any query does.
 
     Args:
         session: an `AsyncSession`.
@@ -71,16 +90,18 @@ async def lock_rows(
         mode: a `RowLockMode`, its value or its name, in any case.
         skip_locked: leave out what somebody else has locked.
         nowait: do not wait at all.
-        timeout: what all the rows together may be waited for: seconds, a `timedelta`, or a number with a unit such as
-            `"500ms"`. `None` leaves that to the connection's `lock_timeout`, which by default is for ever.
+        timeout: what all the rows together may be waited for: seconds, a `timedelta`, or a number
+            with a unit such as `"500ms"`. `None` leaves that to the connection's `lock_timeout`,
+            which by default is for ever.
 
     Returns:
         The instances in key order. A row that does not exist, or was skipped, is not among them.
 
     Raises:
-        LockTimeoutError: a row was not to be had in time; it names who was in the way. With `timeout` or `nowait` the
-            transaction is still usable.
-        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would be gone at once.
+        LockTimeoutError: a row was not to be had in time; it names who was in the way. With
+            `timeout` or `nowait` the transaction is still usable.
+        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would be gone
+            at once.
         ValueError, TypeError: an argument is not what it must be; before any SQL.
 
     Example:
@@ -138,7 +159,9 @@ class _Request:
 
     async def run(self, session: Any) -> Sequence[Any]:
         await session.flush()
-        connection: AsyncConnection = await session.connection(bind_arguments={"mapper": self._mapper})
+        connection: AsyncConnection = await session.connection(
+            bind_arguments={"mapper": self._mapper}
+        )
         assert connection.sync_connection is not None
         if isolation_level_of(connection.sync_connection) == "AUTOCOMMIT":
             raise TransactionStateError(
@@ -148,13 +171,18 @@ class _Request:
         seconds = None if self._milliseconds is None else self._milliseconds / 1000
         earlier: dict[str, Any] | None = None
         if self._milliseconds:
-            limits = {"lock": f"{self._milliseconds}ms", "statement": f"{round(self._milliseconds * _PATIENCE)}ms"}
+            limits = {
+                "lock": f"{self._milliseconds}ms",
+                "statement": f"{round(self._milliseconds * _PATIENCE)}ms",
+            }
             row = (await connection.execute(_LIMIT, limits)).one()
             earlier = {"lock": row.lock, "statement": row.statement}
         async with Lookout(seconds, self._owners(session)) as lookout:
             lookout.watch(connection.sync_connection)
             try:
-                result = await session.scalars(self._statement, execution_options={"populate_existing": True})
+                result = await session.scalars(
+                    self._statement, execution_options={"populate_existing": True}
+                )
                 rows: Sequence[Any] = result.unique().all()
             except DBAPIError as error:
                 if not self._is_timeout(error, lookout.waited):
@@ -174,9 +202,14 @@ class _Request:
         return sqlstate == LOCK_NOT_AVAILABLE
 
     def _owners(self, session: Any) -> Any:
-        """Asks whose transactions have locked or changed the rows: the system column `xmax` tells."""
+        """Asks whose transactions have locked or changed the rows: the system column `xmax`
+        tells."""
         table = self._mapper.primary_key[0].table
-        rows = select(cast(literal_column("xmax"), Text)).select_from(table).where(_among(self._mapper, self._keys))
+        rows = (
+            select(cast(literal_column("xmax"), Text))
+            .select_from(table)
+            .where(_among(self._mapper, self._keys))
+        )
         options = getattr(session.sync_session, "execution_options", None) or {}
 
         async def owners(outside: AsyncConnection, pid: int) -> list[Blocker]:
@@ -196,7 +229,8 @@ class _Request:
 
 
 async def _members(outside: AsyncConnection, xid: str) -> list[str]:
-    """Several transactions that share a row lock stand in `xmax` as one number; what it means, a function tells."""
+    """Several transactions that share a row lock stand in `xmax` as one number; what it means, a
+    function tells."""
     try:
         return list(await outside.scalars(_MEMBERS, {"xid": xid}))
     except DBAPIError:  # it is the number of a transaction, and one that has ended
@@ -219,7 +253,9 @@ def keys_of(mapper: Mapper[Any], pks: Any) -> list[tuple[Any, ...]]:
     for pk in pks:
         key = tuple(pk) if isinstance(pk, tuple | list) else (pk,)
         if len(key) != width:
-            raise ValueError(f"a primary key of {mapper.class_.__name__} is ({names}), {width} value(s), not {pk!r}")
+            raise ValueError(
+                f"a primary key of {mapper.class_.__name__} is ({names}), {width} value(s), not {pk!r}"
+            )
         if None in key:
             raise ValueError(f"a primary key is never None, as in {pk!r}")
         keys.append(key)
@@ -229,23 +265,32 @@ def keys_of(mapper: Mapper[Any], pks: Any) -> list[tuple[Any, ...]]:
 def _among(mapper: Mapper[Any], keys: list[tuple[Any, ...]]) -> Any:
     """A condition whose number of bind parameters does not grow with the number of rows."""
     arrays = [
-        literal([key[index] for key in keys], ARRAY(column.type)) for index, column in enumerate(mapper.primary_key)
+        literal([key[index] for key in keys], ARRAY(column.type))
+        for index, column in enumerate(mapper.primary_key)
     ]
     if len(arrays) == 1:
         return mapper.primary_key[0] == any_(arrays[0])
     wanted = (
-        func.unnest(*arrays).table_valued(*(f"k{index}" for index in range(len(arrays)))).render_derived(name="wanted")
+        func.unnest(*arrays)
+        .table_valued(*(f"k{index}" for index in range(len(arrays))))
+        .render_derived(name="wanted")
     )
     return tuple_(*mapper.primary_key).in_(select(*wanted.c))
 
 
 def _statement(
-    mapper: Mapper[Any], keys: list[tuple[Any, ...]], mode: RowLockMode, skip_locked: bool, nowait: bool
+    mapper: Mapper[Any],
+    keys: list[tuple[Any, ...]],
+    mode: RowLockMode,
+    skip_locked: bool,
+    nowait: bool,
 ) -> Select[Any]:
     # Without OF, PostgreSQL would try to lock what is joined for eager loading too, and refuses to.
     return (
         select(mapper)
         .where(_among(mapper, keys))
         .order_by(*mapper.primary_key)
-        .with_for_update(of=list(mapper.tables), skip_locked=skip_locked, nowait=nowait, **_STRENGTH[mode])
+        .with_for_update(
+            of=list(mapper.tables), skip_locked=skip_locked, nowait=nowait, **_STRENGTH[mode]
+        )
     )

@@ -15,11 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._postgres.locks import isolation_level_of, lock_block, lock_statement, sessions_holding
+from pgtoolset._postgres.locks import (
+    isolation_level_of,
+    lock_block,
+    lock_statement,
+    sessions_holding,
+)
+from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.locks import checks
-from pgtoolset.locks.blockers import Lookout
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.transactions import get_transaction
 from pgtoolset.values import Blocker, LockMode
@@ -39,33 +44,37 @@ def lock_tables(
 ) -> AbstractAsyncContextManager[S]:
     """A block that is a `get_transaction` and holds `mode` on all of `tables`.
 
-    Outermost, the locks end with the block; nested, PostgreSQL holds them until the outermost transaction ends or this
-    level rolls back. They are taken in one order whoever asks, so two callers that name the same tables never deadlock
-    on them. `lock_timeout` has its earlier value when the block starts, and after a failure.
+    Outermost, the locks end with the block; nested, PostgreSQL holds them until the outermost
+    transaction ends or this level rolls back. They are taken in one order whoever asks, so two
+    callers that name the same tables never deadlock on them. `lock_timeout` has its earlier value
+    when the block starts, and after a failure.
 
-    Lock first, read afterwards: under REPEATABLE READ and SERIALIZABLE the snapshot is taken at the first query, and
-    one that was taken before the lock does not show what the earlier holder has written. As the first statement of
-    such a transaction, which `get_transaction(session, isolation_level=...)` begins, this takes no snapshot.
+    Lock first, read afterwards: under REPEATABLE READ and SERIALIZABLE the snapshot is taken at the
+    first query, and one that was taken before the lock does not show what the earlier holder has
+    written. As the first statement of such a transaction, which `get_transaction(session,
+    isolation_level=...)` begins, this takes no snapshot.
 
     Args:
         session: an `AsyncSession`.
         tables: mapped classes and `Table` objects. A class locks every table that it maps.
         mode: a `LockMode`, its value or its name, in any case.
-        timeout: what all the tables together may be waited for: seconds, a `timedelta`, a number with a unit of
-            PostgreSQL's settings such as `"500ms"`; `None` waits for ever.
+        timeout: what all the tables together may be waited for: seconds, a `timedelta`, a number
+            with a unit of PostgreSQL's settings such as `"500ms"`; `None` waits for ever.
         nowait: do not wait at all.
 
     Returns:
         An async context manager that yields `session`.
 
     Raises:
-        LockTimeoutError: a lock was not to be had in time; it names who was in the way. The transaction around the
-            block is still usable. Errors of the block itself are never translated.
-        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would be gone at once.
+        LockTimeoutError: a lock was not to be had in time; it names who was in the way. The
+            transaction around the block is still usable. Errors of the block itself are never
+            translated.
+        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would be gone
+            at once.
         ValueError, TypeError: an argument is not what it must be; before any SQL.
 
     Example:
-        >>> async with lock_tables(session=session, tables=[Account], mode="EXCLUSIVE", timeout="2s"):
+        >>> async with lock_tables(session, [Account], mode="EXCLUSIVE", timeout="2s"):
         ...     account = await session.get_one(Account, 1)
         ...     account.balance += 1
 
@@ -83,7 +92,11 @@ def lock_tables(
 
 @asynccontextmanager
 async def _block(
-    session: Any, tables: Sequence[Table], mode: LockMode, milliseconds: int | None, bind_arguments: dict[str, Any]
+    session: Any,
+    tables: Sequence[Table],
+    mode: LockMode,
+    milliseconds: int | None,
+    bind_arguments: dict[str, Any],
 ) -> AsyncIterator[Any]:
     async with get_transaction(session):
         await _acquire(session.sync_session, tables, mode, milliseconds, bind_arguments)
@@ -91,7 +104,11 @@ async def _block(
 
 
 async def _acquire(
-    session: Session, tables: Sequence[Table], mode: LockMode, milliseconds: int | None, bind_arguments: dict[str, Any]
+    session: Session,
+    tables: Sequence[Table],
+    mode: LockMode,
+    milliseconds: int | None,
+    bind_arguments: dict[str, Any],
 ) -> None:
     """Take the locks, or raise `LockTimeoutError`. 0 milliseconds: without waiting."""
     names: list[str] = []
@@ -126,8 +143,11 @@ async def _acquire(
             raise await lookout.timed_out(what, tables=names, mode=mode.value) from error
 
 
-def _lock_without_snapshot(connection: Connection, names: list[str], mode: LockMode, milliseconds: int | None) -> None:
-    """A statement for each step, of the kinds that take no snapshot. A DO block takes one before it starts to wait."""
+def _lock_without_snapshot(
+    connection: Connection, names: list[str], mode: LockMode, milliseconds: int | None
+) -> None:
+    """A statement for each step, of the kinds that take no snapshot. A DO block takes one before it
+    starts to wait."""
     earlier = str(connection.exec_driver_sql("SHOW lock_timeout").scalar_one())
     if milliseconds is None:
         connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
@@ -182,7 +202,8 @@ def translation_of(session: Session, connection: Connection) -> Mapping[str | No
 def qualified_names(
     tables: Iterable[Table], dialect: Dialect, translation: Mapping[str | None, str | None]
 ) -> list[str]:
-    """The names as SQL writes them, in the global order: that of the plain schema and table names."""
+    """The names as SQL writes them, in the global order: that of the plain schema and table
+    names."""
     default = dialect.default_schema_name
     quote = dialect.identifier_preparer
     names: dict[tuple[str, str], str] = {}

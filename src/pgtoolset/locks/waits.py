@@ -12,12 +12,15 @@ from pgtoolset.values import LockWait
 __all__ = ["list_lock_waits"]
 
 
-async def list_lock_waits(connection_or_session: AsyncConnection | AsyncSession | AsyncEngine) -> Sequence[LockWait]:
+async def list_lock_waits(
+    connection_or_session: AsyncConnection | AsyncSession | AsyncEngine,
+) -> Sequence[LockWait]:
     """Every session of the database that waits for a lock now, and who is in its way.
 
     Args:
-        connection_or_session: an `AsyncConnection` or an `AsyncSession`, which is in a transaction afterwards as after
-            any query; or an `AsyncEngine`, which lends a connection for the look.
+        connection_or_session: an `AsyncConnection` or an `AsyncSession`, which is in a transaction
+            afterwards as after any query; or an `AsyncEngine`, which lends a connection for the
+            look.
 
     Returns:
         The waits, the longest first. What the role may not see of other roles' sessions is `None`.

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 
 from pgtoolset._lifecycle import sync_session_of
-from pgtoolset.m2m._association import Association, End
+from pgtoolset.m2m._associations import Association, End
 
 Key = tuple[Any, ...]
 
@@ -28,14 +28,20 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
-def check_instances(session: Session, association: Association, end: End, instances: Sequence[Any]) -> None:
+def check_instances(
+    session: Session, association: Association, end: End, instances: Sequence[Any]
+) -> None:
     """Each is of the class, and has an identity or will have one after a flush of `session`."""
     class_ = end.mapper.class_
     doomed = session.deleted or ()
     for instance in instances:
         if isinstance(instance, class_):
             state: Any = instance_state(instance)
-            if state.key is not None and not state._deleted and (not doomed or instance not in doomed):
+            if (
+                state.key is not None
+                and not state._deleted
+                and (not doomed or instance not in doomed)
+            ):
                 continue
             if state.key is not None:
                 raise ValueError(f"{association.name}: {_told(end, instance)} has been deleted")
@@ -48,9 +54,17 @@ def check_instances(session: Session, association: Association, end: End, instan
                     f"{association.name}: {_told(end, instance)} is pending in another session; flush that first"
                 )
         else:
-            hint = "; unpack a collection with *" if isinstance(instance, list | tuple | set | frozenset) else ""
-            hint = hint or ("" if hasattr(instance, "_sa_instance_state") else "; a primary key goes into pks")
-            raise TypeError(f"{association.name} takes instances of {end.name}, not {instance!r}{hint}")
+            hint = (
+                "; unpack a collection with *"
+                if isinstance(instance, list | tuple | set | frozenset)
+                else ""
+            )
+            hint = hint or (
+                "" if hasattr(instance, "_sa_instance_state") else "; a primary key goes into pks"
+            )
+            raise TypeError(
+                f"{association.name} takes instances of {end.name}, not {instance!r}{hint}"
+            )
 
 
 def listed(name: str, what: str, values: Iterable[Any]) -> list[Any]:
@@ -64,7 +78,9 @@ def check_key(association: Association, end: End, key: Any) -> Key:
     """One primary key as a tuple."""
     width = len(end.mapper.primary_key)
     if hasattr(key, "_sa_instance_state"):
-        raise TypeError(f"{association.name}: expected {end.name} or a primary key of it, not {key!r}")
+        raise TypeError(
+            f"{association.name}: expected {end.name} or a primary key of it, not {key!r}"
+        )
     if isinstance(key, tuple | list):
         if len(key) != width:
             raise ValueError(
@@ -72,7 +88,9 @@ def check_key(association: Association, end: End, key: Any) -> Key:
             )
         found = tuple(key)
     elif width > 1:
-        raise ValueError(f"{association.name}: a primary key of {end.name} is a tuple of {_columns(end)}, not {key!r}")
+        raise ValueError(
+            f"{association.name}: a primary key of {end.name} is a tuple of {_columns(end)}, not {key!r}"
+        )
     else:
         found = (key,)
     for value in found:
@@ -97,11 +115,15 @@ def check_values(association: Association, values: Mapping[str, Any] | None) -> 
                 f"{', '.join(sorted(names)) or 'it has none'}"
             )
         if isinstance(value, ClauseElement):
-            raise TypeError(f"{association.name}: values takes values, not the SQL expression {value}")
+            raise TypeError(
+                f"{association.name}: values takes values, not the SQL expression {value}"
+            )
     return values
 
 
-def check_links(session: Session, association: Association, links: Sequence[Any]) -> list[tuple[Any, Any]]:
+def check_links(
+    session: Session, association: Association, links: Sequence[Any]
+) -> list[tuple[Any, Any]]:
     """Pairs of owner and related; a key among them becomes a tuple, an instance stays."""
     checked: list[tuple[Any, Any]] = []
     owner, related = association.owner, association.related
@@ -110,7 +132,9 @@ def check_links(session: Session, association: Association, links: Sequence[Any]
         if not isinstance(link, tuple | list):
             raise TypeError(f"links must consist of pairs (owner, related); {link!r} is none")
         if len(link) != 2:
-            raise ValueError(f"links must consist of pairs (owner, related); {link!r} has {len(link)} elements")
+            raise ValueError(
+                f"links must consist of pairs (owner, related); {link!r} has {len(link)} elements"
+            )
         one, other = link
         if not isinstance(one, owner_class):
             one = check_key(association, owner, one)

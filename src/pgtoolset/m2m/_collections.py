@@ -1,7 +1,8 @@
 """Collections that are loaded must not show what is not there any more.
 
-What a call changes is expired. SQLAlchemy expires everything itself when a transaction rolls back, but for a savepoint
-only what a flush has changed inside it; so each level remembers the associations that were written in it.
+What a call changes is expired. SQLAlchemy expires everything itself when a transaction rolls back,
+but for a savepoint only what a flush has changed inside it; so each level remembers the
+associations that were written in it.
 https://docs.sqlalchemy.org/en/20/orm/session_state_management.html#refreshing-expiring
 """
 
@@ -16,7 +17,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from pgtoolset._record import innermost
 from pgtoolset.m2m._arguments import Key
-from pgtoolset.m2m._association import Association, End
+from pgtoolset.m2m._associations import Association, End
 
 _KEY = "pgtoolset.m2m"
 _listening = False
@@ -33,7 +34,8 @@ class Writes:
 
 
 def remember(session: Session, association: Association) -> None:
-    """Expire the collections of `association` again if the savepoint that is open now, if any, is rolled back."""
+    """Expire the collections of `association` again if the savepoint that is open now, if any, is
+    rolled back."""
     level = session.get_nested_transaction()
     if level is None:
         return
@@ -43,8 +45,11 @@ def remember(session: Session, association: Association) -> None:
         writes.by_level.append((level, association))
 
 
-def expire(session: Session, end: End, instances: Sequence[Any], keys: Sequence[Any] | None) -> None:
-    """Expire the loaded collections of `instances`, and of those that have `keys`; `None` means of all.
+def expire(
+    session: Session, end: End, instances: Sequence[Any], keys: Sequence[Any] | None
+) -> None:
+    """Expire the loaded collections of `instances`, and of those that have `keys`; `None` means of
+    all.
 
     A key of one column may be the value or a tuple of it.
     """
@@ -65,7 +70,11 @@ def expire(session: Session, end: End, instances: Sequence[Any], keys: Sequence[
                     state.dict.pop(name)
                     state.committed_state.pop(name, None)
     if keys is None or keys or absent:
-        wanted = None if keys is None else [key if isinstance(key, tuple) else (key,) for key in keys] + absent
+        wanted = (
+            None
+            if keys is None
+            else [key if isinstance(key, tuple) else (key,) for key in keys] + absent
+        )
         _expire_by_key(session, end, wanted)
 
 
@@ -81,7 +90,9 @@ def _expire_by_key(session: Session, end: End, keys: Sequence[Key] | None) -> No
         types = [type(value) for value in identity[1]]
         if all([type(value) for value in key] == types for key in keys):
             wanted = set(keys)
-            candidates = [(state, loaded) for state, loaded in candidates if _identity(state) in wanted]
+            candidates = [
+                (state, loaded) for state, loaded in candidates if _identity(state) in wanted
+            ]
     for state, loaded in candidates:
         instance = state.obj()
         if instance is not None:

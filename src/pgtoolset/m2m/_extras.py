@@ -1,7 +1,8 @@
 """The columns of an association table beyond the keys: values that were given, and defaults.
 
-SQLAlchemy evaluates a Python-side default once for an INSERT ... SELECT; a row inserted by itself would get one of its
-own. So they are evaluated here, once per row. https://docs.sqlalchemy.org/en/20/core/defaults.html
+SQLAlchemy evaluates a Python-side default once for an INSERT ... SELECT; a row inserted by itself
+would get one of its own. So they are evaluated here, once per row.
+https://docs.sqlalchemy.org/en/20/core/defaults.html
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from sqlalchemy import Column, FromClause, Select, bindparam
 from sqlalchemy.schema import Sequence as DatabaseSequence
 
 from pgtoolset._postgres.arrays import element
-from pgtoolset.m2m._association import Association
+from pgtoolset.m2m._associations import Association
 
 
 class Extras:
-    """The extra columns that an INSERT names, given the names of those with a value. The others default by themselves.
+    """The extra columns that an INSERT names, given the names of those with a value. The others
+    default by themselves.
 
     Attributes:
         columns: in the order of `expressions`.
@@ -45,7 +47,9 @@ class Extras:
                 self._add(column, f"x{at}")
             elif default.is_clause_element:
                 argument = default.arg
-                self._add(column, argument.scalar_subquery() if isinstance(argument, Select) else argument)
+                self._add(
+                    column, argument.scalar_subquery() if isinstance(argument, Select) else argument
+                )
             else:
                 self._scalars[f"v{at}"] = default.arg
                 self._scalar_columns[f"v{at}"] = column
@@ -56,9 +60,12 @@ class Extras:
         self._expressions.append(expression)
 
     def expressions(self, rows: FromClause, prefix: str = "") -> list[Any]:
-        """What the columns are to be; `rows` has what differs from row to row, under the parameters' names."""
+        """What the columns are to be; `rows` has what differs from row to row, under the
+        parameters' names."""
         return [
-            element(rows.c[prefix + expression], column) if isinstance(expression, str) else expression
+            element(rows.c[prefix + expression], column)
+            if isinstance(expression, str)
+            else expression
             for column, expression in zip(self.columns, self._expressions, strict=True)
         ]
 
@@ -66,14 +73,21 @@ class Extras:
         """What the columns are to be, where there is one row and `array_columns` is empty."""
         return self._expressions
 
-    def parameters(self, values: Mapping[str, Any], keys: Mapping[Column[Any], Any], rows: int) -> dict[str, Any]:
-        """The values of the parameters; `keys` has a list per key column, or the one value that all rows have."""
-        parameters = self._scalars | {name: values[column.name] for name, column in self._given.items()}
+    def parameters(
+        self, values: Mapping[str, Any], keys: Mapping[Column[Any], Any], rows: int
+    ) -> dict[str, Any]:
+        """The values of the parameters; `keys` has a list per key column, or the one value that all
+        rows have."""
+        parameters = self._scalars | {
+            name: values[column.name] for name, column in self._given.items()
+        }
         if not self.array_columns:
             return parameters
         known = {column.key: value for column, value in keys.items()}
         known |= {column.key: parameters[name] for name, column in self._scalar_columns.items()}
-        context = Row(known, {column.key for column, value in keys.items() if isinstance(value, list)})
+        context = Row(
+            known, {column.key for column, value in keys.items() if isinstance(value, list)}
+        )
         for name, column in self.array_columns.items():
             default: Any = column.default
             evaluated = []
@@ -85,7 +99,8 @@ class Extras:
 
 
 class Row:
-    """What a context-sensitive default is called with: the parameters of its row, as in SQLAlchemy's own context."""
+    """What a context-sensitive default is called with: the parameters of its row, as in
+    SQLAlchemy's own context."""
 
     def __init__(self, values: dict[str, Any], lists: set[str]) -> None:
         self._values = values
@@ -98,7 +113,10 @@ class Row:
 
     def get_current_parameters(self, isolate_multiinsert_groups: bool = True) -> dict[str, Any]:
         number = self.number
-        return {key: value[number] if key in self._lists else value for key, value in self._values.items()}
+        return {
+            key: value[number] if key in self._lists else value
+            for key, value in self._values.items()
+        }
 
     @property
     def current_parameters(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Keys without a lazy load: from the identity, or where that does not have them, by one explicit SELECT."""
+"""Keys without a lazy load: from the identity, or where that does not have them, by one explicit
+SELECT."""
 
 from __future__ import annotations
 
@@ -9,16 +10,21 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import instance_state
 
-from pgtoolset._postgres.associations import referenced_values
 from pgtoolset.errors import RowNotFoundError
 from pgtoolset.m2m._arguments import Key
-from pgtoolset.m2m._association import Association, End
+from pgtoolset.m2m._associations import Association, End
+from pgtoolset.m2m._statements import referenced_values
 
 
 async def referenced_keys(
-    session: AsyncSession, association: Association, end: End, instances: Sequence[Any], keys: Sequence[Key]
+    session: AsyncSession,
+    association: Association,
+    end: End,
+    instances: Sequence[Any],
+    keys: Sequence[Key],
 ) -> list[Key]:
-    """What the association table has for each of `instances`, then of `keys`, where it does not refer to their key.
+    """What the association table has for each of `instances`, then of `keys`, where it does not
+    refer to their key.
 
     Raises:
         RowNotFoundError: a row that had to be looked at is not there.
@@ -47,7 +53,9 @@ async def referenced_keys(
             absent = next(key for key, places in missing.items() if at in places)
             raise not_found(association, end, absent)
         if None in value:
-            raise ValueError(f"{association.name}: {', '.join(end.attributes)} of a {end.name} is NULL")
+            raise ValueError(
+                f"{association.name}: {', '.join(end.attributes)} of a {end.name} is NULL"
+            )
         result.append(value)
     return result
 
@@ -60,7 +68,9 @@ def not_found(association: Association, end: End, key: Key) -> RowNotFoundError:
     )
 
 
-async def _select(session: AsyncSession, association: Association, end: End, keys: list[Key]) -> dict[Key, Key]:
+async def _select(
+    session: AsyncSession, association: Association, end: End, keys: list[Key]
+) -> dict[Key, Key]:
     width = len(end.mapper.primary_key)
     shape = ("referenced", end is association.owner)
     statement: Any = association.statements.get(shape)
@@ -77,7 +87,9 @@ def identities(items: Sequence[Any]) -> list[Key]:
     found = []
     for item in items:
         state: Any = getattr(item, "_sa_instance_state", None)
-        found.append(state.key[1] if state is not None else item if isinstance(item, tuple) else (item,))
+        found.append(
+            state.key[1] if state is not None else item if isinstance(item, tuple) else (item,)
+        )
     return found
 
 
@@ -87,7 +99,9 @@ def columns_of(rows: Iterable[Key], positions: Sequence[int]) -> list[list[Any]]
     return [[row[at] for row in once] for at in range(len(positions))]
 
 
-def check_shared(association: Association, owner: Sequence[Any], related: Sequence[Sequence[Any]]) -> None:
+def check_shared(
+    association: Association, owner: Sequence[Any], related: Sequence[Sequence[Any]]
+) -> None:
     """A column that belongs to both keys has one value: owner and related must agree on it."""
     for position, at in association.shared.items():
         theirs = owner[at] if isinstance(owner[at], list) else [owner[at]] * len(related[position])

@@ -1,6 +1,8 @@
-"""What a Many-to-Many relationship is to a type checker: `Post.tags` is one, `Post.title` and `post.tags` are none.
+"""What a Many-to-Many relationship is to a type checker: `Post.tags` is one, `Post.title` and
+`post.tags` are none.
 
-That a relationship has an association table is not in its type; the functions look at that before any SQL.
+That a relationship has an association table is not in its type; the functions look at that before
+any SQL.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class _Instance(Protocol):
 
 
 class _OtherCollection(Protocol):
-    """One that is annotated as a `Sequence`, or is of a class of its own. A `str` is none: its items are strings.
+    """One that is annotated as a `Sequence`, or is of a class of its own. A `str` is none: its
+    items are strings.
 
     Lists, sets and dicts are not hashable, and so are left to what knows the class of their items.
     """
@@ -32,7 +35,13 @@ class _OtherCollection(Protocol):
     def __iter__(self) -> Iterator[_Instance]: ...
 
 
-#: With the mutable collections, which are invariant, an instance of another class than that of their items is refused.
+#: With the mutable collections, which are invariant, an instance of another class than that of
+#: their items is refused.
 ManyToMany: TypeAlias = Mapped[
-    MutableSequence[Related] | MutableSet[Related] | MutableMapping[Any, Related] | _OtherCollection | _Instance | None
+    MutableSequence[Related]
+    | MutableSet[Related]
+    | MutableMapping[Any, Related]
+    | _OtherCollection
+    | _Instance
+    | None
 ]

@@ -1,8 +1,10 @@
-"""Whose a database is: a mark that says which process made it, and whether that process is still alive.
+"""Whose a database is: a mark that says which process made it, and whether that process is still
+alive.
 
-A process id means something on one machine, in one PID namespace (a container has its own), until a restart, and only
-together with the time at which the process began. A mark has all of these. Host names alone tell no machines apart:
-many are called localhost. Of a process of another machine, or from before a restart, nothing is known.
+A process id means something on one machine, in one PID namespace (a container has its own), until a
+restart, and only together with the time at which the process began. A mark has all of these. Host
+names alone tell no machines apart: many are called localhost. Of a process of another machine, or
+from before a restart, nothing is known.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _KIND = "pgtoolset worker database"
 #: Seconds that a run of tests takes at the most.
 _LONGEST_RUN = 86400
 
-#: Seconds after which a draft of another machine is certainly forgotten; it is one for milliseconds.
+#: Seconds after which a draft of another machine is certainly forgotten; it is one for
+#: milliseconds.
 _DRAFT_AGE = 3600
 
 _DRAFT = re.compile(r"pgtoolset-([0-9a-f]{12})-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]{6}")
@@ -37,7 +40,8 @@ class Owner:
     Attributes:
         machine: the host, since its last start, and the PID namespace.
         pid: the process id.
-        started: when the process began, in ticks since the start of the machine; 0 where it cannot be told.
+        started: when the process began, in ticks since the start of the machine; 0 where it cannot
+            be told.
         created: when the mark was made, in seconds since 1970.
         token: what sets this database apart from others of the process.
     """
@@ -57,7 +61,8 @@ class Owner:
         return _is_running(self.pid, self.started) if self.machine == _machine() else None
 
     def is_forgotten(self) -> bool:
-        """Whether nothing is known of the process, and its database is older than a run of tests may be."""
+        """Whether nothing is known of the process, and its database is older than a run of tests
+        may be."""
         return self.is_alive() is None and time.time() - self.created > _LONGEST_RUN
 
 
@@ -84,8 +89,11 @@ def owner_in(comment: str | None) -> Owner | None:
 
 
 def draft_name(owner: Owner) -> str:
-    """The name of a database that is not finished. It says itself whose it is, because it has no comment yet."""
-    return f"pgtoolset-{_digest()}-{owner.pid:x}-{owner.started:x}-{owner.created:x}-{owner.token[:6]}"
+    """The name of a database that is not finished. It says itself whose it is, because it has no
+    comment yet."""
+    return (
+        f"pgtoolset-{_digest()}-{owner.pid:x}-{owner.started:x}-{owner.created:x}-{owner.token[:6]}"
+    )
 
 
 def is_forgotten_draft(name: str) -> bool:

@@ -2,12 +2,13 @@
 
     python _supervisor.py DIRECTORY TEMPLATE USER POSTGRES ARGUMENT...
 
-It copies the data directory TEMPLATE to DIRECTORY/data and starts POSTGRES on it, as USER where that is not empty.
+It copies the data directory TEMPLATE to DIRECTORY/data and starts POSTGRES on it, as USER where
+that is not empty.
 
-The starter holds the other end of standard input. `stop` or `immediate` on a line ends the server (fast or immediate
-shutdown), `start` starts it again; each is answered with the server's process id. When standard input closes, however
-the starter ended, the server is stopped and DIRECTORY deleted. Only the standard library is used: this runs as a
-script, isolated from the environment.
+The starter holds the other end of standard input. `stop` or `immediate` on a line ends the server
+(fast or immediate shutdown), `start` starts it again; each is answered with the server's process
+id. When standard input closes, however the starter ended, the server is stopped and DIRECTORY
+deleted. Only the standard library is used: this runs as a script, isolated from the environment.
 """
 
 import pwd
@@ -50,12 +51,20 @@ def start(command: list[str], user: str, log: int) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
     group = pwd.getpwnam(user).pw_gid
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", user=user, group=group, extra_groups=[]
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        user=user,
+        group=group,
+        extra_groups=[],
     )
 
 
 def stop(server: "subprocess.Popen[bytes]", number: int) -> None:
-    # Fast shutdown ends the sessions; immediate shutdown does not wait for them; the kernel asks nobody.
+    # Fast shutdown ends the sessions; immediate shutdown does not wait for them; the kernel asks
+    # nobody.
     # https://www.postgresql.org/docs/current/server-shutdown.html
     for attempt in (number, signal.SIGQUIT, signal.SIGKILL):
         if server.poll() is None:

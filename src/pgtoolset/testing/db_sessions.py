@@ -9,14 +9,19 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, MetaData
 from sqlalchemy.exc import CircularDependencyError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._lifecycle import close
+from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.servers import asyncpg_url, server_of
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset.cleanup import HasMetadata, cleanup_tables, metadata_of
-from pgtoolset.locks.blockers import Lookout
 from pgtoolset.locks.tables import qualified_names
 
 __all__ = ["create_db_session"]
@@ -41,8 +46,8 @@ async def create_db_session(
 ) -> AsyncIterator[AsyncSession]:
     """A session on tables that are made for the time of a block, with an engine of its own.
 
-    At the end, whatever happened in the block, the session is closed, the tables are dropped and the engine is
-    disposed. What the block has not committed is rolled back.
+    At the end, whatever happened in the block, the session is closed, the tables are dropped and
+    the engine is disposed. What the block has not committed is rolled back.
 
     Args:
         database_url: the database; one that names no driver gets asyncpg.
@@ -74,13 +79,16 @@ async def create_db_session(
     session = maker()
     made = False
     try:
-        # A cancelled COMMIT would leave tables; a cancelled first connect leaves a connection, in SQLAlchemy 2.0.
+        # A cancelled COMMIT would leave tables; a cancelled first connect leaves a connection, in
+        # SQLAlchemy 2.0.
         await uninterrupted(_create(engine, metadata))
         made = True
         yield session
     except BaseException:
         if made:
-            await uninterrupted(_finish(engine, session, metadata, drop_tables, cleanup, quietly=True))
+            await uninterrupted(
+                _finish(engine, session, metadata, drop_tables, cleanup, quietly=True)
+            )
         raise
     else:
         await uninterrupted(_finish(engine, session, metadata, drop_tables, cleanup))
@@ -125,7 +133,8 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
         try:
             metadata.drop_all(connection)
         except CircularDependencyError:
-            # Raised before any SQL, for constraints without a name. One statement drops tables in a cycle.
+            # Raised before any SQL, for constraints without a name. One statement drops tables in a
+            # cycle.
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {', '.join(names)}")
             metadata.drop_all(connection)
 
@@ -139,4 +148,6 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
         except DBAPIError as error:
             if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
                 raise
-            raise await lookout.timed_out("drop the tables", tables=names, mode="ACCESS EXCLUSIVE") from error
+            raise await lookout.timed_out(
+                "drop the tables", tables=names, mode="ACCESS EXCLUSIVE"
+            ) from error

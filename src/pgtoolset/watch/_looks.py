@@ -1,7 +1,8 @@
-"""Looks at rows: each waiter's own statement, and one for many waiters who share a connection of the pool.
+"""Looks at rows: each waiter's own statement, and one for many waiters who share a connection of
+the pool.
 
-What many share is an optimisation and decides nothing alone: who is not found by the shared statement, or cannot share
-what it has found, looks again with its own.
+What many share is an optimisation and decides nothing alone: who is not found by the shared
+statement, or cannot share what it has found, looks again with its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from pgtoolset.watch.targets import Target
 
 __all__ = ["Look", "Patience", "Round", "is_lost", "look_over", "look_together"]
 
-#: Seconds that a statement may take, after which its connection counts as lost; and connecting, likewise.
+#: Seconds that a statement may take, after which its connection counts as lost; and connecting,
+#: likewise.
 PATIENCE = 10.0
 
 #: What can be in two sessions at a time, because nobody can change it.
@@ -46,7 +48,13 @@ class Look:
     """
 
     def __init__(
-        self, target: Target[Any], parts: tuple[Any, ...], session: Session, bind: Engine | Connection, *, private: bool
+        self,
+        target: Target[Any],
+        parts: tuple[Any, ...],
+        session: Session,
+        bind: Engine | Connection,
+        *,
+        private: bool,
     ) -> None:
         self.target = target
         self.parts = parts
@@ -60,7 +68,9 @@ class Look:
     @cached_property
     def statement(self) -> Select[Any]:
         keys = zip(self.target.keys, self.parts, strict=True)
-        return _select(self.target).where(*(getattr(self.target.model, name) == part for name, part in keys))
+        return _select(self.target).where(
+            *(getattr(self.target.model, name) == part for name, part in keys)
+        )
 
     @property
     def pool_timeout(self) -> float:
@@ -75,7 +85,9 @@ class Look:
         """Whether the session holds a connection of the very pool that the look needs one of."""
         transaction = self._session.get_transaction()
         pool = getattr(self.bind, "pool", None)
-        return any(getattr(each, "pool", None) is pool for each in getattr(transaction, "_connections", ()))
+        return any(
+            getattr(each, "pool", None) is pool for each in getattr(transaction, "_connections", ())
+        )
 
     def run(self, connection: Connection) -> Any:
         """The row as a detached instance, or `None`."""
@@ -104,7 +116,8 @@ class Round(Protocol):
 
 
 def look_over(spot: Look, connection: Connection, asking: Callable[[Connection], None]) -> Any:
-    """Look over a single connection, as part of the transaction that is open there, if any. Runs in the greenlet."""
+    """Look over a single connection, as part of the transaction that is open there, if any. Runs in
+    the greenlet."""
     asking(connection)
     if connection.in_transaction():
         return spot.run(connection)
@@ -138,7 +151,9 @@ def _look_at_many(connection: Connection, looks: Sequence[Look], those: Round) -
         # As many parameters as a power of two, so that there are few statements to prepare.
         keys = list(dict.fromkeys(look.parts for look in looks))
         keys += keys[-1:] * (2 ** (len(keys) - 1).bit_length() - len(keys))
-        rows = {_identity_of(row): row for row in _load(connection, _select_many(looks[0].target, keys))}
+        rows = {
+            _identity_of(row): row for row in _load(connection, _select_many(looks[0].target, keys))
+        }
         sharing: dict[tuple[Any, ...], list[Look]] = {}
         for look in looks:
             sharing.setdefault(look.identity, []).append(look)
@@ -150,7 +165,12 @@ def _look_at_many(connection: Connection, looks: Sequence[Look], those: Round) -
     for identity, sharers in sharing.items():
         row = rows.get(identity)
         served = 0 if row is None else 1
-        if row is not None and len(sharers) > 1 and _is_plain(row) and not any(look.is_private for look in sharers):
+        if (
+            row is not None
+            and len(sharers) > 1
+            and _is_plain(row)
+            and not any(look.is_private for look in sharers)
+        ):
             served = len(sharers)
         for look in sharers[:served]:
             those.answered(look, row)
@@ -159,16 +179,19 @@ def _look_at_many(connection: Connection, looks: Sequence[Look], those: Round) -
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether a new connection may help: the old one is gone, the server is, or it does not answer."""
+    """Whether a new connection may help: the old one is gone, the server is, or it does not
+    answer."""
     if isinstance(error, DBAPIError):
         state = sqlstate_of(error) or ""
         return error.connection_invalidated or state.startswith(("08", "53", "57"))
-    # What asyncpg raises while it connects is not wrapped: the operating system's errors and the server's own.
+    # What asyncpg raises while it connects is not wrapped: the operating system's errors and the
+    # server's own.
     return isinstance(error, OSError) or (sqlstate_of(error) or "").startswith(("08", "53", "57"))
 
 
 class Patience:
-    """Ends looks that take too long: `TimeoutError` without a connection, a lost connection with one."""
+    """Ends looks that take too long: `TimeoutError` without a connection, a lost connection with
+    one."""
 
     def __init__(self, over: float, pool_timeout: float) -> None:
         self.over = over
@@ -178,7 +201,8 @@ class Patience:
         self._alarm: asyncio.TimerHandle | None = None
 
     async def spawn(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run `function` in SQLAlchemy's greenlet. It says through `asking` when it sends a statement."""
+        """Run `function` in SQLAlchemy's greenlet. It says through `asking` when it sends a
+        statement."""
         try:
             # For a place in the pool it waits as long as the pool has everybody wait.
             async with self._limit:
@@ -188,10 +212,13 @@ class Patience:
                 self._alarm.cancel()
 
     def asking(self, connection: Connection) -> None:
-        # A statement whose answer does not come is not cancelled: that would be asked of the same silent server.
+        # A statement whose answer does not come is not cancelled: that would be asked of the same
+        # silent server.
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._loop.call_at(min(self._loop.time() + PATIENCE, self.over), terminate, connection)
+        self._alarm = self._loop.call_at(
+            min(self._loop.time() + PATIENCE, self.over), terminate, connection
+        )
         if not self._limit.expired():
             self._limit.reschedule(None)
 
@@ -209,7 +236,8 @@ def _select_many(target: Target[Any], keys: Sequence[tuple[Any, ...]]) -> Select
 
 
 def _load(connection: Connection, statement: Select[Any]) -> Sequence[Any]:
-    # This session only reads, and must end nothing that it has not begun: its `close` leaves the transaction alone.
+    # This session only reads, and must end nothing that it has not begun: its `close` leaves the
+    # transaction alone.
     with Session(connection, join_transaction_mode="rollback_only", autoflush=False) as session:
         rows = session.scalars(statement).all()
         session.expunge_all()
@@ -222,4 +250,8 @@ def _identity_of(row: Any) -> tuple[Any, ...]:
 
 def _is_plain(row: Any) -> bool:
     state = instance_state(row)
-    return all(isinstance(state.dict[name], PLAIN) for name in state.mapper.column_attrs.keys() if name in state.dict)
+    return all(
+        isinstance(state.dict[name], PLAIN)
+        for name in state.mapper.column_attrs.keys()
+        if name in state.dict
+    )

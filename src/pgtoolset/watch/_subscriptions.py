@@ -21,8 +21,10 @@ class Subscription(Generic[M]):
     """What a group knows of somebody who waits for one of its rows.
 
     Attributes:
-        key: the driver's value of the primary key; the group may exchange it for the spelling that the table has.
-        joined: whether a look that began after the subscription has given it the row that it starts from.
+        key: the driver's value of the primary key; the group may exchange it for the spelling that
+            the table has.
+        joined: whether a look that began after the subscription has given it the row that it starts
+            from.
     """
 
     __slots__ = ("joined", "key", "pk", "target")
@@ -82,7 +84,11 @@ class Waiter(Subscription[M]):
 
     def start(self, row: Callable[[], Values] | None) -> None:
         if row is None:
-            self.fail(lambda: RowNotFoundError(f"There is no {self.target} with the primary key {self.pk!r}."))
+            self.fail(
+                lambda: RowNotFoundError(
+                    f"There is no {self.target} with the primary key {self.pk!r}."
+                )
+            )
 
     def changed(self, before: Values | None, after: Values | None) -> None:
         if not self.future.done():
@@ -100,7 +106,8 @@ class Waiter(Subscription[M]):
 
 
 class Stream(Subscription[M]):
-    """Collects changes until they are asked for. However many there are, it keeps two states: seen, and latest."""
+    """Collects changes until they are asked for. However many there are, it keeps two states: seen,
+    and latest."""
 
     __slots__ = ("_changed", "_error", "dropped", "latest", "seen", "started")
 
@@ -132,12 +139,17 @@ class Stream(Subscription[M]):
         self._wake()
 
     def take(self) -> RowChange[M] | None:
-        """What has changed since it was last asked; `None` where nothing has, or what has was undone."""
+        """What has changed since it was last asked; `None` where nothing has, or what has was
+        undone."""
         before, after = self.seen, self.latest
         if before is after:
             return None
         self.seen = after
-        if before is not None and after is not None and row_comparator.same_value(dict(before), dict(after)):
+        if (
+            before is not None
+            and after is not None
+            and row_comparator.same_value(dict(before), dict(after))
+        ):
             return None
         return RowChange(self.target.model, self.pk, before, after)
 

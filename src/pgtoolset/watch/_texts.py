@@ -1,4 +1,5 @@
-"""The rows of a group as text: all of them in one value, compared with the one before, tell which are to be fetched."""
+"""The rows of a group as text: all of them in one value, compared with the one before, tell which
+are to be fetched."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ FEW_LINES = 30
 class Texts:
     """Which rows are not as they were when they were fetched.
 
-    What a row was then is not quite what the latest value shows: it is fetched a moment later. So `_owners` has the
-    texts as they were fetched, by which a line is told to be nobody's; `_unverified` the keys of which the text as
-    fetched may not be in `_latest`, and `_unowned` lines of it that no row as fetched has. What is in neither is in
-    both alike, and cannot change without being seen in the difference of two values.
+    What a row was then is not quite what the latest value shows: it is fetched a moment later. So
+    `_owners` has the texts as they were fetched, by which a line is told to be nobody's;
+    `_unverified` the keys of which the text as fetched may not be in `_latest`, and `_unowned`
+    lines of it that no row as fetched has. What is in neither is in both alike, and cannot change
+    without being seen in the difference of two values.
     """
 
     def __init__(self, statements: Statements, width: int) -> None:
@@ -46,7 +48,8 @@ class Texts:
         self._released: dict[bytes, Any] = {}
 
     def note(self, key: Any, before: Sequence[Any] | None, row: Sequence[Any] | None) -> None:
-        """The row of `key` was fetched, and is this now; `None`: there is none, or nobody asks any more."""
+        """The row of `key` was fetched, and is this now; `None`: there is none, or nobody asks any
+        more."""
         if not self.is_usable:
             return
         if before is not None and self._owners.pop(before[-1], None) is not None:
@@ -58,9 +61,14 @@ class Texts:
                 self._unverified.add(key)
 
     async def changed(
-        self, fetch: Fetch, keys: Sequence[Any], known: Mapping[Any, Sequence[Any]], watched: Container[Any]
+        self,
+        fetch: Fetch,
+        keys: Sequence[Any],
+        known: Mapping[Any, Sequence[Any]],
+        watched: Container[Any],
     ) -> set[Any] | None:
-        """The keys, of all these, whose rows are to be fetched; `None` where the texts of this database do not tell.
+        """The keys, of all these, whose rows are to be fetched; `None` where the texts of this
+        database do not tell.
 
         Args:
             fetch: runs a statement.
@@ -79,20 +87,27 @@ class Texts:
         return self._compare(latest or b"", keys, known, watched)
 
     def _compare(
-        self, latest: bytes, keys: Sequence[Any], known: Mapping[Any, Sequence[Any]], watched: Container[Any]
+        self,
+        latest: bytes,
+        keys: Sequence[Any],
+        known: Mapping[Any, Sequence[Any]],
+        watched: Container[Any],
     ) -> set[Any]:
         gone, added = row_comparator.changed_lines(self._latest, latest)
         self._latest, self._added = latest, set(added)
         changed = {self._owners[line] for line in gone if line in self._owners}
         unverified = {key for key in self._unverified if key in known}
-        # The lines of rows that are not known any more are of interest only where somebody asks for them again.
+        # The lines of rows that are not known any more are of interest only where somebody asks for
+        # them again.
         unowned = self._unowned | {line for line, key in self._released.items() if key in watched}
         self._released = {}
         if unverified or unowned:
             present = self._present({known[key][-1] for key in unverified} | unowned)
             changed.update(key for key in unverified if known[key][-1] not in present)
             unowned &= present
-        self._unverified = set(changed)  # until they are fetched, and then the latest value has what was fetched
+        self._unverified = set(
+            changed
+        )  # until they are fetched, and then the latest value has what was fetched
         self._unowned = {line for line in unowned | self._added if line not in self._owners}
         if self._unowned:
             changed.update(key for key in keys if key not in known)
@@ -106,13 +121,16 @@ class Texts:
         return {line for line in lines if b"\n" + line + b"\n" in enclosed}
 
     async def _prepare(self, fetch: Fetch, keys: Sequence[Any]) -> None:
-        # The driver takes longer to encode an array than to send its text, which PostgreSQL reads as quickly.
+        # The driver takes longer to encode an array than to send its text, which PostgreSQL reads
+        # as quickly.
         texts = array_texts(keys, self._width)
         if texts is not None and self._types is None:
             ((_, *types),) = await fetch(self._statements.types(), *key_arguments([], self._width))
             self._types = types
         if (texts is not None) not in self._sql:
-            self._sql[texts is not None] = self._statements.texts(None if texts is None else self._types)
+            self._sql[texts is not None] = self._statements.texts(
+                None if texts is None else self._types
+            )
         self._statement = self._sql[texts is not None]
         self._arguments = texts or key_arguments(keys, self._width)
         self._keys = keys

@@ -1,9 +1,11 @@
-"""Whose turn it is to look: the polls of a pool stand in lines, go a few at a time, and take others along.
+"""Whose turn it is to look: the polls of a pool stand in lines, go a few at a time, and take others
+along.
 
-A waiter whose poll is due takes its place in the line of its engine, model and columns. When the line has its turn, the
-waiter in front takes a connection and looks, in its own task, for as many of the line as one statement looks at. If it
-is cancelled, those behind it keep their places. The lines of a pool have their turns in order, one connection each, and
-together never more than half of the pool's; so whoever else wants a connection finds one, and no waiter is overtaken.
+A waiter whose poll is due takes its place in the line of its engine, model and columns. When the
+line has its turn, the waiter in front takes a connection and looks, in its own task, for as many of
+the line as one statement looks at. If it is cancelled, those behind it keep their places. The lines
+of a pool have their turns in order, one connection each, and together never more than half of the
+pool's; so whoever else wants a connection finds one, and no waiter is overtaken.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ UNLIMITED = 5
 
 @contextmanager
 def in_line(look: Look) -> Iterator[Line]:
-    """The line for a look at what the pool's connections show, for as long as somebody waits there."""
+    """The line for a look at what the pool's connections show, for as long as somebody waits
+    there."""
     assert isinstance(look.bind, Engine)
     turns = _turns_of(look.bind.pool, asyncio.get_running_loop())
     line = turns.line(look.bind, look.target)
@@ -53,7 +56,8 @@ def in_line(look: Look) -> Iterator[Line]:
 
 
 class Place:
-    """A waiter's place in a line. Its future is done when it is told: to lead, or that it has its answer."""
+    """A waiter's place in a line. Its future is done when it is told: to lead, or that it has its
+    answer."""
 
     def __init__(self, look: Look, deadline: float, now: float, told: asyncio.Future[None]) -> None:
         self.look = look
@@ -102,7 +106,8 @@ class Line:
         self._trouble: Exception | None = None
 
     def next_moment(self, after: float, interval: float) -> float:
-        """When to look again: one interval after `after`, or a little earlier, when others look too."""
+        """When to look again: one interval after `after`, or a little earlier, when others look
+        too."""
         moment = interval / MOMENTS
         # What stands at a moment already comes out a tiny fraction beside it.
         return self._origin + math.floor((after + interval - self._origin) / moment + 1e-3) * moment
@@ -127,11 +132,13 @@ class Line:
             if self._leader is place:
                 self._leader = None
                 self._stand()
-                # Not before whoever else waits for the connection that was just given back has taken it.
+                # Not before whoever else waits for the connection that was just given back has
+                # taken it.
                 self._loop.call_soon(self._turns.give_back)
 
     def start(self) -> bool:
-        """It is this line's turn: have the waiter in front lead. False where nobody stands here any more."""
+        """It is this line's turn: have the waiter in front lead. False where nobody stands here any
+        more."""
         self._is_standing = False
         while self._queue:
             place = self._queue.popleft()
@@ -187,7 +194,8 @@ class Line:
         alarm[:] = [self._loop.call_at(over, self._expire, place, alarm)]
 
     def _expire(self, place: Place, alarm: list[asyncio.TimerHandle]) -> None:
-        """The time of `place` is up, unless others are being looked for and its turn is still to come."""
+        """The time of `place` is up, unless others are being looked for and its turn is still to
+        come."""
         if not place.is_taken:
             return
         moved = self._turns.moved if self._leader is None else min(self._turns.moved, self._began)
@@ -241,7 +249,8 @@ class Turn:
 
 
 class Turns:
-    """The connections of a pool that polls may have at a time, in one event loop, and the lines in turn."""
+    """The connections of a pool that polls may have at a time, in one event loop, and the lines in
+    turn."""
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.pool = pool
@@ -267,7 +276,8 @@ class Turns:
         self._go_on()
 
     def is_exhausted(self, error: PoolTimeoutError, began: float) -> None:
-        """The pool has no connection left: those who hold one themselves cannot be helped by waiting."""
+        """The pool has no connection left: those who hold one themselves cannot be helped by
+        waiting."""
         for line in list(self._lines.values()):
             line.tell_who_are_in_their_own_way(error, began)
 
@@ -277,7 +287,8 @@ class Turns:
                 self._free -= 1
 
 
-#: By the identities of pool and event loop, which are kept alive by what stands here, and that by those who wait.
+#: By the identities of pool and event loop, which are kept alive by what stands here, and that by
+#: those who wait.
 _all: WeakValueDictionary[tuple[int, int], Turns] = WeakValueDictionary()
 
 
@@ -297,7 +308,8 @@ def _share_of(pool: Pool) -> int:
 
 
 def _told_to_others(error: Exception) -> Exception:
-    """An error for one more task: one exception raised in many would collect the tracebacks of all."""
+    """An error for one more task: one exception raised in many would collect the tracebacks of
+    all."""
     told = ConnectionError(f"{type(error).__name__}: {error}")
     told.__cause__ = error
     return told

@@ -15,21 +15,27 @@ M = TypeVar("M")
 
 
 class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
-    """Every change of a row since the watcher's first look at it, which follows the call of `changes()` at once.
+    """Every change of a row since the watcher's first look at it, which follows the call of
+    `changes()` at once.
 
-    As a block it begins with that look, so that what happens after the block was entered is not missed:
+    As a block it begins with that look, so that what happens after the block was entered is not
+    missed:
 
         async with watcher.changes(Order, order_id) as changes:
             send(changes.current)
             async for change in changes:
                 send(change.after)
 
-    Two states are kept, whatever happens while nobody asks: the one that was seen last and the latest. A change that
-    was undone in between is none. A cancelled `async for` loses nothing, and can be taken up again.
+    Two states are kept, whatever happens while nobody asks: the one that was seen last and the
+    latest. A change that was undone in between is none. A cancelled `async for` loses nothing, and
+    can be taken up again.
     """
 
     def __init__(
-        self, stream: Stream[M], unsubscribe: Callable[[Stream[M]], None], drop: Callable[[Stream[M]], None]
+        self,
+        stream: Stream[M],
+        unsubscribe: Callable[[Stream[M]], None],
+        drop: Callable[[Stream[M]], None],
     ) -> None:
         self._stream = stream
         self._unsubscribe = unsubscribe
@@ -37,7 +43,8 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
 
     @property
     def current(self) -> Mapping[str, Any] | None:
-        """The row as it was last handed out, or first found; `None` where there is none, or no look was had yet."""
+        """The row as it was last handed out, or first found; `None` where there is none, or no look
+        was had yet."""
         return self._stream.seen
 
     async def __anext__(self) -> RowChange[M]:
@@ -59,12 +66,16 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop watching. A loop that is left without it does so when Python throws the iterator away."""
+        """Stop watching. A loop that is left without it does so when Python throws the iterator
+        away."""
         self._stream.dropped = True
         self._unsubscribe(self._stream)
 

@@ -1,4 +1,5 @@
-"""What is watched: a mapped class, some of its columns, and a key. All of it is checked here, before any SQL."""
+"""What is watched: a mapped class, some of its columns, and a key. All of it is checked here,
+before any SQL."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def mapper_of(model: type[M]) -> Mapper[M]:
 
 
 def resolve_target(model: type[M], columns: Iterable[Any] | None) -> Target[M]:
-    """The target that `model` and `columns` name; `TypeError` or `ValueError` where they name none."""
+    """The target that `model` and `columns` name; `TypeError` or `ValueError` where they name
+    none."""
     mapper = mapper_of(model)
     keys = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
     if columns is None:
@@ -74,7 +76,9 @@ def resolve_target(model: type[M], columns: Iterable[Any] | None) -> Target[M]:
             raise TypeError(f"columns must be a list of attributes or names, not {columns!r}")
         chosen = {_attribute_name(mapper, each) for each in columns}
         if not chosen:
-            raise ValueError("columns is empty: name at least one, or leave it out to watch every column")
+            raise ValueError(
+                "columns is empty: name at least one, or leave it out to watch every column"
+            )
         names = [each.key for each in mapper.column_attrs if each.key in chosen]
     return Target(model, mapper, keys, tuple(names))
 
@@ -89,9 +93,13 @@ def _attribute_name(mapper: Mapper[Any], column: Any) -> str:
     elif isinstance(column, str):
         key = column
     else:
-        raise TypeError(f"columns are attributes such as {name}.{mapper.primary_key[0].key}, or names, not {column!r}")
+        raise TypeError(
+            f"columns are attributes such as {name}.{mapper.primary_key[0].key}, or names, not {column!r}"
+        )
     if not isinstance(mapper.attrs.get(key), ColumnProperty):
-        raise ValueError(f"{name} has no mapped column {key!r}; it has {', '.join(sorted(mapper.column_attrs.keys()))}")
+        raise ValueError(
+            f"{name} has no mapped column {key!r}; it has {', '.join(sorted(mapper.column_attrs.keys()))}"
+        )
     return key
 
 
@@ -114,12 +122,15 @@ def parse_key(target: Target[Any], pk_value: Any) -> tuple[Any, ...]:
         )
     for name, part in zip(target.keys, parts, strict=True):
         if part is None:
-            raise ValueError(f"{target}.{name} is part of the primary key, so no row has None there")
+            raise ValueError(
+                f"{target}.{name} is part of the primary key, so no row has None there"
+            )
     return parts
 
 
 def raw_key(target: Target[Any], parts: tuple[Any, ...], dialect: Dialect) -> Any:
-    """The key as the driver takes it and gives it back: a scalar, or a tuple for a composite one."""
+    """The key as the driver takes it and gives it back: a scalar, or a tuple for a composite
+    one."""
     values = tuple(
         _raw_part(f"{target}.{name}", column.type, part, dialect)
         for name, column, part in zip(target.keys, target.mapper.primary_key, parts, strict=True)
@@ -151,7 +162,9 @@ def _raw_part(what: str, type_: TypeEngine[Any], value: Any, dialect: Dialect) -
 
 def _check_part(what: str, type_: TypeEngine[Any], value: Any) -> None:
     if isinstance(type_, Integer):
-        bits = 15 if isinstance(type_, SmallInteger) else 63 if isinstance(type_, BigInteger) else 31
+        bits = (
+            15 if isinstance(type_, SmallInteger) else 63 if isinstance(type_, BigInteger) else 31
+        )
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{what} is an integer, not {value!r}")
         if not -(2**bits) <= value < 2**bits:
@@ -190,5 +203,7 @@ def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds or a timedelta, not {value!r}")
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0 and finite, not {value!r}")
+        raise ValueError(
+            f"{name} must be {'at least' if zero else 'above'} 0 and finite, not {value!r}"
+        )
     return float(value)

@@ -16,20 +16,22 @@ __all__ = ["row_change_trigger"]
 
 
 def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
-    """The DDL of triggers that announce every committed change of the model's rows to watchers with `notify=True`.
+    """The DDL of triggers that announce every committed change of the model's rows to watchers with
+    `notify=True`.
 
-    For each table that the class maps: a function and four statement-level triggers (INSERT, UPDATE, DELETE,
-    TRUNCATE), created or replaced, so that running it twice is no error. A statement costs its transaction one
-    notification, which names the keys if they fit into 7,999 bytes and says "look at the table" otherwise; keys other
-    than integers, strings, UUIDs and dates are never named. A transaction with notifications takes a lock of the
-    whole database cluster at its commit: see the page on watching for what that costs.
+    For each table that the class maps: a function and four statement-level triggers (INSERT,
+    UPDATE, DELETE, TRUNCATE), created or replaced, so that running it twice is no error. A
+    statement costs its transaction one notification, which names the keys if they fit into 7,999
+    bytes and says "look at the table" otherwise; keys other than integers, strings, UUIDs and dates
+    are never named. A transaction with notifications takes a lock of the whole database cluster at
+    its commit: see the page on watching for what that costs.
 
     Args:
         model: a mapped class.
 
     Returns:
-        DDL elements in the order in which they have to run, for a connection's `execute`, for Alembic's `op.execute`,
-        and as listeners of a table's or a metadata's `after_create`.
+        DDL elements in the order in which they have to run, for a connection's `execute`, for
+        Alembic's `op.execute`, and as listeners of a table's or a metadata's `after_create`.
 
     Raises:
         TypeError: `model` is not a mapped class, or maps something that is not a table.
@@ -53,9 +55,14 @@ def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
 
 
 def key_columns(mapper: Mapper[Any], table: Table) -> list[Column[Any]]:
-    """The columns of `table` that hold the mapper's primary key, in its order; none where one is missing."""
+    """The columns of `table` that hold the mapper's primary key, in its order; none where one is
+    missing."""
     found: list[Column[Any]] = []
     for key in mapper.primary_key:
-        same = [c for c in mapper.get_property_by_column(key).columns if isinstance(c, Column) and c.table is table]
+        same = [
+            c
+            for c in mapper.get_property_by_column(key).columns
+            if isinstance(c, Column) and c.table is table
+        ]
         found.extend(same[:1])
     return found if len(found) == len(mapper.primary_key) else []

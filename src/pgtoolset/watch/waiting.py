@@ -33,7 +33,8 @@ __all__ = ["wait_for_row_change"]
 
 M = TypeVar("M")
 
-#: Seconds: the first and the longest pause after a look that failed; the interval where that is shorter.
+#: Seconds: the first and the longest pause after a look that failed; the interval where that is
+#: shorter.
 RETRY_FIRST = 0.02
 RETRY = 0.5
 
@@ -51,30 +52,35 @@ async def wait_for_row_change(
 ) -> M:
     """Wait until a row has changed, and return it as an instance in `session` with its new values.
 
-    It looks at the row over a connection of the session's engine in AUTOCOMMIT, and gives it back after each look: so
-    it sees what is committed whatever the isolation level of the session, and holds nothing while it sleeps. What the
-    session has flushed and not committed is no change to it. On a session that is bound to a single connection it
-    looks over that one, as part of the transaction that is open there, if any.
+    It looks at the row over a connection of the session's engine in AUTOCOMMIT, and gives it back
+    after each look: so it sees what is committed whatever the isolation level of the session, and
+    holds nothing while it sleeps. What the session has flushed and not committed is no change to
+    it. On a session that is bound to a single connection it looks over that one, as part of the
+    transaction that is open there, if any.
 
-    The session's transaction is left alone, and so are its pending changes: an attribute with unflushed changes keeps
-    them. A lost connection is replaced until the timeout, and a pool that has none left is waited for; SQLAlchemy's
-    `TimeoutError` comes, after the pool's own timeout, only where the session itself holds one of its connections.
+    The session's transaction is left alone, and so are its pending changes: an attribute with
+    unflushed changes keeps them. A lost connection is replaced until the timeout, and a pool that
+    has none left is waited for; SQLAlchemy's `TimeoutError` comes, after the pool's own timeout,
+    only where the session itself holds one of its connections.
 
-    The waiters of an engine look in turn, over half of its pool at most, and those who wait for rows of one model look
-    together: a crowd sees changes late, and misses none for want of a connection.
+    The waiters of an engine look in turn, over half of its pool at most, and those who wait for
+    rows of one model look together: a crowd sees changes late, and misses none for want of a
+    connection.
 
     Args:
         session: an `AsyncSession`.
         model: a mapped class.
         pk_value: the primary key: a scalar, or a tuple or mapping for a composite one.
         columns: attributes or names of mapped columns; `None` watches all of them.
-        interval: seconds between two looks: up to a tenth less where others look then, more where too many do.
-        timeout: seconds; `None` waits for ever. The last look is at the deadline, or when its turn comes after that;
-            where nobody's turn comes for a second, it is given up.
-        until: a function of the row, a detached instance; the wait ends when it returns true, at once if it already
-            does. It decides alone then, whatever `columns` and `baseline` say.
-        baseline: what the caller has seen, an instance or a mapping of attribute names to values; a change since then
-            is returned at once. Of an instance its loaded values count, and not its unflushed changes.
+        interval: seconds between two looks: up to a tenth less where others look then, more where
+            too many do.
+        timeout: seconds; `None` waits for ever. The last look is at the deadline, or when its turn
+            comes after that; where nobody's turn comes for a second, it is given up.
+        until: a function of the row, a detached instance; the wait ends when it returns true, at
+            once if it already does. It decides alone then, whatever `columns` and `baseline` say.
+        baseline: what the caller has seen, an instance or a mapping of attribute names to values; a
+            change since then is returned at once. Of an instance its loaded values count, and not
+            its unflushed changes.
 
     Raises:
         RowNotFoundError: there is no such row.
@@ -86,7 +92,7 @@ async def wait_for_row_change(
         >>> account = await session.get(Account, 1)
         >>> try:
         ...     account = await wait_for_row_change(
-        ...         session, Account, 1, columns=[Account.balance], baseline=account, interval=0.05, timeout=0.1
+        ...         session, Account, 1, baseline=account, interval=0.05, timeout=0.1
         ...     )
         ... except WaitTimeoutError:
         ...     pass
@@ -102,8 +108,17 @@ async def wait_for_row_change(
     check_predicate(until)
     bind = session.sync_session.get_bind(target.mapper)
     raw_key(target, parts, bind.dialect)
-    wait = _Wait(target, pk_value, pause, seconds, until, None if baseline is None else seen_by(target, baseline))
-    found = await wait.run(Look(target, parts, session.sync_session, bind, private=until is not None))
+    wait = _Wait(
+        target,
+        pk_value,
+        pause,
+        seconds,
+        until,
+        None if baseline is None else seen_by(target, baseline),
+    )
+    found = await wait.run(
+        Look(target, parts, session.sync_session, bind, private=until is not None)
+    )
     return await greenlet_spawn(place, session.sync_session, target, found)
 
 
@@ -129,12 +144,19 @@ class _Wait:
 
     async def run(self, spot: Look) -> Any:
         if isinstance(spot.bind, Connection):
-            return await self._until_over(spot, partial(self._look_over, spot.bind), lambda then: then + self._interval)
+            return await self._until_over(
+                spot, partial(self._look_over, spot.bind), lambda then: then + self._interval
+            )
         with in_line(spot) as line:
-            return await self._until_over(spot, line.look, lambda then: line.next_moment(then, self._interval))
+            return await self._until_over(
+                spot, line.look, lambda then: line.next_moment(then, self._interval)
+            )
 
     async def _until_over(
-        self, spot: Look, look: Callable[[Look, float], Awaitable[Any]], after: Callable[[float], float]
+        self,
+        spot: Look,
+        look: Callable[[Look, float], Awaitable[Any]],
+        after: Callable[[float], float],
     ) -> Any:
         loop = asyncio.get_running_loop()
         deadline = math.inf if self._timeout is None else loop.time() + self._timeout
@@ -159,9 +181,17 @@ class _Wait:
                 next_look = max(after(next_look), loop.time())
             # A last look that failed is none, as long as there is time for another.
             if (last and trouble is None) or loop.time() >= deadline + GRACE:
-                why = "" if trouble is None else f" There was no connection: {type(trouble).__name__}: {trouble}"
-                raise WaitTimeoutError(f"{self._what} did not change within {self._timeout} s.{why}") from trouble
-            await asyncio.sleep(max(0, (next_look if last else min(next_look, deadline)) - loop.time()))
+                why = (
+                    ""
+                    if trouble is None
+                    else f" There was no connection: {type(trouble).__name__}: {trouble}"
+                )
+                raise WaitTimeoutError(
+                    f"{self._what} did not change within {self._timeout} s.{why}"
+                ) from trouble
+            await asyncio.sleep(
+                max(0, (next_look if last else min(next_look, deadline)) - loop.time())
+            )
 
     async def _look_over(self, connection: Connection, spot: Look, deadline: float) -> Any:
         patience = Patience(max(asyncio.get_running_loop().time(), deadline) + GRACE, 0.0)
@@ -172,7 +202,9 @@ class _Wait:
         if row is None:
             if self._was_there:
                 raise RowDeletedError(f"{self._what} has been deleted while it was waited for.")
-            raise RowNotFoundError(f"There is no {self._target} with this primary key: {self._what}.")
+            raise RowNotFoundError(
+                f"There is no {self._target} with this primary key: {self._what}."
+            )
         self._was_there = True
         if self._until is not None:
             return bool(self._until(row))

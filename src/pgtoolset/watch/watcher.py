@@ -23,16 +23,19 @@ M = TypeVar("M")
 
 
 class RowWatcher:
-    """Watches rows for any number of waiters over one connection of its own, which takes no place in the pool.
+    """Watches rows for any number of waiters over one connection of its own, which takes no place
+    in the pool.
 
-    At every interval one statement for each group of model and columns looks at all the rows that are waited for.
-    A lost connection, or a server that restarts, is waited out: connect again with backoff, look again, go on.
+    At every interval one statement for each group of model and columns looks at all the rows that
+    are waited for. A lost connection, or a server that restarts, is waited out: connect again with
+    backoff, look again, go on.
 
     Args:
         engine: an `AsyncEngine` on asyncpg. The connection is made as the engine makes its own.
         interval: seconds between two looks.
-        notify: also LISTEN, on the same connection, to the triggers of `row_change_trigger`, and look at once when
-            they announce a change. A notification that never comes delays a change by one interval.
+        notify: also LISTEN, on the same connection, to the triggers of `row_change_trigger`, and
+            look at once when they announce a change. A notification that never comes delays a
+            change by one interval.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be.
@@ -47,11 +50,15 @@ class RowWatcher:
     See https://www.postgresql.org/docs/current/sql-listen.html
     """
 
-    def __init__(self, engine: AsyncEngine, *, interval: float | timedelta = 0.5, notify: bool = False) -> None:
+    def __init__(
+        self, engine: AsyncEngine, *, interval: float | timedelta = 0.5, notify: bool = False
+    ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise TypeError(f"engine must be an AsyncEngine, not {engine!r}")
         if engine.dialect.driver != "asyncpg":
-            raise ValueError(f"a RowWatcher needs asyncpg; the driver of {engine!r} is {engine.dialect.driver}")
+            raise ValueError(
+                f"a RowWatcher needs asyncpg; the driver of {engine!r} is {engine.dialect.driver}"
+            )
         if not isinstance(notify, bool):
             raise TypeError(f"notify must be True or False, not {notify!r}")
         self._engine = engine
@@ -66,7 +73,10 @@ class RowWatcher:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -85,8 +95,8 @@ class RowWatcher:
     ) -> RowChange[M]:
         """The next change of a row: an update of what is watched, or its deletion.
 
-        Subscribes, looks at the row, then waits, so no change after that look is missed. When the time is up it looks
-        once more.
+        Subscribes, looks at the row, then waits, so no change after that look is missed. When the
+        time is up it looks once more.
 
         Args:
             model: a mapped class.
@@ -118,15 +128,19 @@ class RowWatcher:
             if waiter.future.done() and not waiter.future.cancelled():
                 waiter.future.exception()  # looked at, where a cancellation came between
 
-    def changes(self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None) -> RowChanges[M]:
+    def changes(
+        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
+    ) -> RowChanges[M]:
         """Every change of a row from now on, insertions and deletions too, as an async iterator.
 
-        Where the consumer is slower than the row, changes are merged: it gets the latest state, and nothing piles up.
-        Watching begins with this call. `async with` waits for the first look, and gives what it found as `.current`.
+        Where the consumer is slower than the row, changes are merged: it gets the latest state, and
+        nothing piles up. Watching begins with this call. `async with` waits for the first look, and
+        gives what it found as `.current`.
 
         Args:
             model: a mapped class.
-            pk_value: the primary key: a scalar, or a tuple or mapping for a composite one. The row may not exist yet.
+            pk_value: the primary key: a scalar, or a tuple or mapping for a composite one. The row
+                may not exist yet.
             columns: attributes or names of mapped columns; `None` watches all of them.
 
         Raises:
@@ -140,10 +154,16 @@ class RowWatcher:
         hub.subscribe(stream)
         return RowChanges(stream, hub.unsubscribe, hub.drop)
 
-    def _parse(self, model: type[M], pk_value: Any, columns: Iterable[Any] | None) -> tuple[Target[M], Any, Any]:
+    def _parse(
+        self, model: type[M], pk_value: Any, columns: Iterable[Any] | None
+    ) -> tuple[Target[M], Any, Any]:
         target = resolve_target(model, columns)
         parts = parse_key(target, pk_value)
-        return target, parts[0] if len(parts) == 1 else parts, raw_key(target, parts, self._engine.dialect)
+        return (
+            target,
+            parts[0] if len(parts) == 1 else parts,
+            raw_key(target, parts, self._engine.dialect),
+        )
 
     def _open_hub(self) -> Hub:
         if self._hub is None or not self._hub.is_open:

@@ -4,7 +4,11 @@ from typing import Any
 __all__ = ["key_columns", "pair_columns"]
 
 def key_columns(
-    class_: type[Any], instances: Sequence[Any], keys: Sequence[Any], width: int, positions: Sequence[int]
+    class_: type[Any],
+    instances: Sequence[Any],
+    keys: Sequence[Any],
+    width: int,
+    positions: Sequence[int],
 ) -> list[list[Any]] | int: ...
 def pair_columns(
     classes: tuple[type[Any], type[Any]],

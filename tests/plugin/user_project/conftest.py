@@ -15,7 +15,11 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def client(pg_session_maker: Any) -> AsyncIterator[httpx.AsyncClient]:
-    inventory.app.dependency_overrides[inventory.get_db] = create_db_dependency(session_maker=pg_session_maker)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(inventory.app), base_url="http://test") as client:
+    inventory.app.dependency_overrides[inventory.get_db] = create_db_dependency(
+        session_maker=pg_session_maker
+    )
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(inventory.app), base_url="http://test"
+    ) as client:
         yield client
     inventory.app.dependency_overrides.clear()

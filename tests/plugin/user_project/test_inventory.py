@@ -1,4 +1,5 @@
-"""Run by ../test_plugin.py under pytest-asyncio and anyio, in every scope of loops, by one process and by two."""
+"""Run by ../test_plugin.py under pytest-asyncio and anyio, in every scope of loops, by one process
+and by two."""
 
 import asyncio
 from typing import Any
@@ -38,8 +39,11 @@ async def test_rollback_is_of_the_session(pg_session: AsyncSession, number: int)
 
 
 @ROUNDS
-async def test_application(client: httpx.AsyncClient, pg_session: AsyncSession, number: int) -> None:
-    """The API commits and rolls back; the test sees what it did, and it sees what the test has prepared."""
+async def test_application(
+    client: httpx.AsyncClient, pg_session: AsyncSession, number: int
+) -> None:
+    """The API commits and rolls back; the test sees what it did, and it sees what the test has
+    prepared."""
     inventory.announced.clear()
     pg_session.add(Item(name="table"))
     await pg_session.commit()
@@ -48,7 +52,10 @@ async def test_application(client: httpx.AsyncClient, pg_session: AsyncSession, 
     with pytest.raises(IntegrityError):
         await client.post("/items/lamp")
     assert (await client.get("/items")).json() == ["lamp", "table"]
-    assert list(await pg_session.scalars(select(Item.name).order_by(Item.name))) == ["lamp", "table"]
+    assert list(await pg_session.scalars(select(Item.name).order_by(Item.name))) == [
+        "lamp",
+        "table",
+    ]
     assert inventory.announced == ["lamp"]
 
 
@@ -68,7 +75,9 @@ async def test_deferred_constraint_at_a_commit(pg_session: AsyncSession) -> None
     await pg_session.rollback()
     assert await count(pg_session, Part) == 0
     await pg_session.execute(text("INSERT INTO part (id, item_id) VALUES (1, 7)"))
-    await pg_session.execute(text("""INSERT INTO "Stock room".item (id, name) VALUES (7, 'lamp')"""))
+    await pg_session.execute(
+        text("""INSERT INTO "Stock room".item (id, name) VALUES (7, 'lamp')""")
+    )
     await pg_session.commit()
     await pg_session.execute(text("INSERT INTO part (id, item_id) VALUES (2, 8)"))
     await pg_session.rollback()
@@ -86,9 +95,13 @@ async def test_lost_connection(pg_session: AsyncSession) -> None:
         await pg_session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
-async def test_advisory_lock_of_the_session(pg_session: AsyncSession, pg_engine: AsyncEngine) -> None:
+async def test_advisory_lock_of_the_session(
+    pg_session: AsyncSession, pg_engine: AsyncEngine
+) -> None:
     """Not even a lock that belongs to the connection is left behind by a test."""
-    assert not await pg_session.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4"))
+    assert not await pg_session.scalar(
+        text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4")
+    )
     await pg_session.execute(text("SELECT pg_advisory_lock(4)"))
 
 
@@ -103,7 +116,8 @@ async def test_advisory_lock_is_gone(pg_session: AsyncSession, pg_engine: AsyncE
 async def test_real_commits(
     pg_session: AsyncSession, pg_session_maker: Any, pg_engine: AsyncEngine, number: int
 ) -> None:
-    """With the marker sessions have connections of their own and commit for real; the database is empty afterwards."""
+    """With the marker sessions have connections of their own and commit for real; the database is
+    empty afterwards."""
     assert await count(pg_session) == 0
 
     async def add(name: str) -> int:
@@ -119,7 +133,9 @@ async def test_real_commits(
 
 
 @pytest.mark.pg_commit
-async def test_real_commit_of_the_application(client: httpx.AsyncClient, pg_engine: AsyncEngine) -> None:
+async def test_real_commit_of_the_application(
+    client: httpx.AsyncClient, pg_engine: AsyncEngine
+) -> None:
     """The same client, the same API, and what it commits is there for everybody."""
     assert (await client.post("/items/lamp")).status_code == 201
     async with AsyncSession(pg_engine) as other:
@@ -140,5 +156,6 @@ def test_real_commits_of_a_sync_test(pg_session_maker: Any) -> None:
 
 class TestsOfAClass:
     async def test_clean(self, pg_session: AsyncSession) -> None:
-        """Tests in a class have the fixtures too, and find nothing of what has been committed so far."""
+        """Tests in a class have the fixtures too, and find nothing of what has been committed so
+        far."""
         assert await count(pg_session) == 0

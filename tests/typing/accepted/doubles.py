@@ -1,4 +1,5 @@
-"""Checked by mypy and pyright, never run: the doubles satisfy the protocols, and contract classes take a user's own."""
+"""Checked by mypy and pyright, never run: the doubles satisfy the protocols, and contract classes
+take a user's own."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from typing import Any, TypeVar, assert_type
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
-from pgtoolset import LockMode, LockWait, RowChange, RowLockMode, create_db_context, get_transaction, run_transaction
+from pgtoolset import (
+    LockMode,
+    LockWait,
+    RowChange,
+    RowLockMode,
+    create_db_context,
+    get_transaction,
+    run_transaction,
+)
 from pgtoolset.protocols import (
     AdvisoryLocker,
     AssociationWriter,
@@ -23,7 +32,14 @@ from pgtoolset.protocols import (
     TransactionalSession,
     Watcher,
 )
-from pgtoolset.testing import ManualClock, MemoryAssociations, MemoryDatabase, MemoryLocks, MemorySession, MemoryWatcher
+from pgtoolset.testing import (
+    ManualClock,
+    MemoryAssociations,
+    MemoryDatabase,
+    MemoryLocks,
+    MemorySession,
+    MemoryWatcher,
+)
 from pgtoolset.testing.contracts import MappedRows, TransactionHarness
 from pgtoolset.testing.doubles import Clock, Event, LoopClock
 

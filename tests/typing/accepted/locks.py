@@ -50,13 +50,18 @@ TABLES = [Account, Order]
 
 async def use(session: MySession, connection: AsyncConnection, engine: AsyncEngine) -> None:
     assert_type(lock_tables(session, [Account]), AbstractAsyncContextManager[MySession])
-    async with lock_tables(session=session, tables=[Account], mode="EXCLUSIVE", timeout=timedelta(seconds=1)) as same:
+    async with lock_tables(
+        session=session, tables=[Account], mode="EXCLUSIVE", timeout=timedelta(seconds=1)
+    ) as same:
         assert_type(same, MySession)
     async with lock_tables(session, [Account], mode=LockMode.SHARE, timeout=None, nowait=True):
         pass
     async with advisory_lock(session, "key", shared=True, nowait=True) as held:
         assert_type(held, bool)
-    assert_type(await lock_rows(session, Account, [1, 2], mode=RowLockMode.SHARE, timeout="1s"), Sequence[Account])
+    assert_type(
+        await lock_rows(session, Account, [1, 2], mode=RowLockMode.SHARE, timeout="1s"),
+        Sequence[Account],
+    )
     assert_type(await list_lock_waits(connection), Sequence[LockWait])
     assert_type(await list_lock_waits(session), Sequence[LockWait])
     assert_type(await list_lock_waits(engine), Sequence[LockWait])

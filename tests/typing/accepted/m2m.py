@@ -72,7 +72,12 @@ rows: AssociationRows = associations
 
 
 async def use(session: AsyncSession, post: Post, tag: Tag) -> None:
-    assert_type(await m2m_add(session, post, Post.tags, tag, tag, pks=[1], ignore_conflicts=True, values={"a": 1}), int)
+    assert_type(
+        await m2m_add(
+            session, post, Post.tags, tag, tag, pks=[1], ignore_conflicts=True, values={"a": 1}
+        ),
+        int,
+    )
     assert_type(await m2m_remove(session, post, Post.tags, tag, pks=(1, 2)), int)
     change = await m2m_set(session, post, Post.tags, keep_existing=True)
     assert_type(change, M2MChange)
@@ -101,7 +106,10 @@ async def every_kind_of_relationship(
 
 
 async def through_a_function_of_a_users(
-    session: AsyncSession, post: Post, relationship: InstrumentedAttribute[Any], related: Iterable[Any]
+    session: AsyncSession,
+    post: Post,
+    relationship: InstrumentedAttribute[Any],
+    related: Iterable[Any],
 ) -> int:
     return await m2m_add(session, post, relationship, *related)
 

@@ -9,7 +9,13 @@ from typing import Annotated, Any, assert_type
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from pgtoolset import create_db_context, create_db_dependency, get_transaction, on_commit, run_transaction
+from pgtoolset import (
+    create_db_context,
+    create_db_dependency,
+    get_transaction,
+    on_commit,
+    run_transaction,
+)
 from pgtoolset.protocols import (
     DatabaseContext,
     DatabaseDependency,

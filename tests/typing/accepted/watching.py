@@ -34,7 +34,11 @@ comparator: RowComparator = row_comparator
 async def use(session: AsyncSession, engine: AsyncEngine) -> None:
     assert_type(
         await wait_for_row_change(
-            session, Order, 1, columns=[Order.status, "id"], until=lambda order: order.status == "paid"
+            session,
+            Order,
+            1,
+            columns=[Order.status, "id"],
+            until=lambda order: order.status == "paid",
         ),
         Order,
     )

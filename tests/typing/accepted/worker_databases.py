@@ -20,7 +20,12 @@ async def use_session(url: str) -> None:
     async with create_db_session(url, Base) as session:
         assert_type(session, AsyncSession)
     async with create_db_session(
-        make_url(url), MetaData(), echo=True, drop_tables=False, cleanup=True, engine_kwargs={"pool_size": 1}
+        make_url(url),
+        MetaData(),
+        echo=True,
+        drop_tables=False,
+        cleanup=True,
+        engine_kwargs={"pool_size": 1},
     ):
         pass
 
@@ -31,7 +36,9 @@ async def use(url: str, parsed: URL) -> None:
     block: AbstractAsyncContextManager[str] = create_worker_database(url)
     async with block as worker_url:
         assert_type(worker_url, str)
-    async with create_worker_database(make_url(url), "test_db", prefix="shop", server_url=url, template="t"):
+    async with create_worker_database(
+        make_url(url), "test_db", prefix="shop", server_url=url, template="t"
+    ):
         pass
 
 

@@ -1,4 +1,5 @@
-"""Calls that type checkers must refuse, each on a line that says so. Never run; see tests/typing/test_typing.py."""
+"""Calls that type checkers must refuse, each on a line that says so. Never run; see
+tests/typing/test_typing.py."""
 
 from __future__ import annotations
 
@@ -45,7 +46,10 @@ class Base(DeclarativeBase):
 
 
 order_tag = Table(
-    "order_tag", Base.metadata, Column("order", ForeignKey("order.id")), Column("tag", ForeignKey("tag.id"))
+    "order_tag",
+    Base.metadata,
+    Column("order", ForeignKey("order.id")),
+    Column("tag", ForeignKey("tag.id")),
 )
 
 
@@ -80,7 +84,9 @@ async def sessions(session: AsyncSession, session_maker: async_sessionmaker[Asyn
     print(factory)
 
 
-async def transactions(session: AsyncSession, session_maker: async_sessionmaker[AsyncSession]) -> None:
+async def transactions(
+    session: AsyncSession, session_maker: async_sessionmaker[AsyncSession]
+) -> None:
     get_transaction(None)  # rejected
     get_transaction(session, isolation_level="SNAPSHOT")  # rejected
     get_transaction(session, durable="yes")  # rejected
@@ -187,7 +193,9 @@ class NoSavepoints:
 
 class LocksWithoutMode:
     @asynccontextmanager
-    async def lock_tables(self, session: AsyncSession, tables: Sequence[Any]) -> AsyncIterator[AsyncSession]:
+    async def lock_tables(
+        self, session: AsyncSession, tables: Sequence[Any]
+    ) -> AsyncIterator[AsyncSession]:
         yield session
 
 

@@ -1,4 +1,5 @@
-"""What an implementation of a protocol promises, as test classes that run on any: the doubles, PostgreSQL, and yours.
+"""What an implementation of a protocol promises, as test classes that run on any: the doubles,
+PostgreSQL, and yours.
 
 Subclass one, give it the fixtures that it asks for, and pytest runs its tests:
 
@@ -12,13 +13,17 @@ Subclass one, give it the fixtures that it asks for, and pytest runs its tests:
             return MappedRows(session_maker, Order, value="status")
 
 The tests are coroutines. With pytest-asyncio set `asyncio_mode = "auto"` or mark the class with
-`pytest.mark.asyncio`; with anyio mark it with `pytest.mark.anyio` and run it on the asyncio backend.
+`pytest.mark.asyncio`; with anyio mark it with `pytest.mark.anyio` and run it on the asyncio
+backend.
 """
 
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{name}" for name in ("transactions", "locks", "row_locks", "associations", "watching"))
+    *(
+        f"{__name__}.{name}"
+        for name in ("transactions", "locks", "row_locks", "associations", "watching")
+    )
 )
 
 from pgtoolset.testing.contracts.associations import AssociationWriterContract, LinkedRows  # noqa: E402

@@ -65,7 +65,9 @@ class LinkedRows:
     async def create(self) -> None:
         """Store four owners and four related, without associations."""
         async with opened(self) as session:
-            session.add_all([make(number) for make in (self.owner, self.related) for number in (1, 2, 3, 4)])
+            session.add_all(
+                [make(number) for make in (self.owner, self.related) for number in (1, 2, 3, 4)]
+            )
             await session.commit()
 
     def key(self, make: Callable[[int], Any], number: int) -> Any:
@@ -85,7 +87,9 @@ class LinkedRows:
             for number in (1, 2, 3, 4):
                 owner = await self.get(session, self.owner, number)
                 await session.refresh(owner, [self.attribute])
-                found |= {(number, related.index(each) + 1) for each in getattr(owner, self.attribute)}
+                found |= {
+                    (number, related.index(each) + 1) for each in getattr(owner, self.attribute)
+                }
             return found
 
 
@@ -109,13 +113,21 @@ class AssociationWriterContract:
                 one = await links.get(session, links.related, 1)
                 keys = [links.key(links.related, number) for number in (2, 3, 2)]
                 add = associations.m2m_add
-                assert await add(session, owner, links.relationship, one, one, pks=keys, values=links.values) == 3
+                assert (
+                    await add(
+                        session, owner, links.relationship, one, one, pks=keys, values=links.values
+                    )
+                    == 3
+                )
                 assert await add(session, owner, links.relationship) == 0
                 assert await links.pairs() == set()
         assert await links.pairs() == {(1, 1), (1, 2), (1, 3)}
 
-    async def test_an_association_that_exists(self, associations: AssociationWriter, links: LinkedRows) -> None:
-        """It is an `IntegrityError`, which undoes its own level; or it is skipped, where that is asked for."""
+    async def test_an_association_that_exists(
+        self, associations: AssociationWriter, links: LinkedRows
+    ) -> None:
+        """It is an `IntegrityError`, which undoes its own level; or it is skipped, where that is
+        asked for."""
         await links.create()
         async with opened(links) as session:
             async with get_transaction(session):
@@ -126,13 +138,20 @@ class AssociationWriterContract:
                     async with get_transaction(session):
                         await associations.m2m_add(session, owner, links.relationship, *related)
                 add = associations.m2m_add
-                assert await add(session, owner, links.relationship, *related, ignore_conflicts=True) == 1
+                assert (
+                    await add(session, owner, links.relationship, *related, ignore_conflicts=True)
+                    == 1
+                )
         assert await links.pairs() == {(1, 1), (1, 2)}
 
-    async def test_a_row_that_is_missing(self, associations: AssociationWriter, links: LinkedRows) -> None:
-        """To associate what does not exist is an `IntegrityError`, also where existing associations are skipped.
+    async def test_a_row_that_is_missing(
+        self, associations: AssociationWriter, links: LinkedRows
+    ) -> None:
+        """To associate what does not exist is an `IntegrityError`, also where existing associations
+        are skipped.
 
-        Where the association table refers to another column than the key, it is a `RowNotFoundError`.
+        Where the association table refers to another column than the key, it is a
+        `RowNotFoundError`.
         """
         async with opened(links) as session:
             session.add(links.owner(1))
@@ -142,7 +161,9 @@ class AssociationWriterContract:
             for skip in (False, True):
                 with pytest.raises((IntegrityError, RowNotFoundError)):
                     async with get_transaction(session):
-                        await associations.m2m_add(session, owner, links.relationship, pks=keys, ignore_conflicts=skip)
+                        await associations.m2m_add(
+                            session, owner, links.relationship, pks=keys, ignore_conflicts=skip
+                        )
 
     async def test_remove(self, associations: AssociationWriter, links: LinkedRows) -> None:
         """What is named is removed and counted; what is not associated is no error."""
@@ -160,18 +181,27 @@ class AssociationWriterContract:
         assert await links.pairs() == {(1, 1)}
 
     async def test_set(self, associations: AssociationWriter, links: LinkedRows) -> None:
-        """The owner has exactly what is named, and nobody else's associations change; gains and losses are counted."""
+        """The owner has exactly what is named, and nobody else's associations change; gains and
+        losses are counted."""
         await links.create()
         async with opened(links) as session:
             async with get_transaction(session):
                 one, two = [await links.get(session, links.owner, number) for number in (1, 2)]
                 keys = {number: links.key(links.related, number) for number in (1, 2, 3, 4)}
                 change = associations.m2m_set
-                assert await change(session, two, links.relationship, pks=[keys[1]]) == M2MChange(1, 0)
-                assert await change(session, one, links.relationship, pks=[keys[1], keys[2]]) == M2MChange(2, 0)
-                again = await change(session, one, links.relationship, pks=[keys[2], keys[3], keys[4], keys[2]])
+                assert await change(session, two, links.relationship, pks=[keys[1]]) == M2MChange(
+                    1, 0
+                )
+                assert await change(
+                    session, one, links.relationship, pks=[keys[1], keys[2]]
+                ) == M2MChange(2, 0)
+                again = await change(
+                    session, one, links.relationship, pks=[keys[2], keys[3], keys[4], keys[2]]
+                )
                 assert again == M2MChange(2, 1)
-                assert await change(session, one, links.relationship, pks=[keys[4]], keep_existing=True) == (0, 2)
+                assert await change(
+                    session, one, links.relationship, pks=[keys[4]], keep_existing=True
+                ) == (0, 2)
                 assert await change(session, two, links.relationship) == M2MChange(0, 1)
         assert await links.pairs() == {(1, 4)}
 
@@ -184,7 +214,12 @@ class AssociationWriterContract:
                 related = await links.get(session, links.related, 1)
                 owners = {number: links.key(links.owner, number) for number in (1, 2, 3)}
                 keys = {number: links.key(links.related, number) for number in (1, 2)}
-                pairs = [(owner, related), (owner, keys[2]), (owners[2], related), (owners[3], keys[2])]
+                pairs = [
+                    (owner, related),
+                    (owner, keys[2]),
+                    (owners[2], related),
+                    (owners[3], keys[2]),
+                ]
                 add = associations.m2m_add_many
                 assert await add(session, links.relationship, [*pairs, (owners[1], keys[1])]) == 4
                 assert await add(session, links.relationship, pairs, ignore_conflicts=True) == 0
@@ -194,7 +229,9 @@ class AssociationWriterContract:
                         await add(session, links.relationship, pairs[:1])
         assert await links.pairs() == {(1, 1), (1, 2), (2, 1), (3, 2)}
 
-    async def test_instances_in_any_state(self, associations: AssociationWriter, links: LinkedRows) -> None:
+    async def test_instances_in_any_state(
+        self, associations: AssociationWriter, links: LinkedRows
+    ) -> None:
         """Pending instances are flushed; expired and detached ones work without being loaded."""
         await links.create()
         async with opened(links) as other:
@@ -205,13 +242,18 @@ class AssociationWriterContract:
                 session.expire(expired)
                 new = links.related(5)
                 session.add(new)
-                assert await associations.m2m_add(session, expired, links.relationship, detached, new) == 2
+                assert (
+                    await associations.m2m_add(session, expired, links.relationship, detached, new)
+                    == 2
+                )
                 assert inspect(new).persistent
                 await session.delete(new)
                 with pytest.raises(ValueError, match="deleted"):
                     await associations.m2m_add(session, expired, links.relationship, new)
                 session.expunge(new)
-                await associations.m2m_remove(session, expired, links.relationship, pks=[links.key(links.related, 5)])
+                await associations.m2m_remove(
+                    session, expired, links.relationship, pks=[links.key(links.related, 5)]
+                )
         assert await links.pairs() == {(1, 1)}
 
     async def test_bad_arguments(self, associations: AssociationWriter, links: LinkedRows) -> None:
@@ -229,12 +271,32 @@ class AssociationWriterContract:
                 (TypeError, lambda: associations.m2m_add(session, object(), relationship, related)),
                 (TypeError, lambda: associations.m2m_add(session, owner, relationship, 1)),
                 (TypeError, lambda: associations.m2m_add(session, owner, relationship, pks="12")),
-                (ValueError, lambda: associations.m2m_add(session, owner, relationship, pks=[None])),
-                (ValueError, lambda: associations.m2m_add(session, owner, relationship, pks=[(1, 2, 3)])),
-                (ValueError, lambda: associations.m2m_add(session, owner, relationship, links.related(9))),
-                (ValueError, lambda: associations.m2m_set(session, owner, relationship, values={"no such": 1})),
-                (TypeError, lambda: associations.m2m_set(session, owner, relationship, related, values=[1])),  # type: ignore[arg-type]
-                (TypeError, lambda: associations.m2m_add(session, owner, relationship, ignore_conflicts=1)),  # type: ignore[arg-type]
+                (
+                    ValueError,
+                    lambda: associations.m2m_add(session, owner, relationship, pks=[None]),
+                ),
+                (
+                    ValueError,
+                    lambda: associations.m2m_add(session, owner, relationship, pks=[(1, 2, 3)]),
+                ),
+                (
+                    ValueError,
+                    lambda: associations.m2m_add(session, owner, relationship, links.related(9)),
+                ),
+                (
+                    ValueError,
+                    lambda: associations.m2m_set(
+                        session, owner, relationship, values={"no such": 1}
+                    ),
+                ),
+                (
+                    TypeError,
+                    lambda: associations.m2m_set(session, owner, relationship, related, values=[1]),  # type: ignore[arg-type]
+                ),
+                (
+                    TypeError,
+                    lambda: associations.m2m_add(session, owner, relationship, ignore_conflicts=1),  # type: ignore[arg-type]
+                ),
                 (TypeError, lambda: associations.m2m_add_many(session, relationship, [1])),  # type: ignore[list-item]
                 (ValueError, lambda: associations.m2m_add_many(session, relationship, [(1, 2, 3)])),  # type: ignore[list-item]
             ]
@@ -244,8 +306,11 @@ class AssociationWriterContract:
                 assert not session.in_transaction()
         assert await links.pairs() == set()
 
-    async def test_loaded_collections_never_lie(self, associations: AssociationWriter, links: LinkedRows) -> None:
-        """A collection that was loaded shows what is there, or is expired: after a call, and after its undoing."""
+    async def test_loaded_collections_never_lie(
+        self, associations: AssociationWriter, links: LinkedRows
+    ) -> None:
+        """A collection that was loaded shows what is there, or is expired: after a call, and after
+        its undoing."""
         await links.create()
         async with opened(links) as session:
             owner = await links.get(session, links.owner, 1)
@@ -291,13 +356,17 @@ class AssociationWriterContract:
             assert shows(one)
         assert await links.pairs() == {(1, 1)}
 
-    async def test_pending_changes_are_flushed(self, associations: AssociationWriter, links: LinkedRows) -> None:
+    async def test_pending_changes_are_flushed(
+        self, associations: AssociationWriter, links: LinkedRows
+    ) -> None:
         """A change to a collection that was still pending is written first, and not lost."""
         await links.create()
         async with opened(links) as session:
             async with get_transaction(session):
                 owner = await links.get(session, links.owner, 1)
-                one, two, three = [await links.get(session, links.related, number) for number in (1, 2, 3)]
+                one, two, three = [
+                    await links.get(session, links.related, number) for number in (1, 2, 3)
+                ]
                 await session.refresh(owner, [links.attribute])
                 getattr(owner, links.attribute).append(one)
                 await associations.m2m_add(session, owner, links.relationship, two)
@@ -306,8 +375,11 @@ class AssociationWriterContract:
                 await associations.m2m_add(session, owner, links.relationship, three)
         assert await links.pairs() == {(1, 1), (1, 3)}
 
-    async def test_sets_of_one_owner_wait(self, associations: AssociationWriter, links: LinkedRows) -> None:
-        """Of two sets of one owner the second waits for the first one's transaction, and then all of it is done."""
+    async def test_sets_of_one_owner_wait(
+        self, associations: AssociationWriter, links: LinkedRows
+    ) -> None:
+        """Of two sets of one owner the second waits for the first one's transaction, and then all
+        of it is done."""
         await links.create()
         keys = {number: links.key(links.related, number) for number in (1, 2, 3, 4)}
 
@@ -315,12 +387,16 @@ class AssociationWriterContract:
             async with opened(links) as session:
                 async with get_transaction(session):
                     owner = await links.get(session, links.owner, 1)
-                    return await associations.m2m_set(session, owner, links.relationship, pks=[keys[2], keys[3]])
+                    return await associations.m2m_set(
+                        session, owner, links.relationship, pks=[keys[2], keys[3]]
+                    )
 
         async with opened(links) as session:
             async with get_transaction(session):
                 owner = await links.get(session, links.owner, 1)
-                await associations.m2m_set(session, owner, links.relationship, pks=[keys[1], keys[2]])
+                await associations.m2m_set(
+                    session, owner, links.relationship, pks=[keys[1], keys[2]]
+                )
                 task = asyncio.create_task(second())
                 await asyncio.sleep(0.1)
                 assert not task.done()

@@ -1,4 +1,5 @@
-"""What the contract classes need to know of what they test: how to get a session, how to write, what is stored."""
+"""What the contract classes need to know of what they test: how to get a session, how to write,
+what is stored."""
 
 from __future__ import annotations
 
@@ -42,14 +43,14 @@ class MappedRows:
     """Rows of one mapped class, whose key is an integer that the application chooses.
 
     Args:
-        session_maker: a factory of `AsyncSession`: an `async_sessionmaker`, or `MemoryDatabase.session`. With
-            `expire_on_commit=False`.
+        session_maker: a factory of `AsyncSession`: an `async_sessionmaker`, or
+            `MemoryDatabase.session`. With `expire_on_commit=False`.
         model: the mapped class. Its table is empty when a test begins.
         key: the attribute that is its primary key.
         value: an attribute that a test can change.
         values: three values for it, different from each other.
-        fail: makes a statement of a session fail with a SQLSTATE; without it a `MemorySession` is asked to, and any
-            other session executes a PL/pgSQL block that raises it.
+        fail: makes a statement of a session fail with a SQLSTATE; without it a `MemorySession` is
+            asked to, and any other session executes a PL/pgSQL block that raises it.
         make: makes an instance of the class for a number, where it needs more than a key.
     """
 
@@ -90,7 +91,11 @@ class MappedRows:
 
     async def stored(self) -> set[int]:
         async with opened(self) as session:
-            return {number for number in self._written if await session.get(self.model, number) is not None}
+            return {
+                number
+                for number in self._written
+                if await session.get(self.model, number) is not None
+            }
 
     # Committed changes, for those who look on
 
@@ -116,7 +121,9 @@ class MappedRows:
     @property
     def attribute(self) -> str:
         if self.value is None:
-            raise ValueError("this contract changes rows: give MappedRows the name of an attribute, value='status'")
+            raise ValueError(
+                "this contract changes rows: give MappedRows the name of an attribute, value='status'"
+            )
         return self.value
 
 
@@ -144,7 +151,9 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> None:
 async def _fail(session: Any, sqlstate: str) -> None:
     if isinstance(session, MemorySession):
         await session.fail(sqlstate)
-    await session.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'as asked' USING ERRCODE = '{sqlstate}'; END $$"))
+    await session.execute(
+        text(f"DO $$ BEGIN RAISE EXCEPTION 'as asked' USING ERRCODE = '{sqlstate}'; END $$")
+    )
 
 
 def missing(name: str, what: str) -> NoReturn:

@@ -43,7 +43,9 @@ class TableLockerContract:
     def harness(self) -> MappedRows:
         missing("harness", "MappedRows(session_maker, Model)")
 
-    async def is_free(self, locks: TableLocker, harness: MappedRows, mode: str = "ACCESS EXCLUSIVE") -> bool:
+    async def is_free(
+        self, locks: TableLocker, harness: MappedRows, mode: str = "ACCESS EXCLUSIVE"
+    ) -> bool:
         """Whether another session could have the lock now."""
         async with opened(harness) as session:
             try:
@@ -52,10 +54,14 @@ class TableLockerContract:
             except LockTimeoutError:
                 return False
 
-    async def test_a_block_that_is_a_transaction(self, locks: TableLocker, harness: MappedRows) -> None:
+    async def test_a_block_that_is_a_transaction(
+        self, locks: TableLocker, harness: MappedRows
+    ) -> None:
         """The block yields the session in a transaction, which its end commits."""
         async with opened(harness) as session:
-            async with locks.lock_tables(session=session, tables=[harness.model], mode="EXCLUSIVE") as same:
+            async with locks.lock_tables(
+                session=session, tables=[harness.model], mode="EXCLUSIVE"
+            ) as same:
                 assert same is session
                 assert session.in_transaction()
                 await harness.write(session, 1)
@@ -68,20 +74,27 @@ class TableLockerContract:
     async def test_conflicts(self, locks: TableLocker, harness: MappedRows, held: LockMode) -> None:
         """A mode can be held together with just those that PostgreSQL's table allows."""
         found = ""
-        async with opened(harness) as session, locks.lock_tables(session, [harness.model], mode=held):
+        async with (
+            opened(harness) as session,
+            locks.lock_tables(session, [harness.model], mode=held),
+        ):
             for wanted in LockMode:
                 found += " " if await self.is_free(locks, harness, wanted) else "X"
         assert found == CONFLICTS[list(LockMode).index(held)]
 
     async def test_own_locks_do_not_conflict(self, locks: TableLocker, harness: MappedRows) -> None:
         """A session is never in its own way."""
-        async with opened(harness) as session, locks.lock_tables(session, [harness.model], mode="ACCESS EXCLUSIVE"):
+        async with (
+            opened(harness) as session,
+            locks.lock_tables(session, [harness.model], mode="ACCESS EXCLUSIVE"),
+        ):
             for mode in LockMode:
                 async with locks.lock_tables(session, [harness.model], mode=mode, nowait=True):
                     await harness.write(session, list(LockMode).index(mode))
 
     async def test_default_mode(self, locks: TableLocker, harness: MappedRows) -> None:
-        """Without a mode it is SHARE UPDATE EXCLUSIVE; a mode is a member, its value or its name, in any case."""
+        """Without a mode it is SHARE UPDATE EXCLUSIVE; a mode is a member, its value or its name,
+        in any case."""
         async with opened(harness) as session:
             async with locks.lock_tables(session, [harness.model]):
                 assert await self.is_free(locks, harness, "ROW EXCLUSIVE")
@@ -110,7 +123,11 @@ class TableLockerContract:
         ],
     )
     async def test_bad_arguments(
-        self, locks: TableLocker, harness: MappedRows, arguments: dict[str, Any], error: type[Exception]
+        self,
+        locks: TableLocker,
+        harness: MappedRows,
+        arguments: dict[str, Any],
+        error: type[Exception],
     ) -> None:
         """What cannot be meant is refused by the call itself, before there is a transaction."""
         given: dict[str, Any] = {"tables": [harness.model], **arguments}
@@ -119,20 +136,27 @@ class TableLockerContract:
                 locks.lock_tables(session, **given)
             assert not session.in_transaction()
 
-    @pytest.mark.parametrize("arguments", [{"nowait": True}, {"timeout": "50ms"}, {"timeout": 0.05}], ids=repr)
+    @pytest.mark.parametrize(
+        "arguments", [{"nowait": True}, {"timeout": "50ms"}, {"timeout": 0.05}], ids=repr
+    )
     async def test_the_error_names_who_is_in_the_way(
         self, locks: TableLocker, harness: MappedRows, arguments: dict[str, Any]
     ) -> None:
-        """`LockTimeoutError` has the tables, the mode, the seconds and the sessions that were in the way."""
+        """`LockTimeoutError` has the tables, the mode, the seconds and the sessions that were in
+        the way."""
         async with opened(harness) as holder, opened(harness) as session:
             async with locks.lock_tables(holder, [harness.model], mode="EXCLUSIVE"):
                 with pytest.raises(TimeoutError) as caught:
-                    async with locks.lock_tables(session, [harness.model], mode="SHARE", **arguments):
+                    async with locks.lock_tables(
+                        session, [harness.model], mode="SHARE", **arguments
+                    ):
                         raise AssertionError("nobody can have it")
                 assert not session.in_transaction()
         error = caught.value
         assert isinstance(error, LockTimeoutError)
-        assert [table.rpartition(".")[2].strip('"') for table in error.tables] == [harness.model.__table__.name]
+        assert [table.rpartition(".")[2].strip('"') for table in error.tables] == [
+            harness.model.__table__.name
+        ]
         assert (error.mode, error.timeout) == ("SHARE", 0 if "nowait" in arguments else 0.05)
         [blocker] = error.blockers
         assert blocker.state == "idle in transaction"
@@ -140,7 +164,8 @@ class TableLockerContract:
         assert str(blocker.pid) in str(error)
 
     async def test_usable_after_a_timeout(self, locks: TableLocker, harness: MappedRows) -> None:
-        """After a timeout in a nested block the transaction around it goes on, with all that it has done."""
+        """After a timeout in a nested block the transaction around it goes on, with all that it has
+        done."""
         async with opened(harness) as holder, opened(harness) as session:
             async with locks.lock_tables(holder, [harness.model], mode="SHARE UPDATE EXCLUSIVE"):
                 async with get_transaction(session):
@@ -153,7 +178,9 @@ class TableLockerContract:
                     await harness.write(session, 2)
                 assert await harness.stored() == {1, 2}
 
-    async def test_a_nested_lock_outlives_its_block(self, locks: TableLocker, harness: MappedRows) -> None:
+    async def test_a_nested_lock_outlives_its_block(
+        self, locks: TableLocker, harness: MappedRows
+    ) -> None:
         """Taken in a nested block, a lock is held until the outermost transaction ends."""
         async with opened(harness) as session:
             async with get_transaction(session):
@@ -163,9 +190,14 @@ class TableLockerContract:
                 assert not await self.is_free(locks, harness, "EXCLUSIVE")
             assert await self.is_free(locks, harness)
 
-    async def test_a_lock_goes_with_its_level(self, locks: TableLocker, harness: MappedRows) -> None:
+    async def test_a_lock_goes_with_its_level(
+        self, locks: TableLocker, harness: MappedRows
+    ) -> None:
         """A level that rolls back frees what was locked in it, at any depth, and nothing else."""
-        async with opened(harness) as session, locks.lock_tables(session, [harness.model], mode="ROW SHARE"):
+        async with (
+            opened(harness) as session,
+            locks.lock_tables(session, [harness.model], mode="ROW SHARE"),
+        ):
             with pytest.raises(Undone):
                 async with get_transaction(session):
                     async with get_transaction(session):
@@ -177,15 +209,21 @@ class TableLockerContract:
             assert not await self.is_free(locks, harness, "EXCLUSIVE")
 
     async def test_whoever_waits_gets_it(self, locks: TableLocker, harness: MappedRows) -> None:
-        """A waiter gets the lock when its holder commits, and then sees what the holder has written."""
+        """A waiter gets the lock when its holder commits, and then sees what the holder has
+        written."""
         seen: list[Any] = []
 
         async def wait() -> None:
             async with opened(harness) as session:
-                async with locks.lock_tables(session, [harness.model], mode="EXCLUSIVE", timeout="10s"):
+                async with locks.lock_tables(
+                    session, [harness.model], mode="EXCLUSIVE", timeout="10s"
+                ):
                     seen.append(await session.get(harness.model, 1) is not None)
 
-        async with opened(harness) as session, locks.lock_tables(session, [harness.model], mode="EXCLUSIVE"):
+        async with (
+            opened(harness) as session,
+            locks.lock_tables(session, [harness.model], mode="EXCLUSIVE"),
+        ):
             task = asyncio.create_task(wait())
             await harness.write(session, 1)
             await asyncio.sleep(0.1)
@@ -194,7 +232,8 @@ class TableLockerContract:
         assert seen == [True]
 
     async def test_writers_wait(self, locks: TableLocker, harness: MappedRows) -> None:
-        """A session that writes takes a lock of its own: against SHARE it waits, with ROW EXCLUSIVE it does not."""
+        """A session that writes takes a lock of its own: against SHARE it waits, with ROW EXCLUSIVE
+        it does not."""
         async with opened(harness) as session:
             async with locks.lock_tables(session, [harness.model], mode="ROW EXCLUSIVE"):
                 await harness.insert(1)
@@ -227,13 +266,21 @@ class AdvisoryLockerContract:
     def harness(self) -> MappedRows:
         missing("harness", "MappedRows(session_maker, Model)")
 
-    async def is_free(self, locks: AdvisoryLocker, harness: MappedRows, key: Any, *, shared: bool = False) -> bool:
-        async with opened(harness) as session, locks.advisory_lock(session, key, nowait=True, shared=shared) as taken:
+    async def is_free(
+        self, locks: AdvisoryLocker, harness: MappedRows, key: Any, *, shared: bool = False
+    ) -> bool:
+        async with (
+            opened(harness) as session,
+            locks.advisory_lock(session, key, nowait=True, shared=shared) as taken,
+        ):
             return taken
 
     @pytest.mark.parametrize("key", [7, -(2**63), (1, 2), "nightly report"], ids=repr)
-    async def test_one_at_a_time(self, locks: AdvisoryLocker, harness: MappedRows, key: Any) -> None:
-        """A key of any kind is had by one session, until its block ends; other keys are other locks."""
+    async def test_one_at_a_time(
+        self, locks: AdvisoryLocker, harness: MappedRows, key: Any
+    ) -> None:
+        """A key of any kind is had by one session, until its block ends; other keys are other
+        locks."""
         async with opened(harness) as session:
             async with locks.advisory_lock(session, key) as taken:
                 assert taken is True
@@ -262,19 +309,31 @@ class AdvisoryLockerContract:
             assert not session.in_transaction()
 
     async def test_timeout(self, locks: AdvisoryLocker, harness: MappedRows) -> None:
-        """In time or not at all: the error names who has it, and the transaction around the block goes on."""
-        async with opened(harness) as holder, opened(harness) as session, locks.advisory_lock(holder, "k"):
+        """In time or not at all: the error names who has it, and the transaction around the block
+        goes on."""
+        async with (
+            opened(harness) as holder,
+            opened(harness) as session,
+            locks.advisory_lock(holder, "k"),
+        ):
             async with get_transaction(session):
                 await harness.write(session, 1)
                 with pytest.raises(LockTimeoutError) as caught:
                     async with locks.advisory_lock(session, "k", timeout="50ms"):
                         raise AssertionError("nobody can have it")
-            assert (caught.value.tables, caught.value.mode, caught.value.timeout) == ((), "EXCLUSIVE", 0.05)
+            assert (caught.value.tables, caught.value.mode, caught.value.timeout) == (
+                (),
+                "EXCLUSIVE",
+                0.05,
+            )
             assert len(caught.value.blockers) == 1
         assert await harness.stored() == {1}
 
-    async def test_nested_it_ends_with_its_block(self, locks: AdvisoryLocker, harness: MappedRows) -> None:
-        """In a transaction the lock ends with its block and not with the transaction, and again inside itself."""
+    async def test_nested_it_ends_with_its_block(
+        self, locks: AdvisoryLocker, harness: MappedRows
+    ) -> None:
+        """In a transaction the lock ends with its block and not with the transaction, and again
+        inside itself."""
         async with opened(harness) as session:
             async with get_transaction(session):
                 async with locks.advisory_lock(session, 5):
@@ -291,7 +350,9 @@ class AdvisoryLockerContract:
                 await getattr(session, how)()
                 assert await self.is_free(locks, harness, 5)
 
-    async def test_released_whatever_happens(self, locks: AdvisoryLocker, harness: MappedRows) -> None:
+    async def test_released_whatever_happens(
+        self, locks: AdvisoryLocker, harness: MappedRows
+    ) -> None:
         """An exception in the block releases the lock too."""
         async with opened(harness) as session:
             with pytest.raises(Undone):

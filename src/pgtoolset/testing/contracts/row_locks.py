@@ -20,7 +20,8 @@ CONFLICTS = ("XXXX", "XXX ", "XX  ", "X   ")
 
 
 class RowLockerContract:
-    """What `RowLocker` promises. Fixtures: `locks`, and `harness`, a `MappedRows` with a `value`."""
+    """What `RowLocker` promises. Fixtures: `locks`, and `harness`, a `MappedRows` with a
+    `value`."""
 
     @pytest.fixture
     def locks(self) -> RowLocker:
@@ -30,15 +31,20 @@ class RowLockerContract:
     def harness(self) -> MappedRows:
         missing("harness", "MappedRows(session_maker, Model, value='status')")
 
-    async def is_free(self, locks: RowLocker, harness: MappedRows, number: int, mode: str = "UPDATE") -> bool:
+    async def is_free(
+        self, locks: RowLocker, harness: MappedRows, number: int, mode: str = "UPDATE"
+    ) -> bool:
         async with opened(harness) as session:
             try:
-                return bool(await locks.lock_rows(session, harness.model, [number], mode=mode, nowait=True))
+                return bool(
+                    await locks.lock_rows(session, harness.model, [number], mode=mode, nowait=True)
+                )
             except LockTimeoutError:
                 return False
 
     async def test_rows_in_key_order(self, locks: RowLocker, harness: MappedRows) -> None:
-        """In key order whatever the order of the keys, each once, without those that do not exist."""
+        """In key order whatever the order of the keys, each once, without those that do not
+        exist."""
         await harness.insert(1, 2, 3, 4)
         async with opened(harness) as session:
             rows = await locks.lock_rows(session, harness.model, [4, 1, 99, 3, 1])
@@ -51,7 +57,9 @@ class RowLockerContract:
             assert await self.is_free(locks, harness, 3)
 
     @pytest.mark.parametrize("held", RowLockMode, ids=lambda mode: mode.name)
-    async def test_conflicts(self, locks: RowLocker, harness: MappedRows, held: RowLockMode) -> None:
+    async def test_conflicts(
+        self, locks: RowLocker, harness: MappedRows, held: RowLockMode
+    ) -> None:
         """A mode can be held together with just those that PostgreSQL's table allows."""
         await harness.insert(1)
         async with opened(harness) as session:
@@ -62,7 +70,8 @@ class RowLockerContract:
         assert found == CONFLICTS[list(RowLockMode).index(held)]
 
     async def test_values_as_locked(self, locks: RowLocker, harness: MappedRows) -> None:
-        """A waiter gets the rows with what the holder has committed, in an instance that it had before too."""
+        """A waiter gets the rows with what the holder has committed, in an instance that it had
+        before too."""
         await harness.insert(1)
         async with opened(harness) as holder, opened(harness) as session:
             row = await session.get(harness.model, 1)
@@ -98,8 +107,11 @@ class RowLockerContract:
             assert [getattr(row, harness.key) for row in rows] == [1, 3]
 
     @pytest.mark.parametrize("arguments", [{"nowait": True}, {"timeout": "50ms"}], ids=repr)
-    async def test_timeout(self, locks: RowLocker, harness: MappedRows, arguments: dict[str, Any]) -> None:
-        """In time or not at all; the transaction around the call goes on with what it had, and without new locks."""
+    async def test_timeout(
+        self, locks: RowLocker, harness: MappedRows, arguments: dict[str, Any]
+    ) -> None:
+        """In time or not at all; the transaction around the call goes on with what it had, and
+        without new locks."""
         await harness.insert(1, 2)
         async with opened(harness) as holder, opened(harness) as session:
             await locks.lock_rows(holder, harness.model, [2])
@@ -108,7 +120,9 @@ class RowLockerContract:
                 with pytest.raises(LockTimeoutError) as caught:
                     await locks.lock_rows(session, harness.model, [1, 2], **arguments)
                 assert await self.is_free(locks, harness, 1)
-            assert [table.rpartition(".")[2] for table in caught.value.tables] == [harness.model.__table__.name]
+            assert [table.rpartition(".")[2] for table in caught.value.tables] == [
+                harness.model.__table__.name
+            ]
             assert (caught.value.mode, len(caught.value.blockers)) == ("UPDATE", 1)
             with pytest.raises(LockTimeoutError):
                 await locks.lock_rows(session, harness.model, [2], **arguments)
@@ -143,7 +157,11 @@ class RowLockerContract:
         ],
     )
     async def test_bad_arguments(
-        self, locks: RowLocker, harness: MappedRows, arguments: dict[str, Any], error: type[Exception]
+        self,
+        locks: RowLocker,
+        harness: MappedRows,
+        arguments: dict[str, Any],
+        error: type[Exception],
     ) -> None:
         """What cannot be meant is refused before there is a transaction."""
         given: dict[str, Any] = {"model": harness.model, "pks": [1], **arguments}
@@ -154,7 +172,8 @@ class RowLockerContract:
 
 
 class LockObserverContract:
-    """What `LockObserver` promises. Fixtures: `observer`, `locks` (a `TableLocker`), and `harness`, a `MappedRows`."""
+    """What `LockObserver` promises. Fixtures: `observer`, `locks` (a `TableLocker`), and `harness`,
+    a `MappedRows`."""
 
     @pytest.fixture
     def observer(self) -> LockObserver:
@@ -168,8 +187,11 @@ class LockObserverContract:
     def harness(self) -> MappedRows:
         missing("harness", "MappedRows(session_maker, Model)")
 
-    async def test_who_waits_for_whom(self, observer: LockObserver, locks: TableLocker, harness: MappedRows) -> None:
-        """Each session that waits is seen, with those in its way, what it wants and for how long it has waited."""
+    async def test_who_waits_for_whom(
+        self, observer: LockObserver, locks: TableLocker, harness: MappedRows
+    ) -> None:
+        """Each session that waits is seen, with those in its way, what it wants and for how long it
+        has waited."""
         async with opened(harness) as holder, opened(harness) as onlooker:
 
             async def look() -> Any:
@@ -179,7 +201,9 @@ class LockObserverContract:
 
             async def wait() -> None:
                 async with opened(harness) as session:
-                    async with locks.lock_tables(session, [harness.model], mode="SHARE", timeout="10s"):
+                    async with locks.lock_tables(
+                        session, [harness.model], mode="SHARE", timeout="10s"
+                    ):
                         pass
 
             assert list(await look()) == []

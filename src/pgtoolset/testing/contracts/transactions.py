@@ -46,8 +46,12 @@ class TransactionalSessionContract:
             assert not session.in_transaction()
             assert await harness.stored() == {1}
 
-    @pytest.mark.parametrize("error", [Undone(), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
-    async def test_an_exception_rolls_back(self, harness: TransactionHarness, error: BaseException) -> None:
+    @pytest.mark.parametrize(
+        "error", [Undone(), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr
+    )
+    async def test_an_exception_rolls_back(
+        self, harness: TransactionHarness, error: BaseException
+    ) -> None:
         """An exception undoes the block and leaves it as it is; the session can be used again."""
         async with opened(harness) as session:
             with pytest.raises(type(error)) as caught:
@@ -62,8 +66,11 @@ class TransactionalSessionContract:
             assert await harness.stored() == {2}
 
     @pytest.mark.parametrize("failing", range(4))
-    async def test_an_exception_undoes_its_own_level(self, harness: TransactionHarness, failing: int) -> None:
-        """Of nested blocks, an exception undoes the one that it leaves, with those inside it, and no other."""
+    async def test_an_exception_undoes_its_own_level(
+        self, harness: TransactionHarness, failing: int
+    ) -> None:
+        """Of nested blocks, an exception undoes the one that it leaves, with those inside it, and
+        no other."""
 
         async def nest(session: Any, level: int) -> None:
             try:
@@ -81,8 +88,11 @@ class TransactionalSessionContract:
             await nest(session, 0)
             assert await harness.stored() == {*range(failing), *range(10, 10 + failing)}
 
-    async def test_a_released_level_belongs_to_the_one_around(self, harness: TransactionHarness) -> None:
-        """A nested block that ended well is undone with the block around it, and is not stored before."""
+    async def test_a_released_level_belongs_to_the_one_around(
+        self, harness: TransactionHarness
+    ) -> None:
+        """A nested block that ended well is undone with the block around it, and is not stored
+        before."""
         async with opened(harness) as session:
             with pytest.raises(Undone):
                 async with get_transaction(session):
@@ -107,7 +117,8 @@ class TransactionalSessionContract:
             assert await harness.stored() == {0, 2, 4}
 
     async def test_callbacks_run_after_the_commit(self, harness: TransactionHarness) -> None:
-        """Callbacks run once the outermost block is committed, in order; those of a level that was undone never."""
+        """Callbacks run once the outermost block is committed, in order; those of a level that was
+        undone never."""
         ran: list[Any] = []
 
         def callback(name: str) -> Callable[[], Any]:
@@ -152,7 +163,8 @@ class TransactionalSessionContract:
 
 
 class SessionFactoryContract:
-    """What `SessionFactory` and `ManagedSession` promise. Fixtures: `harness`, a `TransactionHarness`."""
+    """What `SessionFactory` and `ManagedSession` promise. Fixtures: `harness`, a
+    `TransactionHarness`."""
 
     @pytest.fixture
     def harness(self) -> TransactionHarness:
@@ -184,7 +196,8 @@ class SessionFactoryContract:
         assert await harness.stored() == {1}
 
     async def test_the_block_may_end_its_transaction(self, harness: TransactionHarness) -> None:
-        """The block may commit and roll back by itself and go on; what is open at its end is committed."""
+        """The block may commit and roll back by itself and go on; what is open at its end is
+        committed."""
         async with create_db_context(harness.session)() as session:
             await harness.write(session, 1)
             await session.commit()
@@ -197,7 +210,8 @@ class SessionFactoryContract:
         assert await harness.stored() == {1, 3}
 
     async def test_nothing_to_end(self, harness: TransactionHarness) -> None:
-        """Commit and rollback with nothing open are no errors, and a closed session has nothing open."""
+        """Commit and rollback with nothing open are no errors, and a closed session has nothing
+        open."""
         async with opened(harness) as session:
             await session.commit()
             await session.rollback()
@@ -209,14 +223,16 @@ class SessionFactoryContract:
 
 
 class AbortedTransactionContract:
-    """What a session promises after an error of the database. Fixtures: `harness`, a `MappedRows`."""
+    """What a session promises after an error of the database. Fixtures: `harness`, a
+    `MappedRows`."""
 
     @pytest.fixture
     def harness(self) -> MappedRows:
         missing("harness", "MappedRows(session_maker, Model)")
 
     async def test_a_swallowed_error_is_told(self, harness: MappedRows) -> None:
-        """A block that swallowed the error that aborted its transaction raises, caused by it, and stores nothing."""
+        """A block that swallowed the error that aborted its transaction raises, caused by it, and
+        stores nothing."""
         async with opened(harness) as session:
             swallowed: list[BaseException] = []
             with pytest.raises(TransactionAbortedError) as caught:
@@ -259,7 +275,8 @@ class AbortedTransactionContract:
             assert await harness.stored() == {1, 3}
 
     async def test_a_failed_flush(self, harness: MappedRows) -> None:
-        """A key that is taken is an `IntegrityError`; swallowed, its level raises and goes, the one around stays."""
+        """A key that is taken is an `IntegrityError`; swallowed, its level raises and goes, the one
+        around stays."""
         await harness.insert(1)
         async with opened(harness) as session:
             async with get_transaction(session):

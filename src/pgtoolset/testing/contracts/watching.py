@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, WatcherClosedError, get_transaction
+from pgtoolset import (
+    RowDeletedError,
+    RowNotFoundError,
+    WaitTimeoutError,
+    WatcherClosedError,
+    get_transaction,
+)
 from pgtoolset.protocols import ChangeWaiter
 from pgtoolset.testing.contracts import harness as limits
 from pgtoolset.testing.contracts.harness import MappedRows, missing, opened
@@ -26,7 +32,8 @@ async def during(wait: Awaitable[Any], change: Callable[[], Awaitable[Any]]) -> 
 
 
 class ChangeWaiterContract:
-    """What `ChangeWaiter` promises. Fixtures: `waiter`, and `harness`, a `MappedRows` with a `value`."""
+    """What `ChangeWaiter` promises. Fixtures: `waiter`, and `harness`, a `MappedRows` with a
+    `value`."""
 
     @pytest.fixture
     def waiter(self) -> ChangeWaiter:
@@ -48,7 +55,8 @@ class ChangeWaiterContract:
             assert getattr(row, harness.attribute) == harness.values[1]
 
     async def test_what_is_not_committed(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """What another session has written and not committed is no change, and neither is what it rolled back."""
+        """What another session has written and not committed is no change, and neither is what it
+        rolled back."""
         await harness.insert(1)
         async with opened(harness) as session, opened(harness) as other:
 
@@ -59,7 +67,9 @@ class ChangeWaiterContract:
 
             for change in (write, other.rollback):
                 with pytest.raises(WaitTimeoutError):
-                    wait = waiter.wait_for_row_change(session, harness.model, 1, interval=0.02, timeout=0.3)
+                    wait = waiter.wait_for_row_change(
+                        session, harness.model, 1, interval=0.02, timeout=0.3
+                    )
                     await during(wait, change)
 
     async def test_baseline(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
@@ -70,13 +80,22 @@ class ChangeWaiterContract:
             await session.commit()
             await harness.update(1, harness.values[1])
             wait = waiter.wait_for_row_change
-            same = await wait(session, harness.model, 1, columns=[harness.attribute], baseline=row, timeout=0)
+            same = await wait(
+                session, harness.model, 1, columns=[harness.attribute], baseline=row, timeout=0
+            )
             assert getattr(same, harness.attribute) == harness.values[1]
             with pytest.raises(WaitTimeoutError):
-                await wait(session, harness.model, 1, baseline={harness.attribute: harness.values[1]}, timeout=0)
+                await wait(
+                    session,
+                    harness.model,
+                    1,
+                    baseline={harness.attribute: harness.values[1]},
+                    timeout=0,
+                )
 
     async def test_until(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """With a predicate it waits until that holds, whatever else changes; where it does already, not at all."""
+        """With a predicate it waits until that holds, whatever else changes; where it does already,
+        not at all."""
         await harness.insert(1)
         async with opened(harness) as session:
 
@@ -89,7 +108,9 @@ class ChangeWaiterContract:
                 await harness.update(1, harness.values[2])
 
             wait = waiter.wait_for_row_change
-            await during(wait(session, harness.model, 1, interval=0.02, timeout=5, until=done), change)
+            await during(
+                wait(session, harness.model, 1, interval=0.02, timeout=5, until=done), change
+            )
             row = await wait(session, harness.model, 1, timeout=0, until=done)
             assert getattr(row, harness.attribute) == harness.values[2]
 
@@ -100,10 +121,14 @@ class ChangeWaiterContract:
             with pytest.raises(RowNotFoundError):
                 await waiter.wait_for_row_change(session, harness.model, 2, timeout=1)
             with pytest.raises(RowDeletedError):
-                wait = waiter.wait_for_row_change(session, harness.model, 1, interval=0.02, timeout=5)
+                wait = waiter.wait_for_row_change(
+                    session, harness.model, 1, interval=0.02, timeout=5
+                )
                 await during(wait, lambda: harness.delete(1))
 
-    async def test_the_callers_work_is_left_alone(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
+    async def test_the_callers_work_is_left_alone(
+        self, waiter: ChangeWaiter, harness: MappedRows
+    ) -> None:
         """The caller's transaction stays open, and an attribute with pending changes keeps them."""
         await harness.insert(1)
         async with opened(harness) as session:
@@ -111,7 +136,9 @@ class ChangeWaiterContract:
                 await harness.write(session, 2)
                 row = await session.get(harness.model, 1)
                 setattr(row, harness.attribute, harness.values[2])
-                wait = waiter.wait_for_row_change(session, harness.model, 1, interval=0.02, timeout=5)
+                wait = waiter.wait_for_row_change(
+                    session, harness.model, 1, interval=0.02, timeout=5
+                )
                 assert await during(wait, lambda: harness.update(1, harness.values[1])) is row
                 assert getattr(row, harness.attribute) == harness.values[2]
                 assert await harness.stored() == {1}
@@ -140,7 +167,8 @@ class ChangeWaiterContract:
 
 
 class WatcherContract:
-    """What `Watcher` promises. Fixtures: `watcher`, one that is not open yet, and `harness`, with a `value`."""
+    """What `Watcher` promises. Fixtures: `watcher`, one that is not open yet, and `harness`, with a
+    `value`."""
 
     @pytest.fixture
     def watcher(self) -> Any:
@@ -159,7 +187,9 @@ class WatcherContract:
             assert (change.model, change.pk, change.kind) == (harness.model, 1, "update")
             assert dict(change.before) == {harness.attribute: harness.values[0]}
             assert dict(change.after) == {harness.attribute: harness.values[1]}
-            change = await during(watcher.wait(harness.model, 1, timeout=5), lambda: harness.delete(1))
+            change = await during(
+                watcher.wait(harness.model, 1, timeout=5), lambda: harness.delete(1)
+            )
             assert (change.kind, change.after) == ("delete", None)
 
     async def test_no_change(self, watcher: Any, harness: MappedRows) -> None:
@@ -176,21 +206,31 @@ class WatcherContract:
         """Everybody who waits for a row is told, and nobody else."""
         await harness.insert(1, 2)
         async with watcher:
-            tasks = [asyncio.create_task(watcher.wait(harness.model, 1, timeout=5)) for _ in range(20)]
+            tasks = [
+                asyncio.create_task(watcher.wait(harness.model, 1, timeout=5)) for _ in range(20)
+            ]
             bystander = asyncio.create_task(watcher.wait(harness.model, 2, timeout=5))
-            await during(watcher.wait(harness.model, 1), lambda: harness.update(1, harness.values[1]))
+            await during(
+                watcher.wait(harness.model, 1), lambda: harness.update(1, harness.values[1])
+            )
             gathered = asyncio.gather(*tasks)
-            assert {change.kind for change in await asyncio.wait_for(gathered, limits.PATIENCE)} == {"update"}
+            assert {
+                change.kind for change in await asyncio.wait_for(gathered, limits.PATIENCE)
+            } == {"update"}
             assert not bystander.done()
             bystander.cancel()
 
     async def test_changes(self, watcher: Any, harness: MappedRows) -> None:
-        """Insertions, updates and deletions come in their order; what a slow consumer missed is merged."""
+        """Insertions, updates and deletions come in their order; what a slow consumer missed is
+        merged."""
         async with watcher:
             async with watcher.changes(harness.model, 1, columns=[harness.attribute]) as changes:
                 assert changes.current is None
                 inserted = await during(anext(changes), lambda: harness.insert(1))
-                assert (inserted.kind, dict(inserted.after)) == ("insert", {harness.attribute: harness.values[0]})
+                assert (inserted.kind, dict(inserted.after)) == (
+                    "insert",
+                    {harness.attribute: harness.values[0]},
+                )
                 await harness.update(1, harness.values[1])
                 await harness.update(1, harness.values[2])
                 await asyncio.sleep(0.2)
@@ -201,7 +241,8 @@ class WatcherContract:
                 assert (deleted.kind, deleted.after) == ("delete", None)
 
     async def test_closing(self, watcher: Any, harness: MappedRows) -> None:
-        """Whoever waits when the watcher is closed is told, and so is whoever comes before or after."""
+        """Whoever waits when the watcher is closed is told, and so is whoever comes before or
+        after."""
         await harness.insert(1)
         with pytest.raises(WatcherClosedError):
             await watcher.wait(harness.model, 1)

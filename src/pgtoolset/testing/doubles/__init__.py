@@ -1,4 +1,5 @@
-"""Doubles that satisfy the protocols of pgtoolset in memory: deterministic, with a log, without a database."""
+"""Doubles that satisfy the protocols of pgtoolset in memory: deterministic, with a log, without a
+database."""
 
 from pgtoolset.testing.doubles._clock import Clock, LoopClock, ManualClock
 from pgtoolset.testing.doubles._store import Event

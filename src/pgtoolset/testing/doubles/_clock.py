@@ -10,7 +10,8 @@ from typing import Protocol
 
 __all__ = ["Clock", "LoopClock", "ManualClock", "Timer"]
 
-#: Turns of the event loop after which everything that was woken has gone as far as it can without time passing.
+#: Turns of the event loop after which everything that was woken has gone as far as it can without
+#: time passing.
 _TURNS = 20
 
 
@@ -67,7 +68,8 @@ class ManualClock:
         return timer
 
     async def advance(self, seconds: float) -> None:
-        """Let `seconds` pass: each timer in between goes off in its turn, and who it wakes gets to run.
+        """Let `seconds` pass: each timer in between goes off in its turn, and who it wakes gets to
+        run.
 
         Args:
             seconds: how many, at least 0. With 0 the tasks that are ready get to run.
@@ -77,7 +79,8 @@ class ManualClock:
         """
         if not seconds >= 0:
             raise ValueError(f"a clock is advanced by 0 seconds or more, not by {seconds!r}")
-        # What was started just now is let to where it waits, so that its timers are set by the old time.
+        # What was started just now is let to where it waits, so that its timers are set by the old
+        # time.
         await _settle()
         # Rounded to far below any timeout, so that 4.9 and 0.1 are 5.
         end = round(self._now + seconds, 9)

@@ -1,4 +1,5 @@
-"""A mapped class as rows: columns and their attributes, keys, tables that inherit, and what a column has by default.
+"""A mapped class as rows: columns and their attributes, keys, tables that inherit, and what a
+column has by default.
 
 Defaults that only the server could compute are not known here.
 """
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import FlushError
 
 from pgtoolset.errors import NoDatabaseError
-from pgtoolset.m2m._association import conditions_of, is_equality
+from pgtoolset.m2m._associations import conditions_of, is_equality
 from pgtoolset.testing.doubles._constraints import named
 from pgtoolset.testing.doubles._store import Row, RowId, Work
 
@@ -30,7 +31,9 @@ def identity_of(instance: Any) -> tuple[Any, ...]:
     return tuple(identity)
 
 
-def row_at(work: Work, mapper: Mapper[Any], table: Table, identity: tuple[Any, ...]) -> RowId | None:
+def row_at(
+    work: Work, mapper: Mapper[Any], table: Table, identity: tuple[Any, ...]
+) -> RowId | None:
     """Where the row with a primary key is, in one of the tables of a class."""
     found = work.find(table, key_in(mapper, table, identity))
     return found[0] if found else None
@@ -46,10 +49,13 @@ def key_in(mapper: Mapper[Any], table: Table, identity: tuple[Any, ...]) -> Row:
 
 
 def inherited(mapper: Mapper[Any]) -> list[tuple[Column[Any], Column[Any]]]:
-    """Columns of a parent's table, and those of the tables below it that equal them; the topmost first."""
+    """Columns of a parent's table, and those of the tables below it that equal them; the topmost
+    first."""
     pairs: list[tuple[Column[Any], Column[Any]]] = []
     for each in reversed(list(mapper.iterate_to_root())):
-        for condition in () if each.inherit_condition is None else conditions_of(each.inherit_condition):
+        for condition in (
+            () if each.inherit_condition is None else conditions_of(each.inherit_condition)
+        ):
             if is_equality(condition):
                 left, right = condition.left, condition.right
                 pairs.append((right, left) if left.table is each.local_table else (left, right))
@@ -57,7 +63,8 @@ def inherited(mapper: Mapper[Any]) -> list[tuple[Column[Any], Column[Any]]]:
 
 
 def default_of(column: Column[Any], work: Work, context: Any, *, update: bool = False) -> Any:
-    """The default of a column: Python's, a serial's, or one that the server would have as a constant."""
+    """The default of a column: Python's, a serial's, or one that the server would have as a
+    constant."""
     default: Any = column.onupdate if update else column.default
     if default is not None and default.is_scalar:
         return default.arg
@@ -68,12 +75,19 @@ def default_of(column: Column[Any], work: Work, context: Any, *, update: bool = 
     table: Any = column.table
     if column.identity is not None or (column is table.autoincrement_column and default is None):
         return work.store.next_serial(table, column.key)
-    expression: Any = default.arg if default is not None else getattr(column.server_default, "arg", None)
+    expression: Any = (
+        default.arg if default is not None else getattr(column.server_default, "arg", None)
+    )
     if expression is None and default is None:
         return None
     if isinstance(expression, str):
         return column.type.python_type(expression)
-    if getattr(expression, "name", None) in ("now", "current_timestamp", "clock_timestamp", "statement_timestamp"):
+    if getattr(expression, "name", None) in (
+        "now",
+        "current_timestamp",
+        "clock_timestamp",
+        "statement_timestamp",
+    ):
         return datetime.now(UTC if getattr(column.type, "timezone", False) else None)
     raise NoDatabaseError(
         f"only a database can compute the default of {column} ({expression}); give the column a value, or a default "

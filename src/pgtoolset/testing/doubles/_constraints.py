@@ -1,4 +1,5 @@
-"""What PostgreSQL checks of a row: NOT NULL, unique keys, foreign keys. Each check takes the locks that it would take.
+"""What PostgreSQL checks of a row: NOT NULL, unique keys, foreign keys. Each check takes the locks
+that it would take.
 
 CHECK constraints, exclusion constraints and partial or functional indexes are not looked at.
 """
@@ -41,7 +42,9 @@ def update_row(work: Work, at: RowId, values: Row) -> bool:
     work.statement(what, writes=True)
     work.lock(("table", table), LockMode.ROW_EXCLUSIVE)
     keys = {name for key in _keys(table) for name in key}
-    work.lock(("row", *at), RowLockMode.UPDATE if keys & values.keys() else RowLockMode.NO_KEY_UPDATE)
+    work.lock(
+        ("row", *at), RowLockMode.UPDATE if keys & values.keys() else RowLockMode.NO_KEY_UPDATE
+    )
     before = work.row(at)
     if before is None:
         return False
@@ -56,7 +59,8 @@ def update_row(work: Work, at: RowId, values: Row) -> bool:
 
 
 def delete_row(work: Work, at: RowId) -> bool:
-    """Delete a row, and do what its foreign keys say of those that refer to it; `False` where it is gone."""
+    """Delete a row, and do what its foreign keys say of those that refer to it; `False` where it is
+    gone."""
     table = at[0]
     before = work.row(at)
     if before is None:
@@ -77,7 +81,8 @@ def delete_row(work: Work, at: RowId) -> bool:
 
 
 def key_lock(work: Work, table: Table, values: Row) -> None:
-    """Wait for whoever has inserted or deleted a row with the same unique key, and keep others from it."""
+    """Wait for whoever has inserted or deleted a row with the same unique key, and keep others from
+    it."""
     for names in _keys(table):
         if set(names) == values.keys():
             work.lock(("key", table, names, _hashable(pick(values, names))), ALONE)
@@ -96,7 +101,9 @@ def check_deferred(work: Work) -> None:
 def _check_values(work: Work, table: Table, row: Row, what: str) -> None:
     for column in table.columns:
         if not column.nullable and row.get(column.key) is None:
-            work.abort(refusal(NOT_NULL, f"null value in column {column.name} of {table.fullname}", what))
+            work.abort(
+                refusal(NOT_NULL, f"null value in column {column.name} of {table.fullname}", what)
+            )
 
 
 def _check_unique(work: Work, at: RowId, row: Row, before: Row | None, what: str) -> None:
@@ -111,10 +118,16 @@ def _check_unique(work: Work, at: RowId, row: Row, before: Row | None, what: str
             work.lock(("key", table, names, _hashable(pick(before, names))), ALONE)
         if any(other != at for other in work.find(table, dict(zip(names, values, strict=True)))):
             shown = ", ".join(names)
-            work.abort(refusal(UNIQUE, f"key ({shown})={values!r} of {table.fullname} already exists", what))
+            work.abort(
+                refusal(
+                    UNIQUE, f"key ({shown})={values!r} of {table.fullname} already exists", what
+                )
+            )
 
 
-def _check_references(work: Work, at: RowId, row: Row, what: str, *, deferred: bool = False) -> None:
+def _check_references(
+    work: Work, at: RowId, row: Row, what: str, *, deferred: bool = False
+) -> None:
     table = at[0]
     for constraint in table.foreign_key_constraints:
         if _is_deferred(constraint) is not deferred:
@@ -129,7 +142,11 @@ def _check_references(work: Work, at: RowId, row: Row, what: str, *, deferred: b
                 break
         else:
             work.abort(
-                refusal(FOREIGN_KEY, f"{table.fullname} refers to {wanted!r}, not present in {referred.fullname}", what)
+                refusal(
+                    FOREIGN_KEY,
+                    f"{table.fullname} refers to {wanted!r}, not present in {referred.fullname}",
+                    what,
+                )
             )
 
 
@@ -141,7 +158,9 @@ def _check_referencing(
             continue
         names = {element.column.key: element.parent.key for element in constraint.elements}
         old = {mine: before[theirs] for theirs, mine in names.items()}
-        if None in old.values() or (after is not None and all(after[name] == before[name] for name in names)):
+        if None in old.values() or (
+            after is not None and all(after[name] == before[name] for name in names)
+        ):
             continue
         if work.find(table, {theirs: before[theirs] for theirs in names}):
             continue  # another row with that key has taken its place
@@ -153,14 +172,20 @@ def _check_referencing(
                 update_row(work, at, dict.fromkeys(old))
             elif _is_deferred(constraint) is deferred:
                 work.abort(
-                    refusal(FOREIGN_KEY, f"{named(table, before)} is still referenced from {other.fullname}", what)
+                    refusal(
+                        FOREIGN_KEY,
+                        f"{named(table, before)} is still referenced from {other.fullname}",
+                        what,
+                    )
                 )
 
 
 def _references_to(work: Work, table: Table) -> Iterator[tuple[Table, ForeignKeyConstraint]]:
     tables = {*work.store.committed, *(at[0] for at in work.changes)}
     for other in sorted(tables, key=lambda each: each.fullname):
-        for constraint in sorted(other.foreign_key_constraints, key=lambda each: ",".join(each.column_keys)):
+        for constraint in sorted(
+            other.foreign_key_constraints, key=lambda each: ",".join(each.column_keys)
+        ):
             if constraint.referred_table is table:
                 yield other, constraint
 
@@ -174,7 +199,8 @@ def _keys(table: Table) -> list[tuple[str, ...]]:
     keys = [
         tuple(column.key for column in constraint.columns)
         for constraint in table.constraints
-        if isinstance(constraint, PrimaryKeyConstraint | UniqueConstraint) and len(constraint.columns) > 0
+        if isinstance(constraint, PrimaryKeyConstraint | UniqueConstraint)
+        and len(constraint.columns) > 0
     ]
     columns = set(table.columns)
     for index in table.indexes:

@@ -7,7 +7,13 @@ from typing import Any
 
 from sqlalchemy import Table, inspect
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import MANYTOONE, Mapper, RelationshipProperty, Session, make_transient_to_detached
+from sqlalchemy.orm import (
+    MANYTOONE,
+    Mapper,
+    RelationshipProperty,
+    Session,
+    make_transient_to_detached,
+)
 from sqlalchemy.orm.attributes import set_committed_value
 
 from pgtoolset.testing.doubles._columns import attribute_of, inherited, row_at
@@ -20,11 +26,14 @@ Identity = tuple[Any, ...]
 
 
 def identity_from(mapper: Mapper[Any], ident: Any) -> Identity:
-    """A primary key as `Session.get` takes it: a scalar, a tuple, or a mapping of attribute names."""
+    """A primary key as `Session.get` takes it: a scalar, a tuple, or a mapping of attribute
+    names."""
     names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
     if isinstance(ident, Mapping):
         if set(ident) != set(names):
-            raise InvalidRequestError(f"the primary key of {mapper.class_.__name__} is ({', '.join(names)})")
+            raise InvalidRequestError(
+                f"the primary key of {mapper.class_.__name__} is ({', '.join(names)})"
+            )
         return tuple(ident[name] for name in names)
     identity = tuple(ident) if isinstance(ident, tuple | list) else (ident,)
     if len(identity) != len(names):
@@ -35,8 +44,11 @@ def identity_from(mapper: Mapper[Any], ident: Any) -> Identity:
     return identity
 
 
-def values_at(work: Work, mapper: Mapper[Any], identity: Identity) -> tuple[Mapper[Any], Row] | None:
-    """What is stored under a primary key: the class that it is of, and the values of its attributes."""
+def values_at(
+    work: Work, mapper: Mapper[Any], identity: Identity
+) -> tuple[Mapper[Any], Row] | None:
+    """What is stored under a primary key: the class that it is of, and the values of its
+    attributes."""
     base = mapper.base_mapper
     assert isinstance(base.local_table, Table)
     at = row_at(work, base, base.local_table, identity)
@@ -74,12 +86,17 @@ def rows_of(work: Work, mapper: Mapper[Any], identity: Identity) -> list[RowId]:
     found = values_at(work, mapper, identity)
     if found is None:
         return []
-    places = [row_at(work, found[0], table, identity) for table in found[0].tables if isinstance(table, Table)]
+    places = [
+        row_at(work, found[0], table, identity)
+        for table in found[0].tables
+        if isinstance(table, Table)
+    ]
     return [place for place in places if place is not None]
 
 
 def load(session: Any, mapper: Mapper[Any], identity: Identity, *, populate_existing: bool) -> Any:
-    """The instance with a primary key, or `None`. One that the session has keeps what it has, unless it is expired."""
+    """The instance with a primary key, or `None`. One that the session has keeps what it has,
+    unless it is expired."""
     found = values_at(session.work, mapper, identity)
     if found is None:
         return None
@@ -109,7 +126,9 @@ def refresh(session: Any, instance: Any, names: list[str] | None) -> None:
     mapper: Mapper[Any] = state.mapper
     found = values_at(session.work, mapper, tuple(state.identity))
     if found is None:
-        raise InvalidRequestError(f"Could not refresh instance '{type(instance).__name__} {tuple(state.identity)!r}'")
+        raise InvalidRequestError(
+            f"Could not refresh instance '{type(instance).__name__} {tuple(state.identity)!r}'"
+        )
     for name, value in found[1].items():
         if names is None or name in names:
             set_committed_value(instance, name, value)
@@ -119,7 +138,9 @@ def refresh(session: Any, instance: Any, names: list[str] | None) -> None:
             uselist = mapper.relationships[name].uselist
             set_committed_value(instance, name, related if uselist else next(iter(related), None))
         elif name not in found[1]:
-            raise InvalidRequestError(f"{type(instance).__name__} has no mapped column or relationship {name!r}")
+            raise InvalidRequestError(
+                f"{type(instance).__name__} has no mapped column or relationship {name!r}"
+            )
 
 
 def _related(session: Any, instance: Any, relationship: RelationshipProperty[Any]) -> list[Any]:
@@ -129,7 +150,10 @@ def _related(session: Any, instance: Any, relationship: RelationshipProperty[Any
     from_there = relationship.direction is MANYTOONE
     pairs: Any = relationship.synchronize_pairs
     near_and_far = [(far, near) for near, far in pairs] if from_there else pairs
-    wanted = {str(far.key): stored[1][stored[0].get_property_by_column(near).key] for near, far in near_and_far}
+    wanted = {
+        str(far.key): stored[1][stored[0].get_property_by_column(near).key]
+        for near, far in near_and_far
+    }
     if None in wanted.values():
         return []
     far_column = near_and_far[0][1]
@@ -159,4 +183,10 @@ def _in_table(mapper: Mapper[Any], table: Table, column: Any) -> str:
     """The column of one of the class's tables that holds this part of the primary key."""
     if column.table is table:
         return str(column.key)
-    return str(next(child.key for parent, child in inherited(mapper) if parent is column and child.table is table))
+    return str(
+        next(
+            child.key
+            for parent, child in inherited(mapper)
+            if parent is column and child.table is table
+        )
+    )

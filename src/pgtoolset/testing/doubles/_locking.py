@@ -1,4 +1,5 @@
-"""Who holds which lock, who waits for it, and who is in the way: PostgreSQL's rules, without PostgreSQL.
+"""Who holds which lock, who waits for it, and who is in the way: PostgreSQL's rules, without
+PostgreSQL.
 
 https://www.postgresql.org/docs/current/explicit-locking.html
 """
@@ -39,8 +40,8 @@ class Hold:
 
     Attributes:
         owner: the number of the session.
-        depth: the level of the transaction that it was taken in: 0 for the outermost, which nothing but its own end
-            frees; a savepoint that rolls back frees what is at its depth.
+        depth: the level of the transaction that it was taken in: 0 for the outermost, which nothing
+            but its own end frees; a savepoint that rolls back frees what is at its depth.
     """
 
     owner: int
@@ -60,11 +61,14 @@ class Request:
     since: float
     #: Who was in the way when the time was up.
     blockers: list[int] = field(default_factory=list)
-    granted: asyncio.Future[Hold] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    granted: asyncio.Future[Hold] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class Locks:
-    """The table of locks of one database. A lock is given to those who wait in the order in which they came."""
+    """The table of locks of one database. A lock is given to those who wait in the order in which
+    they came."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -86,7 +90,8 @@ class Locks:
     async def wait(
         self, owner: int, resource: Resource, mode: str, depth: int, seconds: float | None
     ) -> Hold | list[int]:
-        """The lock, as soon as it is free; who was in the way, where it was not within so many seconds."""
+        """The lock, as soon as it is free; who was in the way, where it was not within so many
+        seconds."""
         request = Request(owner, resource, mode, depth, self._clock.time())
         self.queue.append(request)
         timer = None
@@ -97,7 +102,9 @@ class Locks:
 
         try:
             if self._reaches(owner, owner, set()):
-                raise refusal(DEADLOCK_DETECTED, "deadlock detected", f"lock {resource[0]} in {mode} mode")
+                raise refusal(
+                    DEADLOCK_DETECTED, "deadlock detected", f"lock {resource[0]} in {mode} mode"
+                )
             if seconds is not None:
                 timer = self._clock.call_later(seconds, expire)
             return await self._granted(request)
@@ -109,17 +116,22 @@ class Locks:
                 self._serve()
 
     async def _granted(self, request: Request) -> Hold | list[int]:
-        # The timer cancels the future and not the task, so a cancellation of the task is told from it.
+        # The timer cancels the future and not the task, so a cancellation of the task is told from
+        # it.
         await asyncio.wait([request.granted])
         return request.blockers if request.granted.cancelled() else request.granted.result()
 
     def in_the_way(self, owner: int, resource: Resource, mode: str) -> list[int]:
-        """The sessions that `owner` would have to wait for: who holds the lock first, then who waits for it already."""
+        """The sessions that `owner` would have to wait for: who holds the lock first, then who
+        waits for it already."""
         holders = [
-            each.owner for each in self.on(resource) if each.owner != owner and conflict(each.resource, each.mode, mode)
+            each.owner
+            for each in self.on(resource)
+            if each.owner != owner and conflict(each.resource, each.mode, mode)
         ]
         ahead: list[int] = []
-        # Who has some lock on it already goes in front of the queue, or it would wait for those who wait for it.
+        # Who has some lock on it already goes in front of the queue, or it would wait for those who
+        # wait for it.
         if not any(each.owner == owner for each in self.on(resource)):
             ahead = [
                 each.owner

@@ -1,4 +1,5 @@
-"""The errors that PostgreSQL would raise, as SQLAlchemy would wrap them: their SQLSTATE says what they mean.
+"""The errors that PostgreSQL would raise, as SQLAlchemy would wrap them: their SQLSTATE says what
+they mean.
 
 https://www.postgresql.org/docs/current/errcodes-appendix.html
 """

@@ -46,7 +46,8 @@ class Store:
         self.works: dict[int, Work] = {}
         self.failures: list[tuple[str, str]] = []
         self.committed: dict[Table, dict[int, Row]] = {}
-        #: Called after a commit with the rows that it changed: before and after, `None` where there is none.
+        #: Called after a commit with the rows that it changed: before and after, `None` where there
+        #: is none.
         self.listeners: list[Callable[[], None]] = []
         self._numbers = itertools.count(1)
         self._row_ids = itertools.count(1)
@@ -97,7 +98,8 @@ class Level:
 
 
 class Work:
-    """One session's transaction: its levels, what it has changed, and whether an error has aborted it."""
+    """One session's transaction: its levels, what it has changed, and whether an error has aborted
+    it."""
 
     def __init__(self, store: Store, number: int) -> None:
         self.store: Store = store
@@ -203,24 +205,35 @@ class Work:
                 yield number, changed_row
 
     def row(self, at: RowId) -> Row | None:
-        return self.changes[at] if at in self.changes else self.store.committed.get(at[0], {}).get(at[1])
+        return (
+            self.changes[at]
+            if at in self.changes
+            else self.store.committed.get(at[0], {}).get(at[1])
+        )
 
     def find(self, table: Table, wanted: Mapping[str, Any]) -> list[RowId]:
         """The rows that have these values."""
         items = wanted.items()
-        return [(table, number) for number, row in self.rows(table) if all(row.get(k) == v for k, v in items)]
+        return [
+            (table, number)
+            for number, row in self.rows(table)
+            if all(row.get(k) == v for k, v in items)
+        ]
 
     # Locks
 
     def lock(self, resource: Resource, mode: str) -> Hold:
-        """Take a lock, waiting as long as it takes. Runs in SQLAlchemy's greenlet where somebody is in the way."""
+        """Take a lock, waiting as long as it takes. Runs in SQLAlchemy's greenlet where somebody is
+        in the way."""
         for held in self.store.locks.on(resource):
             if held.owner == self.number and held.mode == mode:
                 return held
         hold = self.store.locks.take(self.number, resource, mode, self.depth)
         if hold is None:
             try:
-                found = await_only(self.store.locks.wait(self.number, resource, mode, self.depth, None))
+                found = await_only(
+                    self.store.locks.wait(self.number, resource, mode, self.depth, None)
+                )
             except DBAPIError as error:
                 self.abort(error)
             assert isinstance(found, Hold)  # without a limit there is no other end

@@ -1,4 +1,5 @@
-"""What a flush does: the pending, changed and deleted instances of a session become changes of rows.
+"""What a flush does: the pending, changed and deleted instances of a session become changes of
+rows.
 
 It does not know versions (`version_id_col`), SQL expressions as values and `delete-orphan`.
 https://docs.sqlalchemy.org/en/20/orm/session_basics.html#flushing
@@ -41,7 +42,9 @@ class Flush:
         deleted: the instances that are not any more.
     """
 
-    def __init__(self, work: Work, new: Iterable[Any], dirty: Iterable[Any], deleted: Iterable[Any]) -> None:
+    def __init__(
+        self, work: Work, new: Iterable[Any], dirty: Iterable[Any], deleted: Iterable[Any]
+    ) -> None:
         self._work = work
         self.deleted = list(deleted)
         doomed = set(map(id, self.deleted))
@@ -104,7 +107,9 @@ class Flush:
                 self._note_links(relationship, instance, added, removed)
                 continue
             for other in added:
-                one, many = (other, instance) if relationship.direction is MANYTOONE else (instance, other)
+                one, many = (
+                    (other, instance) if relationship.direction is MANYTOONE else (instance, other)
+                )
                 if one is None:
                     self._note(relationship, None, many)
                 elif many is not None:
@@ -115,8 +120,12 @@ class Flush:
                         self._note(relationship, None, other)
 
     def _note(self, relationship: Any, one: Any, many: Any) -> None:
-        sources = relationship.mapper if relationship.direction is MANYTOONE else relationship.parent
-        targets = relationship.parent if relationship.direction is MANYTOONE else relationship.mapper
+        sources = (
+            relationship.mapper if relationship.direction is MANYTOONE else relationship.parent
+        )
+        targets = (
+            relationship.parent if relationship.direction is MANYTOONE else relationship.mapper
+        )
         pairs = [
             (sources.get_property_by_column(source).key, targets.get_property_by_column(target).key)
             for source, target in relationship.synchronize_pairs
@@ -131,7 +140,9 @@ class Flush:
             self._dirty.append(many)
             self.written.append(many)
 
-    def _note_links(self, relationship: Any, instance: Any, added: Iterable[Any], removed: Iterable[Any]) -> None:
+    def _note_links(
+        self, relationship: Any, instance: Any, added: Iterable[Any], removed: Iterable[Any]
+    ) -> None:
         def row_of(other: Any) -> Callable[[], Row]:
             def row() -> Row:
                 values: Row = {}
@@ -140,24 +151,33 @@ class Flush:
                     (relationship.mapper, other, relationship.secondary_synchronize_pairs),
                 ):
                     for column, target in pairs:
-                        values[target.key] = self._value(source, mapper.get_property_by_column(column).key)
+                        values[target.key] = self._value(
+                            source, mapper.get_property_by_column(column).key
+                        )
                 return values
 
             return row
 
-        self._linked += [(relationship.secondary, row_of(other)) for other in added if other is not None]
-        self._unlinks += [(relationship.secondary, row_of(other)) for other in removed if other is not None]
+        self._linked += [
+            (relationship.secondary, row_of(other)) for other in added if other is not None
+        ]
+        self._unlinks += [
+            (relationship.secondary, row_of(other)) for other in removed if other is not None
+        ]
 
     def _write_links(self) -> None:
         # Both sides of a bidirectional pair have the same news.
         for table, values in _once(self._unlinks):
             found = self._work.find(table, values)
             if not found:
-                raise StaleDataError(f"DELETE statement on table '{table.name}' expected to delete 1 row(s); 0 matched")
+                raise StaleDataError(
+                    f"DELETE statement on table '{table.name}' expected to delete 1 row(s); 0 matched"
+                )
             for at in found:
                 delete_row(self._work, at)
         self._made = [
-            insert_row(self._work, table, complete(self._work, table, values)) for table, values in _once(self._linked)
+            insert_row(self._work, table, complete(self._work, table, values))
+            for table, values in _once(self._linked)
         ]
 
     # Instances
@@ -178,13 +198,20 @@ class Flush:
         equal = inherited(mapper)
         for table in mapper.tables:
             if not isinstance(table, Table):
-                raise NoDatabaseError(f"{mapper.class_.__name__} is mapped to {table!r}, which is no table")
+                raise NoDatabaseError(
+                    f"{mapper.class_.__name__} is mapped to {table!r}, which is no table"
+                )
             values: Row = {}
             for column in table.columns:
                 name = attribute_of(mapper, column)
                 if name is not None and vars(instance).get(name) is not None:
                     values[column.key] = _plain(mapper, name, vars(instance)[name])
-                elif name is not None and name in vars(instance) and column.default is None and not column.primary_key:
+                elif (
+                    name is not None
+                    and name in vars(instance)
+                    and column.default is None
+                    and not column.primary_key
+                ):
                     values[column.key] = None
             for parent, child in equal:
                 source_name = attribute_of(mapper, parent)
@@ -216,7 +243,9 @@ class Flush:
                 continue
             for column in table.columns:
                 if column.onupdate is not None and column.key not in values:
-                    values[column.key] = default_of(column, self._work, Context(values), update=True)
+                    values[column.key] = default_of(
+                        column, self._work, Context(values), update=True
+                    )
                     name = attribute_of(mapper, column)
                     if name is not None:
                         set_committed_value(instance, name, values[column.key])
@@ -227,7 +256,8 @@ class Flush:
                 )
 
     def _leave(self, instance: Any) -> None:
-        """What refers to an instance that is about to be deleted, and what its relationships say of that."""
+        """What refers to an instance that is about to be deleted, and what its relationships say of
+        that."""
         mapper: Mapper[Any] = inspect(type(instance))
         values = self._stored_values(mapper, instance)
         for relationship in mapper.relationships if values else ():
@@ -249,7 +279,9 @@ class Flush:
                 table = relationship.synchronize_pairs[0][1].table
                 assert isinstance(table, Table)
                 doomed = [
-                    key_in(child, table, identity_of(each)) for each in self.deleted if isinstance(each, child.class_)
+                    key_in(child, table, identity_of(each))
+                    for each in self.deleted
+                    if isinstance(each, child.class_)
                 ]
                 for at in self._work.find(table, mine):
                     row = self._work.row(at)
@@ -263,7 +295,8 @@ class Flush:
         return self._stored_values(inspect(type(instance)), instance).get(name)
 
     def _stored_values(self, mapper: Mapper[Any], instance: Any) -> Row:
-        """The columns of an instance, which may be expired, by attribute; nothing where its row is gone."""
+        """The columns of an instance, which may be expired, by attribute; nothing where its row is
+        gone."""
         values: Row = {}
         if inspect(instance).key is None:
             return values
@@ -302,7 +335,9 @@ class Flush:
             for constraint in table.foreign_key_constraints if row else ():
                 if constraint.referred_table in target.tables:
                     wanted = {each.column.key: row[each.parent.key] for each in constraint.elements}
-                    place = row_at(self._work, target, constraint.referred_table, identity_of(other))
+                    place = row_at(
+                        self._work, target, constraint.referred_table, identity_of(other)
+                    )
                     found = None if place is None or place == at else self._work.row(place)
                     if found is not None and wanted.items() <= found.items():
                         return True

@@ -1,4 +1,5 @@
-"""Many-to-Many writes without a database: what is given is checked by the same code, what is written are rows."""
+"""Many-to-Many writes without a database: what is given is checked by the same code, what is
+written are rows."""
 
 from __future__ import annotations
 
@@ -11,8 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.util import greenlet_spawn
 
-# How the real functions come from what is given to columns of keys. They take the session that they are given.
-from pgtoolset.m2m import Touched, _columns, _divided, _ends, _pair_columns
 from pgtoolset.m2m._arguments import (
     check_flag,
     check_instances,
@@ -22,10 +21,14 @@ from pgtoolset.m2m._arguments import (
     check_values,
     listed,
 )
-from pgtoolset.m2m._association import Association, End, association_of
+from pgtoolset.m2m._associations import Association, End, association_of
 from pgtoolset.m2m._collections import expire, remember
 from pgtoolset.m2m._extras import extras_of
 from pgtoolset.m2m._keys import check_shared, not_found
+
+# How the real functions come from what is given to columns of keys. They take the session that they
+# are given.
+from pgtoolset.m2m._preparing import Touched, divided, ends_of, owner_and_columns, pair_columns
 from pgtoolset.m2m._relationships import ManyToMany, Related
 from pgtoolset.testing.doubles import _loading as loading
 from pgtoolset.testing.doubles._columns import Context, complete, default_of
@@ -42,8 +45,8 @@ T = TypeVar("T")
 class MemoryAssociations:
     """`m2m_add`, `m2m_remove`, `m2m_set` and `m2m_add_many` for sessions of a `MemoryDatabase`.
 
-    They refuse, count, flush and expire as the real ones do, evaluate defaults as often, and are judged by the same
-    constraints; two sets of one owner wait for each other.
+    They refuse, count, flush and expire as the real ones do, evaluate defaults as often, and are
+    judged by the same constraints; two sets of one owner wait for each other.
 
     Example:
         >>> database, associations = MemoryDatabase(), MemoryAssociations()
@@ -51,7 +54,8 @@ class MemoryAssociations:
         ...     new = Post(id=1)
         ...     memory.add_all([new, Tag(key=1), Tag(key=2)])
         ...     assert await associations.m2m_add(memory, new, Post.tags, pks=[1, 2]) == 2
-        >>> assert database.rows(Post.tags.property.secondary) == [{"post": 1, "tag": 1}, {"post": 1, "tag": 2}]
+        >>> rows = database.rows(Post.tags.property.secondary)
+        >>> assert rows == [{"post": 1, "tag": 1}, {"post": 1, "tag": 2}]
     """
 
     async def m2m_add(
@@ -77,10 +81,17 @@ class MemoryAssociations:
         links = _Links(association, given, [[value] * len(columns[0]) for value in owner], columns)
 
         def add() -> int:
-            return sum(links.insert(sync.work, row, ignore_conflicts=ignore_conflicts) for row in links.rows(sync.work))
+            return sum(
+                links.insert(sync.work, row, ignore_conflicts=ignore_conflicts)
+                for row in links.rows(sync.work)
+            )
 
         return await _executed(
-            sync, association, f"ADD {association.name}", add, *_ends(association, instance, related, keys)
+            sync,
+            association,
+            f"ADD {association.name}",
+            add,
+            *ends_of(association, instance, related, keys),
         )
 
     async def m2m_remove(
@@ -106,7 +117,11 @@ class MemoryAssociations:
             return sum(delete_row(sync.work, at) for at in found)
 
         return await _executed(
-            sync, association, f"REMOVE {association.name}", remove, *_ends(association, instance, related, keys)
+            sync,
+            association,
+            f"REMOVE {association.name}",
+            remove,
+            *ends_of(association, instance, related, keys),
         )
 
     async def m2m_set(
@@ -128,13 +143,18 @@ class MemoryAssociations:
         keys = listed("pks", "primary keys", pks)
         owner, columns = await _keys_of(session, sync, association, instance, related, keys)
         links = _Links(association, given, [[value] * len(columns[0]) for value in owner], columns)
-        mine = {column.key: value for column, value in zip(association.owner.columns, owner, strict=True)}
+        mine = {
+            column.key: value
+            for column, value in zip(association.owner.columns, owner, strict=True)
+        }
 
         def replace() -> M2MChange:
             _lock_owner(sync.work, association.owner, owner)
-            return links.replace(sync.work, mine, rewrite=bool(association.extras) and not keep_existing)
+            return links.replace(
+                sync.work, mine, rewrite=bool(association.extras) and not keep_existing
+            )
 
-        ends = _ends(association, instance, related, None)
+        ends = ends_of(association, instance, related, None)
         return await _executed(sync, association, f"SET {association.name}", replace, *ends)
 
     async def m2m_add_many(
@@ -159,12 +179,15 @@ class MemoryAssociations:
         new = _Links(association, given, columns[:width], columns[width:])
 
         def add() -> int:
-            return sum(new.insert(sync.work, row, ignore_conflicts=ignore_conflicts) for row in new.rows(sync.work))
+            return sum(
+                new.insert(sync.work, row, ignore_conflicts=ignore_conflicts)
+                for row in new.rows(sync.work)
+            )
 
         ends: list[Touched] = []
         for at, end in enumerate((association.owner, association.related)):
             if end.collections:
-                ends.append((end, *_divided(end, [pair[at] for pair in pairs])))
+                ends.append((end, *divided(end, [pair[at] for pair in pairs])))
         return await _executed(sync, association, f"ADD MANY {association.name}", add, *ends)
 
 
@@ -189,8 +212,11 @@ class _Links:
         self._count = len(related[0])
         self._names = [column.key for column in association.pair]
         named = {column: self._columns[column] for column in association.pair}
-        # Python-side defaults are evaluated here, before anything is locked, and once per row that is asked for.
-        self._parameters = self._extras.parameters(given, named, self._count) if self._extras.columns else {}
+        # Python-side defaults are evaluated here, before anything is locked, and once per row that
+        # is asked for.
+        self._parameters = (
+            self._extras.parameters(given, named, self._count) if self._extras.columns else {}
+        )
 
     def pairs(self) -> list[Row]:
         """The columns of the keys, in their order."""
@@ -233,15 +259,22 @@ class _Links:
                 insert_row(work, table, self._row(work, at))
             for pair, at in kept.items() if rewrite else ():
                 row = self._row(work, at)
-                update_row(work, present[pair][0], {column.key: row[column.key] for column in association.extras})
+                update_row(
+                    work,
+                    present[pair][0],
+                    {column.key: row[column.key] for column in association.extras},
+                )
             delete(place for places in removed for place in places)
         elif rewrite:
             delete(place for places in present.values() for place in places)
             for at in wanted.values():
                 insert_row(work, table, self._row(work, at))
         else:
-            # Where nothing forbids it, an association may be there more than once; afterwards it is there once.
-            surplus = [place for pair, places in present.items() if pair in wanted for place in places[1:]]
+            # Where nothing forbids it, an association may be there more than once; afterwards it is
+            # there once.
+            surplus = [
+                place for pair, places in present.items() if pair in wanted for place in places[1:]
+            ]
             delete([*(place for places in removed for place in places), *surplus])
             for at in added:
                 insert_row(work, table, self._row(work, at))
@@ -272,14 +305,22 @@ class _Links:
 def _checked(session: Any) -> MemorySyncSession:
     sync = check_session(session)
     if not isinstance(sync, MemorySyncSession):
-        raise TypeError(f"session must be a MemorySession, which has a double's rows, not {session!r}")
+        raise TypeError(
+            f"session must be a MemorySession, which has a double's rows, not {session!r}"
+        )
     return sync
 
 
 async def _keys_of(
-    session: Any, sync: MemorySyncSession, association: Association, instance: Any, related: Any, keys: list[Any]
+    session: Any,
+    sync: MemorySyncSession,
+    association: Association,
+    instance: Any,
+    related: Any,
+    keys: list[Any],
 ) -> tuple[list[Any], list[list[Any]]]:
-    """The owner's key, and the related keys as columns. What is not loaded is looked up here, in place of a SELECT."""
+    """The owner's key, and the related keys as columns. What is not loaded is looked up here, in
+    place of a SELECT."""
     owner, end = association.owner, association.related
     if owner.positions is None or end.positions is None:
         check_instances(sync, association, end, related)
@@ -290,7 +331,7 @@ async def _keys_of(
             keys = []
         for side, instances in ((owner, [instance]), (end, related)):
             _have_loaded(sync, association, side, instances)
-    return await _columns(session, sync, association, instance, related, keys)
+    return await owner_and_columns(session, sync, association, instance, related, keys)
 
 
 async def _keys_of_pairs(
@@ -304,21 +345,28 @@ async def _keys_of_pairs(
         for at, end in enumerate(ends):
             items = [pair[at] for pair in pairs]
             if end.positions is None:
-                items = [_found(sync, association, end, item) if isinstance(item, tuple) else item for item in items]
+                items = [
+                    _found(sync, association, end, item) if isinstance(item, tuple) else item
+                    for item in items
+                ]
                 _have_loaded(sync, association, end, items)
             sides.append(items)
         pairs = list(zip(*sides, strict=True))
-    return await _pair_columns(session, sync, association, pairs)
+    return await pair_columns(session, sync, association, pairs)
 
 
-def _found(sync: MemorySyncSession, association: Association, end: End, key: tuple[Any, ...]) -> Any:
+def _found(
+    sync: MemorySyncSession, association: Association, end: End, key: tuple[Any, ...]
+) -> Any:
     instance = loading.load(sync, end.mapper, key, populate_existing=False)
     if instance is None:
         raise not_found(association, end, key)
     return instance
 
 
-def _have_loaded(sync: MemorySyncSession, association: Association, end: End, instances: Iterable[Any]) -> None:
+def _have_loaded(
+    sync: MemorySyncSession, association: Association, end: End, instances: Iterable[Any]
+) -> None:
     for instance in instances if end.positions is None else ():
         state: Any = inspect(instance)
         if not all(name in state.dict for name in end.attributes):
@@ -333,13 +381,21 @@ def _lock_owner(work: Work, end: End, owner: Sequence[Any]) -> None:
     table = end.referenced[0].table
     assert isinstance(table, Table)
     work.lock(("table", table), LockMode.ROW_SHARE)
-    named = {column.key: value for column, value in zip(end.referenced, owner, strict=True) if column.table is table}
+    named = {
+        column.key: value
+        for column, value in zip(end.referenced, owner, strict=True)
+        if column.table is table
+    }
     for place in work.find(table, named):
         work.lock(("row", *place), RowLockMode.NO_KEY_UPDATE)
 
 
 async def _executed(
-    sync: MemorySyncSession, association: Association, what: str, work: Callable[[], T], *ends: Touched
+    sync: MemorySyncSession,
+    association: Association,
+    what: str,
+    work: Callable[[], T],
+    *ends: Touched,
 ) -> T:
     """Do it as a statement, and expire what shows the associations, as the real functions do."""
 

@@ -22,19 +22,21 @@ _OPERATIONS = ("COMMIT", "FLUSH", "M2M")
 class MemoryDatabase:
     """Rows of mapped classes in memory, which its sessions share as those of a database do.
 
-    Sessions see what others have committed, at READ COMMITTED, and wait for each other's locks. There is no schema to
-    create. Nothing is random and nothing is read from a real clock but what `clock` does.
+    Sessions see what others have committed, at READ COMMITTED, and wait for each other's locks.
+    There is no schema to create. Nothing is random and nothing is read from a real clock but what
+    `clock` does.
 
     Args:
-        clock: what timeouts are measured by; without one the clock of the event loop. A `ManualClock` stands still
-            until the test moves it.
+        clock: what timeouts are measured by; without one the clock of the event loop. A
+            `ManualClock` stands still until the test moves it.
 
     Example:
         >>> database = MemoryDatabase()
         >>> async with create_db_context(database.session)() as session:
         ...     session.add(Account(id=1, balance=100))
         >>> assert database.rows(Account) == [{"id": 1, "balance": 100}]
-        >>> assert [event.what for event in database.log] == ["BEGIN", "INSERT account (1)", "COMMIT"]
+        >>> log = [event.what for event in database.log]
+        >>> assert log == ["BEGIN", "INSERT account (1)", "COMMIT"]
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
@@ -55,7 +57,8 @@ class MemoryDatabase:
         return tuple(self.store.log)
 
     def rows(self, what: type[Any] | FromClause) -> list[Mapping[str, Any]]:
-        """The committed rows of a mapped class, by attribute name, or of a `Table`, by column; in key order.
+        """The committed rows of a mapped class, by attribute name, or of a `Table`, by column; in
+        key order.
 
         Args:
             what: a mapped class or a `Table`.
@@ -65,7 +68,9 @@ class MemoryDatabase:
         """
         if isinstance(what, Table):
             rows = [dict(row) for row in self.store.committed.get(what, {}).values()]
-            keys = [column.key for column in what.primary_key] or [column.key for column in what.columns]
+            keys = [column.key for column in what.primary_key] or [
+                column.key for column in what.columns
+            ]
             return sorted(rows, key=lambda row: _order([row[key] for key in keys]))
         mapper: Any = inspect(what, raiseerr=False)
         if not isinstance(mapper, Mapper):
@@ -73,7 +78,8 @@ class MemoryDatabase:
         onlooker = Work(self.store, 0)
         table = mapper.base_mapper.local_table
         identities = [
-            tuple(row[str(column.key)] for column in mapper.base_mapper.primary_key) for row in self.rows(table)
+            tuple(row[str(column.key)] for column in mapper.base_mapper.primary_key)
+            for row in self.rows(table)
         ]
         found = [values_at(onlooker, mapper, identity) for identity in identities]
         return [values for _, values in filter(None, found)]
@@ -83,13 +89,16 @@ class MemoryDatabase:
 
         Args:
             operation: `"COMMIT"`, `"FLUSH"` or `"M2M"`, of whichever session comes to it first.
-            sqlstate: the code of the error, `"40001"` for a serialization failure. `23...` is an `IntegrityError`.
+            sqlstate: the code of the error, `"40001"` for a serialization failure. `23...` is an
+                `IntegrityError`.
 
         Raises:
             ValueError: there is no such operation.
         """
         if operation not in _OPERATIONS:
-            raise ValueError(f"operation must be one of {', '.join(_OPERATIONS)}, not {operation!r}")
+            raise ValueError(
+                f"operation must be one of {', '.join(_OPERATIONS)}, not {operation!r}"
+            )
         self.store.failures.append((operation, sqlstate))
 
 

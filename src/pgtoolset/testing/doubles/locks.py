@@ -14,12 +14,12 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._lifecycle import abandon
+from pgtoolset._postgres.lookout import described
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE
 from pgtoolset._record import record_of
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.locks import checks
 from pgtoolset.locks.advisory import key_numbers
-from pgtoolset.locks.blockers import described
 from pgtoolset.locks.rows import keys_of, mapper_of
 from pgtoolset.locks.tables import qualified_names, tables_of
 from pgtoolset.protocols import TransactionalSession
@@ -45,17 +45,19 @@ _APPLICATION = "MemorySession"
 
 
 class MemoryLocks:
-    """`lock_tables`, `advisory_lock`, `lock_rows` and `list_lock_waits` for sessions of a `MemoryDatabase`.
+    """`lock_tables`, `advisory_lock`, `lock_rows` and `list_lock_waits` for sessions of a
+    `MemoryDatabase`.
 
-    Who holds what, who has to wait and when a lock ends is as in PostgreSQL; so are the arguments that are refused,
-    and `LockTimeoutError` with its blockers, whose pid is the `number` of the session in the way. Writing, reading
-    and flushing take their own locks, so a session waits for a table that another has locked.
+    Who holds what, who has to wait and when a lock ends is as in PostgreSQL; so are the arguments
+    that are refused, and `LockTimeoutError` with its blockers, whose pid is the `number` of the
+    session in the way. Writing, reading and flushing take their own locks, so a session waits for a
+    table that another has locked.
 
     Example:
         >>> database, locks = MemoryDatabase(), MemoryLocks()
-        >>> async with locks.lock_tables(database.session(), [Account], mode="EXCLUSIVE"):
+        >>> async with locks.lock_tables(database.session(), [Account], mode="SHARE"):
         ...     try:
-        ...         async with locks.lock_tables(database.session(), [Account], mode="SHARE", nowait=True): ...
+        ...         async with locks.lock_tables(database.session(), [Account], nowait=True): ...
         ...     except LockTimeoutError as error:
         ...         blocker = error.blockers[0].pid
         >>> assert blocker == 1  # the first session
@@ -93,7 +95,9 @@ class MemoryLocks:
         checks.flag("shared", shared)
         checks.flag("nowait", nowait)
         milliseconds = checks.milliseconds(timeout)
-        return _advisory_block(session, sync, key, numbers, TOGETHER if shared else ALONE, nowait, milliseconds)
+        return _advisory_block(
+            session, sync, key, numbers, TOGETHER if shared else ALONE, nowait, milliseconds
+        )
 
     async def lock_rows(
         self,
@@ -130,7 +134,9 @@ class MemoryLocks:
                 await abandon(session)
             raise
 
-    async def list_lock_waits(self, connection_or_session: AsyncSession | MemoryDatabase) -> Sequence[LockWait]:
+    async def list_lock_waits(
+        self, connection_or_session: AsyncSession | MemoryDatabase
+    ) -> Sequence[LockWait]:
         """As `pgtoolset.list_lock_waits`, of a `MemorySession` or a `MemoryDatabase`."""
         if isinstance(connection_or_session, MemorySession):
             store = sync_of(connection_or_session).work.store
@@ -145,23 +151,34 @@ class MemoryLocks:
 
 
 def sync_of(session: Any) -> MemorySyncSession:
-    """The `Session` inside a `MemorySession`; the errors for everything else are those of the real functions."""
+    """The `Session` inside a `MemorySession`; the errors for everything else are those of the real
+    functions."""
     sync = checks.async_session(session)
     if not isinstance(sync, MemorySyncSession):
-        raise TypeError(f"session must be a MemorySession, which has a double's locks, not {session!r}")
+        raise TypeError(
+            f"session must be a MemorySession, which has a double's locks, not {session!r}"
+        )
     return sync
 
 
 @asynccontextmanager
 async def _table_block(
-    session: Any, sync: MemorySyncSession, tables: Sequence[Table], mode: LockMode, milliseconds: int | None
+    session: Any,
+    sync: MemorySyncSession,
+    tables: Sequence[Table],
+    mode: LockMode,
+    milliseconds: int | None,
 ) -> AsyncIterator[Any]:
     async with get_transaction(session):
         names = qualified_names(tables, _dialect, {})
         what = f"LOCK TABLE {', '.join(names)} IN {mode.value} MODE"
         await greenlet_spawn(sync.statement, what)
-        ordered = sorted(set(tables), key=lambda table: (str(table.schema or "public"), str(table.name)))
-        lock = _Lock(sync, f"lock {', '.join(names)} in {mode.value} mode", names, mode, milliseconds)
+        ordered = sorted(
+            set(tables), key=lambda table: (str(table.schema or "public"), str(table.name))
+        )
+        lock = _Lock(
+            sync, f"lock {', '.join(names)} in {mode.value} mode", names, mode, milliseconds
+        )
         for table in ordered:
             await lock.take(("table", table))
         sync.work.log(what)
@@ -205,7 +222,11 @@ async def _lock_rows(
     milliseconds: int | None,
 ) -> Sequence[Any]:
     await session.flush()
-    name = mapper.local_table.fullname if isinstance(mapper.local_table, Table) else str(mapper.local_table)
+    name = (
+        mapper.local_table.fullname
+        if isinstance(mapper.local_table, Table)
+        else str(mapper.local_table)
+    )
     what = f"lock {len(keys)} row{'s' * (len(keys) != 1)} of {name} in {mode.value} mode"
     await greenlet_spawn(sync.statement, what)
     work, locks = sync.work, sync.work.store.locks
@@ -215,14 +236,18 @@ async def _lock_rows(
     rows = []
     for key in _in_order(keys):
         places = loading.rows_of(work, mapper, key)
-        if skip_locked and any(locks.in_the_way(work.number, ("row", *place), mode) for place in places):
+        if skip_locked and any(
+            locks.in_the_way(work.number, ("row", *place), mode) for place in places
+        ):
             continue
         for place in places:
             await lock.take(("row", *place))
         instance = loading.load(sync, mapper, key, populate_existing=True)
         if instance is not None:
             rows.append(instance)
-    work.log(f"LOCK {name} {[key[0] if len(key) == 1 else key for key in _in_order(keys)]!r} FOR {mode.value}")
+    work.log(
+        f"LOCK {name} {[key[0] if len(key) == 1 else key for key in _in_order(keys)]!r} FOR {mode.value}"
+    )
     return rows
 
 
@@ -230,7 +255,12 @@ class _Lock:
     """What is asked for, and one budget of time for all of it."""
 
     def __init__(
-        self, sync: MemorySyncSession, what: str, tables: Sequence[str], mode: str, milliseconds: int | None
+        self,
+        sync: MemorySyncSession,
+        what: str,
+        tables: Sequence[str],
+        mode: str,
+        milliseconds: int | None,
     ) -> None:
         self._sync = sync
         self._store: Store = sync.work.store
@@ -248,7 +278,11 @@ class _Lock:
         if self._seconds == 0:
             blockers = locks.in_the_way(work.number, resource, self._mode)
         else:
-            left = None if self._seconds is None else max(0.0, self._began + self._seconds - self._store.clock.time())
+            left = (
+                None
+                if self._seconds is None
+                else max(0.0, self._began + self._seconds - self._store.clock.time())
+            )
             try:
                 found = await locks.wait(work.number, resource, self._mode, work.depth, left)
             except DBAPIError as error:
@@ -281,7 +315,9 @@ def _blocker(store: Store, owner: int) -> Blocker:
     work = store.works.get(owner)
     age = None if work is None else timedelta(seconds=store.clock.time() - work.began)
     waits = any(request.owner == owner for request in store.locks.queue)
-    return Blocker(owner, _APPLICATION, "active" if waits else "idle in transaction", _query(store, owner), age)
+    return Blocker(
+        owner, _APPLICATION, "active" if waits else "idle in transaction", _query(store, owner), age
+    )
 
 
 def _query(store: Store, owner: int) -> str | None:

@@ -1,4 +1,5 @@
-"""A session without a database: SQLAlchemy's own states of instances and transactions, over rows in memory."""
+"""A session without a database: SQLAlchemy's own states of instances and transactions, over rows in
+memory."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class MemorySyncSession(Session):
     def __init__(self, bind: Any = None, *, store: Store, **options: Any) -> None:
         super().__init__(bind=None, **options)
         self.work: Work = Work(store, store.next_session())
-        record_of(self)  # now, because it registers listeners, and inside of an event that is not possible
+        record_of(
+            self
+        )  # now, because it registers listeners, and inside of an event that is not possible
 
     def get_bind(self, *args: Any, **options: Any) -> NoReturn:
         raise NoDatabaseError(
@@ -48,7 +51,8 @@ class MemorySyncSession(Session):
             raise InvalidRequestError("Session is already flushing")
         if self._is_clean():
             return
-        # A flush is a part of the transaction of its own, as in SQLAlchemy: where it fails, the level is over.
+        # A flush is a part of the transaction of its own, as in SQLAlchemy: where it fails, the
+        # level is over.
         TransactionalContext._trans_ctx_check(self)
         transaction = self._autobegin_t()._begin()
         self._flushing = True
@@ -72,8 +76,8 @@ class MemorySyncSession(Session):
         """Begin a statement: a transaction where there is none, an error where it is aborted."""
         if not self.in_transaction():
             self.begin()
-        # What SQLAlchemy does before it gives a statement its connection: in a block whose transaction has ended, and
-        # after a failed flush, it refuses.
+        # What SQLAlchemy does before it gives a statement its connection: in a block whose
+        # transaction has ended, and after a failed flush, it refuses.
         TransactionalContext._trans_ctx_check(self)
         level = self.get_nested_transaction() or self.get_transaction()
         if level is not None and not level.is_active:
@@ -97,34 +101,52 @@ class MemorySyncSession(Session):
         instance = self.identity_map.get(mapper.identity_key_from_primary_key(identity))
         for_update = options.get("with_for_update")
         populate = bool(
-            options.get("populate_existing") or (options.get("execution_options") or {}).get("populate_existing")
+            options.get("populate_existing")
+            or (options.get("execution_options") or {}).get("populate_existing")
         )
-        if instance is not None and not populate and not for_update and not inspect(instance).expired:
+        if (
+            instance is not None
+            and not populate
+            and not for_update
+            and not inspect(instance).expired
+        ):
             return instance if isinstance(instance, mapper.class_) else None
         self._autoflush()
         self.statement(f"SELECT {mapper.class_.__name__} {identity!r}")
         table = mapper.base_mapper.local_table
-        self.work.lock(("table", table), LockMode.ROW_SHARE if for_update else LockMode.ACCESS_SHARE)
+        self.work.lock(
+            ("table", table), LockMode.ROW_SHARE if for_update else LockMode.ACCESS_SHARE
+        )
         if for_update:
             loading.lock_row(self.work, mapper, identity, row_lock_mode(for_update))
             populate = True
         return loading.load(self, mapper, identity, populate_existing=populate)
 
-    def refresh(self, instance: object, attribute_names: Any = None, with_for_update: Any = None) -> None:
+    def refresh(
+        self, instance: object, attribute_names: Any = None, with_for_update: Any = None
+    ) -> None:
         state: Any = inspect(instance)
         if state.key is None or state.session is not self:
-            raise InvalidRequestError(f"Instance {instance!r} is not persistent within this Session")
+            raise InvalidRequestError(
+                f"Instance {instance!r} is not persistent within this Session"
+            )
         self.expire(instance, attribute_names)
         self._autoflush()
         self.statement(f"SELECT {type(instance).__name__} {tuple(state.identity)!r}")
         if with_for_update:
-            loading.lock_row(self.work, state.mapper, tuple(state.identity), row_lock_mode(with_for_update))
+            loading.lock_row(
+                self.work, state.mapper, tuple(state.identity), row_lock_mode(with_for_update)
+            )
         loading.refresh(self, instance, None if attribute_names is None else list(attribute_names))
 
     def delete(self, instance: object) -> None:
         state: Any = inspect(instance)
         for relationship in state.mapper.relationships:
-            if relationship.cascade.delete and state.key is not None and relationship.key not in state.dict:
+            if (
+                relationship.cascade.delete
+                and state.key is not None
+                and relationship.key not in state.dict
+            ):
                 self.refresh(instance, [relationship.key])
         super().delete(instance)
 
@@ -139,10 +161,11 @@ def row_lock_mode(for_update: Any) -> RowLockMode:
 class MemorySession(AsyncSession):
     """A session over rows in memory. `MemoryDatabase.session` makes one.
 
-    It is an `AsyncSession`, so that code which asks for one takes it: `add`, `add_all`, `delete`, `get`, `get_one`,
-    `refresh`, `merge`, `expire`, `expunge`, `flush`, `begin`, `begin_nested`, `commit`, `rollback`, `close`, with
-    `get_transaction`, `on_commit` and `run_transaction`. Constraints are checked as PostgreSQL does, an error aborts
-    the transaction until the savepoint around it is rolled back, and rows are locked against other sessions.
+    It is an `AsyncSession`, so that code which asks for one takes it: `add`, `add_all`, `delete`,
+    `get`, `get_one`, `refresh`, `merge`, `expire`, `expunge`, `flush`, `begin`, `begin_nested`,
+    `commit`, `rollback`, `close`, with `get_transaction`, `on_commit` and `run_transaction`.
+    Constraints are checked as PostgreSQL does, an error aborts the transaction until the savepoint
+    around it is rolled back, and rows are locked against other sessions.
 
     What takes SQL raises `NoDatabaseError`: `execute`, `scalars`, lazy loads.
 
@@ -176,7 +199,8 @@ class MemorySession(AsyncSession):
         execution_options: Any = None,
         **options: Any,
     ) -> AsyncConnection:
-        """Notes the options of a transaction; there is no connection, and using what is returned is an error."""
+        """Notes the options of a transaction; there is no connection, and using what is returned is
+        an error."""
         if execution_options is None:
             self._sync.get_bind()
         await greenlet_spawn(self._sync.statement, "SET TRANSACTION")
@@ -185,9 +209,11 @@ class MemorySession(AsyncSession):
         self._sync.work.read_only = bool(execution_options.get("postgresql_readonly"))
         return cast("AsyncConnection", _NoConnection(self._sync))
 
-    async def fail(self, sqlstate: str = "XX000", message: str = "the test has asked for an error") -> NoReturn:
-        """Behave as if a statement had failed: raise a `DBAPIError` (23...: an `IntegrityError`) and abort the
-        transaction, until the savepoint around it is rolled back.
+    async def fail(
+        self, sqlstate: str = "XX000", message: str = "the test has asked for an error"
+    ) -> NoReturn:
+        """Behave as if a statement had failed: raise a `DBAPIError` (23...: an `IntegrityError`)
+        and abort the transaction, until the savepoint around it is rolled back.
 
         Args:
             sqlstate: the code, `"40001"` for a serialization failure.
@@ -245,7 +271,8 @@ def _after_commit(session: MemorySyncSession) -> None:
 
 
 def _after_rollback(session: MemorySyncSession) -> None:
-    # A savepoint that was never sent is not rolled back to, so an error from before it is still there.
+    # A savepoint that was never sent is not rolled back to, so an error from before it is still
+    # there.
     if len(session.work.levels) == 1 or session.work.levels[-1].touched:
         record_of(session).forgive()
     session.work.roll_back()

@@ -1,4 +1,5 @@
-"""Watching rows without a database: commits wake those who wait, so nothing is polled and nobody sleeps."""
+"""Watching rows without a database: commits wake those who wait, so nothing is polled and nobody
+sleeps."""
 
 from __future__ import annotations
 
@@ -46,8 +47,9 @@ _dialect = make_url("postgresql+asyncpg://").get_dialect()()
 class MemoryWatcher:
     """`RowWatcher` and `wait_for_row_change` for a `MemoryDatabase`.
 
-    Each commit is looked at as it happens, so a wait ends with the commit that it waits for, and no interval is waited
-    out. Timeouts are measured by the database's clock. What is refused, returned and raised is as with the real ones.
+    Each commit is looked at as it happens, so a wait ends with the commit that it waits for, and no
+    interval is waited out. Timeouts are measured by the database's clock. What is refused, returned
+    and raised is as with the real ones.
 
     Args:
         database: whose rows are watched.
@@ -80,7 +82,10 @@ class MemoryWatcher:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -90,7 +95,9 @@ class MemoryWatcher:
             self._store.listeners.remove(self._look)
         self._state = "closed"
         for subscription in list(self._known):
-            subscription.fail(lambda: WatcherClosedError("The watcher was closed while somebody waited on it."))
+            subscription.fail(
+                lambda: WatcherClosedError("The watcher was closed while somebody waited on it.")
+            )
         self._known.clear()
 
     async def wait(
@@ -116,7 +123,9 @@ class MemoryWatcher:
             if waiter.future.done() and not waiter.future.cancelled():
                 waiter.future.exception()  # looked at, where a cancellation came between
 
-    def changes(self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None) -> RowChanges[M]:
+    def changes(
+        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
+    ) -> RowChanges[M]:
         """As `RowWatcher.changes`."""
         target, pk, key = self._parse(model, pk_value, columns)
         stream = Stream(target, pk, key)
@@ -135,7 +144,8 @@ class MemoryWatcher:
         until: Callable[[M], bool] | None = None,
         baseline: M | Mapping[str, Any] | None = None,
     ) -> M:
-        """As `pgtoolset.wait_for_row_change`, of a session of the same database; the watcher need not be open."""
+        """As `pgtoolset.wait_for_row_change`, of a session of the same database; the watcher need
+        not be open."""
         check_session(session)
         target = resolve_target(model, columns)
         parts = parse_key(target, pk_value)
@@ -150,7 +160,9 @@ class MemoryWatcher:
         placed: M = await greenlet_spawn(place, sync, target, found)
         return placed
 
-    async def _found(self, wait: _Wait, target: Target[Any], parts: tuple[Any, ...], seconds: float | None) -> Any:
+    async def _found(
+        self, wait: _Wait, target: Target[Any], parts: tuple[Any, ...], seconds: float | None
+    ) -> Any:
         """The row as a detached instance, once it is what is waited for."""
         woken = asyncio.Event()
         expired = False
@@ -193,7 +205,9 @@ class MemoryWatcher:
         """A session that has changed nothing, so that it sees what is committed."""
         return Work(self._store, 0)
 
-    def _parse(self, model: type[M], pk_value: Any, columns: Iterable[Any] | None) -> tuple[Target[M], Any, Any]:
+    def _parse(
+        self, model: type[M], pk_value: Any, columns: Iterable[Any] | None
+    ) -> tuple[Target[M], Any, Any]:
         target = resolve_target(model, columns)
         parts = parse_key(target, pk_value)
         raw_key(target, parts, _dialect)
@@ -201,7 +215,9 @@ class MemoryWatcher:
 
     def _subscribe(self, subscription: Subscription[Any]) -> None:
         if self._state != "open":
-            raise WatcherClosedError("The watcher is not open: use it inside `async with MemoryWatcher(database)`.")
+            raise WatcherClosedError(
+                "The watcher is not open: use it inside `async with MemoryWatcher(database)`."
+            )
         row = self._row(subscription)
         self._known[subscription] = row
         subscription.joined = True
@@ -224,7 +240,11 @@ class MemoryWatcher:
 
     def _row(self, subscription: Subscription[Any]) -> Row | None:
         found = values_at(self._onlooker, subscription.target.mapper, subscription.key)
-        return None if found is None else {name: found[1][name] for name in subscription.target.columns}
+        return (
+            None
+            if found is None
+            else {name: found[1][name] for name in subscription.target.columns}
+        )
 
 
 def _read_only(row: Row | None) -> Mapping[str, Any] | None:

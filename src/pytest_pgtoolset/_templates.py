@@ -1,4 +1,5 @@
-"""Template databases: made once for each version of a schema, sealed, kept on the server for the next run.
+"""Template databases: made once for each version of a schema, sealed, kept on the server for the
+next run.
 
 https://www.postgresql.org/docs/current/manage-ag-templatedbs.html
 """
@@ -20,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from pgtoolset._postgres.quoting import quoted
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.databases import create_database, drop_database, seal_database
-from pgtoolset.testing._recipes import Recipe
+from pytest_pgtoolset._recipes import Recipe
 
 _PREFIX = "pgtoolset_template_"
 _RUN_PREFIX = _PREFIX + "run_"
@@ -57,7 +58,8 @@ class _Mark:
 
     @classmethod
     def read(cls, comment: str | None) -> _Mark:
-        """What a comment says. Of a template whose comment somebody has changed, the careful: in use, with rows."""
+        """What a comment says. Of a template whose comment somebody has changed, the careful: in
+        use, with rows."""
         try:
             found = json.loads((comment or "").removeprefix(cls._START))
             return cls(date.fromisoformat(found["used"]), bool(found["has_rows"]))
@@ -67,17 +69,19 @@ class _Mark:
 
 @asynccontextmanager
 async def template_of(server_url: str, recipe: Recipe, run: str) -> AsyncIterator[Template]:
-    """The template of a recipe, made now where the server does not have it yet. Of several who come, one makes it.
+    """The template of a recipe, made now where the server does not have it yet. Of several who
+    come, one makes it.
 
     Args:
         server_url: the server.
-        recipe: what is in it. Where it has no version the template is for this run alone, and is dropped by the last
-            who leaves the block.
+        recipe: what is in it. Where it has no version the template is for this run alone, and is
+            dropped by the last who leaves the block.
         run: names the run.
     """
     url = make_url(server_url)
     name = f"{_PREFIX}{recipe.version}" if recipe.version else f"{_RUN_PREFIX}{run}"
-    # Databases are not in a database, but advisory locks are: all who come here are in the same one.
+    # Databases are not in a database, but advisory locks are: all who come here are in the same
+    # one.
     async with maintenance_connection(url, never=name) as connection:
         # Who makes it keeps the others waiting, and who uses it keeps it from being dropped.
         await connection.execute("SELECT pg_advisory_lock($1)", _lock_key("making", name))
@@ -94,7 +98,9 @@ async def template_of(server_url: str, recipe: Recipe, run: str) -> AsyncIterato
             try:
                 yield template
             finally:
-                await connection.execute("SELECT pg_advisory_unlock_shared($1)", _lock_key("using", name))
+                await connection.execute(
+                    "SELECT pg_advisory_unlock_shared($1)", _lock_key("using", name)
+                )
                 await _drop_unused(connection, name)
             return
     yield template
@@ -137,7 +143,8 @@ async def _has_rows(url: URL) -> bool:
 async def _mark_of(connection: Any, name: str) -> _Mark | None:
     """What is marked on a template; `None` where there is none of that name."""
     row = await connection.fetchrow(
-        "SELECT shobj_description(oid, 'pg_database') AS mark FROM pg_database WHERE datname = $1", name
+        "SELECT shobj_description(oid, 'pg_database') AS mark FROM pg_database WHERE datname = $1",
+        name,
     )
     return None if row is None else _Mark.read(row["mark"])
 
@@ -177,4 +184,6 @@ def _today() -> date:
 
 
 def _lock_key(what: str, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"pgtoolset {what} {name}".encode()).digest()[:8], signed=True)
+    return int.from_bytes(
+        hashlib.sha256(f"pgtoolset {what} {name}".encode()).digest()[:8], signed=True
+    )

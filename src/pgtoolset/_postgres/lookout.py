@@ -1,4 +1,5 @@
-"""Finding who is in the way of a lock while it is waited for: when the wait is over, the evidence is gone."""
+"""Finding who is in the way of a lock while it is waited for: when the wait is over, the evidence
+is gone."""
 
 from __future__ import annotations
 
@@ -20,16 +21,18 @@ from pgtoolset.values import Blocker
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
 
-#: Asks, over a connection from outside, who holds what was wanted; not to be reported: the backend of this pid.
+#: Asks, over a connection from outside, who holds what was wanted; not to be reported: the backend
+#: of this pid.
 FindHolders: TypeAlias = Callable[[AsyncConnection, int], Awaitable[list[Blocker]]]
 
-#: Seconds before the end of the wait at which a connection is opened for the look, and of the last look, at the most.
-#: Of a short wait it is a part: four fifths and a tenth.
+#: Seconds before the end of the wait at which a connection is opened for the look, and of the last
+#: look, at the most. Of a short wait it is a part: four fifths and a tenth.
 _OPEN_BEFORE = 1.0
 _LOOK_BEFORE = 0.05
 
-#: Seconds that the error may come later for the sake of naming the blockers: of a wait a quarter, but at the most
-#: _GRACE. Less than _SHORT_GRACE is not enough to connect and ask on a busy machine.
+#: Seconds that the error may come later for the sake of naming the blockers: of a wait a quarter,
+#: but at the most _GRACE. Less than _SHORT_GRACE is not enough to connect and ask on a busy
+#: machine.
 _GRACE = 1.0
 _SHORT_GRACE = 0.25
 
@@ -39,16 +42,28 @@ _QUERY_LENGTH = 200
 class Lookout:
     """Looks out for blockers during a block that waits for a lock.
 
-    For the first fifth of the wait, or more, it is nothing but a timer, so a lock that is free costs no statement, no
-    task and no connection. Then it connects past the pool, which may be exhausted by those very waiters, and asks the
-    server. Where the block does not wait, or nobody was seen, `holders` asks afterwards who has what was wanted.
+    For the first fifth of the wait, or more, it is nothing but a timer, so a lock that is free
+    costs no statement, no task and no connection. Then it connects past the pool, which may be
+    exhausted by those very waiters, and asks the server. Where the block does not wait, or nobody
+    was seen, `holders` asks afterwards who has what was wanted.
 
     Args:
-        seconds: how long the block waits at the most; 0 where it does not wait, `None` where there is no end.
+        seconds: how long the block waits at the most; 0 where it does not wait, `None` where there
+            is no end.
         holders: asks for holders after the failure; `None` where the server cannot tell.
     """
 
-    __slots__ = ("_began", "_connection", "_error", "_failed", "_holders", "_seconds", "_seen", "_task", "_timer")
+    __slots__ = (
+        "_began",
+        "_connection",
+        "_error",
+        "_failed",
+        "_holders",
+        "_seconds",
+        "_seen",
+        "_task",
+        "_timer",
+    )
 
     def __init__(self, seconds: float | None, holders: FindHolders | None = None) -> None:
         self._connection: Connection | None = None
@@ -64,7 +79,10 @@ class Lookout:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -78,7 +96,9 @@ class Lookout:
         self._began = time.monotonic()
         if self._seconds:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._seconds - min(_OPEN_BEFORE, self._seconds * 4 / 5), self._start)
+            self._timer = loop.call_later(
+                self._seconds - min(_OPEN_BEFORE, self._seconds * 4 / 5), self._start
+            )
 
     @property
     def waited(self) -> float:
@@ -86,13 +106,16 @@ class Lookout:
         return time.monotonic() - self._began
 
     async def timed_out(self, what: str, *, tables: Sequence[str], mode: str) -> LockTimeoutError:
-        """The error that names whoever was in the way. `what` says what could not be done: "lock orders"."""
+        """The error that names whoever was in the way. `what` says what could not be done: "lock
+        orders"."""
         seconds = self._seconds
         if self._task is None:
             self._start()
         assert self._task is not None
         self._failed.set()
-        await asyncio.wait([self._task], timeout=min(_GRACE, max(_SHORT_GRACE, seconds / 4)) if seconds else _GRACE)
+        await asyncio.wait(
+            [self._task], timeout=min(_GRACE, max(_SHORT_GRACE, seconds / 4)) if seconds else _GRACE
+        )
         waited = self.waited if seconds is None else seconds
         within = f"within {waited:g} s" if waited else "without waiting"
         return LockTimeoutError(
@@ -129,9 +152,7 @@ class Lookout:
     def _account(self) -> str:
         if self._seen:
             verb = "is" if len(self._seen) == 1 else "are"
-            return (
-                f"in the way {verb} {'; '.join(map(described, self._seen))}. End that first, or wait longer (timeout)."
-            )
+            return f"in the way {verb} {'; '.join(map(described, self._seen))}. End that first, or wait longer (timeout)."
         if self._error is not None:
             return f"who is in the way could not be seen ({type(self._error).__name__}: {self._error})."
         return "who is in the way could not be seen in time. `pgtoolset locks URL` shows who waits for whom."

@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset.errors import TransactionStateError
 
-#: Checks what is deferred as a COMMIT would, and leaves it deferred. SET CONSTRAINTS cannot be taken back by another
-#: one, which would defer constraints that are INITIALLY IMMEDIATE too; rolling back a subtransaction takes it back.
+#: Checks what is deferred as a COMMIT would, and leaves it deferred. SET CONSTRAINTS cannot be
+#: taken back by another one, which would defer constraints that are INITIALLY IMMEDIATE too;
+#: rolling back a subtransaction takes it back.
 #: https://www.postgresql.org/docs/current/sql-set-constraints.html
 _CHECK = """DO $$ BEGIN
     SET CONSTRAINTS ALL IMMEDIATE;
@@ -48,9 +49,11 @@ class JoinedSessions:
 
 
 class Connections:
-    """The connections that tests are joined to: one for each running loop, kept from test to test of that loop.
+    """The connections that tests are joined to: one for each running loop, kept from test to test
+    of that loop.
 
-    A connection of asyncpg belongs to the loop that it was made in, and making one takes longer than all the rest.
+    A connection of asyncpg belongs to the loop that it was made in, and making one takes longer
+    than all the rest.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -58,7 +61,9 @@ class Connections:
         self._kept: dict[asyncio.AbstractEventLoop, AsyncConnection] = {}
 
     @asynccontextmanager
-    async def sessions(self, options: Mapping[str, Any], passed: Callable[[], bool]) -> AsyncIterator[JoinedSessions]:
+    async def sessions(
+        self, options: Mapping[str, Any], passed: Callable[[], bool]
+    ) -> AsyncIterator[JoinedSessions]:
         """Sessions that are all in one transaction, which is rolled back at the end of the block.
 
         Where `passed()` holds then, what is deferred is checked before.
@@ -73,7 +78,8 @@ class Connections:
                 unlocked = await _unlock_when_idle(connection)
                 sound = True
                 await _check_open(connection)
-                # What an error has aborted, on purpose where the test has passed, has nothing left to check.
+                # What an error has aborted, on purpose where the test has passed, has nothing left
+                # to check.
                 if unlocked and passed():
                     await connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         finally:
@@ -99,7 +105,8 @@ class Connections:
         loop = asyncio.get_running_loop()
         connection = self._kept.get(loop)
         if connection is not None:
-            # No time has passed for this loop since the last test. If the server has hung up, it hears of it now.
+            # No time has passed for this loop since the last test. If the server has hung up, it
+            # hears of it now.
             for _ in range(3):
                 await asyncio.sleep(0)
             if await _is_lost(connection):
@@ -134,7 +141,8 @@ def _before_commit(session: Session) -> None:
 
 
 async def _unlock_when_idle(connection: AsyncConnection) -> bool:
-    """Wait until nothing runs, and let go of the session's advisory locks. False where the transaction is aborted."""
+    """Wait until nothing runs, and let go of the session's advisory locks. False where the
+    transaction is aborted."""
     raw: Any = await connection.get_raw_connection()
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -52,8 +52,11 @@ def skip_conflicts(statement: Insert, target: Sequence[Column[Any]]) -> Insert:
     return statement
 
 
-def overwrite_conflicts(statement: Insert, target: Sequence[Column[Any]], columns: Sequence[Column[Any]]) -> Insert:
-    """`statement` with ON CONFLICT (target) DO UPDATE, which gives `columns` the values that were to be inserted."""
+def overwrite_conflicts(
+    statement: Insert, target: Sequence[Column[Any]], columns: Sequence[Column[Any]]
+) -> Insert:
+    """`statement` with ON CONFLICT (target) DO UPDATE, which gives `columns` the values that were
+    to be inserted."""
     values: dict[Any, Any] = {
         column.key: literal_column("DEFAULT")
         if column.identity is not None and column.identity.always

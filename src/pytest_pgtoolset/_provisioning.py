@@ -1,4 +1,5 @@
-"""What a test run needs of PostgreSQL: a server, a template and this worker's database, each made once and in time."""
+"""What a test run needs of PostgreSQL: a server, a template and this worker's database, each made
+once and in time."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from pgtoolset._postgres.servers import server_of
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.errors import EmbeddedServerError, OutsideReferenceError, PgToolsetError
-from pgtoolset.testing._recipes import Recipe, recipe_of
-from pgtoolset.testing._templates import Template, template_of
 from pgtoolset.testing.server import EmbeddedServer, load_embedded
 from pgtoolset.testing.workers import create_worker_database
 from pytest_pgtoolset._broker import ask
+from pytest_pgtoolset._recipes import Recipe, recipe_of
+from pytest_pgtoolset._templates import Template, template_of
 
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ _PATIENCE = 60.0
 class Provision:
     """Lives as long as the run. `start` begins what `server_url` and `database_url` then wait for.
 
-    All that is asynchronous happens in the event loop of a thread of its own, so that no loop of a test is touched.
+    All that is asynchronous happens in the event loop of a thread of its own, so that no loop of a
+    test is touched.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -54,7 +56,8 @@ class Provision:
         self._engine: AsyncEngine | None = None
 
     def start(self) -> None:
-        """Begin to make the database, in the background. What goes wrong is told to who asks for it."""
+        """Begin to make the database, in the background. What goes wrong is told to who asks for
+        it."""
         with suppress(EmbeddedServerError, pytest.UsageError):
             if self._broker is None and self._given_url() is None:
                 load_embedded()
@@ -118,7 +121,8 @@ class Provision:
 
     async def _keep(self, server_url: str | None, opened: Future[str]) -> None:
         try:
-            # In a thread without a loop: it imports and reads files, and some look for that in loops.
+            # In a thread without a loop: it imports and reads files, and some look for that in
+            # loops.
             self._recipe = await asyncio.to_thread(
                 recipe_of,
                 metadata=self._config.getini("pg_metadata"),
@@ -130,7 +134,10 @@ class Provision:
             async with template_of(server_url, self._recipe, self._run) as self._template:
                 while True:
                     async with create_worker_database(
-                        server_url, "main", prefix=f"pgtoolset_{self._run}", template=self._template.name
+                        server_url,
+                        "main",
+                        prefix=f"pgtoolset_{self._run}",
+                        template=self._template.name,
                     ) as database_url:
                         opened.set_result(database_url)
                         change = await self._changes.get()
@@ -157,8 +164,12 @@ class Provision:
                 except ValueError as error:
                     raise pytest.UsageError(str(error)) from None
                 if parsed.drivername != "postgresql+asyncpg":
-                    # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for it.
-                    query = {("ssl" if name == "sslmode" else name): value for name, value in parsed.query.items()}
+                    # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for
+                    # it.
+                    query = {
+                        ("ssl" if name == "sslmode" else name): value
+                        for name, value in parsed.query.items()
+                    }
                     parsed = parsed.set(drivername="postgresql+asyncpg", query=query)
                 return parsed.render_as_string(hide_password=False)
         return None
@@ -170,7 +181,9 @@ class Provision:
             case "16":
                 return 16
             case other:
-                raise pytest.UsageError(f"the ini option pg_version = {other}: the embedded PostgreSQL is 18 or 16")
+                raise pytest.UsageError(
+                    f"the ini option pg_version = {other}: the embedded PostgreSQL is 18 or 16"
+                )
 
     def _embedded_url(self) -> str:
         if self._broker is None:
@@ -211,7 +224,9 @@ class _LoopThread:
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._live, args=[self._loop], name="pgtoolset", daemon=True)
+            self._thread = threading.Thread(
+                target=self._live, args=[self._loop], name="pgtoolset", daemon=True
+            )
             self._thread.start()
         return self._loop
 

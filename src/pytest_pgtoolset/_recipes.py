@@ -1,4 +1,5 @@
-"""How the template database is made: what the ini options `pg_metadata` and `pg_migrate` name, found and checked."""
+"""How the template database is made: what the ini options `pg_metadata` and `pg_migrate` name,
+found and checked."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
-#: Part of every version: raised when a template of the same schema would have to be made differently.
+#: Part of every version: raised when a template of the same schema would have to be made
+#: differently.
 _FORMAT = "1"
 
 
@@ -61,13 +63,17 @@ def _of_metadata(name: str) -> Recipe:
     found = _find(option, name)
     metadata = getattr(found, "metadata", found)
     if not isinstance(metadata, MetaData):
-        raise pytest.UsageError(f"the ini option {option}: {found!r} is neither a MetaData nor a declarative base")
+        raise pytest.UsageError(
+            f"the ini option {option}: {found!r} is neither a MetaData nor a declarative base"
+        )
     tables = metadata
 
     async def make(url: str) -> None:
         engine = create_async_engine(url, poolclass=NullPool)
         async with engine.begin() as connection:
-            for schema in sorted({table.schema for table in tables.tables.values() if table.schema}):
+            for schema in sorted(
+                {table.schema for table in tables.tables.values() if table.schema}
+            ):
                 await connection.execute(CreateSchema(schema, if_not_exists=True))
             await connection.run_sync(tables.create_all)
 
@@ -86,7 +92,8 @@ def _of_migration(name: str, files: Sequence[Path]) -> Recipe:
             asyncio.run(_outcome(result))
 
     async def make(url: str) -> None:
-        # In a thread, because such a function is right to call asyncio.run() itself, as Alembic's async template does.
+        # In a thread, because such a function is right to call asyncio.run() itself, as Alembic's
+        # async template does.
         await asyncio.to_thread(run, url)
 
     return Recipe(option, None, _version_of_files(files, function) if files else None, make)
@@ -113,7 +120,9 @@ def _find(option: str, name: str) -> Any:
         try:
             found = getattr(found, attribute)
         except AttributeError:
-            raise pytest.UsageError(f"the ini option {option}: {module} has no {attributes}") from None
+            raise pytest.UsageError(
+                f"the ini option {option}: {module} has no {attributes}"
+            ) from None
     return found
 
 
@@ -129,7 +138,8 @@ def _version_of_metadata(metadata: MetaData) -> str | None:
     try:
         metadata.create_all(engine, checkfirst=False)
     except Exception:
-        # A listener of DDL events that needs a real connection. What it does to the schema cannot be known.
+        # A listener of DDL events that needs a real connection. What it does to the schema cannot
+        # be known.
         return None
     # Sorted, because the order of what does not depend on each other is nobody's promise.
     return _digest(statement.encode() for statement in sorted(statements))
@@ -140,7 +150,9 @@ def _version_of_files(files: Sequence[Path], function: Callable[..., object]) ->
     for path in files:
         if not path.exists():
             raise pytest.UsageError(f"the ini option pg_migrate_files: there is no {path}")
-        paths += sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        paths += (
+            sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        )
     source = inspect.getsourcefile(inspect.unwrap(function))
     if source is not None:
         paths.append(Path(source))
