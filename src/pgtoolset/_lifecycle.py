@@ -3,65 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
-
+from pgtoolset._arguments import sync_session_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.connections import terminate
 from pgtoolset._record import record_of
-from pgtoolset.protocols import ManagedSession, SessionFactory
+from pgtoolset.protocols import ManagedSession
 
 logger = logging.getLogger("pgtoolset")
 
-M = TypeVar("M", bound=ManagedSession)
-
 #: Seconds that a ROLLBACK may take before its connection is given up and discarded.
 ROLLBACK_TIMEOUT = 10.0
-
-
-def check_session_maker(session_maker: object) -> None:
-    """Raise `TypeError` for what cannot be a `SessionFactory`."""
-    make = getattr(session_maker, "__call__", None)  # noqa: B004 - the method itself is looked at below
-    if make is None:
-        raise TypeError(
-            f"session_maker must be an async_sessionmaker or another callable that makes a session, "
-            f"not {session_maker!r}"
-        )
-    if inspect.iscoroutinefunction(session_maker) or inspect.iscoroutinefunction(make):
-        raise TypeError(
-            f"session_maker must return a session, not a coroutine; {session_maker!r} is async"
-        )
-
-
-def new_session(session_maker: SessionFactory[M]) -> M:
-    """A session from the factory, or `TypeError` where it made something else."""
-    session = session_maker()
-    if isinstance(session, AsyncSession):
-        return session
-    for name in ("in_transaction", "begin", "begin_nested", "commit", "rollback", "close"):
-        if not callable(getattr(session, name, None)):
-            raise TypeError(
-                f"session_maker must make sessions; it made {session!r}, which has no {name}()"
-            )
-    check_is_async(session, "session_maker must be an async_sessionmaker")
-    return session
-
-
-def check_is_async(session: object, what: str) -> None:
-    if isinstance(session, Session):
-        raise TypeError(
-            f"{what}: {session!r} is a synchronous Session, and only an AsyncSession can be awaited"
-        )
-
-
-def sync_session_of(session: object) -> Session | None:
-    """The `Session` inside an `AsyncSession`; `None` for a session of another kind."""
-    sync = getattr(session, "sync_session", None)
-    return sync if isinstance(sync, Session) else None
 
 
 async def abandon(session: Any) -> None:

@@ -13,15 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
+from pgtoolset._arguments import metadata_of, optional_seconds, sync_session
+from pgtoolset._arguments import milliseconds as to_milliseconds
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
 from pgtoolset._postgres.emptying import Details, Reference, Relation, Trigger
 from pgtoolset._postgres.locks import lock_block, sessions_holding
 from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
+from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
-from pgtoolset.locks import checks
-from pgtoolset.locks.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.transactions import get_transaction
 from pgtoolset.values import Blocker, LockMode
 
@@ -78,9 +79,9 @@ async def cleanup_tables(
     Example:
         >>> await cleanup_tables(session, Base)
     """
-    sync = checks.async_session(session)
+    sync = sync_session(session)
     metadata = metadata_of(base)
-    milliseconds = checks.milliseconds(timeout)
+    milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
     tables = list(metadata.tables.values())
     bind_arguments = bind_arguments_of(sync, tables) if tables else {}
     if getattr(sync, "_trans_context_manager", None) is not None:
@@ -97,15 +98,6 @@ async def cleanup_tables(
             await _clean(sync, tables, milliseconds, bind_arguments)
     except _NothingToDo:
         pass
-
-
-def metadata_of(base: Any) -> MetaData:
-    """The metadata that is given as itself, or by a declarative base; `TypeError` for anything
-    else."""
-    metadata = base if isinstance(base, MetaData) else getattr(base, "metadata", None)
-    if not isinstance(metadata, MetaData):
-        raise TypeError(f"base must be a declarative base or a MetaData, not {base!r}")
-    return metadata
 
 
 class _NothingToDo(Exception):

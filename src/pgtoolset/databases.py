@@ -15,7 +15,6 @@ from pgtoolset._postgres.databases import (
     execute_or_undo,
     users_of,
 )
-from pgtoolset._postgres.lookout import described
 from pgtoolset._postgres.quoting import quoted
 from pgtoolset._postgres.servers import maintenance_connection, server_of
 from pgtoolset._postgres.sqlstates import (
@@ -196,7 +195,7 @@ def _in_use(
 ) -> DatabaseInUseError:
     detail = getattr(error, "detail", None)
     who = (
-        "; ".join(map(described, sessions))
+        "; ".join(map(str, sessions))
         or "who that is could not be seen, and may have left meanwhile"
     )
     return DatabaseInUseError(

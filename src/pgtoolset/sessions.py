@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from pgtoolset._lifecycle import check_session_maker, close, new_session, sync_session_of
+from pgtoolset._arguments import check_session_maker, new_session, sync_session_of
+from pgtoolset._lifecycle import close
 from pgtoolset._record import hold, record_of, release
 from pgtoolset.errors import UnsupportedVersionError
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory

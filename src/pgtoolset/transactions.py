@@ -17,15 +17,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._cancellation import uninterrupted
-from pgtoolset._lifecycle import (
-    abandon,
-    check_is_async,
+from pgtoolset._arguments import (
+    check_flag,
     check_session_maker,
-    close,
+    check_transactional,
     new_session,
+    shown,
     sync_session_of,
 )
+from pgtoolset._cancellation import uninterrupted
+from pgtoolset._lifecycle import abandon, close
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, RETRYABLE, sqlstate_of
 from pgtoolset._record import (
     Callback,
@@ -111,13 +112,8 @@ def get_transaction(
         and (durable, isolation_level, read_only, deferrable) == _DEFAULTS
     ):
         return _Block(session, False, {})
-    for name in ("in_transaction", "begin", "begin_nested"):
-        if not callable(getattr(session, name, None)):
-            raise TypeError(
-                f"session must be an AsyncSession or a TransactionalSession; {session!r} has no {name}()"
-            )
-    check_is_async(session, "session must be an AsyncSession")
-    _check_flag("durable", durable)
+    check_transactional(session)
+    check_flag("durable", durable)
     return _Block(session, durable, _options(isolation_level, read_only, deferrable))
 
 
@@ -146,8 +142,9 @@ def on_commit(session: TransactionalSession, callback: Callback) -> None:
         ...     session.add(order)
         ...     on_commit(session, lambda: events.publish("order placed"))
     """
+    check_transactional(session)
     if not callable(callback):
-        raise TypeError(f"callback must be callable, not {callback!r}")
+        raise TypeError(f"callback must be callable, not {shown(callback)}")
     sync = sync_session_of(session)
     if sync is None:
         waiting = _waiting.get(id(session))
@@ -381,13 +378,8 @@ def _options(isolation_level: object, read_only: object, deferrable: object) -> 
     options = {"isolation_level": isolation_level, "read_only": read_only, "deferrable": deferrable}
     for name in ("read_only", "deferrable"):
         if options[name] is not None:
-            _check_flag(name, options[name])
+            check_flag(name, options[name])
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 async def _set_options(session: Any, options: dict[str, Any]) -> None:

@@ -16,6 +16,9 @@ __all__ = ["Blocker", "LockMode", "LockWait", "M2MChange", "RowChange", "RowLock
 
 M = TypeVar("M")
 
+#: Characters of a query that a message shows.
+_QUERY_LENGTH = 200
+
 
 class LockMode(StrEnum):
     """The eight modes of a table lock, weakest first.
@@ -65,6 +68,23 @@ class Blocker:
     state: str | None
     query: str | None
     transaction_age: timedelta | None
+
+    def __str__(self) -> str:
+        """The session in words, for a message."""
+        if self.pid == 0:
+            return "a prepared transaction (see pg_prepared_xacts)"
+        name = f" ({self.application_name!r})" if self.application_name else ""
+        if self.state is None and self.query is None:
+            return (
+                f"pid {self.pid}{name}, of which this role may not see more "
+                "(GRANT pg_read_all_stats lets it), or which has ended"
+            )
+        age = self.transaction_age
+        since = "" if age is None else f", {age.total_seconds():.1f} s in its transaction"
+        query = " ".join((self.query or "").split())
+        if len(query) > _QUERY_LENGTH:
+            query = query[:_QUERY_LENGTH] + "..."
+        return f"pid {self.pid}{name}, {self.state or 'no state'}{since}, query: {query}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ https://docs.sqlalchemy.org/en/20/core/custom_types.html
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -17,10 +17,13 @@ from sqlalchemy import (
     Dialect,
     Numeric,
     Text,
+    any_,
     bindparam,
     cast,
     column,
     func,
+    select,
+    tuple_,
 )
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
@@ -68,6 +71,33 @@ def unnest(name: str, columns: dict[str, Column[Any]]) -> TableValuedAlias:
     ]
     outputs = [column(parameter, each.type) for parameter, each in columns.items()]
     return func.unnest(*arrays).table_valued(*outputs).render_derived(name=name)
+
+
+def among(columns: Mapping[str, Column[Any]]) -> ColumnElement[bool]:
+    """True of the rows whose key is one of those in the parameters, arrays of one length.
+
+    Args:
+        columns: the columns of the key, by the names of the parameters.
+    """
+    if len(columns) == 1:
+        ((name, only),) = columns.items()
+        if not _is_bound_by_an_expression(only):
+            return only == any_(bindparam(name, type_=Elements(only.type)))
+    rows = unnest("wanted", dict(columns))
+    wanted = select(*(element(rows.c[name], each) for name, each in columns.items()))
+    if len(columns) == 1:
+        return only.in_(wanted)
+    return tuple_(*columns.values()).in_(wanted)
+
+
+def equals(target: Column[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Compare a column with an element of `unnest` as the ORM compares it with a single value."""
+    return target == element(value, target)
+
+
+def _is_bound_by_an_expression(target: Column[Any]) -> bool:
+    probe: Any = column("probe", target.type)
+    return isinstance(target.type, ARRAY) or target.type.bind_expression(probe) is not None
 
 
 def element(value: ColumnElement[Any], target: Column[Any]) -> ColumnElement[Any]:

@@ -36,8 +36,6 @@ _LOOK_BEFORE = 0.05
 _GRACE = 1.0
 _SHORT_GRACE = 0.25
 
-_QUERY_LENGTH = 200
-
 
 class Lookout:
     """Looks out for blockers during a block that waits for a lock.
@@ -152,28 +150,10 @@ class Lookout:
     def _account(self) -> str:
         if self._seen:
             verb = "is" if len(self._seen) == 1 else "are"
-            return f"in the way {verb} {'; '.join(map(described, self._seen))}. End that first, or wait longer (timeout)."
+            return f"in the way {verb} {'; '.join(map(str, self._seen))}. End that first, or wait longer (timeout)."
         if self._error is not None:
             return f"who is in the way could not be seen ({type(self._error).__name__}: {self._error})."
         return "who is in the way could not be seen in time. `pgtoolset locks URL` shows who waits for whom."
-
-
-def described(blocker: Blocker) -> str:
-    """A session in words, for a message."""
-    if blocker.pid == 0:
-        return "a prepared transaction (see pg_prepared_xacts)"
-    name = f" ({blocker.application_name!r})" if blocker.application_name else ""
-    if blocker.state is None and blocker.query is None:
-        return (
-            f"pid {blocker.pid}{name}, of which this role may not see more (GRANT pg_read_all_stats lets it), "
-            "or which has ended meanwhile"
-        )
-    age = blocker.transaction_age
-    since = "" if age is None else f", {age.total_seconds():.1f} s in its transaction"
-    query = " ".join((blocker.query or "").split())
-    if len(query) > _QUERY_LENGTH:
-        query = query[:_QUERY_LENGTH] + "..."
-    return f"pid {blocker.pid}{name}, {blocker.state or 'no state'}{since}, query: {query}"
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

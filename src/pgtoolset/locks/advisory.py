@@ -14,12 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
+from pgtoolset._arguments import check_flag, optional_seconds, sync_session
+from pgtoolset._arguments import milliseconds as to_milliseconds
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.advisory import SessionLock, acquire
 from pgtoolset._postgres.locks import isolation_level_of
 from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
-from pgtoolset.locks import checks
 from pgtoolset.transactions import get_transaction
 
 __all__ = ["advisory_lock"]
@@ -69,11 +70,11 @@ def advisory_lock(
 
     See https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     """
-    sync = checks.async_session(session)
+    sync = sync_session(session)
     numbers = key_numbers(key)
-    checks.flag("shared", shared)
-    checks.flag("nowait", nowait)
-    milliseconds = checks.milliseconds(timeout)
+    check_flag("shared", shared)
+    check_flag("nowait", nowait)
+    milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
     return _block(session, sync, key, numbers, shared, nowait, milliseconds)
 
 

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    ARRAY,
     Select,
     Table,
     Text,
-    any_,
     cast,
-    func,
-    literal,
     literal_column,
     select,
     text,
-    tuple_,
 )
-from sqlalchemy import inspect as sqlalchemy_inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper
 
+from pgtoolset._arguments import (
+    PrimaryKey,
+    check_flag,
+    check_mode,
+    mapper_of,
+    optional_seconds,
+    parse_keys,
+    sync_session,
+)
+from pgtoolset._arguments import milliseconds as to_milliseconds
 from pgtoolset._lifecycle import abandon
+from pgtoolset._postgres.arrays import among
 from pgtoolset._postgres.locks import isolation_level_of, sessions_owning
 from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
 from pgtoolset.errors import LockTimeoutError, TransactionStateError
-from pgtoolset.locks import checks
 from pgtoolset.transactions import get_transaction
 from pgtoolset.values import Blocker, RowLockMode
 
@@ -110,20 +114,20 @@ async def lock_rows(
 
     See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS
     """
-    checks.async_session(session)
+    sync_session(session)
     mapper = mapper_of(model)
-    keys = keys_of(mapper, pks)
-    lock_mode = checks.member_of(RowLockMode, mode)
-    checks.flag("skip_locked", skip_locked)
-    checks.flag("nowait", nowait)
+    keys = parse_keys("pks", mapper, pks)
+    lock_mode = check_mode(RowLockMode, mode)
+    check_flag("skip_locked", skip_locked)
+    check_flag("nowait", nowait)
     if skip_locked and nowait:
         raise ValueError("skip_locked and nowait exclude each other")
-    milliseconds = None if nowait else checks.milliseconds(timeout)
+    milliseconds = None if nowait else to_milliseconds(optional_seconds("timeout", timeout))
     if nowait:
-        checks.milliseconds(timeout)
+        optional_seconds("timeout", timeout)
     if not keys:
         return []
-    statement = _statement(mapper, keys, lock_mode, skip_locked, nowait)
+    statement = _statement(mapper, lock_mode, skip_locked, nowait)
     request = _Request(mapper, keys, lock_mode, 0 if nowait else milliseconds, statement)
     if session.in_transaction() and (nowait or milliseconds is not None):
         # PostgreSQL keeps the locks of a savepoint that is released.
@@ -146,7 +150,7 @@ class _Request:
     def __init__(
         self,
         mapper: Mapper[Any],
-        keys: list[tuple[Any, ...]],
+        keys: list[PrimaryKey],
         mode: RowLockMode,
         milliseconds: int | None,
         statement: Select[Any],
@@ -181,7 +185,9 @@ class _Request:
             lookout.watch(connection.sync_connection)
             try:
                 result = await session.scalars(
-                    self._statement, execution_options={"populate_existing": True}
+                    self._statement,
+                    _parameters(self._keys),
+                    execution_options={"populate_existing": True},
                 )
                 rows: Sequence[Any] = result.unique().all()
             except DBAPIError as error:
@@ -208,7 +214,7 @@ class _Request:
         rows = (
             select(cast(literal_column("xmax"), Text))
             .select_from(table)
-            .where(_among(self._mapper, self._keys))
+            .where(among(_columns(self._mapper)))
         )
         options = getattr(session.sync_session, "execution_options", None) or {}
 
@@ -216,7 +222,9 @@ class _Request:
             translation = options.get("schema_translate_map")
             if translation is not None:
                 outside = await outside.execution_options(schema_translate_map=translation)
-            xids = [xid for xid in await outside.scalars(rows) if xid != "0"]
+            xids = [
+                xid for xid in await outside.scalars(rows, _parameters(self._keys)) if xid != "0"
+            ]
             found = await sessions_owning(outside, xids, but=pid)
             if not found:
                 members: list[str] = []
@@ -237,50 +245,17 @@ async def _members(outside: AsyncConnection, xid: str) -> list[str]:
         return []
 
 
-def mapper_of(model: Any) -> Mapper[Any]:
-    mapper: Any = sqlalchemy_inspect(model, raiseerr=False) if isinstance(model, type) else None
-    if not isinstance(mapper, Mapper):
-        raise TypeError(f"model must be a mapped class, not {model!r}")
-    return mapper
+def _columns(mapper: Mapper[Any]) -> dict[str, Any]:
+    """The columns of the primary key, by the names of the parameters."""
+    return {f"k{at}": column for at, column in enumerate(mapper.primary_key)}
 
 
-def keys_of(mapper: Mapper[Any], pks: Any) -> list[tuple[Any, ...]]:
-    if isinstance(pks, str | bytes | Mapping) or not isinstance(pks, Iterable):
-        raise TypeError(f"pks must be a list of primary keys, not {pks!r}")
-    names = ", ".join(column.name for column in mapper.primary_key)
-    width = len(mapper.primary_key)
-    keys = []
-    for pk in pks:
-        key = tuple(pk) if isinstance(pk, tuple | list) else (pk,)
-        if len(key) != width:
-            raise ValueError(
-                f"a primary key of {mapper.class_.__name__} is ({names}), {width} value(s), not {pk!r}"
-            )
-        if None in key:
-            raise ValueError(f"a primary key is never None, as in {pk!r}")
-        keys.append(key)
-    return keys
-
-
-def _among(mapper: Mapper[Any], keys: list[tuple[Any, ...]]) -> Any:
-    """A condition whose number of bind parameters does not grow with the number of rows."""
-    arrays = [
-        literal([key[index] for key in keys], ARRAY(column.type))
-        for index, column in enumerate(mapper.primary_key)
-    ]
-    if len(arrays) == 1:
-        return mapper.primary_key[0] == any_(arrays[0])
-    wanted = (
-        func.unnest(*arrays)
-        .table_valued(*(f"k{index}" for index in range(len(arrays))))
-        .render_derived(name="wanted")
-    )
-    return tuple_(*mapper.primary_key).in_(select(*wanted.c))
+def _parameters(keys: list[PrimaryKey]) -> dict[str, list[Any]]:
+    return {f"k{at}": list(values) for at, values in enumerate(zip(*keys, strict=True))}
 
 
 def _statement(
     mapper: Mapper[Any],
-    keys: list[tuple[Any, ...]],
     mode: RowLockMode,
     skip_locked: bool,
     nowait: bool,
@@ -288,7 +263,7 @@ def _statement(
     # Without OF, PostgreSQL would try to lock what is joined for eager loading too, and refuses to.
     return (
         select(mapper)
-        .where(_among(mapper, keys))
+        .where(among(_columns(mapper)))
         .order_by(*mapper.primary_key)
         .with_for_update(
             of=list(mapper.tables), skip_locked=skip_locked, nowait=nowait, **_STRENGTH[mode]

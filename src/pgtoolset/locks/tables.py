@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, FromClause, Table
-from sqlalchemy import inspect as sqlalchemy_inspect
+from sqlalchemy import Connection, FromClause, Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
+from pgtoolset._arguments import check_flag, check_mode, optional_seconds, sync_session, tables_of
+from pgtoolset._arguments import milliseconds as to_milliseconds
 from pgtoolset._postgres.locks import (
     isolation_level_of,
     lock_block,
@@ -23,8 +24,8 @@ from pgtoolset._postgres.locks import (
 )
 from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
+from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.errors import TransactionStateError
-from pgtoolset.locks import checks
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.transactions import get_transaction
 from pgtoolset.values import Blocker, LockMode
@@ -81,11 +82,11 @@ def lock_tables(
     See https://www.postgresql.org/docs/current/sql-lock.html and
     https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
     """
-    sync = checks.async_session(session)
+    sync = sync_session(session)
     targets = tables_of(tables)
-    lock_mode = checks.member_of(LockMode, mode)
-    checks.flag("nowait", nowait)
-    milliseconds = checks.milliseconds(timeout)
+    lock_mode = check_mode(LockMode, mode)
+    check_flag("nowait", nowait)
+    milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
     bind_arguments = bind_arguments_of(sync, targets)
     return _block(session, targets, lock_mode, 0 if nowait else milliseconds, bind_arguments)
 
@@ -160,61 +161,3 @@ def _lock_without_snapshot(
             connection.exec_driver_sql(lock_statement([name], mode))
     # A number and a unit, in the server's own words.
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{earlier}'")
-
-
-def tables_of(tables: Any) -> list[Table]:
-    """Every table that is meant, each once."""
-    if isinstance(tables, str | type | Table) or not isinstance(tables, Iterable):
-        raise TypeError(f"tables must be a list of mapped classes and tables, not {tables!r}")
-    found: dict[Table, None] = {}
-    for each in tables:
-        found |= dict.fromkeys([each] if isinstance(each, Table) else _mapped_tables(each))
-    if not found:
-        raise ValueError("tables must name at least one table; the list is empty")
-    return list(found)
-
-
-def _mapped_tables(model: Any) -> list[Table]:
-    mapper: Any = sqlalchemy_inspect(model, raiseerr=False) if isinstance(model, type) else None
-    if not isinstance(mapper, Mapper):
-        raise TypeError(f"tables must be mapped classes and Table objects; {model!r} is neither")
-    tables = [table for table in mapper.tables if isinstance(table, Table)]
-    if not tables:
-        raise TypeError(f"{model!r} is not mapped to a table, so there is nothing to lock")
-    return tables
-
-
-def bind_arguments_of(sync: Session, tables: Sequence[Table]) -> dict[str, Any]:
-    """What finds the one engine that all the tables are on."""
-    if len({id(sync.get_bind(clause=table)) for table in tables}) > 1:
-        names = ", ".join(table.fullname for table in tables)
-        raise ValueError(f"tables must be on one engine, for this to be one transaction: {names}")
-    return {"clause": tables[0]}
-
-
-def translation_of(session: Session, connection: Connection) -> Mapping[str | None, str | None]:
-    """The `schema_translate_map` that a statement of the session would get."""
-    of_session = getattr(session, "execution_options", None) or {}
-    options = {**connection.get_execution_options(), **of_session}
-    return options.get("schema_translate_map") or {}
-
-
-def qualified_names(
-    tables: Iterable[Table], dialect: Dialect, translation: Mapping[str | None, str | None]
-) -> list[str]:
-    """The names as SQL writes them, in the global order: that of the plain schema and table
-    names."""
-    default = dialect.default_schema_name
-    quote = dialect.identifier_preparer
-    names: dict[tuple[str, str], str] = {}
-    for table in tables:
-        schema = table.schema
-        if schema in translation:
-            schema = translation[schema] or default
-        name = quote.quote(table.name)
-        key = (str(schema or default or ""), str(table.name))
-        if schema is not None:
-            names[key] = f"{quote.quote_schema(schema)}.{name}"
-        else:
-            names.setdefault(key, name)
-    return [names[key] for key in sorted(names)]

@@ -9,23 +9,9 @@ from sqlalchemy import ClauseElement
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 
-from pgtoolset._lifecycle import sync_session_of
 from pgtoolset.m2m._associations import Association, End
 
 Key = tuple[Any, ...]
-
-
-def check_session(session: object) -> Session:
-    """The `Session` inside an `AsyncSession`."""
-    sync = sync_session_of(session)
-    if sync is None:
-        raise TypeError(f"session must be an AsyncSession, not {session!r}")
-    return sync
-
-
-def check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def check_instances(

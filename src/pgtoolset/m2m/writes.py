@@ -8,11 +8,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from pgtoolset._arguments import check_flag, sync_session
 from pgtoolset.m2m import _statements as statements
 from pgtoolset.m2m._arguments import (
-    check_flag,
     check_instances,
-    check_session,
     check_values,
     listed,
 )
@@ -84,7 +83,7 @@ async def m2m_add(
     association = association_of(rel_attr)
     check_flag("ignore_conflicts", ignore_conflicts)
     given = check_values(association, values)
-    sync = check_session(session)
+    sync = sync_session(session)
     check_instances(sync, association, association.owner, [instance])
     keys = listed("pks", "primary keys", pks)
     if not related and not keys:
@@ -150,7 +149,7 @@ async def m2m_remove(
     See https://www.postgresql.org/docs/current/sql-delete.html
     """
     association = association_of(rel_attr)
-    sync = check_session(session)
+    sync = sync_session(session)
     check_instances(sync, association, association.owner, [instance])
     keys = listed("pks", "primary keys", pks)
     if not related and not keys:
@@ -209,7 +208,7 @@ async def m2m_set(
     association = association_of(rel_attr)
     check_flag("keep_existing", keep_existing)
     given = check_values(association, values)
-    sync = check_session(session)
+    sync = sync_session(session)
     check_instances(sync, association, association.owner, [instance])
     keys = listed("pks", "primary keys", pks)
     owner, columns = await owner_and_columns(session, sync, association, instance, related, keys)
@@ -267,7 +266,7 @@ async def m2m_add_many(
     association = association_of(rel_attr)
     check_flag("ignore_conflicts", ignore_conflicts)
     given = check_values(association, values)
-    sync = check_session(session)
+    sync = sync_session(session)
     pairs = listed("links", "pairs (owner, related)", links)
     if not pairs:
         return 0

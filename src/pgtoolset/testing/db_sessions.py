@@ -16,13 +16,14 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
+from pgtoolset._arguments import metadata_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.servers import asyncpg_url, server_of
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
-from pgtoolset.cleanup import HasMetadata, cleanup_tables, metadata_of
-from pgtoolset.locks.tables import qualified_names
+from pgtoolset._postgres.tables import qualified_names
+from pgtoolset.cleanup import HasMetadata, cleanup_tables
 
 __all__ = ["create_db_session"]
 

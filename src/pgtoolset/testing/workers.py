@@ -23,7 +23,6 @@ from pgtoolset._postgres.databases import (
     rename_statement,
     users_of,
 )
-from pgtoolset._postgres.lookout import described
 from pgtoolset._postgres.servers import asyncpg_url, maintenance_connection, server_of
 from pgtoolset._postgres.sqlstates import DUPLICATE_DATABASE, UNIQUE_VIOLATION, sqlstate_of
 from pgtoolset.databases import create, drop
@@ -203,7 +202,7 @@ async def _clear(connection: Any, name: str) -> None:
     if sessions:
         raise DatabaseInUseError(
             f"the database {name!r} belongs to a run on another machine, or from before a restart ({owner.machine}, "
-            f"pid {owner.pid}), and is in use: {'; '.join(map(described, sessions))}. "
+            f"pid {owner.pid}), and is in use: {'; '.join(map(str, sessions))}. "
             "Give this run another prefix, or drop it yourself.",
             database=name,
             sessions=sessions,

@@ -12,12 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.util import greenlet_spawn
 
+from pgtoolset._arguments import check_flag, sync_session
 from pgtoolset.m2m._arguments import (
-    check_flag,
     check_instances,
     check_key,
     check_links,
-    check_session,
     check_values,
     listed,
 )
@@ -303,7 +302,7 @@ class _Links:
 
 
 def _checked(session: Any) -> MemorySyncSession:
-    sync = check_session(session)
+    sync = sync_session(session)
     if not isinstance(sync, MemorySyncSession):
         raise TypeError(
             f"session must be a MemorySession, which has a double's rows, not {session!r}"

@@ -13,15 +13,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper
 from sqlalchemy.util import greenlet_spawn
 
+from pgtoolset._arguments import (
+    check_flag,
+    check_mode,
+    mapper_of,
+    optional_seconds,
+    parse_keys,
+    sync_session,
+    tables_of,
+)
+from pgtoolset._arguments import milliseconds as to_milliseconds
 from pgtoolset._lifecycle import abandon
-from pgtoolset._postgres.lookout import described
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE
+from pgtoolset._postgres.tables import qualified_names
 from pgtoolset._record import record_of
 from pgtoolset.errors import LockTimeoutError
-from pgtoolset.locks import checks
 from pgtoolset.locks.advisory import key_numbers
-from pgtoolset.locks.rows import keys_of, mapper_of
-from pgtoolset.locks.tables import qualified_names, tables_of
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.testing.doubles import _loading as loading
 from pgtoolset.testing.doubles._locking import ALONE, TOGETHER, Hold, Request, Resource
@@ -75,9 +82,9 @@ class MemoryLocks:
         """As `pgtoolset.lock_tables`."""
         sync = sync_of(session)
         targets = tables_of(tables)
-        lock_mode = checks.member_of(LockMode, mode)
-        checks.flag("nowait", nowait)
-        milliseconds = checks.milliseconds(timeout)
+        lock_mode = check_mode(LockMode, mode)
+        check_flag("nowait", nowait)
+        milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
         return _table_block(session, sync, targets, lock_mode, 0 if nowait else milliseconds)
 
     def advisory_lock(
@@ -92,9 +99,9 @@ class MemoryLocks:
         """As `pgtoolset.advisory_lock`."""
         sync = sync_of(session)
         numbers = key_numbers(key)
-        checks.flag("shared", shared)
-        checks.flag("nowait", nowait)
-        milliseconds = checks.milliseconds(timeout)
+        check_flag("shared", shared)
+        check_flag("nowait", nowait)
+        milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
         return _advisory_block(
             session, sync, key, numbers, TOGETHER if shared else ALONE, nowait, milliseconds
         )
@@ -113,13 +120,13 @@ class MemoryLocks:
         """As `pgtoolset.lock_rows`."""
         sync = sync_of(session)
         mapper = mapper_of(model)
-        keys = keys_of(mapper, pks)
-        lock_mode = checks.member_of(RowLockMode, mode)
-        checks.flag("skip_locked", skip_locked)
-        checks.flag("nowait", nowait)
+        keys = parse_keys("pks", mapper, pks)
+        lock_mode = check_mode(RowLockMode, mode)
+        check_flag("skip_locked", skip_locked)
+        check_flag("nowait", nowait)
         if skip_locked and nowait:
             raise ValueError("skip_locked and nowait exclude each other")
-        milliseconds = checks.milliseconds(timeout)
+        milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
         limit = 0 if nowait else milliseconds
         if not keys:
             return []
@@ -153,7 +160,7 @@ class MemoryLocks:
 def sync_of(session: Any) -> MemorySyncSession:
     """The `Session` inside a `MemorySession`; the errors for everything else are those of the real
     functions."""
-    sync = checks.async_session(session)
+    sync = sync_session(session)
     if not isinstance(sync, MemorySyncSession):
         raise TypeError(
             f"session must be a MemorySession, which has a double's locks, not {session!r}"
@@ -300,7 +307,7 @@ class _Lock:
         verb = "is" if len(blockers) == 1 else "are"
         within = f"within {self._seconds:g} s" if self._seconds else "without waiting"
         error = LockTimeoutError(
-            f"Could not {self._what} {within}: in the way {verb} {'; '.join(map(described, blockers))}. "
+            f"Could not {self._what} {within}: in the way {verb} {'; '.join(map(str, blockers))}. "
             "End that first, or wait longer (timeout).",
             tables=self._tables,
             mode=str(self._mode),

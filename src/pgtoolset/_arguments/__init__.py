@@ -1,0 +1,53 @@
+"""The desk where arguments are checked: one function for each kind, used by every capability.
+
+Each check raises `TypeError` for a value of a wrong type and `ValueError` for one that does not
+fit, before any SQL. The message begins with the name of the argument. It shows a value only through
+`shown`, so that no password in a URL that was given by mistake reaches a log.
+"""
+
+from pgtoolset._arguments.keys import KeyParser, PrimaryKey, parse_key, parse_keys
+from pgtoolset._arguments.mappings import (
+    check_columns,
+    check_flag,
+    check_iterable,
+    check_mode,
+    check_predicate,
+    mapper_of,
+    metadata_of,
+    tables_of,
+)
+from pgtoolset._arguments.sessions import (
+    check_engine,
+    check_session_maker,
+    check_transactional,
+    new_session,
+    sync_session,
+    sync_session_of,
+)
+from pgtoolset._arguments.shown import shown
+from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
+
+__all__ = [
+    "KeyParser",
+    "PrimaryKey",
+    "check_columns",
+    "check_engine",
+    "check_flag",
+    "check_iterable",
+    "check_mode",
+    "check_predicate",
+    "check_session_maker",
+    "check_transactional",
+    "mapper_of",
+    "metadata_of",
+    "milliseconds",
+    "new_session",
+    "optional_seconds",
+    "parse_key",
+    "parse_keys",
+    "seconds",
+    "shown",
+    "sync_session",
+    "sync_session_of",
+    "tables_of",
+]

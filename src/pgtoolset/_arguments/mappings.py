@@ -1,0 +1,137 @@
+"""Mapped classes, their columns, tables, and the plain options of a call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any, TypeVar
+
+from sqlalchemy import Column, MetaData, Table
+from sqlalchemy import inspect as inspect_mapping
+from sqlalchemy.orm import ColumnProperty, Mapper
+from sqlalchemy.orm.attributes import QueryableAttribute
+
+from pgtoolset._arguments.shown import shown
+
+M = TypeVar("M")
+E = TypeVar("E", bound=Enum)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise `TypeError` for a value that is not a `bool`."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {shown(value)}")
+
+
+def check_predicate(name: str, value: object) -> None:
+    """Raise `TypeError` for a value that is neither `None` nor a plain function."""
+    if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
+        raise TypeError(f"{name} must be a plain function of the row, not {shown(value)}")
+
+
+def check_iterable(name: str, what: str, values: object) -> list[Any]:
+    """Return any iterable as a list. A string or a mapping is one by accident, and a `TypeError`.
+
+    Args:
+        name: the argument.
+        what: what it should hold, in the plural: `"primary keys"`.
+        values: what the caller gave.
+    """
+    if isinstance(values, str | bytes | Mapping | type) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be an iterable of {what}, not {shown(values)}")
+    return list(values)
+
+
+def check_mode(modes: type[E], mode: object) -> E:
+    """Return the member of an enum of modes that is given as itself, its value or its name."""
+    if isinstance(mode, modes):
+        return mode
+    if isinstance(mode, Enum) or not isinstance(mode, str):
+        raise TypeError(f"mode must be a {modes.__name__} or its name, not {shown(mode)}")
+    try:
+        return modes(mode.upper().replace("_", " "))
+    except ValueError:
+        known = ", ".join(str(member.value) for member in modes)
+        raise ValueError(f"mode must be one of {known}, not {shown(mode)}") from None
+
+
+def mapper_of(model: type[M], name: str = "model") -> Mapper[M]:
+    """Return the mapper of a mapped class, configured or not."""
+    mapper: Any = inspect_mapping(model, raiseerr=False)
+    if not isinstance(mapper, Mapper) or not isinstance(model, type):
+        instance = hasattr(model, "_sa_instance_state")
+        advice = "; pass the class, not an instance" if instance else ""
+        raise TypeError(f"{name} must be a mapped class, not {shown(model)}{advice}")
+    return mapper
+
+
+def check_columns(mapper: Mapper[Any], columns: Iterable[Any] | None) -> tuple[str, ...]:
+    """Return the names of the mapped column attributes that are given, in the mapper's order.
+
+    Args:
+        mapper: of the class that must have them.
+        columns: attributes or names, mixed; `None` for every mapped column.
+    """
+    if columns is None:
+        chosen = {each.key for each in mapper.column_attrs if isinstance(each.columns[0], Column)}
+    else:
+        if isinstance(columns, QueryableAttribute):
+            raise TypeError(
+                f"columns must be an iterable of attributes or names, not {columns} alone"
+            )
+        given = check_iterable("columns", "attributes or names", columns)
+        chosen = {_column_name(mapper, each) for each in given}
+        if not chosen:
+            raise ValueError("columns must name at least one column, or be None for every column")
+    return tuple(each.key for each in mapper.column_attrs if each.key in chosen)
+
+
+def _column_name(mapper: Mapper[Any], column: object) -> str:
+    model = mapper.class_.__name__
+    if isinstance(column, QueryableAttribute):
+        owner: Any = column.parent
+        if not isinstance(owner, Mapper) or not mapper.isa(owner):
+            raise ValueError(f"columns: {column} is not an attribute of {model}")
+        key = column.key
+    elif isinstance(column, str):
+        key = column
+    else:
+        example = f"{model}.{mapper.get_property_by_column(mapper.primary_key[0]).key}"
+        raise TypeError(f"columns must hold attributes ({example}) or names, not {shown(column)}")
+    if not isinstance(mapper.attrs.get(key), ColumnProperty):
+        known = ", ".join(sorted(mapper.column_attrs.keys()))
+        raise ValueError(f"columns: {model} has no mapped column {shown(key)}; it has {known}")
+    return key
+
+
+def tables_of(tables: object) -> list[Table]:
+    """Return every table of the mapped classes and `Table` objects, each once."""
+    if isinstance(tables, Table):
+        raise TypeError(
+            "tables must be an iterable of mapped classes and Table objects, not one Table"
+        )
+    found: dict[Table, None] = {}
+    for each in check_iterable("tables", "mapped classes and Table objects", tables):
+        found |= dict.fromkeys([each] if isinstance(each, Table) else _mapped_tables(each))
+    if not found:
+        raise ValueError("tables must name at least one table, and it is empty")
+    return list(found)
+
+
+def _mapped_tables(model: Any) -> list[Table]:
+    mapper: Any = inspect_mapping(model, raiseerr=False) if isinstance(model, type) else None
+    if not isinstance(mapper, Mapper):
+        raise TypeError(f"tables must hold mapped classes and Table objects, not {shown(model)}")
+    tables = [table for table in mapper.tables if isinstance(table, Table)]
+    if not tables:
+        raise TypeError(f"tables: {shown(model)} is not mapped to a table, so it cannot be locked")
+    return tables
+
+
+def metadata_of(base: object) -> MetaData:
+    """Return the metadata that is given as itself or by a declarative base."""
+    metadata = base if isinstance(base, MetaData) else getattr(base, "metadata", None)
+    if not isinstance(metadata, MetaData):
+        raise TypeError(f"base must be a declarative base or a MetaData, not {shown(base)}")
+    return metadata

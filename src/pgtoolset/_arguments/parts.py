@@ -1,0 +1,241 @@
+"""One column of a primary key: which Python values are exactly values of its type.
+
+The errors of `Part.parse` say what is expected, as in "an integer of 32 bits"; the caller knows of
+which attribute. See https://docs.sqlalchemy.org/en/20/core/type_basics.html
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ClauseElement, Dialect
+from sqlalchemy import types as sqltypes
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+#: For what a `TypeDecorator` makes of a value. It never connects.
+_DIALECT: Dialect = PGDialect()  # type: ignore[no-untyped-call]
+
+
+class Part:
+    """A column of any type: every value is taken that can be the value of a key.
+
+    Attributes:
+        is_sequence: whether one value is a list or a tuple.
+    """
+
+    is_sequence = False
+
+    def parse(self, value: Any) -> Any:
+        """Return the value as the identity of a row has it, or raise `TypeError`, `ValueError`."""
+        if isinstance(value, Mapping | set | list | ClauseElement):
+            raise TypeError("a plain value")
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError("a hashable value") from None
+        return value
+
+    def are_exact(self, values: Collection[Any]) -> bool:
+        """Whether all values are beyond doubt as `parse` would return them."""
+        return False
+
+
+class _Typed(Part):
+    """A column whose values are of one Python type and need no further look."""
+
+    def __init__(self, expected: str, *types: type[Any], but: tuple[type[Any], ...] = ()) -> None:
+        self._expected = expected
+        self._types = types
+        self._but = but
+
+    def parse(self, value: Any) -> Any:
+        if not isinstance(value, self._types) or isinstance(value, self._but):
+            raise TypeError(self._expected)
+        return value
+
+    def are_exact(self, values: Collection[Any]) -> bool:
+        return set(map(type, values)) <= {self._types[0]}
+
+
+class _Integer(Part):
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._lowest, self._highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+    def parse(self, value: Any) -> int:
+        if isinstance(value, bool):
+            raise TypeError("an integer")
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError("an integer") from None
+        if not self._lowest <= number <= self._highest:
+            raise ValueError(f"an integer of {self._bits} bits")
+        return number
+
+    def are_exact(self, values: Collection[Any]) -> bool:
+        if not values:
+            return True
+        exact = set(map(type, values)) == {int}
+        return exact and self._lowest <= min(values) and max(values) <= self._highest
+
+
+class _String(Part):
+    def parse(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError("a string")
+        if not _is_text(value):
+            raise ValueError("a string of Unicode characters other than NUL")
+        return value
+
+    def are_exact(self, values: Collection[Any]) -> bool:
+        return set(map(type, values)) <= {str} and _is_text("".join(values))
+
+
+class _Enum(Part):
+    def __init__(self, type_: sqltypes.Enum) -> None:
+        self._class = type_.enum_class
+        self._labels = frozenset(type_.enums)
+
+    def parse(self, value: Any) -> Any:
+        if self._class is not None and isinstance(value, self._class):
+            return value
+        name = "a label of an enum" if self._class is None else f"a {self._class.__name__}"
+        if not isinstance(value, str):
+            raise TypeError(name)
+        if value not in self._labels:
+            raise ValueError(f"{name}: one of {', '.join(sorted(self._labels))}")
+        return value
+
+
+class _Uuid(Part):
+    def __init__(self, type_: sqltypes.Uuid[Any]) -> None:
+        self._as_uuid = type_.as_uuid
+
+    def parse(self, value: Any) -> UUID | str:
+        if isinstance(value, str):
+            try:
+                value = UUID(value)
+            except ValueError:
+                raise ValueError("a UUID") from None
+        if not isinstance(value, UUID):
+            raise TypeError("a UUID")
+        # As PostgreSQL spells it, so that two spellings are one key.
+        return value if self._as_uuid else str(value)
+
+    def are_exact(self, values: Collection[Any]) -> bool:
+        return self._as_uuid and set(map(type, values)) <= {UUID}
+
+
+class _DateTime(Part):
+    def __init__(self, has_zone: bool) -> None:
+        self._has_zone = has_zone
+
+    def parse(self, value: Any) -> datetime:
+        if not isinstance(value, datetime):
+            raise TypeError("a datetime")
+        if value.tzinfo is not None and not self._has_zone:
+            raise ValueError("a datetime without a time zone")
+        return value
+
+
+class _Array(Part):
+    is_sequence = True
+
+    def parse(self, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise TypeError("a list or tuple")
+        return value
+
+
+class _Decorated(Part):
+    """A `TypeDecorator`: what it makes of the value is judged by the type behind it."""
+
+    def __init__(self, type_: TypeDecorator[Any]) -> None:
+        self._process: Callable[[Any, Any], Any] = type_.process_bind_param
+        self._behind = part_of(type_.load_dialect_impl(_DIALECT))
+
+    @property
+    def is_sequence(self) -> bool:  # type: ignore[override]  # of this instance, not of the class
+        return self._behind.is_sequence
+
+    def parse(self, value: Any) -> Any:
+        if isinstance(value, ClauseElement):
+            raise TypeError("a plain value")
+        try:
+            processed = self._process(value, _DIALECT)
+        except Exception as error:
+            raise ValueError(f"a value that its type can bind ({type(error).__name__})") from error
+        if processed is None:
+            raise ValueError("a value that its type does not bind as NULL")
+        self._behind.parse(processed)
+        return value
+
+
+def part_of(type_: TypeEngine[Any]) -> Part:
+    """Return the `Part` for a column of a type."""
+    if isinstance(type_, TypeDecorator):
+        return _part_of_decorator(type_)
+    if isinstance(type_, postgresql.DOMAIN):
+        return part_of(type_.data_type)
+    if isinstance(type_, sqltypes.Enum):
+        return _Enum(type_)
+    if isinstance(type_, sqltypes.ARRAY):
+        return _Array()
+    if isinstance(type_, sqltypes.Uuid):
+        return _Uuid(type_)
+    if isinstance(type_, sqltypes.DateTime):
+        return _DateTime(type_.timezone)
+    if isinstance(type_, sqltypes.Integer):
+        return _Integer(_bits(type_))
+    if isinstance(type_, sqltypes.String):
+        return _String()
+    return _typed(type_) or Part()
+
+
+def _part_of_decorator(type_: TypeDecorator[Any]) -> Part:
+    if type(type_).bind_processor is not TypeDecorator.bind_processor:
+        return Part()
+    if type(type_).process_bind_param is not TypeDecorator.process_bind_param:
+        return _Decorated(type_)
+    return part_of(type_.load_dialect_impl(_DIALECT))
+
+
+def _typed(type_: TypeEngine[Any]) -> Part | None:
+    if isinstance(type_, sqltypes.Numeric):
+        # SQLAlchemy's floats are Numeric too. A float is exact where the driver prints it.
+        return _Typed("a number", Decimal, int, float, but=(bool,))
+    if isinstance(type_, sqltypes.Boolean):
+        return _Typed("True or False", bool)
+    if isinstance(type_, sqltypes.Date):
+        return _Typed("a date without a time", date, but=(datetime,))
+    if isinstance(type_, sqltypes.Time):
+        return _Typed("a time", time)
+    if isinstance(type_, sqltypes.Interval | postgresql.INTERVAL):
+        return _Typed("a timedelta", timedelta)
+    if isinstance(type_, sqltypes.LargeBinary):
+        return _Typed("bytes", bytes, bytearray, memoryview)
+    return None
+
+
+def _bits(type_: sqltypes.Integer) -> int:
+    if isinstance(type_, sqltypes.SmallInteger):
+        return 16
+    return 64 if isinstance(type_, sqltypes.BigInteger) else 32
+
+
+def _is_text(value: str) -> bool:
+    if "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True

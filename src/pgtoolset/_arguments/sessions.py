@@ -1,0 +1,93 @@
+"""Sessions, factories of sessions and engines."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from pgtoolset._arguments.shown import shown
+from pgtoolset.protocols import ManagedSession, SessionFactory
+
+S = TypeVar("S", bound=ManagedSession)
+
+_TRANSACTIONAL = ("in_transaction", "begin", "begin_nested")
+_MANAGED = (*_TRANSACTIONAL, "commit", "rollback", "close")
+
+
+def sync_session(session: object) -> Session:
+    """Return the `Session` inside an `AsyncSession`; `TypeError` for anything else."""
+    sync = sync_session_of(session)
+    if sync is None:
+        raise TypeError(f"session must be an AsyncSession, not {shown(session)}{_advice(session)}")
+    return sync
+
+
+def sync_session_of(session: object) -> Session | None:
+    """Return the `Session` inside an `AsyncSession`, `None` for a session of another kind."""
+    if isinstance(session, AsyncSession):
+        return session.sync_session
+    sync = getattr(session, "sync_session", None)
+    return sync if isinstance(sync, Session) else None
+
+
+def check_transactional(session: object) -> None:
+    """Raise `TypeError` for an object that is not a `TransactionalSession`."""
+    if isinstance(session, AsyncSession):
+        return
+    missing = [name for name in _TRANSACTIONAL if not callable(getattr(session, name, None))]
+    if missing or _advice(session):
+        lacks = f", which has no {missing[0]}()" if missing and not _advice(session) else ""
+        raise TypeError(
+            f"session must be an AsyncSession or another TransactionalSession, not {shown(session)}"
+            f"{lacks}{_advice(session)}"
+        )
+
+
+def check_session_maker(session_maker: object) -> None:
+    """Raise `TypeError` for an object that cannot be a `SessionFactory`."""
+    make = getattr(session_maker, "__call__", None)  # noqa: B004 - the method itself is looked at
+    if make is None or (inspect.isclass(session_maker) and session_maker in (str, bytes)):
+        raise TypeError(
+            "session_maker must be an async_sessionmaker or another callable that makes a session, "
+            f"not {shown(session_maker)}{_advice(session_maker)}"
+        )
+    if inspect.iscoroutinefunction(session_maker) or inspect.iscoroutinefunction(make):
+        raise TypeError(
+            f"session_maker must return a session, not a coroutine; {shown(session_maker)} is async"
+        )
+
+
+def new_session(session_maker: SessionFactory[S]) -> S:
+    """Return a session of the factory; `TypeError` where it makes something else."""
+    session = session_maker()
+    if isinstance(session, AsyncSession):
+        return session
+    missing = [name for name in _MANAGED if not callable(getattr(session, name, None))]
+    if missing or _advice(session):
+        lacks = f", which has no {missing[0]}()" if missing and not _advice(session) else ""
+        raise TypeError(
+            f"session_maker must make an AsyncSession or another ManagedSession, not "
+            f"{shown(session)}{lacks}{_advice(session)}"
+        )
+    return session
+
+
+def check_engine(engine: object) -> AsyncEngine:
+    """Return the engine; `TypeError` for an object that is not an `AsyncEngine`."""
+    if not isinstance(engine, AsyncEngine):
+        raise TypeError(f"engine must be an AsyncEngine, not {shown(engine)}")
+    return engine
+
+
+def _advice(given: Any) -> str:
+    """What to pass in place of an object that is nearly a session."""
+    if isinstance(given, async_scoped_session):
+        return "; pass the session that it gives when it is called: scoped()"
+    if isinstance(given, Session | scoped_session):
+        return "; a synchronous session cannot be awaited: pass an AsyncSession"
+    if isinstance(given, type) and issubclass(given, AsyncSession):
+        return "; pass a session, not its class"
+    return ""
