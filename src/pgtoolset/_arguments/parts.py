@@ -181,6 +181,8 @@ class _Decorated(Part):
 
 def part_of(type_: TypeEngine[Any]) -> Part:
     """Return the `Part` for a column of a type."""
+    if isinstance(type_, sqltypes.Interval | postgresql.INTERVAL):
+        return _Typed("a timedelta", timedelta)  # a TypeDecorator for other databases alone
     if isinstance(type_, TypeDecorator):
         return _part_of_decorator(type_)
     if isinstance(type_, postgresql.DOMAIN):
@@ -209,8 +211,7 @@ def _part_of_decorator(type_: TypeDecorator[Any]) -> Part:
 
 
 def _typed(type_: TypeEngine[Any]) -> Part | None:
-    if isinstance(type_, sqltypes.Numeric):
-        # SQLAlchemy's floats are Numeric too. A float is exact where the driver prints it.
+    if isinstance(type_, sqltypes.Numeric | sqltypes.Float):
         return _Typed("a number", Decimal, int, float, but=(bool,))
     if isinstance(type_, sqltypes.Boolean):
         return _Typed("True or False", bool)
@@ -218,8 +219,6 @@ def _typed(type_: TypeEngine[Any]) -> Part | None:
         return _Typed("a date without a time", date, but=(datetime,))
     if isinstance(type_, sqltypes.Time):
         return _Typed("a time", time)
-    if isinstance(type_, sqltypes.Interval | postgresql.INTERVAL):
-        return _Typed("a timedelta", timedelta)
     if isinstance(type_, sqltypes.LargeBinary):
         return _Typed("bytes", bytes, bytearray, memoryview)
     return None

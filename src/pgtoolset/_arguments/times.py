@@ -35,8 +35,8 @@ def seconds(name: str, value: object, *, zero: bool = False) -> float:
         match = _WITH_UNIT.fullmatch(value)
         if match is None or match[2] not in _UNITS:
             raise ValueError(
-                f"{name} must be a number with one of the units {', '.join(_UNITS)}, such as '500ms'; "
-                f"got {shown(value)}"
+                f"{name} must be a number with one of the units {', '.join(_UNITS)}, such as "
+                f"'500ms', not {shown(value)}"
             )
         result = float(match[1]) * _UNITS[match[2]]
     elif isinstance(value, int | float) and not isinstance(value, bool):
