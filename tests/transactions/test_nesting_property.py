@@ -182,8 +182,7 @@ def outcome_of(error: BaseException) -> str:
 
 async def write(session: AsyncSession, id_: int) -> None:
     if isinstance(session, MemorySession):
-        session.add(Item(id=id_))
-        await session.flush()
+        await session.put(Item, id_)
     else:
         await session.execute(text("INSERT INTO item (id, name) VALUES (:id, '')"), {"id": id_})
 

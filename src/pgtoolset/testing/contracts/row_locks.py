@@ -10,7 +10,7 @@ import pytest
 
 from pgtoolset import LockTimeoutError, RowLockMode, get_transaction
 from pgtoolset.protocols import LockObserver, RowLocker, TableLocker
-from pgtoolset.testing.contracts.harness import MappedRows, missing, opened, until
+from pgtoolset.testing.contracts.harness import RowsHarness, missing, opened, until
 
 __all__ = ["LockObserverContract", "RowLockerContract"]
 
@@ -20,7 +20,7 @@ CONFLICTS = ("XXXX", "XXX ", "XX  ", "X   ")
 
 
 class RowLockerContract:
-    """What `RowLocker` promises. Fixtures: `locks`, and `harness`, a `MappedRows` with a
+    """What `RowLocker` promises. Fixtures: `locks`, and `harness`, a `RowsHarness` with a
     `value`."""
 
     @pytest.fixture
@@ -28,11 +28,13 @@ class RowLockerContract:
         missing("locks", "the RowLocker")
 
     @pytest.fixture
-    def harness(self) -> MappedRows:
-        missing("harness", "MappedRows(session_maker, Model, value='status')")
+    def harness(self) -> RowsHarness:
+        missing(
+            "harness", "a RowsHarness, such as MappedRows(session_maker, Model, value='status')"
+        )
 
     async def is_free(
-        self, locks: RowLocker, harness: MappedRows, number: int, mode: str = "UPDATE"
+        self, locks: RowLocker, harness: RowsHarness, number: int, mode: str = "UPDATE"
     ) -> bool:
         async with opened(harness) as session:
             try:
@@ -42,7 +44,7 @@ class RowLockerContract:
             except LockTimeoutError:
                 return False
 
-    async def test_rows_in_key_order(self, locks: RowLocker, harness: MappedRows) -> None:
+    async def test_rows_in_key_order(self, locks: RowLocker, harness: RowsHarness) -> None:
         """In key order whatever the order of the keys, each once, without those that do not
         exist."""
         await harness.insert(1, 2, 3, 4)
@@ -58,7 +60,7 @@ class RowLockerContract:
 
     @pytest.mark.parametrize("held", RowLockMode, ids=lambda mode: mode.name)
     async def test_conflicts(
-        self, locks: RowLocker, harness: MappedRows, held: RowLockMode
+        self, locks: RowLocker, harness: RowsHarness, held: RowLockMode
     ) -> None:
         """A mode can be held together with just those that PostgreSQL's table allows."""
         await harness.insert(1)
@@ -69,36 +71,22 @@ class RowLockerContract:
                 found += " " if await self.is_free(locks, harness, 1, wanted) else "X"
         assert found == CONFLICTS[list(RowLockMode).index(held)]
 
-    async def test_values_as_locked(self, locks: RowLocker, harness: MappedRows) -> None:
-        """A waiter gets the rows with what the holder has committed, in an instance that it had
-        before too."""
+    async def test_values_as_locked(self, locks: RowLocker, harness: RowsHarness) -> None:
+        """A waiter receives the rows with the values that the holder has committed."""
         await harness.insert(1)
         async with opened(harness) as holder, opened(harness) as session:
-            row = await session.get(harness.model, 1)
+            assert await harness.seen(session) == {1}
             await session.commit()
-            [mine] = await locks.lock_rows(holder, harness.model, [1])
-            setattr(mine, harness.attribute, harness.values[1])
+            await locks.lock_rows(holder, harness.model, [1])
+            await harness.change(holder, 1, harness.values[1])
             task = asyncio.create_task(locks.lock_rows(session, harness.model, [1]))
             await asyncio.sleep(0.1)
             assert not task.done()
             await holder.commit()
-            [same] = await task
-            assert same is row
-            assert getattr(same, harness.attribute) == harness.values[1]
+            [row] = await task
+            assert getattr(row, harness.attribute) == harness.values[1]
 
-    async def test_pending_changes_are_kept(self, locks: RowLocker, harness: MappedRows) -> None:
-        """What the session has not flushed is flushed first, and not overwritten."""
-        await harness.insert(1)
-        async with opened(harness) as session:
-            row = await session.get(harness.model, 1)
-            setattr(row, harness.attribute, harness.values[2])
-            [same] = await locks.lock_rows(session, harness.model, [1])
-            assert same is row
-            assert getattr(row, harness.attribute) == harness.values[2]
-            await session.commit()
-        assert await harness.value_of(1) == harness.values[2]
-
-    async def test_skip_locked(self, locks: RowLocker, harness: MappedRows) -> None:
+    async def test_skip_locked(self, locks: RowLocker, harness: RowsHarness) -> None:
         """What somebody else has locked is left out."""
         await harness.insert(1, 2, 3)
         async with opened(harness) as holder, opened(harness) as session:
@@ -108,7 +96,7 @@ class RowLockerContract:
 
     @pytest.mark.parametrize("arguments", [{"nowait": True}, {"timeout": "50ms"}], ids=repr)
     async def test_timeout(
-        self, locks: RowLocker, harness: MappedRows, arguments: dict[str, Any]
+        self, locks: RowLocker, harness: RowsHarness, arguments: dict[str, Any]
     ) -> None:
         """In time or not at all; the transaction around the call goes on with what it had, and
         without new locks."""
@@ -129,15 +117,15 @@ class RowLockerContract:
             assert not session.in_transaction()
         assert await harness.stored() == {1, 2, 3}
 
-    async def test_a_writer_waits(self, locks: RowLocker, harness: MappedRows) -> None:
+    async def test_a_writer_waits(self, locks: RowLocker, harness: RowsHarness) -> None:
         """Whoever changes a row that is locked waits, and then changes what the holder has left."""
         await harness.insert(1)
         async with opened(harness) as session:
-            [row] = await locks.lock_rows(session, harness.model, [1])
+            await locks.lock_rows(session, harness.model, [1])
             task = asyncio.create_task(harness.update(1, harness.values[2]))
             await asyncio.sleep(0.1)
             assert not task.done()
-            setattr(row, harness.attribute, harness.values[1])
+            await harness.change(session, 1, harness.values[1])
             await session.commit()
             await task
         assert await harness.value_of(1) == harness.values[2]
@@ -159,7 +147,7 @@ class RowLockerContract:
     async def test_bad_arguments(
         self,
         locks: RowLocker,
-        harness: MappedRows,
+        harness: RowsHarness,
         arguments: dict[str, Any],
         error: type[Exception],
     ) -> None:
@@ -173,7 +161,7 @@ class RowLockerContract:
 
 class LockObserverContract:
     """What `LockObserver` promises. Fixtures: `observer`, `locks` (a `TableLocker`), and `harness`,
-    a `MappedRows`."""
+    a `RowsHarness`."""
 
     @pytest.fixture
     def observer(self) -> LockObserver:
@@ -184,11 +172,11 @@ class LockObserverContract:
         missing("locks", "a TableLocker, to give the observer something to see")
 
     @pytest.fixture
-    def harness(self) -> MappedRows:
-        missing("harness", "MappedRows(session_maker, Model)")
+    def harness(self) -> RowsHarness:
+        missing("harness", "a RowsHarness, such as MappedRows(session_maker, Model)")
 
     async def test_who_waits_for_whom(
-        self, observer: LockObserver, locks: TableLocker, harness: MappedRows
+        self, observer: LockObserver, locks: TableLocker, harness: RowsHarness
     ) -> None:
         """Each session that waits is seen, with those in its way, what it wants and for how long it
         has waited."""

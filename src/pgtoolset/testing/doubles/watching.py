@@ -1,104 +1,86 @@
-"""Watching rows without a database: commits wake those who wait, so nothing is polled and nobody
-sleeps."""
+"""Watching rows in memory: each commit is looked at when it happens, so that no interval passes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
-from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, Self, TypeVar, cast
 
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapper, make_transient_to_detached
-from sqlalchemy.orm.attributes import set_committed_value
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.orm import Mapper
 
-from pgtoolset._native import row_comparator
-from pgtoolset.errors import WaitTimeoutError, WatcherClosedError
-from pgtoolset.testing.doubles._loading import values_at
-from pgtoolset.testing.doubles._store import Row, Work
-from pgtoolset.testing.doubles.database import MemoryDatabase
-from pgtoolset.testing.doubles.locks import sync_of
-from pgtoolset.values import RowChange
-from pgtoolset.watch._loading import place, seen_by
-from pgtoolset.watch._subscriptions import Stream, Subscription, Waiter
-from pgtoolset.watch.streams import RowChanges
-from pgtoolset.watch.targets import (
-    Target,
+from pgtoolset._arguments import (
+    check_columns,
     check_predicate,
-    check_seconds,
-    check_session,
-    parse_key,
-    raw_key,
-    resolve_target,
+    mapper_of,
+    optional_seconds,
+    seconds,
+    shown,
 )
-from pgtoolset.watch.waiting import _Wait
+from pgtoolset._native import row_comparator
+from pgtoolset.errors import (
+    RowDeletedError,
+    RowNotFoundError,
+    WaitTimeoutError,
+    WatcherClosedError,
+)
+from pgtoolset.protocols import TransactionalSession
+from pgtoolset.testing.doubles import _rows as rows
+from pgtoolset.testing.doubles._refusals import no_database
+from pgtoolset.testing.doubles._work import Place, Store, Work
+from pgtoolset.testing.doubles.database import MemoryDatabase
+from pgtoolset.testing.doubles.session import work_of
+from pgtoolset.values import RowChange
 
-__all__ = ["MemoryWatcher"]
+__all__ = ["MemoryChanges", "MemoryWatcher"]
 
 M = TypeVar("M")
-
-#: Of asyncpg, which it does not import.
-_dialect = make_url("postgresql+asyncpg://").get_dialect()()
+Values = Mapping[str, Any]
 
 
 class MemoryWatcher:
-    """`RowWatcher` and `wait_for_row_change` for a `MemoryDatabase`.
+    """`RowWatcher` and `wait_for_row_change` on a `MemoryDatabase`.
 
-    Each commit is looked at as it happens, so a wait ends with the commit that it waits for, and no
-    interval is waited out. Timeouts are measured by the database's clock. What is refused, returned
-    and raised is as with the real ones.
+    It looks at each commit as it happens. Timeouts are measured by the database's clock. A row has
+    the key and the values that were put; to watch a column that was not put is a `NoDatabaseError`.
 
     Args:
         database: whose rows are watched.
 
     Raises:
-        TypeError: `database` is no `MemoryDatabase`.
+        TypeError: `database` is not a `MemoryDatabase`.
 
     Example:
         >>> database = MemoryDatabase()
         >>> async with MemoryWatcher(database) as watcher:
         ...     changes = watcher.changes(Account, 1)
-        ...     async with create_db_context(database.session)() as memory:
-        ...         memory.add(Account(id=1, balance=100))
+        ...     database.put(Account, 1, {"balance": 100})
         ...     change = await anext(changes)
         >>> assert (change.kind, change.after) == ("insert", {"id": 1, "balance": 100})
     """
 
     def __init__(self, database: MemoryDatabase) -> None:
         if not isinstance(database, MemoryDatabase):
-            raise TypeError(f"database must be a MemoryDatabase, not {database!r}")
-        self._store = database.store
-        self._known: dict[Subscription[Any], Row | None] = {}
+            raise TypeError(f"database must be a MemoryDatabase, not {shown(database)}")
+        self._store: Store = database._store
+        self._open: set[_Watched[Any]] = set()
         self._state = "new"
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
-            raise WatcherClosedError("A MemoryWatcher is entered once; make a new one.")
+            raise WatcherClosedError("a MemoryWatcher is entered once; make a new one")
         self._state = "open"
-        self._store.listeners.append(self._look)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Stop watching: whoever waits gets a `WatcherClosedError`. Closing twice is no error."""
-        if self._state == "open":
-            self._store.listeners.remove(self._look)
+        """Stop watching: each waiter receives a `WatcherClosedError`. A second call does nothing."""
         self._state = "closed"
-        for subscription in list(self._known):
-            subscription.fail(
-                lambda: WatcherClosedError("The watcher was closed while somebody waited on it.")
-            )
-        self._known.clear()
+        for watched in list(self._open):
+            watched.close("the MemoryWatcher was closed while its waiter waited")
 
     async def wait(
         self,
@@ -106,146 +88,228 @@ class MemoryWatcher:
         pk_value: Any,
         *,
         columns: Iterable[Any] | None = None,
-        timeout: float | timedelta | None = None,
+        timeout: float | timedelta | str | None = None,
+        until: Callable[[M], bool] | None = None,
+        baseline: M | Mapping[str, Any] | None = None,
     ) -> RowChange[M]:
         """As `RowWatcher.wait`."""
-        target, pk, key = self._parse(model, pk_value, columns)
-        seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
-        waiter = Waiter(target, pk, key, seconds)
-        self._subscribe(waiter)
-        alarm = None if seconds is None else self._store.clock.call_later(seconds, waiter.expire)
+        limit = optional_seconds("timeout", timeout, zero=True)
+        check_predicate("until", until)
+        watched = self._watch(model, pk_value, columns)
         try:
-            return await waiter.future
+            before = await _until_changed(watched, limit, until, baseline)
+            return RowChange(model, watched.pk, before, watched.latest)
         finally:
-            self._unsubscribe(waiter)
-            if alarm is not None:
-                alarm.cancel()
-            if waiter.future.done() and not waiter.future.cancelled():
-                waiter.future.exception()  # looked at, where a cancellation came between
+            self._drop(watched)
 
     def changes(
         self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
-    ) -> RowChanges[M]:
+    ) -> MemoryChanges[M]:
         """As `RowWatcher.changes`."""
-        target, pk, key = self._parse(model, pk_value, columns)
-        stream = Stream(target, pk, key)
-        self._subscribe(stream)
-        return RowChanges(stream, self._unsubscribe, self._unsubscribe)
+        return MemoryChanges(self._watch(model, pk_value, columns), self._drop)
 
     async def wait_for_row_change(
         self,
-        session: AsyncSession,
+        session: TransactionalSession,
         model: type[M],
         pk_value: Any,
         *,
         columns: Iterable[Any] | None = None,
-        interval: float | timedelta = 0.5,
-        timeout: float | timedelta | None = None,
+        interval: float | timedelta | str = 0.5,
+        timeout: float | timedelta | str | None = None,
         until: Callable[[M], bool] | None = None,
         baseline: M | Mapping[str, Any] | None = None,
     ) -> M:
-        """As `pgtoolset.wait_for_row_change`, of a session of the same database; the watcher need
-        not be open."""
-        check_session(session)
-        target = resolve_target(model, columns)
-        parts = parse_key(target, pk_value)
-        pause = check_seconds("interval", interval)
-        seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
-        check_predicate(until)
-        sync = sync_of(session)
-        raw_key(target, parts, _dialect)
-        seen = None if baseline is None else seen_by(target, baseline)
-        wait = _Wait(target, pk_value, pause, seconds, until, seen)
-        found = await self._found(wait, target, parts, seconds)
-        placed: M = await greenlet_spawn(place, sync, target, found)
-        return placed
+        """As `pgtoolset.wait_for_row_change`; the watcher need not be open.
 
-    async def _found(
-        self, wait: _Wait, target: Target[Any], parts: tuple[Any, ...], seconds: float | None
-    ) -> Any:
-        """The row as a detached instance, once it is what is waited for."""
-        woken = asyncio.Event()
-        expired = False
-
-        def expire() -> None:
-            nonlocal expired
-            expired = True
-            woken.set()
-
-        alarm = None if seconds is None else self._store.clock.call_later(seconds, expire)
-        self._store.listeners.append(woken.set)
+        In place of an instance it returns a read-only row.
+        """
+        work_of(session)
+        seconds("interval", interval)
+        limit = optional_seconds("timeout", timeout, zero=True)
+        check_predicate("until", until)
+        watched = _Watched(self._store, model, pk_value, columns)
         try:
-            while True:
-                woken.clear()
-                last = expired or seconds == 0
-                row = self._detached(target, parts)
-                if wait._is_over(row):
-                    return row
-                if last:
-                    raise WaitTimeoutError(f"{target} {parts!r} did not change within {seconds} s.")
-                await woken.wait()
+            await _until_changed(watched, limit, until, baseline)
+            if watched.latest is None:
+                raise RowDeletedError(f"{watched} was deleted while its waiter waited")
+            return cast("M", rows.find(watched.onlooker, model, watched.place))
         finally:
-            self._store.listeners.remove(woken.set)
-            if alarm is not None:
-                alarm.cancel()
+            watched.stop()
 
-    def _detached(self, target: Target[Any], parts: tuple[Any, ...]) -> Any:
-        found = values_at(self._onlooker, target.mapper, parts)
-        if found is None:
+    def _watch(self, model: type[M], pk_value: Any, columns: Iterable[Any] | None) -> _Watched[M]:
+        watched = _Watched(self._store, model, pk_value, columns)
+        if self._state != "open":
+            watched.stop()
+            raise WatcherClosedError(
+                "the MemoryWatcher is not open: use it inside `async with MemoryWatcher(database)`"
+            )
+        self._open.add(watched)
+        return watched
+
+    def _drop(self, watched: _Watched[Any]) -> None:
+        watched.stop()
+        self._open.discard(watched)
+
+
+class _Watched(Generic[M]):
+    """A row that is watched: its latest state, and a wake-up at each change of it."""
+
+    def __init__(
+        self, store: Store, model: type[M], pk_value: Any, columns: Iterable[Any] | None
+    ) -> None:
+        mapper: Mapper[M] = mapper_of(model)
+        self._columns = check_columns(mapper, columns)
+        self._is_partial = columns is not None
+        self.model = model
+        self.mapper = mapper
+        self.store = store
+        self.place: Place = rows.place_of(model, "pk_value", pk_value)
+        key = self.place[1]
+        self.pk: Any = key[0] if len(key) == 1 else key
+        self.onlooker = Work(store, 0)  # it has changed nothing, so it sees what is committed
+        self.latest: Values | None = self._look()
+        self._error: Exception | None = None
+        self._woken = asyncio.Event()
+        store.listeners.append(self._check)
+
+    def __str__(self) -> str:
+        return f"{self.model.__name__} {shown(self.pk)}"
+
+    def _look(self) -> Values | None:
+        row = rows.find(self.onlooker, self.model, self.place)
+        if row is None:
             return None
-        mapper: Mapper[Any] = found[0]
-        instance = mapper.class_manager.new_instance()
-        for name, value in found[1].items():
-            set_committed_value(instance, name, value)
-        make_transient_to_detached(instance)
-        return instance
+        values = rows.values_of(row)
+        missing = [name for name in self._columns if name not in values]
+        if missing and self._is_partial:
+            raise no_database(f"{self} was put without a value of {missing[0]}")
+        return MappingProxyType({name: values[name] for name in self._columns if name in values})
+
+    def _check(self) -> None:
+        try:
+            latest = self._look()
+        except Exception as error:  # raised where it is waited for, and not by the commit
+            self._error = error
+            self._woken.set()
+            return
+        if not is_same(self.latest, latest):
+            self.latest = latest
+            self._woken.set()
+
+    def close(self, why: str) -> None:
+        self.stop()
+        self._error = WatcherClosedError(why)
+        self._woken.set()
+
+    def stop(self) -> None:
+        if self._check in self.store.listeners:
+            self.store.listeners.remove(self._check)
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def woken(self) -> None:
+        """Wait for a change or a call of `wake`; raise the error that ended the watching."""
+        if self._error is None:
+            await self._woken.wait()
+            self._woken.clear()
+        if self._error is not None:
+            raise self._error
+
+
+def is_same(one: Values | None, other: Values | None) -> bool:
+    """Whether two states of a row are the same."""
+    if one is None or other is None:
+        return one is other
+    return row_comparator.same_value(dict(one), dict(other))
+
+
+async def _until_changed(
+    watched: _Watched[M],
+    limit: float | None,
+    until: Callable[[M], bool] | None,
+    baseline: object,
+) -> Values | None:
+    """Wait until a row differs from its first state; return that state."""
+    if watched.latest is None and baseline is None:
+        raise RowNotFoundError(f"there is no {watched}")
+    before = watched.latest if baseline is None else _seen(watched, baseline)
+    deadline = None if limit is None else watched.store.clock.time() + limit
+    timer = None if limit is None else watched.store.clock.call_later(limit, watched.wake)
+    try:
+        while True:
+            if watched.latest is None or (until is None and not is_same(before, watched.latest)):
+                return before
+            if until is not None:
+                row = rows.find(watched.onlooker, watched.model, watched.place)
+                if until(cast("M", row)):
+                    return before
+            if deadline is not None and watched.store.clock.time() >= deadline:
+                raise WaitTimeoutError(f"{watched} did not change within {limit:g} s")
+            await watched.woken()
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _seen(watched: _Watched[Any], baseline: object) -> Values:
+    """The watched values that the caller has seen; the others are taken from the first look."""
+    if isinstance(baseline, rows.MemoryRow):
+        baseline = rows.values_of(baseline)
+    if not isinstance(baseline, Mapping):
+        if isinstance(baseline, watched.model):
+            raise no_database(
+                f"baseline is an instance of {watched.model.__name__}, of which a double does not "
+                "know what was loaded; give a mapping or a row that a double returned"
+            )
+        raise TypeError(
+            f"baseline must be a mapping or an instance of {watched.model.__name__}, "
+            f"not {shown(baseline)}"
+        )
+    unknown = [str(name) for name in baseline if name not in watched.mapper.column_attrs]
+    if unknown:
+        raise ValueError(
+            f"baseline: {watched.model.__name__} has no mapped column {', '.join(unknown)}"
+        )
+    latest = watched.latest or {}
+    seen = {**latest, **{name: baseline[name] for name in latest if name in baseline}}
+    if not set(baseline) & set(latest) and latest:
+        raise ValueError("baseline has none of the watched columns")
+    return MappingProxyType(seen)
+
+
+class MemoryChanges(AsyncIterator[RowChange[M]], Generic[M]):
+    """The changes of a row, as `RowChanges`: where the consumer is slow, they are merged."""
+
+    def __init__(self, watched: _Watched[M], drop: Callable[[_Watched[M]], None]) -> None:
+        self._watched = watched
+        self._drop = drop
+        self._is_closed = False
+        self._seen: Values | None = watched.latest
 
     @property
-    def _onlooker(self) -> Work:
-        """A session that has changed nothing, so that it sees what is committed."""
-        return Work(self._store, 0)
+    def current(self) -> Mapping[str, Any] | None:
+        """The row as it was last handed out, or first found; `None` where there is no row."""
+        return self._seen
 
-    def _parse(
-        self, model: type[M], pk_value: Any, columns: Iterable[Any] | None
-    ) -> tuple[Target[M], Any, Any]:
-        target = resolve_target(model, columns)
-        parts = parse_key(target, pk_value)
-        raw_key(target, parts, _dialect)
-        return target, parts[0] if len(parts) == 1 else parts, parts
+    async def __anext__(self) -> RowChange[M]:
+        while not self._is_closed:
+            before, after = self._seen, self._watched.latest
+            self._seen = after
+            if not is_same(before, after):
+                return RowChange(self._watched.model, self._watched.pk, before, after)
+            await self._watched.woken()
+        raise StopAsyncIteration
 
-    def _subscribe(self, subscription: Subscription[Any]) -> None:
-        if self._state != "open":
-            raise WatcherClosedError(
-                "The watcher is not open: use it inside `async with MemoryWatcher(database)`."
-            )
-        row = self._row(subscription)
-        self._known[subscription] = row
-        subscription.joined = True
-        subscription.start(None if row is None else lambda: MappingProxyType(row))
+    async def __aenter__(self) -> Self:
+        return self
 
-    def _unsubscribe(self, subscription: Subscription[Any]) -> None:
-        self._known.pop(subscription, None)
+    async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        await self.aclose()
 
-    def _look(self) -> None:
-        """Something has been committed: tell those whose row it has changed."""
-        for subscription, before in list(self._known.items()):
-            if subscription.abandoned:
-                self._unsubscribe(subscription)
-                continue
-            after = self._row(subscription)
-            if before is after or (before and after and row_comparator.same_value(before, after)):
-                continue
-            self._known[subscription] = after
-            subscription.changed(_read_only(before), _read_only(after))
-
-    def _row(self, subscription: Subscription[Any]) -> Row | None:
-        found = values_at(self._onlooker, subscription.target.mapper, subscription.key)
-        return (
-            None
-            if found is None
-            else {name: found[1][name] for name in subscription.target.columns}
-        )
-
-
-def _read_only(row: Row | None) -> Mapping[str, Any] | None:
-    return None if row is None else MappingProxyType(row)
+    async def aclose(self) -> None:
+        """Stop watching."""
+        self._is_closed = True
+        self._drop(self._watched)
+        self._watched.wake()
