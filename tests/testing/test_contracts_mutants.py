@@ -1,4 +1,4 @@
-"""The contract classes find what is wrong: each implementation here breaks one promise, and its test
+"""The contract classes find a wrong implementation: each here breaks one promise, and its test
 fails."""
 
 from __future__ import annotations

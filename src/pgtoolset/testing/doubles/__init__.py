@@ -2,6 +2,7 @@
 ORM."""
 
 from pgtoolset.testing.doubles._clock import Clock, LoopClock, ManualClock
+from pgtoolset.testing.doubles._refusals import NoResult
 from pgtoolset.testing.doubles._rows import MemoryRow
 from pgtoolset.testing.doubles._work import Event
 from pgtoolset.testing.doubles.associations import MemoryAssociations
@@ -22,4 +23,5 @@ __all__ = [
     "MemoryRow",
     "MemorySession",
     "MemoryWatcher",
+    "NoResult",
 ]

@@ -31,7 +31,8 @@ class MemoryRow(Refusing):
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise no_database(f"MemoryRow.{name} cannot be set: a double flushes nothing")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> NoReturn:
+        raise no_database(f"MemoryRow.{name} cannot be deleted: a double flushes nothing")
 
     def __repr__(self) -> str:
         return f"<MemoryRow of {model_of(self).__name__}>"

@@ -31,7 +31,7 @@ from pgtoolset.testing.doubles._locking import Request, Resource
 from pgtoolset.testing.doubles._refusals import database_error
 from pgtoolset.testing.doubles._work import Store, Work
 from pgtoolset.testing.doubles.database import MemoryDatabase
-from pgtoolset.testing.doubles.session import MemorySession, work_of
+from pgtoolset.testing.doubles.session import work_of
 from pgtoolset.transactions import get_transaction
 from pgtoolset.values import Blocker, LockMode, LockWait, RowLockMode
 

@@ -77,7 +77,7 @@ class MemoryWatcher:
         await self.close()
 
     async def close(self) -> None:
-        """Stop watching: each waiter receives a `WatcherClosedError`. A second call does nothing."""
+        """End each waiter with a `WatcherClosedError`. A second call does nothing."""
         self._state = "closed"
         for watched in list(self._open):
             watched.close("the MemoryWatcher was closed while its waiter waited")
