@@ -221,7 +221,7 @@ class AssociationWriterContract:
         assert await links.pairs() == {(1, 1), (1, 2)}
 
     async def test_remove(self, associations: AssociationWriter, links: LinksHarness) -> None:
-        """Associations are removed and counted; those that do not exist are not counted."""
+        """Associations are removed and counted; a missing one is not counted."""
         await links.create()
         async with opened(links) as session:
             async with get_transaction(session):
@@ -284,7 +284,7 @@ class AssociationWriterContract:
     async def test_a_level_that_rolls_back(
         self, associations: AssociationWriter, links: LinksHarness
     ) -> None:
-        """The rollback of a level undoes what was written in it, and nothing else."""
+        """The rollback of a level undoes the writes of that level alone."""
         await links.create()
         keys = {number: links.key(links.related, number) for number in (1, 2, 3)}
         async with opened(links) as session:

@@ -1,5 +1,4 @@
-"""What the contract classes need to know of an implementation: sessions, writes, and what is
-stored."""
+"""What the contract classes need of an implementation: sessions, writes, and the stored rows."""
 
 from __future__ import annotations
 

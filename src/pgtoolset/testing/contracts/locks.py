@@ -70,7 +70,7 @@ class TableLockerContract:
     async def test_conflicts(
         self, locks: TableLocker, harness: RowsHarness, held: LockMode
     ) -> None:
-        """A mode can be held together with just those that PostgreSQL's table allows."""
+        """A mode is compatible with exactly the modes that PostgreSQL's table allows."""
         found = ""
         async with (
             opened(harness) as session,
@@ -142,15 +142,14 @@ class TableLockerContract:
     async def test_the_error_names_who_is_in_the_way(
         self, locks: TableLocker, harness: RowsHarness, arguments: dict[str, Any]
     ) -> None:
-        """`LockTimeoutError` has the tables, the mode, the seconds and the sessions that were in
-        the way."""
+        """`LockTimeoutError` has the tables, the mode, the seconds and the blockers."""
         async with opened(harness) as holder, opened(harness) as session:
             async with locks.lock_tables(holder, [harness.model], mode="EXCLUSIVE"):
                 with pytest.raises(TimeoutError) as caught:
                     async with locks.lock_tables(
                         session, [harness.model], mode="SHARE", **arguments
                     ):
-                        raise AssertionError("nobody can have it")
+                        raise AssertionError("the lock is not free")
                 assert not session.in_transaction()
         error = caught.value
         assert isinstance(error, LockTimeoutError)
@@ -174,7 +173,7 @@ class TableLockerContract:
                     for arguments in ways:
                         with pytest.raises(LockTimeoutError):
                             async with locks.lock_tables(session, [harness.model], **arguments):
-                                raise AssertionError("nobody can have it")
+                                raise AssertionError("the lock is not free")
                     await harness.write(session, 2)
                 assert await harness.stored() == {1, 2}
 
@@ -193,7 +192,8 @@ class TableLockerContract:
     async def test_a_lock_goes_with_its_level(
         self, locks: TableLocker, harness: RowsHarness
     ) -> None:
-        """A level that rolls back frees what was locked in it, at any depth, and nothing else."""
+        """A level that rolls back frees the locks that were taken in it, at any depth, and no
+        other."""
         async with (
             opened(harness) as session,
             locks.lock_tables(session, [harness.model], mode="ROW SHARE"),
@@ -279,8 +279,8 @@ class AdvisoryLockerContract:
     async def test_one_at_a_time(
         self, locks: AdvisoryLocker, harness: RowsHarness, key: Any
     ) -> None:
-        """A key of any kind is had by one session, until its block ends; other keys are other
-        locks."""
+        """One session at a time holds the lock of a key, until its block ends; other keys are
+        other locks."""
         async with opened(harness) as session:
             async with locks.advisory_lock(session, key) as taken:
                 assert taken is True
@@ -291,7 +291,7 @@ class AdvisoryLockerContract:
             assert await self.is_free(locks, harness, key)
 
     async def test_shared(self, locks: AdvisoryLocker, harness: RowsHarness) -> None:
-        """Those who share do not exclude each other, and exclude whoever wants it alone."""
+        """Shared locks of a key go together, and conflict with an exclusive one."""
         async with opened(harness) as session, locks.advisory_lock(session, 1, shared=True):
             assert await self.is_free(locks, harness, 1, shared=True)
             assert not await self.is_free(locks, harness, 1)
@@ -300,7 +300,7 @@ class AdvisoryLockerContract:
 
     @pytest.mark.parametrize("key", [1.5, True, (1,), (1, 2, 3), None, b"x"], ids=repr)
     async def test_bad_keys(self, locks: AdvisoryLocker, harness: RowsHarness, key: Any) -> None:
-        """What is no key is refused by the call itself."""
+        """A wrong key is refused by the call itself."""
         async with opened(harness) as session:
             with pytest.raises(TypeError):
                 locks.advisory_lock(session, key)
@@ -309,8 +309,8 @@ class AdvisoryLockerContract:
             assert not session.in_transaction()
 
     async def test_timeout(self, locks: AdvisoryLocker, harness: RowsHarness) -> None:
-        """In time or not at all: the error names who has it, and the transaction around the block
-        goes on."""
+        """A lock that cannot be acquired in time is an error that names the holder; the transaction
+        around the block goes on."""
         async with (
             opened(harness) as holder,
             opened(harness) as session,
@@ -320,7 +320,7 @@ class AdvisoryLockerContract:
                 await harness.write(session, 1)
                 with pytest.raises(LockTimeoutError) as caught:
                     async with locks.advisory_lock(session, "k", timeout="200ms"):
-                        raise AssertionError("nobody can have it")
+                        raise AssertionError("the lock is not free")
             assert (caught.value.tables, caught.value.mode, caught.value.timeout) == (
                 (),
                 "EXCLUSIVE",

@@ -45,8 +45,8 @@ class RowLockerContract:
                 return False
 
     async def test_rows_in_key_order(self, locks: RowLocker, harness: RowsHarness) -> None:
-        """In key order whatever the order of the keys, each once, without those that do not
-        exist."""
+        """Rows come in key order whatever the order of the keys, each once; missing rows are left
+        out."""
         await harness.insert(1, 2, 3, 4)
         async with opened(harness) as session:
             rows = await locks.lock_rows(session, harness.model, [4, 1, 99, 3, 1])
@@ -62,7 +62,7 @@ class RowLockerContract:
     async def test_conflicts(
         self, locks: RowLocker, harness: RowsHarness, held: RowLockMode
     ) -> None:
-        """A mode can be held together with just those that PostgreSQL's table allows."""
+        """A mode is compatible with exactly the modes that PostgreSQL's table allows."""
         await harness.insert(1)
         async with opened(harness) as session:
             await locks.lock_rows(session, harness.model, [1], mode=held)
@@ -87,7 +87,7 @@ class RowLockerContract:
             assert getattr(row, harness.attribute) == harness.values[1]
 
     async def test_skip_locked(self, locks: RowLocker, harness: RowsHarness) -> None:
-        """What somebody else has locked is left out."""
+        """Rows that another session has locked are left out."""
         await harness.insert(1, 2, 3)
         async with opened(harness) as holder, opened(harness) as session:
             await locks.lock_rows(holder, harness.model, [2])
@@ -98,7 +98,7 @@ class RowLockerContract:
     async def test_timeout(
         self, locks: RowLocker, harness: RowsHarness, arguments: dict[str, Any]
     ) -> None:
-        """In time or not at all; the transaction around the call goes on with what it had, and
+        """A row that cannot be locked in time is an error; the transaction around the call goes on
         without new locks."""
         await harness.insert(1, 2)
         async with opened(harness) as holder, opened(harness) as session:
@@ -118,7 +118,8 @@ class RowLockerContract:
         assert await harness.stored() == {1, 2, 3}
 
     async def test_a_writer_waits(self, locks: RowLocker, harness: RowsHarness) -> None:
-        """Whoever changes a row that is locked waits, and then changes what the holder has left."""
+        """A session that changes a locked row waits, and then changes the row as its holder left
+        it."""
         await harness.insert(1)
         async with opened(harness) as session:
             await locks.lock_rows(session, harness.model, [1])
@@ -178,8 +179,8 @@ class LockObserverContract:
     async def test_who_waits_for_whom(
         self, observer: LockObserver, locks: TableLocker, harness: RowsHarness
     ) -> None:
-        """Each session that waits is seen, with those in its way, what it wants and for how long it
-        has waited."""
+        """Each waiting session is listed, with its blockers, the mode that it asks for and how long
+        it has waited."""
         async with opened(harness) as holder, opened(harness) as onlooker:
 
             async def look() -> Any:
@@ -207,6 +208,6 @@ class LockObserverContract:
             assert list(await look()) == []
 
     async def test_bad_argument(self, observer: LockObserver) -> None:
-        """What is no session is refused."""
+        """An object that is not a session is refused."""
         with pytest.raises(TypeError):
             await observer.list_lock_waits(object())

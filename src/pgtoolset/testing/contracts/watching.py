@@ -180,7 +180,7 @@ class ChangeWaiterContract:
 
 
 class WatcherContract:
-    """What `Watcher` promises. Fixtures: `watcher`, which is not entered yet, and `harness`, a
+    """What `Watcher` promises. Fixtures: `watcher`, not entered yet, and `harness`, a
     `RowsHarness` with a value."""
 
     @pytest.fixture
@@ -226,8 +226,8 @@ class WatcherContract:
             assert (change.kind, change.after) == ("delete", None)
 
     async def test_no_change(self, watcher: Any, harness: RowsHarness) -> None:
-        """A change of a column that is not watched is none; a row that does not exist is an error
-        at once."""
+        """A change of an unwatched column is ignored; a row that does not exist is an error at
+        once."""
         await harness.insert(1)
         async with watcher:
             task = await self.started(watcher, harness, 1, [harness.key], timeout=0.3)
@@ -252,8 +252,7 @@ class WatcherContract:
             bystander.cancel()
 
     async def test_changes(self, watcher: Any, harness: RowsHarness) -> None:
-        """Insertions, updates and deletions are given in order; those that a slow consumer missed
-        are merged."""
+        """Insertions, updates and deletions come in order; a slow consumer gets them merged."""
         attribute, values = harness.attribute, harness.values
         async with watcher:
             async with watcher.changes(harness.model, 1, columns=[attribute]) as changes:

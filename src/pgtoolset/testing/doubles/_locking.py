@@ -14,7 +14,7 @@ from pgtoolset._postgres.locks import CONFLICTS
 from pgtoolset.testing.doubles._clock import Clock
 from pgtoolset.values import LockMode, RowLockMode
 
-#: What is locked: its kind ("table", "row", "advisory"), and which of them.
+#: An object that can be locked: its kind ("table", "row", "advisory"), and which of them.
 Resource: TypeAlias = tuple[Hashable, ...]
 
 _R = RowLockMode
@@ -37,7 +37,7 @@ class Hold:
     Attributes:
         owner: the number of the session.
         depth: the level of the transaction that took it: 0 is the outermost. The rollback of a
-            savepoint frees what was taken at its depth or deeper.
+            savepoint frees each lock of its depth or deeper.
     """
 
     owner: int
@@ -129,7 +129,7 @@ class Locks:
         holds = self._holds.get(resource, ())
         ahead: Iterator[Hold] = iter(())
         # A session that holds some lock on the resource goes in front of the queue: it would
-        # otherwise wait for those that wait for it.
+        # otherwise wait for the sessions that wait for it.
         if not any(each.owner == owner for each in holds):
             ahead = self._ahead_of(owner, resource)
         return list(
@@ -148,7 +148,7 @@ class Locks:
                 yield each
 
     def release_from(self, owner: int, depth: int) -> None:
-        """Free what a session took at `depth` or deeper."""
+        """Free the locks of a session that were taken at `depth` or deeper."""
         for resource, holds in list(self._holds.items()):
             left = [each for each in holds if each.owner != owner or each.depth < depth]
             if left:
@@ -158,7 +158,7 @@ class Locks:
         self._serve()
 
     def move_up(self, owner: int, depth: int) -> None:
-        """Give what a released savepoint took to the level around it."""
+        """Give the locks of a released savepoint to the level around it."""
         for holds in self._holds.values():
             for each in holds:
                 if each.owner == owner and each.depth >= depth:

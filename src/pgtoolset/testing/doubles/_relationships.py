@@ -45,27 +45,23 @@ class End:
 
     def key_of(self, item: object) -> PrimaryKey:
         """The key of an instance, which is read from its attributes and not loaded."""
-        class_ = self.mapper.class_
+        class_, names = self.mapper.class_, self.parser.attributes
         if isinstance(item, MemoryRow) and issubclass(model_of(item), class_):
-            found = values_of(item)
+            values = values_of(item)
         elif isinstance(item, class_):
+            # An expired instance has lost its attributes and kept its identity.
             state: Any = inspect_instance(item)
-            found = {**dict(zip(self.parser.attributes, state.identity or (), strict=False))}
-            found |= {
-                name: state.dict[name] for name in self.parser.attributes if name in state.dict
-            }
+            values = dict(zip(names, state.identity or (), strict=False)) | state.dict
         else:
-            hint = "; unpack a collection with *" if isinstance(item, list | tuple | set) else ""
-            hint = hint or ("" if hasattr(item, "_sa_instance_state") else "; give a key in pks")
             raise TypeError(
-                f"{self._name} takes instances of {class_.__name__}, not {shown(item)}{hint}"
+                f"{self._name} takes instances of {class_.__name__}, not {shown(item)}{_hint(item)}"
             )
-        for name in self.parser.attributes:
-            if found.get(name) is None:
+        for name in names:
+            if values.get(name) is None:
                 raise ValueError(
                     f"{self._name}: {shown(item)} has no primary key: its {name} is not set"
                 )
-        return tuple(found[name] for name in self.parser.attributes)
+        return tuple(values[name] for name in names)
 
     def key_or_instance(self, name: str, item: object) -> PrimaryKey:
         """The key that is given as an instance or as itself."""
@@ -73,6 +69,12 @@ class End:
         if isinstance(item, MemoryRow | class_):
             return self.key_of(item)
         return self.parser.parse(name, item)
+
+
+def _hint(item: object) -> str:
+    if isinstance(item, list | tuple | set | frozenset):
+        return "; unpack a collection with *"
+    return "" if hasattr(item, "_sa_instance_state") else "; a primary key goes into pks"
 
 
 def _position(mapper: Mapper[Any], referenced: Column[Any]) -> int | None:

@@ -60,7 +60,7 @@ class Store:
         self.locks = Locks(clock)
         self.log: list[Event] = []
         self.failures: list[Failure] = []
-        #: What is committed.
+        #: The committed values.
         self.values: dict[Place, Any] = {}
         #: Open transactions by the number of their session.
         self.open: dict[int, Work] = {}
@@ -250,11 +250,11 @@ class Work:
     # Values
 
     def value(self, place: Place) -> Any:
-        """What this session sees at a place: its own change, or what is committed."""
+        """Return the value that this session sees: its own change, or the committed one."""
         return self._changes.get(place, self.store.values.get(place))
 
     def places(self, table: Table) -> list[Place]:
-        """Where this session sees a value of a table."""
+        """Return the places of a table where this session sees a value."""
         places = dict.fromkeys((*self.store.values, *self._changes))
         return [place for place in places if place[0] is table and self.value(place) is not None]
 

@@ -19,7 +19,7 @@ _OPERATIONS = ("BEGIN", "STATEMENT", "COMMIT")
 
 
 class MemoryDatabase:
-    """What the sessions of a test share: a log, locks, rows by key, associations and failures.
+    """The memory that the sessions of a test share: a log, locks, rows, associations, failures.
 
     A session sees what others have committed, and its own changes. There is no schema, no
     constraint and no ORM: rows are keys and plain values that a test puts.
@@ -59,7 +59,7 @@ class MemoryDatabase:
             values: by attribute name, without the key.
 
         Raises:
-            TypeError, ValueError: an argument is not what it must be.
+            TypeError, ValueError: an argument is wrong.
         """
         place = rows.place_of(model, "key", key)
         row = rows.new_row(model, place[1], {} if values is None else values)
@@ -99,7 +99,7 @@ class MemoryDatabase:
             times: how many operations fail.
 
         Raises:
-            TypeError, ValueError: an argument is not what it must be.
+            TypeError, ValueError: an argument is wrong.
         """
         if operation not in _OPERATIONS:
             known = ", ".join(_OPERATIONS)
@@ -112,5 +112,5 @@ class MemoryDatabase:
 
     @property
     def _onlooker(self) -> Work:
-        """A transaction that has changed nothing, so that it sees what is committed."""
+        """A transaction without changes, which sees the committed values."""
         return Work(self._store, 0)

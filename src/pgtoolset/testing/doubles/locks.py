@@ -213,7 +213,7 @@ async def _table_block(
 ) -> AsyncIterator[Any]:
     async with get_transaction(session):
         wanted.begin()
-        # In the order of `qualified_names`, whoever asks.
+        # The global order of `qualified_names`.
         for table in sorted(tables, key=lambda each: (each.schema or "public", each.name)):
             await wanted.take(("table", table))
         yield session

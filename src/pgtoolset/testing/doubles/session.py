@@ -1,4 +1,4 @@
-"""A session that records what it is asked for and has no database."""
+"""A session that records its transactions and statements, and has no database."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MemorySession(Refusing):
 
     `MemoryDatabase.session` makes one. It satisfies `ManagedSession`, so that `get_transaction`,
     `create_db_context`, `create_db_dependency`, `run_transaction` and `on_commit` work with it as
-    with an `AsyncSession`. It is not an `AsyncSession`: what it does not have is a
+    with an `AsyncSession`. It is not an `AsyncSession`: any other attribute is a
     `NoDatabaseError`.
 
     Attributes:
@@ -105,7 +105,7 @@ class MemorySession(Refusing):
         self._work.roll_back()
 
     async def close(self) -> None:
-        """Roll back what is open."""
+        """Roll back the open transaction, if any."""
         self._work.roll_back()
         self._work.log("CLOSE")
 
@@ -118,7 +118,7 @@ class MemorySession(Refusing):
     # Statements and rows
 
     async def execute(self, statement: Executable, parameters: Any = None) -> NoResult:
-        """Record a statement. What is returned has no rows: each use of it is an error.
+        """Record a statement. The returned object has no rows: each use of it is an error.
 
         Args:
             statement: such as `text("SELECT 1")` or `select(Order)`.
@@ -157,7 +157,7 @@ class MemorySession(Refusing):
         self._work.change(place, row)
 
     def rows(self, model: type[Any]) -> list[Mapping[str, Any]]:
-        """The rows that this session sees: what is committed, and its own changes."""
+        """Return the rows that this session sees: committed ones, and its own changes."""
         return rows.rows_of(self._work, model)
 
 
