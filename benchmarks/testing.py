@@ -120,7 +120,8 @@ async def cleaning(server_url: str, rounds: int) -> None:
                 await session.execute(table.delete())
             await session.execute(
                 text(
-                    "SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, false)"
+                    "SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, "
+                    "false)"
                 )
             )
             await session.commit()

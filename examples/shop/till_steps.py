@@ -9,7 +9,8 @@ from examples.shop.console import Console, expect
 async def closing_the_till(shop: Shop, witness: Witness, console: Console) -> None:
     clients, each = 8, 25
     console.did(
-        f"POST /till/sales, {clients * each} by {clients} clients, and meanwhile POST /till/closings again and again: "
+        f"POST /till/sales, {clients * each} by {clients} clients, and meanwhile POST "
+        "/till/closings again and again: "
         "lock_tables(..., mode='EXCLUSIVE') around counting the sales and marking them as counted"
     )
 
@@ -29,7 +30,8 @@ async def closing_the_till(shop: Shop, witness: Witness, console: Console) -> No
     )
     counted = sum(closing["sales"] for closing in closings)
     console.saw(
-        f"{len(closings)} closings counted {counted} sales; {wrong} differ from the sales marked as theirs"
+        f"{len(closings)} closings counted {counted} sales; {wrong} differ from the sales marked "
+        "as theirs"
     )
     expect("sales counted", counted, clients * each)
     expect("closings that differ from their sales", wrong, 0)
