@@ -2,7 +2,7 @@
 
 - `cleanup_tables` after a test that wrote into three of 200 tables, against fastapi-toolsets' own,
 and against a DELETE
-  of just those three by somebody who knows which they are;
+  of just those three by a program that knows which they are;
 - a database for a worker as a copy of a template, until it can be used, against CREATE DATABASE and
 `create_all` of 50
   tables by hand, and against fastapi-toolsets' `create_worker_database` with the same `create_all`.

@@ -71,7 +71,7 @@ async def hang_ups(shop: Shop, witness: Witness, console: Console) -> None:
                 group.create_task(shop.lines("/reports/export", lines=300)) for _ in range(size)
             ]
             await orders.hang_up()
-        # An export that nobody reads keeps its connection, so in the end each connection is in the
+        # An export without a reader keeps its connection, so in the end each connection is in the
         # hands of one.
         await eventually("exports sent", exports.sent, size)
         await eventually("exports that began", exports.answered, POOL_SIZE)
@@ -113,6 +113,6 @@ async def hang_ups(shop: Shop, witness: Witness, console: Console) -> None:
         f"{stored} of the {size} abandoned orders are stored, each with its goods and its mail"
     )
     console.proves(
-        "whoever hangs up, and whenever, the connection comes back and the transaction is whole "
+        "whenever a client hangs up, the connection comes back and the transaction is whole "
         "or gone"
     )

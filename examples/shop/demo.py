@@ -48,7 +48,7 @@ Still serving at {address}, to play with at {address}/docs
   curl {address}/orders --json '{{"customer_id": 1, "lines": [{{"sku": "beans", "quantity": 2}}]}}'
   curl -N {address}/orders/1/events
 
-Somebody holds a lock, and somebody waits for it:
+One session holds a lock, and another waits for it:
 
   {pgtoolset} locks {url}
 

@@ -57,7 +57,7 @@ async def followed_orders(shop: Shop, witness: Witness, console: Console) -> Non
         await eventually("clients that have not heard of sent", lambda: deaf_to("sent"), 0)
         console.saw(f"from the UPDATE to the client: {spread(followers.delays('sent', sent))}")
     console.proves(
-        "one connection serves any number of waiters, and all hear of every change that is "
+        "one connection serves any number of waiters, and each receives every change that is "
         "committed"
     )
 

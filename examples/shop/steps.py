@@ -19,7 +19,7 @@ async def readable_at_once(shop: Shop, witness: Witness, console: Console) -> No
     order_ids, found = [], 0
     for _ in range(20):
         async with shop.http.stream("POST", "/orders", json=order) as response:
-            # Now the status line and the headers are here, and nobody has asked for the body yet.
+            # The status line and the headers are here; the body has not been requested yet.
             expect("the status of POST /orders", response.status_code, 201)
             order_ids.append(int(response.headers["location"].rpartition("/")[2]))
             found += await witness.value(
@@ -127,4 +127,4 @@ async def swallowed_error(shop: Shop, witness: Witness, console: Console) -> Non
     console.saw(f"201, {repaired['notes'][0]}; {stored - 1} order more, {len(mails) - 1} mail more")
     expect("orders, cups, mails", (stored, await shop.stock("cup"), len(mails)), (2, cups - 1, 2))
     expect("the price without the voucher", repaired["total_cents"], 450)
-    console.proves("get_db never lets a client hear of success for work that PostgreSQL threw away")
+    console.proves("get_db never reports success for work that PostgreSQL discarded")

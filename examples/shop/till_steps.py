@@ -36,7 +36,7 @@ async def closing_the_till(shop: Shop, witness: Witness, console: Console) -> No
     expect("sales counted", counted, clients * each)
     expect("closings that differ from their sales", wrong, 0)
     console.proves(
-        "while the lock is held nobody writes, and everybody who had to wait goes on afterwards"
+        "while the lock is held no session writes, and every waiter continues afterwards"
     )
 
 
@@ -52,5 +52,5 @@ async def who_is_in_the_way(shop: Shop, witness: Witness, console: Console) -> N
     await shop.post("/till/closings", None)
     console.saw("201 as soon as that sale was over")
     console.proves(
-        "a lock that is not to be had says who has it: pid, application, state, statement, age"
+        "a lock that times out names its holder: pid, application, state, statement, age"
     )
