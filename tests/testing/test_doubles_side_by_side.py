@@ -278,7 +278,7 @@ async def transactions_on_postgresql(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(program=blocks(DEPTH))
 def test_transactions(runner: asyncio.Runner, shared_engine: AsyncEngine, program: Block) -> None:
