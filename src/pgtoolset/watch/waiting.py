@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._native import row_comparator
 from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
+from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.watch._loading import place, seen_by, values_of
 from pgtoolset.watch._looks import Look, Patience, is_lost, look_over
 from pgtoolset.watch._turns import GRACE, in_line
@@ -44,9 +44,9 @@ async def wait_for_row_change(
     model: type[M],
     pk_value: Any,
     *,
-    columns: Iterable[Any] | None = None,
-    interval: float | timedelta = 0.5,
-    timeout: float | timedelta | None = None,
+    columns: Iterable[ColumnAttribute] | None = None,
+    interval: Duration = 0.5,
+    timeout: Duration | None = None,
     until: Callable[[M], bool] | None = None,
     baseline: M | Mapping[str, Any] | None = None,
 ) -> M:

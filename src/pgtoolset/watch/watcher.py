@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pgtoolset.errors import WatcherClosedError
+from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.values import RowChange
 from pgtoolset.watch._hub import Hub
 from pgtoolset.watch._subscriptions import Stream, Waiter
@@ -51,7 +51,7 @@ class RowWatcher:
     """
 
     def __init__(
-        self, engine: AsyncEngine, *, interval: float | timedelta = 0.5, notify: bool = False
+        self, engine: AsyncEngine, *, interval: Duration = 0.5, notify: bool = False
     ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise TypeError(f"engine must be an AsyncEngine, not {engine!r}")
@@ -90,8 +90,8 @@ class RowWatcher:
         model: type[M],
         pk_value: Any,
         *,
-        columns: Iterable[Any] | None = None,
-        timeout: float | timedelta | None = None,
+        columns: Iterable[ColumnAttribute] | None = None,
+        timeout: Duration | None = None,
     ) -> RowChange[M]:
         """The next change of a row: an update of what is watched, or its deletion.
 
@@ -129,7 +129,7 @@ class RowWatcher:
                 waiter.future.exception()  # looked at, where a cancellation came between
 
     def changes(
-        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
+        self, model: type[M], pk_value: Any, *, columns: Iterable[ColumnAttribute] | None = None
     ) -> RowChanges[M]:
         """Every change of a row from now on, insertions and deletions too, as an async iterator.
 

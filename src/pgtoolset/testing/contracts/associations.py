@@ -265,12 +265,13 @@ class AssociationWriterContract:
             await session.rollback()
             session.expunge_all()
             relationship: Any = links.relationship
+            text: Any = "12"
             column = getattr(type(owner), next(iter(inspect(type(owner)).column_attrs)).key)
             wrong: list[tuple[type[Exception], Callable[[], Any]]] = [
                 (TypeError, lambda: associations.m2m_add(session, owner, column, related)),
                 (TypeError, lambda: associations.m2m_add(session, object(), relationship, related)),
                 (TypeError, lambda: associations.m2m_add(session, owner, relationship, 1)),
-                (TypeError, lambda: associations.m2m_add(session, owner, relationship, pks="12")),
+                (TypeError, lambda: associations.m2m_add(session, owner, relationship, pks=text)),
                 (
                     ValueError,
                     lambda: associations.m2m_add(session, owner, relationship, pks=[None]),

@@ -28,12 +28,12 @@ from pgtoolset.m2m._keys import check_shared, not_found
 # How the real functions come from what is given to columns of keys. They take the session that they
 # are given.
 from pgtoolset.m2m._preparing import Touched, divided, ends_of, owner_and_columns, pair_columns
-from pgtoolset.m2m._relationships import ManyToMany, Related
 from pgtoolset.testing.doubles import _loading as loading
 from pgtoolset.testing.doubles._columns import Context, complete, default_of
 from pgtoolset.testing.doubles._constraints import delete_row, insert_row, key_lock, update_row
 from pgtoolset.testing.doubles._store import Row, RowId, Work, pick
 from pgtoolset.testing.doubles.session import MemorySyncSession
+from pgtoolset.types import ManyToMany, Related
 from pgtoolset.values import LockMode, M2MChange, RowLockMode
 
 __all__ = ["MemoryAssociations"]
