@@ -45,7 +45,7 @@ class TransactionAbortedError(PgToolsetError, RuntimeError):
     its own and catch the error around that block. The `__cause__` is the swallowed error.
 
     Attributes:
-        sqlstate: the SQLSTATE of the swallowed error; `None` where it has none or was not seen.
+        sqlstate: the SQLSTATE of the swallowed error; `None` where it is unknown.
 
     See https://www.postgresql.org/docs/current/tutorial-transactions.html
     """
@@ -145,7 +145,7 @@ class WatchFailedError(PgToolsetError, RuntimeError):
     columns only. The `__cause__` is the driver's error: remove it, then wait again.
 
     Attributes:
-        sqlstate: the SQLSTATE of the cause; `None` where it has none.
+        sqlstate: the SQLSTATE of the cause; `None` for an error of another kind.
     """
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:

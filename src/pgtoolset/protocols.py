@@ -262,7 +262,7 @@ class ChangeStream(Protocol[M_co]):
 
     @property
     def current(self) -> Mapping[str, Any] | None:
-        """The row as the stream gave it last, or first found it; `None` where there is no row."""
+        """The row as it was given last, or found first; `None` where it does not exist."""
         ...
 
     def __aiter__(self) -> AsyncIterator[RowChange[M_co]]: ...
@@ -298,7 +298,7 @@ class Watcher(Protocol):
     ) -> bool | None: ...
 
     async def close(self) -> None:
-        """Stop watching. Each waiter gets a `WatcherClosedError`; closing twice is no error."""
+        """Stop watching. Each waiter gets a `WatcherClosedError`. A second call does nothing."""
         ...
 
     async def wait(
@@ -321,11 +321,7 @@ class Watcher(Protocol):
         ...
 
     def changes(
-        self,
-        model: type[M],
-        pk_value: Any,
-        *,
-        columns: Iterable[ColumnAttribute] | None = ...,
+        self, model: type[M], pk_value: Any, *, columns: Iterable[ColumnAttribute] | None = ...
     ) -> ChangeStream[M]:
         """Return every change of the row from now on. Changes that wait to be read are merged."""
         ...
@@ -388,7 +384,7 @@ class RowComparator(Protocol):
     """Finds the rows that differ between two looks. Internal: a stateless module."""
 
     def changed_lines(self, before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Return the lines that only `before` has, and those that only `after` has."""
+        """Return the lines that only `before` has, and the lines that only `after` has."""
         ...
 
     def changed_rows(
@@ -411,8 +407,8 @@ class RowComparator(Protocol):
 class AssociationRows(Protocol):
     """Turns instances and keys into columns of association rows. Internal: a stateless module.
 
-    Both functions return the position of the first item that is not beyond doubt a key or an
-    instance with an identity. The caller then examines that item and raises the error.
+    Both functions return the position of the first item that they cannot read with certainty as a
+    key or as an instance with an identity. The caller then examines that item.
     """
 
     def key_columns(

@@ -1,8 +1,9 @@
-"""The types that the contracts speak of, for annotations in code that wraps or doubles them.
+"""The types of the contracts, for annotations of code that wraps or doubles pgtoolset.
 
-    def lock_orders(mode: LockModeSpelling, timeout: Duration | None) -> ...: ...
+    async def lock_orders(session: AsyncSession, ids: PrimaryKeys, timeout: Duration) -> None:
+        await lock_rows(session, Order, ids, timeout=timeout)
 
-They are type aliases: nothing here runs, and nothing here imports an implementation.
+This module imports no implementation.
 """
 
 from __future__ import annotations
@@ -108,14 +109,14 @@ ColumnAttribute: TypeAlias = Mapped[Any] | str
 
 
 class _Collection(Protocol):
-    """A collection of anything. A `str` is none, because it contains strings alone."""
+    """A collection of anything. A `str` does not fit: its `__contains__` takes strings only."""
 
     def __contains__(self, item: object, /) -> bool: ...
 
     def __iter__(self) -> Iterator[Any]: ...
 
 
-#: A primary key that is beyond doubt not a character of a string.
+#: A primary key that cannot be a character of a string.
 _OtherKey: TypeAlias = (
     int
     | float
@@ -130,9 +131,9 @@ _OtherKey: TypeAlias = (
     | Mapping[str, Any]
 )
 
-#: Primary keys of several rows: scalars, or tuples or mappings for composite keys. Any collection
-#: or iterator will do, but a `str`, which is an iterable of its characters. A variable of type
-#: `Iterable[str]` may be one, so a checker refuses it: annotate it as `Collection[str]`.
+#: Primary keys of several rows: scalars, or tuples or mappings for composite keys, in any
+#: collection or iterator. A `str`, which is an iterable of its characters, is refused, and so is a
+#: variable of type `Iterable[str]`, which may hold a `str`: annotate it as `Collection[str]`.
 PrimaryKeys: TypeAlias = Iterable[_OtherKey] | Iterator[Any] | _Collection
 
 #: The class on the other side of a Many-to-Many relationship.
@@ -148,8 +149,8 @@ class _Instance(Protocol):
 class _OtherCollection(Protocol):
     """A collection that is annotated as a `Sequence`, or is of a class of its own.
 
-    A `str` is none: its items are strings. A list, a set or a dict is none either, because it is
-    not hashable: `ManyToMany` names these, and so knows the class of their items.
+    A `str` does not fit: its items are strings. A list, a set or a dict does not fit because it is
+    not hashable: `ManyToMany` names these three, and so knows the class of their items.
     """
 
     def __hash__(self) -> int: ...
@@ -157,10 +158,10 @@ class _OtherCollection(Protocol):
     def __iter__(self) -> Iterator[_Instance]: ...
 
 
-#: A Many-to-Many relationship: `Post.tags` is one, `Post.title` and `post.tags` are none. The three
-#: mutable collections are invariant, so that an instance of another class than that of their items
-#: is refused. Whether the relationship has an association table is not in its type: the functions
-#: check that before any SQL.
+#: A Many-to-Many relationship, such as `Post.tags`; `Post.title` and `post.tags` do not fit. The
+#: three mutable collections are invariant, so a checker refuses an instance of another class than
+#: that of their items. Whether the relationship has an association table is not in its type: the
+#: functions check that before any SQL.
 ManyToMany: TypeAlias = Mapped[
     list[Related]
     | MutableSet[Related]
