@@ -189,7 +189,8 @@ async def carried_out(function: Callable[..., Any], arguments: dict[str, Any]) -
     """Call the function, and enter, await or begin to iterate what it returns."""
     if "related" in arguments:
         names = ("session", "instance", "rel_attr", "related")
-        result = function(*(arguments.pop(name) for name in names), **arguments)
+        positional = [arguments.pop(name) for name in names]
+        result = function(*positional, **arguments)
     else:
         result = function(**arguments)
     if inspect.isawaitable(result):
@@ -216,7 +217,7 @@ async def refused(function: Callable[..., Any], call: Call, name: str, value: An
     message = str(caught.value)
     assert name in message, message
     assert "secret" not in message, message
-    assert "@" not in message, message
+    assert "127.0.0.1" not in message, message
 
 
 @pytest.mark.parametrize(("call", "name", "value"), list(cases(CALLS)))
