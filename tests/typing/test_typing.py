@@ -105,17 +105,16 @@ CHECKERS: list[Callable[[list[Path], Path], Found]] = [mypy, pyright, ty]
 
 
 @pytest.mark.parametrize("check", CHECKERS)
-def test_calls(
-    check: Callable[[list[Path], Path], Found], tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
+def test_calls(check: Callable[[list[Path], Path], Found], pytestconfig: pytest.Config) -> None:
     """A marked call is an error on the function and through the protocol; another is neither."""
+    assert pytestconfig.cache is not None
+    directory = pytestconfig.cache.mkdir(f"typing-{check.__name__}")
     source = CALLS.read_text()
     assert source.count(FUNCTIONS) == 1
-    through_protocols = tmp_path / "through_protocols.py"
+    through_protocols = directory / "through_protocols.py"
     through_protocols.write_text(source.replace(FUNCTIONS, PROTOCOLS))
     files = [CALLS, through_protocols, *sorted(REJECTED.glob("*.py"))]
-    assert pytestconfig.cache is not None
-    found = check(files, pytestconfig.cache.mkdir("typing"))
+    found = check(files, directory / "cache")
     wrong: list[str] = []
     for file in files:
         errors = found.get(file.resolve(), {})
