@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 CALLS = ROOT / "tests" / "typing" / "calls.py"
 REJECTED = ROOT / "tests" / "typing" / "rejected"
 
-#: For the second form and mypy's cache, which names files by their path. pyright passes over what is
-#: in a directory with a dot.
+#: For the second form, and for mypy's cache, in which errors have the path of their file. pyright
+#: ignores directories whose name begins with a dot.
 GENERATED = ROOT / "build" / "typing"
 
 #: The lines of calls.py that say on what the calls are made, and those of its second form.
