@@ -140,6 +140,13 @@ def test_errors(name: str) -> None:
         assert builtins[0] not in (Exception, BaseException, object)
 
 
+@pytest.mark.parametrize("name", errors.__all__)
+def test_advice_of_errors(name: str) -> None:
+    """The docstring of an error says when it is raised, and then what to do."""
+    text, *_ = (inspect.getdoc(getattr(errors, name)) or "").partition("\n\nAttributes:")
+    assert len(re.findall(r"[.](?=\s|$)", text)) >= 2
+
+
 #: What the modules of the contracts may import: one another, and SQLAlchemy's types.
 CONTRACTS = {"pgtoolset.types", "pgtoolset.values"}
 TYPES = {"sqlalchemy", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"}

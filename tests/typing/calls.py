@@ -315,6 +315,7 @@ async def waiting(
     await api.wait_for_row_change(session, Order, 1, until=True)  # refused
     await api.wait_for_row_change(session, Order, 1, until=lambda: True)  # refused
     await api.wait_for_row_change(session, Order, 1, until=lambda row: row.missing)  # refused
+    # Of two classes a checker infers what they have in common, so the mistake shows at the result.
     other: Order = await api.wait_for_row_change(session, Order, 1, baseline=tag)  # refused
     (await api.wait_for_row_change(session, Order, 1, baseline=tag)).status  # refused
     (await api.wait_for_row_change(session, Order, 1, baseline=5)).status  # refused

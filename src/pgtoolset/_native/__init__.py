@@ -47,9 +47,8 @@ def _chosen() -> tuple[Literal["c", "python"], AssociationRows, RowComparator]:
         return _interpreted()
 
 
-_choice = _chosen()
-
 #: Which of the two is in use.
-implementation: Literal["c", "python"] = _choice[0]
-association_rows: AssociationRows = _choice[1]
-row_comparator: RowComparator = _choice[2]
+implementation: Literal["c", "python"]
+association_rows: AssociationRows
+row_comparator: RowComparator
+implementation, association_rows, row_comparator = _chosen()
