@@ -57,7 +57,7 @@ async def use(session: AsyncSession, engine: AsyncEngine) -> None:
 
 
 async def wrong(session: AsyncSession, engine: AsyncEngine, anything: Any) -> None:
-    await wait_for_row_change(session, Order, 1, interval="1s")  # type: ignore[arg-type]
+    await wait_for_row_change(session, Order, 1, interval=b"1s")  # type: ignore[arg-type]
     await wait_for_row_change(engine, Order, 1)  # type: ignore[arg-type]
     await wait_for_row_change(session, Order, 1, columns=3)  # type: ignore[arg-type]
     RowWatcher(session)  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ async def what_is_no_session(
 async def watching(session: AsyncSession, engine: AsyncEngine) -> None:
     name: str = await wait_for_row_change(session, Order, 1)  # rejected
     await wait_for_row_change(session, Order, 1, until=lambda order: order.missing)  # rejected
-    await wait_for_row_change(session, Order, 1, interval="1s")  # rejected
+    await wait_for_row_change(session, Order, 1, interval=b"1s")  # rejected
     RowWatcher(engine, 0.5)  # rejected
     RowWatcher(session)  # rejected
     async with RowWatcher(engine) as watcher:

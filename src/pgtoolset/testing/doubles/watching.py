@@ -15,6 +15,14 @@ from sqlalchemy.orm import Mapper, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.util import greenlet_spawn
 
+from pgtoolset._arguments import (
+    check_predicate,
+    optional_seconds,
+    parse_key,
+    seconds,
+    shown,
+    sync_session,
+)
 from pgtoolset._native import row_comparator
 from pgtoolset.errors import WaitTimeoutError, WatcherClosedError
 from pgtoolset.testing.doubles._loading import values_at
@@ -24,17 +32,9 @@ from pgtoolset.testing.doubles.locks import sync_of
 from pgtoolset.values import RowChange
 from pgtoolset.watch._loading import place, seen_by
 from pgtoolset.watch._subscriptions import Stream, Subscription, Waiter
+from pgtoolset.watch.conditions import Condition
 from pgtoolset.watch.streams import RowChanges
-from pgtoolset.watch.targets import (
-    Target,
-    check_predicate,
-    check_seconds,
-    check_session,
-    parse_key,
-    raw_key,
-    resolve_target,
-)
-from pgtoolset.watch.waiting import _Wait
+from pgtoolset.watch.targets import Target, raw_key, resolve_target
 
 __all__ = ["MemoryWatcher"]
 
@@ -110,10 +110,10 @@ class MemoryWatcher:
     ) -> RowChange[M]:
         """As `RowWatcher.wait`."""
         target, pk, key = self._parse(model, pk_value, columns)
-        seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
-        waiter = Waiter(target, pk, key, seconds)
+        limit = optional_seconds("timeout", timeout, zero=True)
+        waiter = Waiter(target, pk, key, limit)
         self._subscribe(waiter)
-        alarm = None if seconds is None else self._store.clock.call_later(seconds, waiter.expire)
+        alarm = None if limit is None else self._store.clock.call_later(limit, waiter.expire)
         try:
             return await waiter.future
         finally:
@@ -146,22 +146,23 @@ class MemoryWatcher:
     ) -> M:
         """As `pgtoolset.wait_for_row_change`, of a session of the same database; the watcher need
         not be open."""
-        check_session(session)
+        sync_session(session)
         target = resolve_target(model, columns)
-        parts = parse_key(target, pk_value)
-        pause = check_seconds("interval", interval)
-        seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
-        check_predicate(until)
+        parts = parse_key("pk_value", target.mapper, pk_value)
+        seconds("interval", interval)
+        limit = optional_seconds("timeout", timeout, zero=True)
+        check_predicate("until", until)
         sync = sync_of(session)
         raw_key(target, parts, _dialect)
         seen = None if baseline is None else seen_by(target, baseline)
-        wait = _Wait(target, pk_value, pause, seconds, until, seen)
-        found = await self._found(wait, target, parts, seconds)
+        row = f"{target} {shown(parts[0] if len(parts) == 1 else parts)}"
+        condition = Condition(target, row, until, seen)
+        found = await self._found(condition, target, parts, limit)
         placed: M = await greenlet_spawn(place, sync, target, found)
         return placed
 
     async def _found(
-        self, wait: _Wait, target: Target[Any], parts: tuple[Any, ...], seconds: float | None
+        self, wait: Condition, target: Target[Any], parts: tuple[Any, ...], seconds: float | None
     ) -> Any:
         """The row as a detached instance, once it is what is waited for."""
         woken = asyncio.Event()
@@ -179,7 +180,7 @@ class MemoryWatcher:
                 woken.clear()
                 last = expired or seconds == 0
                 row = self._detached(target, parts)
-                if wait._is_over(row):
+                if wait.is_met(row):
                     return row
                 if last:
                     raise WaitTimeoutError(f"{target} {parts!r} did not change within {seconds} s.")
@@ -209,7 +210,7 @@ class MemoryWatcher:
         self, model: type[M], pk_value: Any, columns: Iterable[Any] | None
     ) -> tuple[Target[M], Any, Any]:
         target = resolve_target(model, columns)
-        parts = parse_key(target, pk_value)
+        parts = parse_key("pk_value", target.mapper, pk_value)
         raw_key(target, parts, _dialect)
         return target, parts[0] if len(parts) == 1 else parts, parts
 
