@@ -27,6 +27,8 @@ LONGEST_PAYLOAD = 7999
 #: Keys that are read to fill a payload. The shortest take 5 bytes ("[1], "), so more never fit.
 _MOST_KEYS = LONGEST_PAYLOAD // 5 + 1
 
+_INFINITE_DATES = {date.min: "-infinity", date.max: "infinity"}
+
 #: The triggers of a table, one for each event: PostgreSQL allows transition tables only to triggers
 #: of one event.
 EVENTS: Mapping[str, str] = {
@@ -63,7 +65,8 @@ def payload_key(key: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _as_json(part: Any) -> Any:
     if isinstance(part, date) and not isinstance(part, datetime):
-        return part.isoformat()
+        # asyncpg sends the first and the last date as infinities.
+        return _INFINITE_DATES.get(part) or part.isoformat()
     return str(part) if isinstance(part, UUID) else part
 
 

@@ -152,9 +152,26 @@ class Group:
         if not keys:
             return
         rows = await self._rows.fetch(fetch, keys)
+        has_spellings = len(rows) < len(keys) and self._may_have_other_spellings(keys, rows)
         has_other_keys = await self._compare(rows, yielder)
         if has_other_keys or len(rows) < len(keys):
-            await self._find_missing(fetch, keys, rows, yielder)
+            found = set(map(self._rows.key_of, rows))
+            await yielder.yield_if_due()
+            missing = [key for key in keys if key not in found and key in self._members.by_key]
+            if has_other_keys or has_spellings:
+                missing = await self._respell(fetch, missing, yielder)
+            await self._tell_missing(missing, yielder)
+
+    def _may_have_other_spellings(self, keys: Sequence[Any], rows: Sequence[Any]) -> bool:
+        """Return whether a key without a row may be another spelling of a key that has one.
+
+        That can come about when the row appears, or when the key is watched.
+        """
+        if self._rows.has_unique_spellings:
+            return False
+        joining = {subscription.key for subscription in self._members.joining}
+        appeared = any(self._rows.key_of(row) not in self._rows for row in rows)
+        return appeared or not joining.isdisjoint(keys)
 
     async def _compare(self, rows: Sequence[Any], yielder: Yielder) -> bool:
         """Tell of the rows that have changed; return whether a row has a key that is not watched.
@@ -193,31 +210,30 @@ class Group:
                 await yielder.yield_if_due()
         await yielder.yield_if_due()
 
-    async def _find_missing(
-        self, fetch: Fetch, keys: Sequence[Any], rows: Sequence[Any], yielder: Yielder
-    ) -> None:
-        """Tell of the rows that are gone.
-
-        A row may be there under another spelling of its key: padded, in another case, or equal only
-        by a collation. A statement of its own finds it, and the spelling of the table is watched
-        from then on.
-        """
-        found = set(map(self._rows.key_of, rows))
-        await yielder.yield_if_due()
-        has_other_keys = not found.issubset(keys)
+    async def _tell_missing(self, keys: Sequence[Any], yielder: Yielder) -> None:
+        """Tell of the rows that are gone."""
         for key in keys:
-            if key in found or key not in self._members.by_key:
-                continue
-            if has_other_keys:
-                alone = await self._rows.fetch(fetch, [key])
-                if alone:
-                    await self._respell(key, alone[0], yielder)
-                    continue
-            if key in self._rows:
+            if key in self._rows and key in self._members.by_key:
                 await self._tell(key, None, yielder)
 
-    async def _respell(self, key: Any, row: Sequence[Any], yielder: Yielder) -> None:
-        """Watch a row under the spelling of its key that the table has."""
+    async def _respell(self, fetch: Fetch, keys: Sequence[Any], yielder: Yielder) -> list[Any]:
+        """Find rows whose keys the table spells differently; return the keys without any.
+
+        A key may be padded, in another case, or equal only by a collation. The spelling of the
+        table is watched from then on.
+        """
+        missing: list[Any] = list(keys)
+        if not keys or not await self._rows.fetch(fetch, keys):
+            return missing
+        for key in keys:
+            rows = await self._rows.fetch(fetch, [key])
+            if rows:
+                missing.remove(key)
+                await self._move(key, rows[0], yielder)
+        return missing
+
+    async def _move(self, key: Any, row: Sequence[Any], yielder: Yielder) -> None:
+        """Watch a row under the key that the table has for it."""
         if key not in self._members.by_key:
             return
         # A subscription that has seen the other spelling sees a change: that of the key.
@@ -226,9 +242,11 @@ class Group:
         if spelling == key or key not in self._members.by_key:
             return
         self._members.move(key, spelling)
-        self._forget(key)
-        if spelling not in self._rows:
-            self._rows.note(spelling, row)
+        self._rows.note(key, None)
+        self._due.discard(key)
+        # Also where the row is known: its line was the other key's for a moment.
+        known = self._rows.get(spelling)
+        self._rows.note(spelling, row if known is None else known)
 
     def _join(self, subscription: Subscription[Any]) -> None:
         subscription.joined = True

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from sqlalchemy import Date, Integer, Uuid
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pgtoolset._native import row_comparator
@@ -34,6 +35,7 @@ class KnownRows:
     Attributes:
         has_given_keys: whether rows begin with the keys as they were given, and not as the table
             spells them.
+        has_unique_spellings: whether different keys are never equal in the table.
     """
 
     def __init__(self, engine: AsyncEngine, target: Target[Any]) -> None:
@@ -43,6 +45,9 @@ class KnownRows:
         self._width = len(target.keys)
         statements = RowStatements(target.mapper, target.keys, target.columns, dialect, translate)
         self.has_given_keys = statements.returns_given_keys
+        self.has_unique_spellings = self.has_given_keys or all(
+            isinstance(column.type, Integer | Uuid | Date) for column in target.mapper.primary_key
+        )
         self._statement = statements.rows()
         self._snapshots = Snapshots(statements, self._width)
         self._decode = decoder(target.mapper, statements.selected, target.columns, dialect)

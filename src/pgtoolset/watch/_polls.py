@@ -30,7 +30,7 @@ from pgtoolset._postgres.arrays import element
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import sqlstate_of
-from pgtoolset.watch.targets import Target
+from pgtoolset.watch.targets import Target, exact_part
 
 __all__ = ["Batch", "PollTimeout", "RowQuery", "is_lost", "poll_on_connection", "poll_on_pool"]
 
@@ -64,7 +64,8 @@ class RowQuery:
         has_predicate: bool,
     ) -> None:
         self.target = target
-        self.key = key
+        columns = target.mapper.primary_key
+        self.key = tuple(exact_part(c.type, part) for c, part in zip(columns, key, strict=True))
         self.bind = bind
         self.has_predicate = has_predicate
         self.sent_at = -math.inf

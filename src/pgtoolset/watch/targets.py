@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, Float, Numeric, Uuid
 from sqlalchemy.orm import Mapper
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgtoolset._arguments import PrimaryKey, check_columns, mapper_of
 from pgtoolset._postgres.arrays import Elements
 
-__all__ = ["Target", "raw_key", "resolve_target"]
+__all__ = ["Target", "exact_part", "raw_key", "resolve_target"]
 
 M = TypeVar("M")
 
@@ -72,9 +73,25 @@ def raw_key(target: Target[Any], key: PrimaryKey, dialect: Dialect) -> Any:
 
 
 def _raw_part(type_: TypeEngine[Any], part: Any, dialect: Dialect) -> Any:
-    (value,) = Elements(type_).bind_processor(dialect)([part])
+    (value,) = Elements(type_).bind_processor(dialect)([exact_part(type_, part)])
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
-    if isinstance(value, str) and type_.dialect_impl(dialect).python_type is UUID:
+    if isinstance(value, str) and isinstance(_plain(type_, dialect), Uuid):
         return UUID(value)  # asyncpg takes a string and gives a UUID back
     return value
+
+
+def exact_part(type_: TypeEngine[Any], part: Any) -> Any:
+    """Return a value of a key as the driver sends it without a difference.
+
+    asyncpg sends all binary digits of a float as NUMERIC: 1.2 would not be 1.20.
+    """
+    is_exact = isinstance(type_, Numeric) and not isinstance(type_, Float)
+    return Decimal(str(part)) if is_exact and isinstance(part, float) else part
+
+
+def _plain(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type that the dialect sends, without the decorators around it."""
+    while isinstance(type_, TypeDecorator):
+        type_ = type_.load_dialect_impl(dialect)
+    return type_
