@@ -3,9 +3,7 @@ take a user's own."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, assert_type
 
 from sqlalchemy import text
@@ -13,10 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
 from pgtoolset import (
-    LockMode,
-    LockWait,
-    RowChange,
-    RowLockMode,
     create_db_context,
     get_transaction,
     on_commit,
@@ -107,98 +101,6 @@ class OwnHarness:
 
 
 own: TransactionHarness = OwnHarness()
-
-
-class OwnLocks:
-    """A double of a user's own: it needs the values that it returns, and nothing else of ours."""
-
-    @asynccontextmanager
-    async def lock_tables(
-        self,
-        session: S,
-        tables: Sequence[Any],
-        *,
-        mode: LockMode | str = LockMode.SHARE,
-        timeout: float | timedelta | str | None = None,
-        nowait: bool = False,
-    ) -> AsyncIterator[S]:
-        yield session
-
-    @asynccontextmanager
-    async def advisory_lock(
-        self,
-        session: Any,
-        key: int | tuple[int, int] | str,
-        *,
-        shared: bool = False,
-        nowait: bool = False,
-        timeout: float | timedelta | str | None = None,
-    ) -> AsyncIterator[bool]:
-        yield True
-
-    async def lock_rows(
-        self,
-        session: Any,
-        model: type[M],
-        pks: Iterable[Any],
-        *,
-        mode: RowLockMode | str = RowLockMode.UPDATE,
-        skip_locked: bool = False,
-        nowait: bool = False,
-        timeout: float | timedelta | str | None = None,
-    ) -> Sequence[M]:
-        return []
-
-    async def list_lock_waits(self, connection_or_session: Any) -> Sequence[LockWait]:
-        return []
-
-
-own_table_locker: TableLocker = OwnLocks()
-own_advisory_locker: AdvisoryLocker = OwnLocks()
-own_row_locker: RowLocker = OwnLocks()
-own_observer: LockObserver = OwnLocks()
-
-
-class OwnWatcher:
-    """The same for those who wait for rows."""
-
-    async def __aenter__(self) -> OwnWatcher:
-        return self
-
-    async def __aexit__(self, exc_type: object, exc: object, traceback: object, /) -> None: ...
-
-    async def wait(
-        self,
-        model: type[M],
-        pk_value: Any,
-        *,
-        columns: Iterable[Any] | None = None,
-        timeout: float | timedelta | None = None,
-    ) -> RowChange[M]:
-        return RowChange(model, pk_value, None, None)
-
-    async def changes(
-        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
-    ) -> AsyncIterator[RowChange[M]]:
-        yield RowChange(model, pk_value, None, None)
-
-    async def wait_for_row_change(
-        self,
-        session: Any,
-        model: type[M],
-        pk_value: Any,
-        *,
-        columns: Iterable[Any] | None = None,
-        interval: float | timedelta = 1,
-        timeout: float | timedelta | None = None,
-        until: Callable[[M], bool] | None = None,
-        baseline: M | Mapping[str, Any] | None = None,
-    ) -> M:
-        return model()
-
-
-own_watcher: Watcher = OwnWatcher()
-own_waiter: ChangeWaiter = OwnWatcher()
 
 
 async def use() -> None:

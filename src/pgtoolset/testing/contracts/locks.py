@@ -11,6 +11,7 @@ import pytest
 from pgtoolset import LockMode, LockTimeoutError, RowLockMode, get_transaction
 from pgtoolset.protocols import AdvisoryLocker, TableLocker
 from pgtoolset.testing.contracts.harness import RowsHarness, Undone, missing, opened
+from pgtoolset.types import LockModeSpelling
 
 __all__ = ["AdvisoryLockerContract", "TableLockerContract"]
 
@@ -40,7 +41,7 @@ class TableLockerContract:
         missing("harness", "a RowsHarness, such as MappedRows(session_maker, Model)")
 
     async def is_free(
-        self, locks: TableLocker, harness: RowsHarness, mode: str = "ACCESS EXCLUSIVE"
+        self, locks: TableLocker, harness: RowsHarness, mode: LockModeSpelling = "ACCESS EXCLUSIVE"
     ) -> bool:
         """Whether another session could have the lock now."""
         async with opened(harness) as session:
@@ -95,6 +96,7 @@ class TableLockerContract:
     async def test_default_mode(self, locks: TableLocker, harness: RowsHarness) -> None:
         """Without a mode it is SHARE UPDATE EXCLUSIVE; a mode is a member, its value or its name,
         in any case."""
+        mixed_case: Any = "Row_Exclusive"
         async with opened(harness) as session:
             async with locks.lock_tables(session, [harness.model]):
                 assert await self.is_free(locks, harness, "ROW EXCLUSIVE")
@@ -102,7 +104,7 @@ class TableLockerContract:
             for mode in (LockMode.SHARE, "SHARE", "share"):
                 async with locks.lock_tables(session, [harness.model], mode=mode):
                     assert await self.is_free(locks, harness, "row_share")
-                    assert not await self.is_free(locks, harness, "Row_Exclusive")
+                    assert not await self.is_free(locks, harness, mixed_case)
 
     @pytest.mark.parametrize(
         ("arguments", "error"),

@@ -11,6 +11,7 @@ import pytest
 from pgtoolset import LockTimeoutError, RowLockMode, get_transaction
 from pgtoolset.protocols import LockObserver, RowLocker, TableLocker
 from pgtoolset.testing.contracts.harness import RowsHarness, missing, opened, until
+from pgtoolset.types import RowLockModeSpelling
 
 __all__ = ["LockObserverContract", "RowLockerContract"]
 
@@ -34,7 +35,11 @@ class RowLockerContract:
         )
 
     async def is_free(
-        self, locks: RowLocker, harness: RowsHarness, number: int, mode: str = "UPDATE"
+        self,
+        locks: RowLocker,
+        harness: RowsHarness,
+        number: int,
+        mode: RowLockModeSpelling = "UPDATE",
     ) -> bool:
         async with opened(harness) as session:
             try:
@@ -209,5 +214,6 @@ class LockObserverContract:
 
     async def test_bad_argument(self, observer: LockObserver) -> None:
         """An object that is not a session is refused."""
+        not_a_session: Any = object()
         with pytest.raises(TypeError):
-            await observer.list_lock_waits(object())
+            await observer.list_lock_waits(not_a_session)
