@@ -374,8 +374,8 @@ class LockRun:
         match step.what:
             case "tables":
                 tables = [TABLES[key % 3] for key in step.keys] or [Row]
-                # Against EXCLUSIVE and ACCESS EXCLUSIVE a lock_rows(nowait=True) on PostgreSQL waits
-                # for the table; the double does not, as the contract says.
+                # On PostgreSQL lock_rows(nowait=True) waits for EXCLUSIVE and ACCESS EXCLUSIVE
+                # of the table; the double does not, as the contract says.
                 mode = list(LockMode)[min(step.mode, 5) if Row in tables else step.mode]
                 async with self._locks.lock_tables(session, tables, mode=mode, nowait=True):
                     return "locked"
