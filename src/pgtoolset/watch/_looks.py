@@ -25,6 +25,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
+from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.watch.targets import Target
@@ -83,11 +84,9 @@ class Look:
 
     def is_in_its_own_way(self) -> bool:
         """Whether the session holds a connection of the very pool that the look needs one of."""
-        transaction = self._session.get_transaction()
+        connections = connections_of(self._session.get_transaction())
         pool = getattr(self.bind, "pool", None)
-        return any(
-            getattr(each, "pool", None) is pool for each in getattr(transaction, "_connections", ())
-        )
+        return any(connection.engine.pool is pool for connection in connections)
 
     def run(self, connection: Connection) -> Any:
         """The row as a detached instance, or `None`."""
