@@ -301,7 +301,7 @@ class _Lock:
 
     def _timed_out(self, owners: list[int]) -> LockTimeoutError:
         cause = refusal(LOCK_NOT_AVAILABLE, "could not obtain lock", self._what)
-        record_of(self._sync).saw(cause)
+        record_of(self._sync).note_error(cause)
         self._sync.work.aborted = True
         blockers = [_blocker(self._store, owner) for owner in owners]
         verb = "is" if len(blockers) == 1 else "are"

@@ -66,7 +66,7 @@ class MemorySyncSession(Session):
         except BaseException as error:
             if isinstance(error, DBAPIError):
                 self.work.aborted = True
-                record_of(self).saw(error)
+                record_of(self).note_error(error)
             with safe_reraise():
                 transaction.rollback(_capture_exception=True)
         finally:
@@ -85,12 +85,12 @@ class MemorySyncSession(Session):
         try:
             self.work.statement(what, writes=writes)
         except DBAPIError as error:
-            record_of(self).saw(error)
+            record_of(self).note_error(error)
             raise
 
     def refused(self, error: DBAPIError) -> NoReturn:
         """The statement has failed: the transaction is aborted, as PostgreSQL has it."""
-        record_of(self).saw(error)
+        record_of(self).note_error(error)
         self.work.abort(error)
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
@@ -253,7 +253,7 @@ def _after_transaction_create(session: MemorySyncSession, transaction: SessionTr
 def _before_commit(session: MemorySyncSession) -> None:
     work, record = session.work, record_of(session)
     level = work.levels[-1]
-    if work.aborted and not session.in_nested_transaction() and (record.held or record.callbacks):
+    if work.aborted and not session.in_nested_transaction() and record.needs_verified_commit:
         raise aborted_by(record.error)
     session.flush()
     if session.in_nested_transaction():
@@ -274,7 +274,7 @@ def _after_rollback(session: MemorySyncSession) -> None:
     # A savepoint that was never sent is not rolled back to, so an error from before it is still
     # there.
     if len(session.work.levels) == 1 or session.work.levels[-1].touched:
-        record_of(session).forgive()
+        record_of(session).forget_error()
     session.work.roll_back()
 
 
