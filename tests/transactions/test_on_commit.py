@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any
 
 import asyncpg
@@ -14,10 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from pgtoolset import (
     TransactionAbortedError,
     TransactionStateError,
+    _blocks,
     create_db_context,
     get_transaction,
     on_commit,
 )
+from pgtoolset._blocks import foreign_callbacks
 from tests.support import insert, stored, swallow_error
 from tests.transactions.plain_session import PlainSession
 
@@ -300,9 +304,59 @@ async def test_outside_a_transaction(session_maker: Maker) -> None:
                 on_commit(double, lambda: None)
 
 
-async def test_bad_callback(session_maker: Maker) -> None:
+@pytest.mark.parametrize("bad", ["postgresql://u:secret@host/db", None, 3])
+async def test_bad_callback(session_maker: Maker, bad: Any) -> None:
     """A callback that cannot be called is refused at the registration."""
     async with session_maker() as session, get_transaction(session):
-        bad: Any = "callback"
-        with pytest.raises(TypeError, match="callback"):
+        with pytest.raises(TypeError, match="^callback must be a function") as caught:
             on_commit(session, bad)
+    assert "secret" not in str(caught.value)
+
+
+class SlottedSession:
+    """A session that allows no weak reference and no hash."""
+
+    __slots__ = ("_session",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self._session = PlainSession(set())
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+async def test_with_a_session_of_any_class() -> None:
+    """A session of another kind needs neither a hash nor weak references, and is only itself."""
+    log: list[str] = []
+    sessions: Any = SlottedSession(), SlottedSession()
+    async with get_transaction(sessions[0]), get_transaction(sessions[1]):
+        on_commit(sessions[0], lambda: log.append("first"))
+        on_commit(sessions[1], lambda: log.append("second"))
+    assert log == ["second", "first"]
+    for session in sessions:
+        with pytest.raises(TransactionStateError):
+            on_commit(session, lambda: None)
+
+
+async def entered(session: PlainSession) -> Any:
+    """Enter a block of a session that is never left; returns the block."""
+    block = get_transaction(session)
+    await block.__aenter__()
+    return block
+
+
+def test_forgotten_in_the_middle_of_a_block() -> None:
+    """A session that is collected inside its block leaves nothing that another could meet."""
+    session = PlainSession(set())
+    # The event loop is closed before the block is collected, so that nothing runs its end.
+    block = asyncio.run(entered(session))
+    assert foreign_callbacks(session) == []
+    gone = weakref.ref(session)
+    del block, session
+    gc.collect()
+    assert gone() is None
+    assert not _blocks._OpenBlocks._by_id

@@ -9,7 +9,12 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 
 from pgtoolset import TransactionAbortedError, on_commit, run_transaction, transactions
 from tests.support import Account, insert, stored
@@ -307,15 +312,26 @@ async def nothing(session: AsyncSession) -> None:
         ({"isolation_level": "SNAPSHOT"}, ValueError),
         ({"read_only": "yes"}, TypeError),
         ({"work": None}, TypeError),
+        ({"work": "postgresql://u:secret@host/db"}, TypeError),
+        ({"attempts": "postgresql://u:secret@host/db"}, TypeError),
         ({"session_maker": None}, TypeError),
+        ({"session_maker": "postgresql://u:secret@host/db"}, TypeError),
     ],
 )
 async def test_bad_argument(
     session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
     """A bad argument is refused by its name, before any SQL and before work is called."""
-    with pytest.raises(error, match=next(iter(arguments))):
+    with pytest.raises(error, match=f"^{next(iter(arguments))} must be") as caught:
         await run_transaction(**{"session_maker": session_maker, "work": nothing, **arguments})
+    assert "secret" not in str(caught.value)
+
+
+async def test_async_scoped_session() -> None:
+    """A factory that makes an `async_scoped_session` is refused, with what to pass instead."""
+    scoped: Any = async_scoped_session(async_sessionmaker(), scopefunc=lambda: 1)
+    with pytest.raises(TypeError, match=r"^session_maker must make .*scoped\(\)$"):
+        await run_transaction(lambda: scoped, nothing)
 
 
 async def test_work_that_is_not_async(session_maker: Maker) -> None:

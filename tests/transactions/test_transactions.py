@@ -22,6 +22,7 @@ from pgtoolset import (
     TransactionStateError,
     create_db_context,
     get_transaction,
+    on_commit,
 )
 from pgtoolset.testing import MemoryDatabase
 from tests.support import Account, Item, Part, insert, stored, swallow_error
@@ -328,9 +329,12 @@ async def test_options_nested(
         ({"isolation_level": "SNAPSHOT"}, ValueError),
         ({"isolation_level": "serializable"}, ValueError),
         ({"isolation_level": "AUTOCOMMIT"}, ValueError),
-        ({"isolation_level": 3}, ValueError),
-        ({"isolation_level": []}, ValueError),
+        ({"isolation_level": 3}, TypeError),
+        ({"isolation_level": []}, TypeError),
+        ({"isolation_level": "postgresql://u:secret@host/db"}, ValueError),
         ({"durable": 1}, TypeError),
+        ({"durable": 0}, TypeError),
+        ({"durable": None}, TypeError),
         ({"durable": "yes"}, TypeError),
         ({"read_only": "no"}, TypeError),
         ({"deferrable": 0}, TypeError),
@@ -339,18 +343,31 @@ async def test_options_nested(
 async def test_bad_option(
     session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
-    """A bad option is refused at the call, by the name of the argument."""
+    """A bad option is refused at the call, by the name of the argument, and no URL is shown."""
     async with session_maker() as session:
-        with pytest.raises(error, match=next(iter(arguments))):
+        with pytest.raises(error, match=f"^{next(iter(arguments))} must be") as caught:
             get_transaction(session, **arguments)
+        assert "secret" not in str(caught.value)
         assert not session.in_transaction()
 
 
-@pytest.mark.parametrize("session", [None, "session", object(), Session(), async_sessionmaker()])
-def test_bad_session(session: Any) -> None:
+@pytest.mark.parametrize(
+    "session", [None, "postgresql://u:secret@host/db", object(), Session(), async_sessionmaker()]
+)
+@pytest.mark.parametrize("function", [get_transaction, lambda session: on_commit(session, print)])
+def test_bad_session(function: Any, session: Any) -> None:
     """A session that is not one, or not an async one, is refused at the call."""
-    with pytest.raises(TypeError, match="session"):
-        get_transaction(session)
+    with pytest.raises(TypeError, match="^session must be") as caught:
+        function(session)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [get_transaction, lambda session: on_commit(session, print)])
+def test_async_scoped_session(function: Any) -> None:
+    """For an `async_scoped_session` the error says to pass the session that a call of it gives."""
+    scoped: Any = async_scoped_session(async_sessionmaker(), scopefunc=lambda: 1)
+    with pytest.raises(TypeError, match=r"^session must be .*: scoped\(\)$"):
+        function(scoped)
 
 
 async def test_options_need_sqlalchemy() -> None:
