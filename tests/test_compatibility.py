@@ -19,7 +19,7 @@ import sqlalchemy.util
 from fastapi import FastAPI
 from sqlalchemy import Engine, Table, column, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
-from sqlalchemy.dialects.postgresql.dml import Insert, OnConflictDoNothing
+from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
@@ -58,7 +58,7 @@ ATTRIBUTES = [
     (Item, "_sa_instance_state"),
     (InstanceState, "_deleted"),
     (Insert, "_post_values_clause"),
-    (OnConflictDoNothing, "_traverse_internals"),
+    (Insert, "_traverse_internals"),
     (sqlalchemy.util, "greenlet_spawn"),
     (sqlalchemy.util, "await_only"),
     (asyncpg.Connection, "_top_xact"),

@@ -50,7 +50,7 @@ def connections_of(transaction: SessionTransaction | None) -> Collection[Connect
         raise unsupported(
             "sqlalchemy",
             "SessionTransaction.connections",
-            "The connections of a session that is in a transaction cannot be found",
+            "pgtoolset cannot find the connections of a transaction",
         ) from None
     return {connection for connection, *_ in entries}
 
@@ -72,7 +72,7 @@ def is_in_block(session: Session) -> bool:
         raise unsupported(
             "sqlalchemy",
             "Session._trans_context_manager",
-            "It cannot be told whether a session is inside a block that is its transaction",
+            "pgtoolset cannot see whether a session is inside an open block",
         ) from None
 
 

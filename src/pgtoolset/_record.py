@@ -37,7 +37,7 @@ Callback: TypeAlias = Callable[[], Awaitable[object] | object]
 #: In the `info` of a session.
 _KEY = "pgtoolset.record"
 
-#: The record that a connection belongs to, by the object that one checkout of the pool gave.
+#: The record that a connection belongs to, by the object that the pool returned for one checkout.
 #: Both sides are weak: the session keeps its record, and the record keeps the connections. So a
 #: session that is dropped without `close()` is collected, and its connection with it.
 _records: WeakKeyDictionary[PoolProxiedConnection, ref[Record]] = WeakKeyDictionary()
@@ -47,11 +47,11 @@ _is_listening = False
 
 
 class Record:
-    """What is known of the transaction that one session is in; emptied when the transaction ends.
+    """The state of the open transaction of one session; emptied when the transaction ends.
 
     Attributes:
         verifies_commits: whether a block of ours is open, so that each `commit()` is verified.
-        connections: those that the transaction uses.
+        connections: the connections of the transaction.
         error: the error that aborted the transaction, or the first that may have.
         callbacks: of `on_commit`, each with the level whose rollback removes it.
         committed: the level that has just been committed.

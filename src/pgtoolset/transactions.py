@@ -164,7 +164,7 @@ async def run_transaction(
 
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions.
-        work: an async function of one session. It may run several times, so put what it does
+        work: an async function of one session. It may run several times, so put its effects
             outside of the database into `on_commit`.
         attempts: the largest number of attempts, at least 1.
         isolation_level: as in `get_transaction`.

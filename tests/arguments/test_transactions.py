@@ -76,7 +76,7 @@ def test_wrong_option(name: str, value: Any, error: type[Exception]) -> None:
 def test_count(value: Any, error: type[Exception]) -> None:
     """A count is an int of at least 1."""
     check_count("attempts", 1)
-    with pytest.raises(error, match="^attempts must be") as caught:
+    with pytest.raises(error, match=r"^attempts must be") as caught:
         check_count("attempts", value)
     assert "secret" not in str(caught.value)
 
@@ -85,6 +85,6 @@ def test_count(value: Any, error: type[Exception]) -> None:
 def test_function(value: Any) -> None:
     """What cannot be called is no function."""
     check_function("work", "a function", print)
-    with pytest.raises(TypeError, match="^work must be a function, not") as caught:
+    with pytest.raises(TypeError, match=r"^work must be a function, not") as caught:
         check_function("work", "a function", value)
     assert "secret" not in str(caught.value)

@@ -92,7 +92,7 @@ async def test_one_unit_rolls_back(
 async def test_one_unit_database_error_propagates_unchanged(
     opened: Open, other: asyncpg.Connection
 ) -> None:
-    """one unit: a database error that nobody swallows is the error that the caller sees."""
+    """one unit: a database error that leaves the block reaches the caller as it is."""
     with pytest.raises(DBAPIError) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -202,11 +202,11 @@ async def test_honest(opened: Open, other: asyncpg.Connection, swallow: Any) -> 
 async def test_honest_explicit_commit(
     opened: Open, other: asyncpg.Connection, swallow: Any, how: str
 ) -> None:
-    """honest: an explicit commit() inside the block is held to the same; after a rollback the block
-    can go on."""
+    """honest: an explicit commit() raises likewise; after a rollback the block can go on."""
     expected = TransactionAbortedError
     if how == "transaction" and swallow is by_flush:
-        expected = PendingRollbackError  # SQLAlchemy's transaction object refuses by itself, before any hook
+        # The transaction object of SQLAlchemy refuses before any event.
+        expected = PendingRollbackError
     async with opened() as session:
         await insert(session, 1)
         swallowed = await swallow(session)
@@ -228,8 +228,7 @@ async def test_honest_explicit_commit(
 
 
 async def test_honest_error_outside_sqlalchemy(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that SQLAlchemy never saw, on asyncpg's own connection, is not lost
-    either."""
+    """honest: an error on asyncpg's own connection, which SQLAlchemy does not see, raises too."""
     with pytest.raises(TransactionAbortedError, match="asyncpg") as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -253,8 +252,7 @@ async def test_honest_message_names_the_error(opened: Open) -> None:
 
 
 async def test_honest_about_harmless_errors(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that left the transaction intact, on the client's side, does not cost the
-    block its work."""
+    """honest: an error of the driver that leaves the transaction intact loses no work."""
     async with opened() as session:
         await insert(session, 1)
         with pytest.raises(DBAPIError):
@@ -263,7 +261,7 @@ async def test_honest_about_harmless_errors(opened: Open, other: asyncpg.Connect
 
 
 async def test_honest_after_savepoint(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that a savepoint has undone is no reason to refuse the commit."""
+    """honest: an error that a savepoint has undone does not prevent the commit."""
     async with opened() as session:
         await insert(session, 1)
         with pytest.raises(DBAPIError):
@@ -275,7 +273,7 @@ async def test_honest_after_savepoint(opened: Open, other: asyncpg.Connection) -
 async def test_honest_clean_block_pays_nothing(
     opened: Open, engine: AsyncEngine, other: asyncpg.Connection, statements: list[str]
 ) -> None:
-    """honest: a clean block sends BEGIN, its statements and COMMIT, and nothing else."""
+    """honest: a clean block sends only BEGIN, its statements and COMMIT."""
     sent: list[str] = []
 
     def listen(dbapi_connection: Any, *_: object) -> None:
@@ -292,8 +290,7 @@ async def test_honest_clean_block_pays_nothing(
 async def test_commit_that_fails(
     opened: Open, other: asyncpg.Connection, engine: AsyncEngine
 ) -> None:
-    """honest: an error of the COMMIT itself, here of a deferred foreign key, propagates as it
-    is."""
+    """honest: an error of the COMMIT itself, of a deferred foreign key, propagates unchanged."""
     with pytest.raises(IntegrityError):
         async with opened() as session:
             await insert(session, 1)
@@ -335,9 +332,8 @@ async def test_released_when_the_connection_is_lost(
     assert await stored(other) == {2}
 
 
-async def test_not_a_jail_commit(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: the block may commit by itself and go on; what is open at the end is
-    committed."""
+async def test_free_to_commit_commit(opened: Open, other: asyncpg.Connection) -> None:
+    """free to commit: the block may commit and go on; its end commits the rest."""
     async with opened() as session:
         await insert(session, 1)
         await session.commit()
@@ -346,8 +342,8 @@ async def test_not_a_jail_commit(opened: Open, other: asyncpg.Connection) -> Non
     assert await stored(other) == {1, 2}
 
 
-async def test_not_a_jail_rollback(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: the block may roll back by itself and go on."""
+async def test_free_to_commit_rollback(opened: Open, other: asyncpg.Connection) -> None:
+    """free to commit: the block may roll back and go on."""
     async with opened() as session:
         await insert(session, 1)
         await session.rollback()
@@ -355,8 +351,10 @@ async def test_not_a_jail_rollback(opened: Open, other: asyncpg.Connection) -> N
     assert await stored(other) == {2}
 
 
-async def test_not_a_jail_exception_after_commit(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: what the block has committed stays, what came after goes with the exception."""
+async def test_free_to_commit_exception_after_commit(
+    opened: Open, other: asyncpg.Connection
+) -> None:
+    """free to commit: an exception rolls back only the work after the last commit."""
     with pytest.raises(KeyError):
         async with opened() as session:
             await insert(session, 1)
@@ -366,8 +364,8 @@ async def test_not_a_jail_exception_after_commit(opened: Open, other: asyncpg.Co
     assert await stored(other) == {1}
 
 
-async def test_not_a_jail_close(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: a block that has closed its session ends without an error."""
+async def test_free_to_commit_close(opened: Open, other: asyncpg.Connection) -> None:
+    """free to commit: a block that has closed its session ends without an error."""
     async with opened() as session:
         await insert(session, 1)
         await session.close()

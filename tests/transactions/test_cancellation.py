@@ -86,8 +86,7 @@ async def test_cancellation_message_is_kept() -> None:
 
 
 async def test_ends_with_the_result_when_nothing_is_awaited_afterwards() -> None:
-    """A task that ends with the work ends with its result: it was told so, and there is nothing
-    left to cancel."""
+    """A task that ends with the work has its result: there is no suspension left to cancel."""
     work = Work()
     task = asyncio.create_task(uninterrupted(work.run()))
     await work.started.wait()

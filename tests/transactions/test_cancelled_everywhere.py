@@ -24,7 +24,7 @@ from pgtoolset import (
     on_commit,
     run_transaction,
 )
-from tests.support import Item, insert, interrupt_everywhere, stored
+from tests.support import Item, insert, interrupt_everywhere, stored, until
 
 Maker = async_sessionmaker[AsyncSession]
 Block = Callable[[Maker, int, list[AsyncSession]], Coroutine[Any, Any, None]]
@@ -157,24 +157,44 @@ async def test_told_and_stored_agree(
     assert outcomes == {"cancelled", "committed", "committed, not cancelled"}
 
 
-async def test_timeout_in_the_commit_does_not_poison_what_follows(
-    session_maker: Maker, other: asyncpg.Connection
+async def test_timeout_in_the_commit(
+    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """A timeout that expires during a slow COMMIT: the block ends well, and so does the code after
-    the timeout."""
+    """A timeout that expires during the COMMIT breaks neither the block nor the code after it."""
     await other.execute(
         """
-        CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
-            FOR EACH ROW EXECUTE FUNCTION slow();
+        CREATE OR REPLACE FUNCTION blocked() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER blocked AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION blocked();
+        SELECT pg_advisory_lock(4711);
         """
     )
+
+    async def commit_waits() -> bool:
+        return bool(
+            await other.fetchval(
+                "SELECT count(*) FROM pg_locks"
+                " WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted"
+            )
+        )
+
+    async def expire_in_the_commit(limit: asyncio.Timeout) -> None:
+        await until(commit_waits)
+        limit.reschedule(0)
+        await until(lambda: task.cancelling() > 0)
+        await other.execute("SELECT pg_advisory_unlock(4711)")
+
+    task = asyncio.current_task()
+    assert task is not None
     try:
-        async with asyncio.timeout(0.1):
-            async with create_db_context(session_maker)() as session:
-                await insert(session, 1)
-        await asyncio.sleep(0.01)
+        async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(None) as limit:
+                group.create_task(expire_in_the_commit(limit))
+                async with create_db_context(session_maker)() as session:
+                    await insert(session, 1)
+            assert limit.expired()
+            await asyncio.sleep(0.01)
         assert await stored(other) == {1}
     finally:
-        await other.execute("DROP TRIGGER slow ON item")
+        await other.execute("SELECT pg_advisory_unlock_all(); DROP TRIGGER blocked ON item")

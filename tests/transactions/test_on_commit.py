@@ -23,7 +23,7 @@ from pgtoolset import (
 )
 from pgtoolset._blocks import foreign_callbacks
 from tests.support import insert, stored, swallow_error
-from tests.transactions.plain_session import PlainSession
+from tests.transactions.plain_session import PlainManagedSession, PlainSession
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -308,7 +308,7 @@ async def test_outside_a_transaction(session_maker: Maker) -> None:
 async def test_bad_callback(session_maker: Maker, bad: Any) -> None:
     """A callback that cannot be called is refused at the registration."""
     async with session_maker() as session, get_transaction(session):
-        with pytest.raises(TypeError, match="^callback must be a function") as caught:
+        with pytest.raises(TypeError, match=r"^callback must be a function") as caught:
             on_commit(session, bad)
     assert "secret" not in str(caught.value)
 
@@ -351,8 +351,7 @@ async def entered(session: PlainSession) -> Any:
 
 def test_forgotten_in_the_middle_of_a_block() -> None:
     """A session that is collected inside its block leaves nothing that another could meet."""
-    session = PlainSession(set())
-    # The event loop is closed before the block is collected, so that nothing runs its end.
+    session = PlainManagedSession(set())
     block = asyncio.run(entered(session))
     assert foreign_callbacks(session) == []
     gone = weakref.ref(session)

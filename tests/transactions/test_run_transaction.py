@@ -109,7 +109,9 @@ async def test_failure_at_the_commit(
         """
         CREATE OR REPLACE FUNCTION refuse_once() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            IF nextval('refusals') <= 2 THEN RAISE EXCEPTION 'provoked' USING ERRCODE = '40001'; END IF;
+            IF nextval('refusals') <= 2 THEN
+                RAISE EXCEPTION 'provoked' USING ERRCODE = '40001';
+            END IF;
             RETURN NULL;
         END $$;
         CREATE SEQUENCE refusals;
@@ -179,7 +181,7 @@ async def test_other_errors_propagate_at_once(
 async def test_swallowed_serialization_failure(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """Work that swallowed a serialization failure is held to the truth, and is tried again."""
+    """Work that swallowed a serialization failure is tried again."""
     calls = 0
 
     async def work(session: AsyncSession) -> int:
@@ -241,7 +243,8 @@ async def test_options(session_maker: Maker) -> None:
             await session.execute(raise_sqlstate("40001"))
         row = await session.execute(
             text(
-                "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+                "SELECT current_setting('transaction_isolation'),"
+                " current_setting('transaction_read_only')"
             )
         )
         return tuple(row.one())  # type: ignore[return-value]

@@ -157,8 +157,12 @@ async def test_works_with_a_double() -> None:
         async with get_transaction(session):
             session.add(Item(id=3))
     assert [row["id"] for row in database.rows(Item)] == [1, 3]
-    assert session.log == ["BEGIN", "INSERT item (1)", "SAVEPOINT", "ROLLBACK TO", "SAVEPOINT", "INSERT item (3)",
-                           "RELEASE", "COMMIT"]  # fmt: skip
+    assert session.log == [
+        *("BEGIN", "INSERT item (1)"),
+        *("SAVEPOINT", "ROLLBACK TO"),
+        *("SAVEPOINT", "INSERT item (3)", "RELEASE"),
+        "COMMIT",
+    ]
 
 
 async def test_outermost_is_honest(session_maker: Maker, other: asyncpg.Connection) -> None:
@@ -357,7 +361,7 @@ async def test_bad_option(
 @pytest.mark.parametrize("function", [get_transaction, lambda session: on_commit(session, print)])
 def test_bad_session(function: Any, session: Any) -> None:
     """A session that is not one, or not an async one, is refused at the call."""
-    with pytest.raises(TypeError, match="^session must be") as caught:
+    with pytest.raises(TypeError, match=r"^session must be") as caught:
         function(session)
     assert "secret" not in str(caught.value)
 
@@ -371,8 +375,7 @@ def test_async_scoped_session(function: Any) -> None:
 
 
 async def test_options_need_sqlalchemy() -> None:
-    """Other sessions cannot be asked for an isolation level: that would be a promise that nobody
-    keeps."""
+    """A session of another kind takes no isolation level: a TypeError, and no transaction."""
     session = PlainSession(set())
     with pytest.raises(TypeError, match="isolation_level"):
         async with get_transaction(session, isolation_level="SERIALIZABLE"):

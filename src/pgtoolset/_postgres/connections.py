@@ -27,9 +27,9 @@ def terminate(connection: Connection) -> None:
 def has_one_backend(connection: Connection) -> bool:
     """Whether two statements outside a transaction reach the same backend of PostgreSQL.
 
-    Behind a pooler in transaction mode they may not, and a statement that one backend has prepared
-    is unknown to the next. No function of the driver tells. But asyncpg must not cache statements
-    there, and an asyncpg that does not say whether it does counts as behind a pooler: correct
+    Behind a pooler in transaction mode they may not: the next backend does not know a statement
+    that the last one prepared. The driver does not say, but asyncpg must not cache statements
+    there. An asyncpg that does not say whether it caches counts as behind a pooler: that is correct
     everywhere, at the price of a BEGIN.
     """
     return bool(getattr(connection.connection.driver_connection, "_stmt_cache_enabled", False))
@@ -49,7 +49,7 @@ def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
         raise unsupported(
             "sqlalchemy",
             f"attribute _transaction of {type(adapter).__name__}",
-            "It cannot be told whether a transaction has begun",
+            "pgtoolset cannot see whether a transaction has begun",
         ) from None
 
 
