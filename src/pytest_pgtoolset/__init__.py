@@ -105,10 +105,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def _needs_our_server(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function) or "pg_database_url" not in item.fixturenames:
         return False
-    # A project may have a fixture pg_server_url of its own, whose set-up says where the server is.
-    # Where the only definition is not known to be ours, the fixture starts the server, later.
-    definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-    return len(definitions.get("pg_server_url", ())) == 1
+    # A project that has a fixture pg_server_url of its own says where the server is when that is
+    # set up.
+    return len(item._fixtureinfo.name2fixturedefs.get("pg_server_url", ())) <= 1
 
 
 @pytest.hookimpl(wrapper=True)

