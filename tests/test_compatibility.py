@@ -81,45 +81,52 @@ def test_attribute(owner: Any, name: str) -> None:
     assert name in PAGE
 
 
-def private_names(source: str) -> Iterator[str]:
-    """Each name with an underscore in front that a module takes from an object of another."""
-    tree = ast.parse(source)
-    own: set[str] = set()
+def own_names(tree: ast.AST) -> Iterator[str]:
+    """Each name that a module defines: functions, variables, and attributes of its own objects."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                own.add(name)
+                yield name
             case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name):
-                own.add(name)
+                yield name
             case ast.AnnAssign(target=ast.Name(id=name)) | ast.Name(id=name, ctx=ast.Store()):
-                own.add(name)
+                yield name
             case ast.Assign(targets=[ast.Name(id="__slots__")], value=ast.Tuple(elts=slots)):
-                own.update(slot.value for slot in slots if isinstance(slot, ast.Constant))
+                yield from (slot.value for slot in slots if isinstance(slot, ast.Constant))
+
+
+def taken_names(tree: ast.AST) -> Iterator[str]:
+    """Each name that a module takes from an object, or gives as a keyword."""
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(attr=name) if name not in own:
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
                 yield name
             case ast.Call(
                 func=ast.Name(id="getattr" | "hasattr" | "setattr"),
                 args=[_, ast.Constant(value=str(name)), *_],
             ):
                 yield name
-            case ast.keyword(arg=str(name)):
-                yield name
+
+
+def private_names(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Each name with an underscore in front that the modules of a folder take from elsewhere."""
+    trees = {path: ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))}
+    own = {name for tree in trees.values() for name in own_names(tree)}
+    for path, tree in trees.items():
+        for name in set(taken_names(tree)) - own:
+            if re.match(r"_[a-z]", name):
+                yield name, path
 
 
 def test_page_lists_every_private_name() -> None:
     """No module uses a private name that the page does not list, and the page lists no other."""
-    used: dict[str, str] = {}
-    for path in sorted((ROOT / "src").rglob("*.py")):
-        if LEAVING not in path.parents:
-            for name in private_names(path.read_text()):
-                if re.match(r"_[a-z]", name):
-                    used[name] = path.name
+    source = ROOT / "src"
+    folders = {path.parent for path in source.rglob("*.py")} - {LEAVING}
+    used = dict(found for folder in sorted(folders) for found in private_names(folder))
     listed = set(re.findall(r"(?<![a-z])_[a-z]\w+", " ".join(names_on_the_page())))
     unlisted = set(used) - listed - {LEAVING_NAME}
-    assert not {f"{name} in {used[name]}" for name in unlisted}
-    # Attributes of ours have these names as well.
+    assert not {f"{name} in {used[name].relative_to(source)}" for name in unlisted}
+    # Objects of ours have attributes of these names as well.
     assert listed - set(used) <= {
         "_asyncio_future_blocking",
         "_transaction",
