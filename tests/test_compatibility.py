@@ -311,8 +311,7 @@ async def test_commit_without_top_xact(
 
 
 async def test_has_one_backend(engine: AsyncEngine) -> None:
-    """A connection with a cache of statements has one backend; one that does not say counts as
-    behind a pooler."""
+    """An asyncpg that does not tell whether it caches counts as behind a pooler."""
     async with engine.connect() as connection:
         assert has_one_backend(connection.sync_connection)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
+from pgtoolset._arguments import shown
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.connections import verify_next_commit
@@ -184,7 +185,9 @@ async def run_callbacks(callbacks: list[Callback]) -> None:
             if inspect.isawaitable(result):
                 await result
         except (Exception, asyncio.CancelledError):
-            logger.exception("on_commit callback %r failed; the transaction is committed", callback)
+            # Not its repr: the arguments of a `partial` may hold a password.
+            name = getattr(callback, "__qualname__", None) or shown(callback)
+            logger.exception("on_commit callback %s failed; the transaction is committed", name)
 
 
 def _existing_record(session: Session) -> Record | None:

@@ -192,8 +192,7 @@ async def post_raw(
 async def test_commit_before_the_response(
     client: httpx.AsyncClient, slow_commit: None, other: asyncpg.Connection, path: str
 ) -> None:
-    """before the response: not a byte of it before a slow COMMIT has ended; then the work is
-    visible to everybody."""
+    """before the response: its first byte follows the end of a slow COMMIT."""
     start = time.monotonic()
     response, writer = await post_raw(client, path)
     await response.until("H")
@@ -213,8 +212,7 @@ async def test_callbacks_before_the_response(client: httpx.AsyncClient, shop: Sh
 
 
 async def test_commit_that_fails(client: httpx.AsyncClient, other: asyncpg.Connection) -> None:
-    """before the response: a COMMIT that fails reaches the application's exception handlers, never
-    a 2xx."""
+    """before the response: a COMMIT that fails reaches the exception handlers, never a 2xx."""
     response = await client.post("/bad-reference")
     assert (response.status_code, response.json()) == (409, {"detail": "conflict"})
     assert await other.fetch("SELECT * FROM part") == []
@@ -248,8 +246,7 @@ async def test_swallowed_error(client: httpx.AsyncClient, other: asyncpg.Connect
 async def test_exception_in_the_endpoint(
     client: httpx.AsyncClient, other: asyncpg.Connection, path: str, status: int
 ) -> None:
-    """one unit: an exception in the endpoint rolls back and gets the answer that it gets without
-    us."""
+    """one unit: an exception in the endpoint rolls back, and its response is unchanged."""
     assert (await client.post(path)).status_code == status
     assert await stored(other) == set()
 
@@ -266,8 +263,7 @@ async def test_no_sql_no_connection(client: httpx.AsyncClient, engine: AsyncEngi
 async def test_streaming(
     client: httpx.AsyncClient, slow_commit: None, other: asyncpg.Connection
 ) -> None:
-    """before the response, streaming: the endpoint's work before the first byte, the stream's own
-    at its end."""
+    """streaming: the endpoint commits before the first byte, the stream at its end."""
     start = time.monotonic()
     response, writer = await post_raw(client, "/stream/false")
     await response.until("start\n")
@@ -286,8 +282,7 @@ async def _stored_is(other: asyncpg.Connection, ids: set[int]) -> bool:
 async def test_streaming_that_fails(
     client: httpx.AsyncClient, other: asyncpg.Connection, engine: AsyncEngine
 ) -> None:
-    """before the response, streaming: a stream that raises loses what the stream wrote, and only
-    that."""
+    """streaming: a stream that raises loses only what the stream wrote."""
     pool: Any = engine.pool
     with pytest.raises(httpx.RemoteProtocolError):
         await client.post("/stream/true")
@@ -341,8 +336,7 @@ async def test_background_task(client: httpx.AsyncClient, other: asyncpg.Connect
 
 
 async def test_dependencies(client: httpx.AsyncClient, other: asyncpg.Connection) -> None:
-    """One session per request, a second one with use_cache=False; a dependency's exit code still
-    has the session."""
+    """One session per request, unless use_cache=False; a dependency's exit code has it too."""
     response = await client.post("/dependencies")
     assert response.json() == [True, False]
     await until(lambda: _stored_is(other, {1, 2, 3, 4}))
@@ -420,8 +414,7 @@ async def test_fastapi_without_the_stack(
 async def test_cancelled_everywhere(
     session_maker: Maker, engine: AsyncEngine, other: asyncpg.Connection, path: str
 ) -> None:
-    """A request that is cancelled at any suspension: a 2xx that was started is stored, a 5xx is
-    not, nothing leaks."""
+    """Cancelled at any suspension: a 2xx that started is stored, a 5xx is not, nothing leaks."""
     pool: Any = engine.pool
     # SQLAlchemy 2.0.40 leaves a connection open when an engine's very first one is cancelled while
     # it is set up.

@@ -13,7 +13,12 @@ import asyncpg
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgtoolset import (
@@ -28,11 +33,11 @@ from tests.support import Item, Part, insert, stored, swallow_error
 Open = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 
-def by_context(session_maker: async_sessionmaker[AsyncSession]) -> Open:
+def by_context(session_maker: Any) -> Open:
     return create_db_context(session_maker=session_maker)
 
 
-def by_dependency(session_maker: async_sessionmaker[AsyncSession]) -> Open:
+def by_dependency(session_maker: Any) -> Open:
     return asynccontextmanager(create_db_dependency(session_maker=session_maker))
 
 
@@ -79,8 +84,7 @@ async def test_one_unit_in_transaction_when_yielded(opened: Open) -> None:
 async def test_one_unit_rolls_back(
     opened: Open, other: asyncpg.Connection, error: BaseException
 ) -> None:
-    """one unit: any exception, cancellation included, rolls everything back and propagates
-    unchanged."""
+    """one unit: any exception rolls everything back and propagates unchanged."""
     with pytest.raises(type(error)) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -102,8 +106,7 @@ async def test_one_unit_database_error_propagates_unchanged(
 
 
 async def test_lazy(opened: Open, checkouts: list[str], engine: AsyncEngine) -> None:
-    """lazy: no connection is checked out before the first statement, and none for a block without
-    any."""
+    """lazy: no connection is checked out before the first statement."""
     async with opened() as session:
         session.add(Item(id=1))
         session.expunge_all()
@@ -186,8 +189,7 @@ SWALLOW = [
 
 @pytest.mark.parametrize("swallow", SWALLOW)
 async def test_honest(opened: Open, other: asyncpg.Connection, swallow: Any) -> None:
-    """honest: a block that swallowed an error that aborted the transaction raises, with that error
-    as the cause."""
+    """honest: a block that swallowed an error which aborted the transaction raises."""
     with pytest.raises(TransactionAbortedError) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -300,8 +302,7 @@ async def test_commit_that_fails(
 
 @pytest.mark.parametrize("end", [None, KeyError("k"), asyncio.CancelledError()])
 async def test_released(opened: Open, engine: AsyncEngine, end: BaseException | None) -> None:
-    """released: after a commit, an error and a cancellation the session is closed and its
-    connection is back."""
+    """released: after any end the session is closed and its connection is in the pool."""
     pool: Any = engine.pool
     with pytest.raises(type(end)) if end is not None else nullcontext():
         async with opened() as session:
@@ -427,20 +428,30 @@ async def coroutine_maker() -> object:
 
 @pytest.mark.parametrize("create", [create_db_context, create_db_dependency])
 @pytest.mark.parametrize(
-    "session_maker", [None, 3, "maker", coroutine_maker, AsyncSession(), object()]
+    "session_maker",
+    [None, 3, "postgresql://u:secret@host/db", coroutine_maker, AsyncSession(), object()],
 )
 def test_bad_session_maker(create: Any, session_maker: Any) -> None:
     """A session maker that is not one is refused at once, by the name of the argument."""
-    with pytest.raises(TypeError, match="session_maker"):
+    with pytest.raises(TypeError, match=r"^session_maker must") as caught:
         create(session_maker=session_maker)
+    assert "secret" not in str(caught.value)
+
+
+async def test_factory_of_scoped_sessions(session_maker: async_sessionmaker[AsyncSession]) -> None:
+    """A factory that makes an `async_scoped_session` is refused, with what to pass instead."""
+    scoped: Any = async_scoped_session(session_maker, scopefunc=lambda: 1)
+    for opened in (by_context(lambda: scoped), by_dependency(lambda: scoped)):
+        with pytest.raises(TypeError, match=r"^session_maker must make .*: scoped\(\)$"):
+            async with opened():
+                raise AssertionError("must not be reached")
 
 
 @pytest.mark.parametrize(
     "session_maker", [sync_maker(), Session, lambda: None, lambda: "session", dict]
 )
 async def test_bad_session(session_maker: Any) -> None:
-    """A factory that makes something else than async sessions is found out when it makes one,
-    before any SQL."""
+    """A factory that makes something else than an async session is refused, before any SQL."""
     with pytest.raises(TypeError, match="session_maker"):
         async with create_db_context(session_maker=session_maker)():
             raise AssertionError("must not be reached")

@@ -1,5 +1,4 @@
-"""Sessions of a user's own, that owe nothing to SQLAlchemy: what the protocols ask for, and no
-more.
+"""Sessions of another kind than SQLAlchemy's, with no more than the protocols ask for.
 
 The doubles of `pgtoolset.testing` are `AsyncSession`s; these are not, so they show that the
 protocols suffice.

@@ -121,8 +121,7 @@ async def test_timeout_that_expires_during_the_work_and_more_follows() -> None:
 
 
 async def test_anyio_cancel_scope() -> None:
-    """An anyio scope that is cancelled during the work is cancelled after it, and only within the
-    scope."""
+    """A cancelled scope of anyio ends after the work, and cancels nothing outside of it."""
     work = Work()
     asyncio.get_running_loop().call_later(0.05, work.release.set)
     log: list[object] = []

@@ -1,8 +1,7 @@
 """A cancellation at every suspension of a block, the commit included.
 
-Afterwards the pool is whole, the session is closed, and what the caller was told agrees with what
-is stored: a block that ended normally is committed, one that raised is not. A cancellation that a
-commit outlived is delivered later.
+Afterwards the pool is whole and the session is closed. A block that ended normally is committed,
+one that raised is not. A cancellation that arrives during the COMMIT is delivered afterwards.
 """
 
 from __future__ import annotations
@@ -116,12 +115,12 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("pool", ["cold", "warm"])
-async def test_told_and_stored_agree(
+async def test_reported_and_stored_agree(
     engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, block: Block, pool: str
 ) -> None:
     """Cancelled at any suspension, with and without a connection in the pool: see the module."""
     checked_out: Any = engine.pool
-    told: dict[int, str] = {}
+    reported: dict[int, str] = {}
     sessions: list[AsyncSession] = []
 
     async def work(n: int) -> None:
@@ -130,11 +129,11 @@ async def test_told_and_stored_agree(
         try:
             await block(session_maker, n, sessions)
         except asyncio.CancelledError:
-            told[n] = "cancelled"
+            reported[n] = "cancelled"
             raise
-        told[n] = "committed"
+        reported[n] = "committed"
         await asyncio.sleep(0.05)
-        told[n] = "committed, not cancelled"
+        reported[n] = "committed, not cancelled"
 
     async def check(n: int) -> None:
         assert checked_out.checkedout() == 0, f"a connection is lost at suspension {n}"
@@ -143,15 +142,15 @@ async def test_told_and_stored_agree(
         sessions.clear()
         seen = await stored(other)
         assert -n not in seen
-        assert (n in seen) == told.get(n, "cancelled").startswith("committed"), (
-            f"at suspension {n}: {told.get(n)}"
+        assert (n in seen) == reported.get(n, "cancelled").startswith("committed"), (
+            f"at suspension {n}: {reported.get(n)}"
         )
         async with create_db_context(session_maker)() as session:
             assert await session.scalar(text("SELECT 1")) == 1
 
     suspensions = await interrupt_everywhere(work, check)
     assert suspensions >= 3
-    outcomes = set(told.values())
+    outcomes = set(reported.values())
     # The commit was reached, a cancellation in the middle of it was survived, and it was delivered
     # afterwards.
     assert outcomes == {"cancelled", "committed", "committed, not cancelled"}

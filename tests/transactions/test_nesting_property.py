@@ -291,8 +291,7 @@ def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEn
 )
 @given(program=programs(sql=True))
 def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program: Block) -> None:
-    """PostgreSQL, through blocks of ours and SQLAlchemy's mixed: an exception undoes exactly its
-    own level."""
+    """PostgreSQL: blocks of ours and SQLAlchemy's mixed undo exactly their own level."""
     model = Model()
     expected = model.outermost(program)
     ran: list[int] = []
@@ -314,8 +313,7 @@ def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program:
 @settings(max_examples=300, deadline=None)
 @given(program=programs(sql=True))
 def test_double(program: Block) -> None:
-    """The double of `pgtoolset.testing`: the same programs, errors of statements included, end in
-    the same way."""
+    """The double of `pgtoolset.testing`: the same programs end in the same way."""
     model = Model()
     expected = model.outermost(program)
     ran: list[int] = []

@@ -50,8 +50,7 @@ async def test_returns_the_result(session_maker: Maker, other: asyncpg.Connectio
 async def test_serialization_failures(
     session_maker: Maker, account: None, other: asyncpg.Connection
 ) -> None:
-    """Concurrent read-modify-write under SERIALIZABLE: every call succeeds and no update is
-    lost."""
+    """Under SERIALIZABLE every concurrent read-modify-write succeeds, and no update is lost."""
     calls = 0
 
     async def withdraw(session: AsyncSession) -> None:
@@ -260,8 +259,7 @@ async def test_options(session_maker: Maker) -> None:
 async def test_backoff(
     session_maker: Maker, monkeypatch: pytest.MonkeyPatch, engine: AsyncEngine
 ) -> None:
-    """Full jitter under an exponential ceiling with a limit, and no connection held while it
-    waits."""
+    """The pause has full jitter under an exponential limit, and holds no connection."""
     ceilings: list[float] = []
     pool: Any = engine.pool
 

@@ -52,8 +52,7 @@ async def test_outermost_commits(session_maker: Maker, other: asyncpg.Connection
 
 
 async def test_outermost_rolls_back(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Outermost: an exception rolls back and propagates unchanged; the session can be used
-    again."""
+    """Outermost: an exception rolls back and propagates unchanged."""
     error = KeyError("k")
     async with session_maker() as session:
         with pytest.raises(KeyError) as caught:
@@ -85,8 +84,7 @@ async def test_nested_is_a_savepoint(session_maker: Maker, other: asyncpg.Connec
 async def test_nested_in_a_transaction_of_others(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """In a session that is already in a transaction, by `begin()` or by autobegin, it is a
-    savepoint."""
+    """After `begin()` or autobegin a block is a savepoint."""
     async with session_maker() as session:
         async with session.begin():
             await insert(session, 1)
@@ -145,8 +143,7 @@ async def test_works_with_async_scoped_session(
 
 
 async def test_works_with_a_double() -> None:
-    """It works with the double as with the database; with any `TransactionalSession`: see
-    test_contracts_own.py."""
+    """It works with the double as with the database."""
     database = MemoryDatabase()
     async with create_db_context(database.session)() as session:
         session.add(Item(id=1))
@@ -252,8 +249,7 @@ async def test_commit_error_is_unchanged(session_maker: Maker, other: asyncpg.Co
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_isolation_level(session_maker: Maker, level: Any) -> None:
-    """`isolation_level` in SQLAlchemy's spelling; the next transaction on the connection has the
-    default again."""
+    """`isolation_level` holds for this transaction and no longer."""
     async with session_maker() as session:
         async with get_transaction(session, isolation_level=level):
             assert await options_of(session) == (level.lower(), "off", "off")
@@ -312,8 +308,7 @@ async def test_durable(session_maker: Maker, other: asyncpg.Connection) -> None:
 async def test_options_nested(
     session_maker: Maker, options: Any, other: asyncpg.Connection
 ) -> None:
-    """`durable` or any other option while nested is a TransactionStateError that names it, before
-    any SQL."""
+    """An option of the outermost transaction is refused while nested, before any SQL."""
     sent: list[str] = []
     async with session_maker() as session, get_transaction(session):
         await insert(session, 1)
@@ -402,8 +397,7 @@ async def test_concurrent_sessions_are_independent(
 async def test_session_joined_to_a_connection(
     engine: AsyncEngine, other: asyncpg.Connection
 ) -> None:
-    """In a session joined to an outer transaction a commit is a savepoint's: the outer transaction
-    decides."""
+    """In a session joined to an outer transaction a commit releases a savepoint."""
     async with engine.connect() as connection:
         outer = await connection.begin()
         maker = async_sessionmaker(connection, join_transaction_mode="create_savepoint")
