@@ -113,6 +113,10 @@ def on_commit(session: TransactionalSession, callback: Callback) -> None:
         callback: a function, sync or async, without parameters. For SQL it opens a session of its
             own.
 
+    A session of your own may have a method `run_after_commit(callback)`. It is called in place of
+    all this, and runs the callback after the next commit, that of `commit()` and of
+    `create_db_context` too.
+
     Raises:
         TransactionStateError: the session is not in a transaction; or it is not SQLAlchemy's, and
             its transaction was not opened by `get_transaction`, so that its commit is not seen.
@@ -129,6 +133,10 @@ def on_commit(session: TransactionalSession, callback: Callback) -> None:
     check_function("callback", "a function without parameters", callback)
     sync = sync_session_of(session)
     if sync is None:
+        hook = getattr(session, "run_after_commit", None)
+        if callable(hook):
+            hook(callback)
+            return
         callbacks = foreign_callbacks(session)
         if callbacks is None:
             raise TransactionStateError(

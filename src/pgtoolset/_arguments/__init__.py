@@ -18,6 +18,7 @@ from pgtoolset._arguments.mappings import (
     metadata_of,
     tables_of,
 )
+from pgtoolset._arguments.relationships import check_relationship
 from pgtoolset._arguments.sessions import (
     check_engine,
     check_session_maker,
@@ -44,6 +45,7 @@ __all__ = [
     "check_iterable",
     "check_mode",
     "check_predicate",
+    "check_relationship",
     "check_session_maker",
     "check_transactional",
     "mapper_of",
