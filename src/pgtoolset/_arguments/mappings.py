@@ -37,7 +37,7 @@ def check_function(name: str, what: str, value: object) -> None:
 
     Args:
         name: the argument.
-        what: what it should be: `"a function without parameters"`.
+        what: the description of such a value: `"a function without parameters"`.
         value: what the caller gave.
     """
     if not callable(value):
