@@ -208,7 +208,7 @@ class Work:
             statement: what `execute` was given.
             parameters: what `execute` was given.
         """
-        # A statement that would fail anyway counts among those that a test lets fail.
+        # A failure that was asked for is used up, even where the statement would fail anyway.
         error = self.store.next_failure("STATEMENT")
         self._check_block()
         if not self.levels:
