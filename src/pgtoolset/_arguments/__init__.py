@@ -16,6 +16,7 @@ from pgtoolset._arguments.mappings import (
     metadata_of,
     tables_of,
 )
+from pgtoolset._arguments.names import LONGEST_NAME, advisory_numbers, check_name
 from pgtoolset._arguments.sessions import (
     check_engine,
     check_session_maker,
@@ -26,15 +27,22 @@ from pgtoolset._arguments.sessions import (
 )
 from pgtoolset._arguments.shown import shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
+from pgtoolset._arguments.urls import DatabaseUrl, UrlObject, asyncpg_url, url_of, with_asyncpg
 
 __all__ = [
+    "LONGEST_NAME",
+    "DatabaseUrl",
     "KeyParser",
     "PrimaryKey",
+    "UrlObject",
+    "advisory_numbers",
+    "asyncpg_url",
     "check_columns",
     "check_engine",
     "check_flag",
     "check_iterable",
     "check_mode",
+    "check_name",
     "check_predicate",
     "check_session_maker",
     "check_transactional",
@@ -50,4 +58,6 @@ __all__ = [
     "sync_session",
     "sync_session_of",
     "tables_of",
+    "url_of",
+    "with_asyncpg",
 ]
