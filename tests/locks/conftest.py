@@ -8,7 +8,15 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema, DropSchema
 
+from pgtoolset._postgres import lookout
 from tests.locks.locking import SCHEMA, Base
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error waits for the names of its blockers, however slow the machine is."""
+    monkeypatch.setattr(lookout, "_GRACE", 20.0)
+    monkeypatch.setattr(lookout, "_SHORT_GRACE", 20.0)
 
 
 @pytest.fixture

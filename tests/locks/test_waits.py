@@ -204,7 +204,7 @@ async def test_mistakes(database_url: str) -> None:
     it is."""
     for arguments, code, says in (
         (["locks"], 1, "DATABASE_URL"),
-        (["locks", "mysql://x"], 1, "must start with postgresql"),
+        (["locks", "mysql://x"], 1, "URL of a PostgreSQL server"),
         (["locks", "postgresql://nobody@/nothing?host=/nowhere"], 1, "nothing"),
         (["locks", database_url, "--terminate", "2147483647"], 1, "no session with pid"),
         (["locks", database_url, "--terminate", "-1"], 2, "PID"),

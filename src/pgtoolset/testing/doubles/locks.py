@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import (
+    advisory_numbers,
     check_flag,
     check_mode,
     mapper_of,
@@ -28,7 +29,6 @@ from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset._record import record_of
 from pgtoolset.errors import LockTimeoutError
-from pgtoolset.locks.advisory import key_numbers
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.testing.doubles import _loading as loading
 from pgtoolset.testing.doubles._locking import ALONE, TOGETHER, Hold, Request, Resource
@@ -98,7 +98,7 @@ class MemoryLocks:
     ) -> AbstractAsyncContextManager[bool]:
         """As `pgtoolset.advisory_lock`."""
         sync = sync_of(session)
-        numbers = key_numbers(key)
+        numbers = advisory_numbers("key", key)
         check_flag("shared", shared)
         check_flag("nowait", nowait)
         milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
