@@ -103,10 +103,10 @@ async def test_bad_urls(url: Any, error: type[Exception]) -> None:
         ("database_url", lambda: create_db_session(url, Base).__aenter__()),
     ]
     for name, call in calls:
-        with pytest.raises(error, match=f"^{name}") as raised:
+        with pytest.raises(error, match=rf"^{name}") as raised:
             await call()
         assert "secret" not in "".join(map(str, (raised.value, raised.value.__context__)))
-    with pytest.raises(error, match="^database_url") as raised:
+    with pytest.raises(error, match=r"^database_url") as raised:
         worker_database_url(url, "test")
     assert "secret" not in str(raised.value)
 
@@ -114,7 +114,7 @@ async def test_bad_urls(url: Any, error: type[Exception]) -> None:
 async def test_a_url_as_a_name() -> None:
     """A URL that is given as the name of a database is not shown either."""
     url = f"postgresql://u:secret@h/{'x' * 63}"
-    with pytest.raises(ValueError, match="^db_name") as raised:
+    with pytest.raises(ValueError, match=r"^db_name") as raised:
         await create_database(url, server_url="postgresql://u:secret@h/x")
     assert "secret" not in str(raised.value)
 

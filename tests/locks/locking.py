@@ -84,7 +84,7 @@ async def left_behind(connection: asyncpg.Connection) -> list[str]:
 
 
 async def nothing_left(connection: asyncpg.Connection) -> None:
-    """Wait until no other session holds a lock; a backend notices late that its socket is closed."""
+    """Wait until no other session holds a lock; a backend notices late that it was cut off."""
 
     async def empty() -> bool:
         return not await left_behind(connection)

@@ -184,7 +184,7 @@ async def test_same_key_twice_and_rolled_back(
 async def test_session_bound_to_a_connection(
     engine: AsyncEngine, other: asyncpg.Connection
 ) -> None:
-    """On a connection of the caller's own, the lock ends with the transaction of that connection."""
+    """On a connection of the caller's own, the lock ends with that connection's transaction."""
     async with engine.connect() as connection:
         async with connection.begin():
             async with AsyncSession(
