@@ -1,4 +1,4 @@
-"""`cleanup_tables`: empty every table of a metadata, restart its sequences, touch nothing else."""
+"""`cleanup_tables`: empty every table of a metadata, restart its sequences, spare the rest."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def cleanup_tables(
         session: an `AsyncSession` in any state, but not inside a block such as `session.begin()`.
         base: a declarative base, or a `MetaData`.
         timeout: how long to wait for each lock: seconds, a `timedelta`, or a number with a unit of
-            PostgreSQL's settings such as `"500ms"`. `None` waits for ever.
+            PostgreSQL's settings such as `"500ms"`. `None` waits without limit.
 
     Raises:
         OutsideReferenceError: rows of a table outside of the metadata reference rows to delete; the

@@ -106,7 +106,8 @@ async def test_touches_only_what_changed(
     """An empty table and a sequence that has not moved stay as they are."""
     for rows in (1, 20_000):
         await sql.execute(
-            "INSERT INTO author (id, name) SELECT n, repeat('x', 100) FROM generate_series(1, $1) n",
+            """INSERT INTO author (id, name)
+               SELECT n, repeat('x', 100) FROM generate_series(1, $1) n""",
             rows,
         )
         before = await files(sql)

@@ -43,7 +43,7 @@ def advisory_numbers(name: str, key: object) -> tuple[int, ...]:
 
     Args:
         name: the argument, for messages.
-        key: an `int`, a pair of `int`, or a string, whose number is the same for ever.
+        key: an `int`, a pair of `int`, or a string, whose number is always the same.
     """
     if isinstance(key, str):
         # Any string has a number, a lone surrogate too.

@@ -172,7 +172,7 @@ def begin(connection: Connection, milliseconds: int | None) -> dict[str, str]:
 
     Args:
         connection: in a transaction.
-        milliseconds: how long to wait for each lock from now on; `None` waits for ever.
+        milliseconds: how long to wait for each lock from now on; `None` waits without limit.
     """
     row = connection.execute(_BEGIN, {"timeout": str(milliseconds or 0)}).one()
     return {"lock_timeout": row.lock_timeout, "row_security": row.row_security}
@@ -301,8 +301,10 @@ def _moved_by_function(sequences: Sequence[OwnedSequence]) -> str:
     rows = ", ".join(f"({n}, {each.oid}, {each.start})" for n, each in enumerate(sequences))
     if not rows:
         return "CAST(ARRAY[] AS bool[])"
-    return f"""(SELECT array_agg(coalesce(d.is_called OR d.last_value <> s.start, true) ORDER BY s.n)
-        FROM (VALUES {rows}) AS s(n, oid, start), pg_get_sequence_data(s.oid::oid::regclass) AS d)"""
+    moved = "coalesce(d.is_called OR d.last_value <> s.start, true)"
+    return f"""(SELECT array_agg({moved} ORDER BY s.n)
+        FROM (VALUES {rows}) AS s(n, oid, start),
+             pg_get_sequence_data(s.oid::oid::regclass) AS d)"""
 
 
 def _array(expressions: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ def lock_names(mode: LockMode) -> list[str]:
 
 
 def mode_in_sql(mode: str | None) -> str | None:
-    """Return a mode of `pg_locks` (`AccessExclusiveLock`) in SQL's spelling (`ACCESS EXCLUSIVE`)."""
+    """Return a mode of `pg_locks` (`AccessExclusiveLock`) as in SQL (`ACCESS EXCLUSIVE`)."""
     if mode is None:
         return None
     return re.sub(r"(?<!^)(?=[A-Z])", " ", mode.removesuffix("Lock")).upper()
@@ -73,13 +73,13 @@ def lock_block(names: Sequence[str], mode: LockMode, milliseconds: int | None) -
     """Return one statement that locks `names` in this order and leaves `lock_timeout` as it was.
 
     Tables that are all free are locked without touching the setting. Otherwise the setting is, for
-    each table, what is left of the budget, because PostgreSQL counts `lock_timeout` for each lock
-    anew. After a failure the rollback to the savepoint, or of the transaction, restores it.
+    each table, the rest of the budget, because PostgreSQL counts `lock_timeout` for each lock
+    separately. After a failure the rollback to the savepoint, or of the transaction, restores it.
 
     Args:
         names: qualified and quoted.
         mode: the lock mode.
-        milliseconds: the budget for all the tables together; `None` waits for ever.
+        milliseconds: the budget for all the tables together; `None` waits without limit.
     """
     if milliseconds is None:
         left = "'0'"
@@ -186,7 +186,7 @@ async def sessions_of(connection: AsyncConnection, pids: Sequence[int]) -> list[
 async def sessions_holding(
     connection: AsyncConnection, names: Sequence[str], mode: LockMode, *, but: int
 ) -> list[Blocker]:
-    """Return the sessions that hold or want a lock on one of the tables which conflicts with `mode`.
+    """Return the sessions that hold or want a lock on the tables which conflicts with `mode`.
 
     Args:
         connection: any connection to the database.

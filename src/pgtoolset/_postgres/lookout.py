@@ -23,7 +23,7 @@ from pgtoolset.values import Blocker
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
 
-#: Returns the sessions that hold what was wanted, except the backend with this pid. The connection
+#: Returns the sessions that hold the wanted locks, except the backend with this pid. The connection
 #: is one outside of the pool.
 FindHolders: TypeAlias = Callable[[AsyncConnection, int], Awaitable[list[Blocker]]]
 
@@ -217,7 +217,7 @@ class _Search:
             self.found = await sessions_blocking(outside, pid) or self.found
 
     def _account(self) -> str:
-        """The blockers in words, or why there are none to name."""
+        """The blockers in words, or the reason why none can be named."""
         if self.found:
             verb = "is" if len(self.found) == 1 else "are"
             return (

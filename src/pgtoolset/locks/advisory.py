@@ -38,9 +38,9 @@ def advisory_lock(
 
     PostgreSQL releases the lock with the transaction. Outermost, that is the end of the block, by
     commit or rollback. Nested, it is the end of the outermost transaction, or the rollback of this
-    level. So the next holder sees what was written under the lock, and no lock is left on a pooled
-    connection or on a server behind a pooler. A commit or rollback inside the block releases it
-    too.
+    level. So the next holder sees all that was written under the lock, and no lock is left on a
+    pooled connection or on a server behind a pooler. A commit or rollback inside the block releases
+    it too.
 
     Take the lock first and change rows afterwards. SQLAlchemy flushes pending changes before the
     savepoint of a nested block, and other sessions wait for those rows while this one waits for the
@@ -54,7 +54,7 @@ def advisory_lock(
         nowait: yield `False` at once where another session has the lock.
         timeout: how long to wait: seconds, a `timedelta`, or a number with a unit such as
             `"500ms"`. `None` leaves that to the connection's `lock_timeout`; PostgreSQL's default
-            waits for ever.
+            waits without limit.
 
     Returns:
         An async context manager that yields `True`; with `nowait`, `False` where the lock is taken.

@@ -42,8 +42,8 @@ _STRENGTH: dict[RowLockMode, dict[str, bool]] = {
     RowLockMode.KEY_SHARE: {"read": True, "key_share": True},
 }
 
-#: PostgreSQL counts `lock_timeout` for each row anew, so `statement_timeout` limits all the rows
-#: together. A shorter `statement_timeout` of the caller's stays.
+#: PostgreSQL counts `lock_timeout` for each row separately, so `statement_timeout` limits all the
+#: rows together. A shorter `statement_timeout` of the caller's stays.
 _LIMIT = text("""
 SELECT e.lock, e.statement, set_config('lock_timeout', :lock, true),
        set_config('statement_timeout', CASE
@@ -91,7 +91,7 @@ async def lock_rows(
         nowait: do not wait at all.
         timeout: how long to wait for all the rows together: seconds, a `timedelta`, or a number
             with a unit such as `"500ms"`. `None` leaves that to the connection's `lock_timeout`;
-            PostgreSQL's default waits for ever.
+            PostgreSQL's default waits without limit.
 
     Returns:
         The instances in the order of their keys, without rows that do not exist or were skipped.
@@ -142,7 +142,7 @@ async def _take(session: Any, locks: _RowLocks) -> Sequence[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _RowLocks:
-    """The row locks that one call asks for.
+    """The row locks of one call.
 
     Attributes:
         timeout: in seconds, for all of them; 0 does not wait, `None` sets no limit.
@@ -170,7 +170,7 @@ class _RowLocks:
         return rows
 
     async def _set_limits(self, connection: AsyncConnection) -> dict[str, str] | None:
-        """Set the timeouts for the transaction, and return what they were; `None` if they stay."""
+        """Set the timeouts in the transaction, and return the earlier ones; `None` if they stay."""
         if not self.timeout:
             return None
         limits = {

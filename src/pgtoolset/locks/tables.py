@@ -63,7 +63,7 @@ def lock_tables(
         tables: mapped classes and `Table` objects. A class locks every table that it maps.
         mode: a `LockMode`, its value or its name, in any case.
         timeout: how long to wait for all the tables together: seconds, a `timedelta`, or a number
-            with a unit of PostgreSQL's settings such as `"500ms"`. `None` waits for ever.
+            with a unit of PostgreSQL's settings such as `"500ms"`. `None` waits without limit.
         nowait: do not wait at all.
 
     Returns:
@@ -109,10 +109,10 @@ def lock_tables(
 
 @dataclass(slots=True)
 class _TableLocks:
-    """The locks that one call asks for.
+    """The table locks of one call.
 
     Attributes:
-        timeout: in seconds, for all of them; 0 does not wait, `None` waits for ever.
+        timeout: in seconds, for all of them; 0 does not wait, `None` waits without limit.
         names: the quoted and qualified names of the tables, once there is a connection.
     """
 
@@ -147,11 +147,11 @@ class _TableLocks:
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.exec_driver_sql(lock_statement(self.names, self.mode))
         else:
-            # PostgreSQL counts the setting for each lock anew.
+            # PostgreSQL counts the setting for each lock separately.
             ends = time.monotonic() + self.timeout
             for name in self.names:
                 left = milliseconds(max(0.0, ends - time.monotonic()))
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left}")
                 connection.exec_driver_sql(lock_statement([name], self.mode))
-        # SHOW returns a number and a unit, "5s", which is no literal by itself.
+        # SHOW returns a number and a unit, "5s", which needs quotes.
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{earlier}'")

@@ -27,7 +27,7 @@ async def list_lock_waits(
         The waits, the longest first. An attribute that this role may not see is `None`.
 
     Raises:
-        TypeError: the argument is none of the three.
+        TypeError: the argument is not one of the three.
 
     Example:
         >>> for wait in await list_lock_waits(session):
