@@ -279,6 +279,7 @@ async def test_settings_are_unchanged(own: AsyncEngine, sql: asyncpg.Connection)
         ({"base": None}, TypeError),
         ({"base": Base()}, None),
         ({"base": "author"}, TypeError),
+        ({"base": Author()}, TypeError),
         ({"session": None}, TypeError),
         ({"session": Session()}, TypeError),
         ({"timeout": 0}, ValueError),
