@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, MetaData, Table
@@ -21,6 +20,7 @@ from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
 from pgtoolset.transactions import get_transaction
+from pgtoolset.types import Duration
 from pgtoolset.values import Blocker, LockMode
 
 __all__ = ["HasMetadata", "cleanup_tables"]
@@ -44,7 +44,7 @@ async def cleanup_tables(
     session: AsyncSession,
     base: HasMetadata | MetaData,
     *,
-    timeout: float | timedelta | str | None = "5s",
+    timeout: Duration | None = "5s",
 ) -> None:
     """Empty every table of `base.metadata`, restart its identities and serials, and commit.
 

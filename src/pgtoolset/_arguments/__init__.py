@@ -17,6 +17,7 @@ from pgtoolset._arguments.mappings import (
     tables_of,
 )
 from pgtoolset._arguments.names import LONGEST_NAME, advisory_numbers, check_name
+from pgtoolset._arguments.relationships import check_relationship
 from pgtoolset._arguments.sessions import (
     check_engine,
     check_session_maker,
@@ -44,6 +45,7 @@ __all__ = [
     "check_mode",
     "check_name",
     "check_predicate",
+    "check_relationship",
     "check_session_maker",
     "check_transactional",
     "mapper_of",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from datetime import timedelta
-from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -20,10 +18,9 @@ from pgtoolset._postgres.advisory import acquire
 from pgtoolset._postgres.locks import refuse_autocommit
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset.locks._block import locked_block
+from pgtoolset.types import AdvisoryKey, Duration
 
 __all__ = ["advisory_lock"]
-
-AdvisoryKey: TypeAlias = int | tuple[int, int] | str
 
 
 def advisory_lock(
@@ -32,7 +29,7 @@ def advisory_lock(
     *,
     shared: bool = False,
     nowait: bool = False,
-    timeout: float | timedelta | str | None = None,
+    timeout: Duration | None = None,
 ) -> AbstractAsyncContextManager[bool]:
     """Open a `get_transaction` block that holds the advisory lock on `key`.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Select, Table, Text, cast, literal_column, select, text
@@ -28,6 +27,7 @@ from pgtoolset._postgres.locks import refuse_autocommit, sessions_owning
 from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.transactions import get_transaction
+from pgtoolset.types import Duration, PrimaryKeys, RowLockModeSpelling
 from pgtoolset.values import Blocker, RowLockMode
 
 __all__ = ["lock_rows"]
@@ -69,12 +69,12 @@ SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) A
 async def lock_rows(
     session: AsyncSession,
     model: type[M],
-    pks: Iterable[Any],
+    pks: PrimaryKeys,
     *,
-    mode: RowLockMode | str = RowLockMode.UPDATE,
+    mode: RowLockModeSpelling = RowLockMode.UPDATE,
     skip_locked: bool = False,
     nowait: bool = False,
-    timeout: float | timedelta | str | None = None,
+    timeout: Duration | None = None,
 ) -> Sequence[M]:
     """Lock rows until the transaction ends, and return them with the values as locked.
 

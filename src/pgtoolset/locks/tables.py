@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Connection, FromClause, Table
+from sqlalchemy import Connection, Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._arguments import (
@@ -31,6 +30,7 @@ from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.locks._block import locked_block
 from pgtoolset.protocols import TransactionalSession
+from pgtoolset.types import Duration, LockModeSpelling, TableTarget
 from pgtoolset.values import Blocker, LockMode
 
 __all__ = ["lock_tables"]
@@ -40,10 +40,10 @@ S = TypeVar("S", bound=TransactionalSession)
 
 def lock_tables(
     session: S,
-    tables: Iterable[type[Any] | FromClause],
+    tables: Iterable[TableTarget],
     *,
-    mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
-    timeout: float | timedelta | str | None = "5s",
+    mode: LockModeSpelling = LockMode.SHARE_UPDATE_EXCLUSIVE,
+    timeout: Duration | None = "5s",
     nowait: bool = False,
 ) -> AbstractAsyncContextManager[S]:
     """Open a `get_transaction` block that holds `mode` on all of `tables`.
