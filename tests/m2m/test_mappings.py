@@ -65,9 +65,9 @@ async def test_a_column_of_both_keys(session: AsyncSession) -> None:
     assert await m2m_add(session, course, Course.students, pks=[(1, "ann")]) == 1
     assert await pairs(session, course_student) == {(1, 7, "ann")}
     assert await m2m_set(session, course, Course.students, pks=[(1, "ann")]) == (0, 0)
-    with pytest.raises(ValueError, match="share school"):
+    with pytest.raises(ValueError, match=r"^pks: .*share the column school"):
         await m2m_add(session, course, Course.students, pks=[(2, "bob")])
-    with pytest.raises(ValueError, match="share school"):
+    with pytest.raises(ValueError, match=r"^links: .*share the column school"):
         await m2m_add_many(session, Course.students, [(course, (2, "bob"))])
     assert await m2m_set(session, course, Course.students) == (0, 1)
 

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import FlushError
 
 from pgtoolset.errors import NoDatabaseError
-from pgtoolset.m2m._associations import conditions_of, is_equality
+from pgtoolset.m2m._analysis import _conditions_of as conditions_of
+from pgtoolset.m2m._analysis import _is_equality as is_equality
 from pgtoolset.testing.doubles._constraints import named
 from pgtoolset.testing.doubles._store import Row, RowId, Work
 

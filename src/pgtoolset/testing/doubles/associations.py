@@ -4,7 +4,7 @@ written are rows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Column, Table, inspect
 from sqlalchemy.exc import DBAPIError
@@ -13,21 +13,6 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import check_flag, sync_session
-from pgtoolset.m2m._arguments import (
-    check_instances,
-    check_key,
-    check_links,
-    check_values,
-    listed,
-)
-from pgtoolset.m2m._associations import Association, End, association_of
-from pgtoolset.m2m._collections import expire, remember
-from pgtoolset.m2m._extras import extras_of
-from pgtoolset.m2m._keys import check_shared, not_found
-
-# How the real functions come from what is given to columns of keys. They take the session that they
-# are given.
-from pgtoolset.m2m._preparing import Touched, divided, ends_of, owner_and_columns, pair_columns
 from pgtoolset.m2m._relationships import ManyToMany, Related
 from pgtoolset.testing.doubles import _loading as loading
 from pgtoolset.testing.doubles._columns import Context, complete, default_of
@@ -35,6 +20,23 @@ from pgtoolset.testing.doubles._constraints import delete_row, insert_row, key_l
 from pgtoolset.testing.doubles._store import Row, RowId, Work, pick
 from pgtoolset.testing.doubles.session import MemorySyncSession
 from pgtoolset.values import LockMode, M2MChange, RowLockMode
+
+if TYPE_CHECKING:  # replaced with this module by the doubles on plain keys
+    from pgtoolset.m2m._arguments import (
+        check_instances,
+        check_key,
+        check_links,
+        check_values,
+        listed,
+    )
+    from pgtoolset.m2m._associations import Association, End, association_of
+    from pgtoolset.m2m._collections import expire, remember
+    from pgtoolset.m2m._extras import extras_of
+    from pgtoolset.m2m._keys import check_shared, not_found
+
+    # How the real functions come from what is given to columns of keys. They take the session that they
+    # are given.
+    from pgtoolset.m2m._preparing import Touched, divided, ends_of, owner_and_columns, pair_columns
 
 __all__ = ["MemoryAssociations"]
 
