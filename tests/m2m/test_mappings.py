@@ -189,16 +189,6 @@ async def test_types_of_keys(session: AsyncSession, name: str) -> None:
     assert await m2m_remove(session, owner, left.rights, pks=values) == len(values) - 1
 
 
-async def test_a_longer_key_is_not_cut_off(session: AsyncSession) -> None:
-    """A key that is longer than its column is not taken for the row that begins like it."""
-    left, right, table = KEYED["varchar"]
-    owner = left(id="abc")
-    session.add_all([owner, right(id="abc")])
-    await m2m_add(session, owner, left.rights, pks=["abc"])
-    assert await m2m_remove(session, owner, left.rights, pks=["abcd"]) == 0
-    assert len(await pairs(session, table)) == 1
-
-
 async def rows(session: AsyncSession) -> dict[int, Any]:
     found = await session.execute(select(box_thing).order_by(box_thing.c.thing))
     return {row.thing: row for row in found}
