@@ -491,7 +491,6 @@ class Lamp(Base):
     coded: Mapped[list[Lamp]] = _lamps(coded_lamp, "code")
 
 
-
 def _keyed(name: str, type_: Any) -> None:
     table = Table(
         f"m2m_keyed_link_{name}",
