@@ -3,7 +3,7 @@ pairs."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -148,13 +148,6 @@ operations = st.recursive(
     ),
     max_leaves=12,
 )
-
-
-@pytest.fixture
-async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    await models.create(engine)
-    yield
-    await models.empty(engine)
 
 
 class Undone(Exception):
