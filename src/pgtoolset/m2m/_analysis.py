@@ -127,15 +127,19 @@ def _end(mapper: Mapper[Any], pairs: Any, table: Table, others: tuple[Column[Any
     columns = tuple(column for _, column in pairs)
     referenced = tuple(column for column, _ in pairs)
     attributes = tuple(mapper.get_property_by_column(column).key for column in referenced)
-    positions = _key_positions(mapper)
-    is_key = set(attributes) <= set(positions)
+    known = _key_positions(mapper)
+    width = len(mapper.primary_key)
+    positions = tuple([known[name] for name in attributes if name in known])
+    is_key, is_whole_key = len(positions) == len(attributes), set(positions) == set(range(width))
     return End(
         mapper=mapper,
         parser=KeyParser(mapper),
         columns=columns,
         referenced=referenced,
         attributes=attributes,
-        positions=tuple(positions[name] for name in attributes) if is_key else None,
+        positions=positions if is_key else None,
+        key_order=tuple(map(positions.index, range(width))) if is_key and is_whole_key else None,
+        width=width,
         collections=_collections(mapper, set(columns), table, others),
         has_one_spelling=all(map(_has_one_spelling, [*mapper.primary_key, *columns])),
     )

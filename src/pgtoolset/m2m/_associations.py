@@ -22,10 +22,13 @@ class End:
     Attributes:
         mapper: of the class.
         parser: of its primary keys.
+        width: the number of columns of a primary key.
         columns: the columns of the association table that refer to it.
         referenced: the columns of the class's tables that they refer to.
         attributes: the names of the attributes of those.
         positions: where in the primary key their values are; `None` where one is not in it.
+        key_order: where in `columns` the values of a primary key are; `None` where they are not
+            all there.
         collections: the names of the attributes of the class that show rows of the association
             table and are loaded as a whole.
         has_one_spelling: whether two keys that differ in Python are two keys in PostgreSQL.
@@ -37,6 +40,8 @@ class End:
     referenced: tuple[Column[Any], ...]
     attributes: tuple[str, ...]
     positions: tuple[int, ...] | None
+    key_order: tuple[int, ...] | None
+    width: int
     collections: tuple[str, ...]
     has_one_spelling: bool
 
@@ -44,17 +49,10 @@ class End:
     def name(self) -> str:
         return self.mapper.class_.__name__
 
-    @property
-    def width(self) -> int:
-        """The number of columns of a primary key."""
-        return len(self.mapper.primary_key)
-
     def are_exact(self, columns: Sequence[list[Any]]) -> bool:
         """Whether keys need not be parsed one by one, given their values at `positions`."""
-        if self.positions is None or len(self.positions) < self.width:
-            return False  # there are values that the association table does not have
-        by_position = dict(zip(self.positions, columns, strict=True))
-        return self.parser.are_exact([by_position[at] for at in range(self.width)])
+        order = self.key_order
+        return order is not None and self.parser.are_exact([columns[at] for at in order])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ See https://docs.sqlalchemy.org/en/20/orm/session_state_management.html#refreshi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -72,7 +72,7 @@ def expire(
         # Where two spellings are one key, another instance may be the same row.
         _expire_by_key(session, end, None)
     elif keys or absent:
-        _expire_by_key(session, end, identities([*keys, *absent]))
+        _expire_by_key(session, end, [*keys, *absent])
 
 
 def _expire_instance(session: Session, end: End, instance: Any) -> bool:
@@ -91,31 +91,43 @@ def _expire_instance(session: Session, end: End, instance: Any) -> bool:
     return False
 
 
-def _expire_by_key(session: Session, end: End, keys: Sequence[PrimaryKey] | None) -> None:
-    """Expire the loaded collections of the session's instances that have `keys`; `None`: of all."""
-    states = [state for state in session.identity_map.all_states() if state.mapper.isa(end.mapper)]
-    loaded = {state: names for state in states if (names := _loaded_collections(end, state))}
-    wanted = None if keys is None else set(keys)
-    if keys is not None and not _are_comparable([*keys, *map(_identity, loaded)]):
-        wanted = None
-    for state, names in loaded.items():
+def _expire_by_key(session: Session, end: End, items: Sequence[Any] | None) -> None:
+    """Expire the loaded collections of the session's instances that are the rows of `items`.
+
+    Args:
+        session: the session that has written.
+        end: which end of the relationship the instances are.
+        items: keys, or instances that have them; `None` means every row.
+    """
+    loaded = list(_loaded(session, end))
+    if not loaded:
+        return
+    wanted = None if items is None else _comparable_keys(items, [state for state, _ in loaded])
+    for state, names in loaded:
         instance = state.obj()
-        if instance is not None and (wanted is None or _identity(state) in wanted):
+        if instance is not None and (wanted is None or state.key[1] in wanted):
             session.expire(instance, names)
+
+
+def _loaded(session: Session, end: End) -> Iterator[tuple[Any, list[str]]]:
+    """Yield the states of the session that have loaded collections, with the collections' names."""
+    state: Any
+    for state in session.identity_map.all_states():
+        names = _loaded_collections(end, state)
+        if names and state.mapper.isa(end.mapper):
+            yield state, names
+
+
+def _comparable_keys(items: Sequence[Any], states: Iterable[Any]) -> set[PrimaryKey] | None:
+    """Return the keys of `items`; `None` where those of `states` may be the same in other types."""
+    keys = set(identities(items))
+    known = [state.key[1] for state in states]
+    types = {tuple([_type_of(value) for value in key]) for key in (*keys, *known)}
+    return keys if len(types) == 1 else None
 
 
 def _loaded_collections(end: End, state: Any) -> list[str]:
     return [name for name in end.collections if name in state.dict]
-
-
-def _identity(state: Any) -> PrimaryKey:
-    identity: PrimaryKey = state.key[1]
-    return identity
-
-
-def _are_comparable(keys: Sequence[PrimaryKey]) -> bool:
-    """Whether all keys have values of the same types; `"1"` may be the same row as `1`."""
-    return len({tuple([_type_of(value) for value in key]) for key in keys}) <= 1
 
 
 def _type_of(value: Any) -> type[Any]:

@@ -27,7 +27,9 @@ def divided(end: End, items: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     instances: list[Any] = []
     keys: list[Any] = []
     for item in items:
-        (instances if isinstance(item, class_) else keys).append(item)
+        # `isinstance` with a mapped class is slow, and most keys are integers.
+        is_key = type(item) is int or not isinstance(item, class_)
+        (keys if is_key else instances).append(item)
     return instances, keys
 
 
