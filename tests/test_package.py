@@ -3,11 +3,16 @@ on."""
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +20,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 import pgtoolset
-from pgtoolset import errors, protocols, values
+import pytest_pgtoolset
+from pgtoolset import errors, protocols, types, values
 from pgtoolset._postgres.connections import VerifiedTransaction
 from pgtoolset._record import innermost
 
@@ -51,6 +57,32 @@ def test_imports_alone() -> None:
     )
 
 
+def imports(path: Path) -> Iterator[str]:
+    """The full names that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", [pgtoolset, pytest_pgtoolset], ids=["pgtoolset", "plugin"])
+def test_what_is_private_stays_private(package: Any) -> None:
+    """A name with an underscore is imported only inside the package that has it."""
+    root = Path(package.__path__[0])
+    found = []
+    for path in root.rglob("*.py"):
+        module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        for name in imports(path):
+            if not name.startswith(("pgtoolset.", "pytest_pgtoolset.")):
+                continue
+            for private in re.finditer(r"\._(?!_)", name):
+                owner = name[: private.start()]
+                if module != owner and not module.startswith(f"{owner}."):
+                    found.append(f"{module} imports {name}")
+    assert not found, "\n".join(found)
+
+
 def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
     """`import pgtoolset` imports neither FastAPI, pytest nor a database driver."""
     program = "import sys, pgtoolset; print(*sorted(sys.modules))"
@@ -73,6 +105,7 @@ def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
         pgtoolset,
         errors,
         protocols,
+        types,
         values,
         pgtoolset.m2m,
         pgtoolset.sessions,
@@ -107,13 +140,44 @@ def test_errors(name: str) -> None:
         assert builtins[0] not in (Exception, BaseException, object)
 
 
-def test_protocols_import_no_implementation() -> None:
-    """The contracts stand alone: with them no other module of the package is loaded but its public
-    front."""
-    for module in (protocols, errors, values):
-        imported = re.findall(r"^(?:from|import) (\S+)", inspect.getsource(module), re.MULTILINE)
-        assert {name for name in imported if name.startswith("pgtoolset")} <= {"pgtoolset.values"}
-        assert not {name for name in imported if name.startswith("sqlalchemy")}
+@pytest.mark.parametrize("name", errors.__all__)
+def test_advice_of_errors(name: str) -> None:
+    """The docstring of an error says when it is raised, and then what to do."""
+    text, *_ = (inspect.getdoc(getattr(errors, name)) or "").partition("\n\nAttributes:")
+    assert len(re.findall(r"[.](?=\s|$)", text)) >= 2
+
+
+#: What the modules of the contracts may import: one another, and SQLAlchemy's types.
+CONTRACTS = {"pgtoolset.types", "pgtoolset.values"}
+TYPES = {"sqlalchemy", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"}
+
+
+@pytest.mark.parametrize("module", [protocols, errors, types, values])
+def test_protocols_import_no_implementation(module: Any) -> None:
+    """The contracts import one another and SQLAlchemy's types, and no implementation."""
+    imported = re.findall(r"^(?:from|import) (\S+)", inspect.getsource(module), re.MULTILINE)
+    ours = {name for name in imported if name.startswith("pgtoolset")}
+    theirs = {name for name in imported if name.startswith("sqlalchemy")}
+    assert ours <= CONTRACTS
+    assert theirs <= (set() if module in (errors, values) else TYPES)
+
+
+def test_version() -> None:
+    """`__version__` is the version of the installed distribution, and no other name appears."""
+    assert pgtoolset.__version__ == version("pgtoolset")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", pgtoolset.__version__)
+    assert not hasattr(pgtoolset, "__versions__")
+
+
+def test_version_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an installed distribution there is no `__version__`, as `hasattr` expects it."""
+
+    def not_found(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_found)
+    monkeypatch.delattr(pgtoolset, "__version__", raising=False)
+    assert not hasattr(pgtoolset, "__version__")
 
 
 async def test_shape_of_the_adapter(engine: AsyncEngine) -> None:

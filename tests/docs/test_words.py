@@ -18,7 +18,7 @@ PHRASES = re.compile(
     | \bto\ be\ had\b | \b(is|are|was|were|be|been)\ told\b | \bhears?\ of\b | \bheard\ of\b
     | \bthose\ (who|that)\b | \bhe\ who\b | \bwho\ (is|are|was)\ in\ (the|its)\ way\b
     | \bfor\ ever\b | \banew\b | \bfarewell\b | \bhence\b | \bthereof\b | \bwhereof\b | \bupon\b
-    | \bnone\ of\ (its|theirs|ours)\b | \bis\ none\b | \bare\ none\b | \bhas\ none\b
+    | \bnone\ of\ (its|theirs|ours)\b | \b(is|are|has)\ (?-i:none)\b
     | \b(is|are)\ no\ (longer\ )?(error|matter|[a-z]+\ of)\b
     | \bwhat\ (is|was|it|they|he|nobody|somebody|stands|goes)\b
     | \bwhich\ is\ not\b | \bas\ it\ were\b | \bat\ the\ most\b | \bas\ long\ as\b

@@ -11,10 +11,10 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import check_flag
-from pgtoolset.m2m._relationships import ManyToMany, Related
 from pgtoolset.m2m._replacement import replacement
 from pgtoolset.m2m._statements import deletion, insertion, insertion_of_one
 from pgtoolset.m2m._writer import LinkWriter, OwnerWriter
+from pgtoolset.types import ManyToMany, PrimaryKeys, Related
 from pgtoolset.values import M2MChange
 
 __all__ = ["m2m_add", "m2m_add_many", "m2m_remove", "m2m_set"]
@@ -25,7 +25,7 @@ async def m2m_add(
     instance: Any,
     rel_attr: ManyToMany[Related],
     *related: Related,
-    pks: Iterable[Any] = (),
+    pks: PrimaryKeys = (),
     ignore_conflicts: bool = False,
     values: Mapping[str, Any] | None = None,
 ) -> int:
@@ -93,7 +93,7 @@ async def m2m_remove(
     instance: Any,
     rel_attr: ManyToMany[Related],
     *related: Related,
-    pks: Iterable[Any] = (),
+    pks: PrimaryKeys = (),
 ) -> int:
     """Remove the associations of `instance` with `related` and `pks` in one DELETE.
 
@@ -133,7 +133,7 @@ async def m2m_set(
     instance: Any,
     rel_attr: ManyToMany[Related],
     *related: Related,
-    pks: Iterable[Any] = (),
+    pks: PrimaryKeys = (),
     values: Mapping[str, Any] | None = None,
     keep_existing: bool = False,
 ) -> M2MChange:
