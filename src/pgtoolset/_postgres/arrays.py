@@ -115,7 +115,7 @@ def equals(target: Column[Any], value: ColumnElement[Any]) -> ColumnElement[bool
 def element(value: ColumnElement[Any], target: Column[Any]) -> ColumnElement[Any]:
     """Return an element of `unnest` in the form in which its column stores it.
 
-    Apply it once: a `bind_expression` that encodes would encode what is encoded already.
+    Apply it once: a `bind_expression` that encodes would encode the value twice.
     """
     plain = _plain(target.type, _DIALECT)
     if isinstance(plain, ARRAY):

@@ -80,7 +80,7 @@ def _analyse(prop: RelationshipProperty[Any]) -> Association:
 
 
 def _writable_table(name: str, prop: RelationshipProperty[Any]) -> Table:
-    """Return the association table, or raise `TypeError` where there is none to write."""
+    """Return the association table, or raise `TypeError` where it cannot be written."""
     if prop.secondary is None:
         raise TypeError(
             f"rel_attr: {name} is not a Many-to-Many relationship: it has no association table "

@@ -22,13 +22,13 @@ from pgtoolset._record import innermost
 from pgtoolset.m2m._associations import Association, End
 from pgtoolset.m2m._keys import identities
 
-#: In the `info` of a session: what was written in its open savepoints.
+#: In the `info` of a session: its `Writes`.
 _INFO = "pgtoolset.m2m"
 _is_listening = False
 
 
 class Writes:
-    """What was written in the open savepoints of one session.
+    """The associations written in the open savepoints of one session.
 
     Attributes:
         by_savepoint: each savepoint with an association that was written in it.

@@ -63,7 +63,7 @@ class Extras:
         self._expressions.append(expression)
 
     def expressions(self, rows: FromClause, prefix: str = "") -> list[Any]:
-        """Return what is inserted into the columns.
+        """Return the values for the columns, as expressions.
 
         Args:
             rows: has the values that differ from row to row, as they are stored.
@@ -75,7 +75,7 @@ class Extras:
         ]
 
     def scalar_expressions(self) -> list[Any]:
-        """Return what is inserted into the columns of one row, where `array_columns` is empty."""
+        """Return the values for the columns of one row, where `array_columns` is empty."""
         return self._expressions
 
     def parameters(

@@ -137,7 +137,7 @@ class _Replacement:
         return _cte(statement, "deleted")
 
     def _delete_surplus(self) -> CTE:
-        """Delete what is not wanted, and of a pair that is there several times all but one row."""
+        """Delete unwanted rows, and of a pair that is there several times all but one row."""
         table, related = self._association.table, self._related
         # What tells rows without a unique key apart, in a partitioned table too.
         place: list[Any] = [column(name, _selectable=table) for name in ("tableoid", "ctid")]

@@ -1,4 +1,4 @@
-"""The statements that add and remove associations, and those that lock an owner.
+"""The statements that add and remove associations, and the lock of an owner.
 
 Their parameters are arrays, so one statement serves any number of rows. Rows are inserted in the
 order of their keys: of two transactions that insert the same rows, the second waits for the first

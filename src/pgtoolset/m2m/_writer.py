@@ -83,7 +83,7 @@ class Writer:
         return parameters
 
     async def _flush(self) -> bool:
-        """Flush what is pending; whether there was something."""
+        """Flush pending changes; whether there were any."""
         # As autoflush does, everything: any instance may have a changed collection.
         sync = self._sync_session
         if not (sync.new or sync.dirty or sync.deleted):
@@ -137,7 +137,7 @@ class OwnerWriter(Writer):
         return len(self.columns[0]) == 1
 
     async def resolve_keys(self) -> None:
-        """Flush what is pending, and fill `owner` and `columns`."""
+        """Flush pending changes, and fill `owner` and `columns`."""
         association = self.association
         end = association.related
         flushed = await self._flush()
@@ -226,7 +226,7 @@ class LinkWriter(Writer):
         return not self._links
 
     async def resolve_keys(self) -> None:
-        """Flush what is pending, and fill `owner` and `columns`."""
+        """Flush pending changes, and fill `owner` and `columns`."""
         association = self.association
         flushed = await self._flush()
         if (flushed or not self._is_built) and not self._build():

@@ -1,6 +1,6 @@
 """The four functions that write association tables.
 
-Each reads the same way: check what is given, resolve the keys, execute one statement.
+Each reads the same way: check the arguments, resolve the keys, execute one statement.
 """
 
 from __future__ import annotations
