@@ -131,7 +131,8 @@ class _Uuid(Part):
         return value if self._as_uuid else str(value)
 
     def are_exact(self, values: Collection[Any]) -> bool:
-        return self._as_uuid and set(map(type, values)) <= {UUID}
+        # asyncpg has a subclass of its own.
+        return self._as_uuid and all(issubclass(kind, UUID) for kind in set(map(type, values)))
 
 
 class _Number(Part):
