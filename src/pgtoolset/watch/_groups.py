@@ -155,12 +155,16 @@ class Group:
         has_spellings = len(rows) < len(keys) and self._may_have_other_spellings(keys, rows)
         has_other_keys = await self._compare(rows, yielder)
         if has_other_keys or len(rows) < len(keys):
-            found = set(map(self._rows.key_of, rows))
+            missing = self._missing(keys, rows)
             await yielder.yield_if_due()
-            missing = [key for key in keys if key not in found and key in self._members.by_key]
             if has_other_keys or has_spellings:
                 missing = await self._respell(fetch, missing, yielder)
             await self._tell_missing(missing, yielder)
+
+    def _missing(self, keys: Sequence[Any], rows: Sequence[Any]) -> list[Any]:
+        """Return the watched keys without a row."""
+        found = set(map(self._rows.key_of, rows))
+        return [key for key in keys if key not in found and key in self._members.by_key]
 
     def _may_have_other_spellings(self, keys: Sequence[Any], rows: Sequence[Any]) -> bool:
         """Return whether a key without a row may be another spelling of a key that has one.

@@ -150,12 +150,8 @@ class SnapshotComparison:
         gone, added = row_comparator.changed_lines(self._latest, snapshot)
         self._latest, self._added = snapshot, set(added)
         changed = {self._keys_by_line[line] for line in gone if line in self._keys_by_line}
-        unconfirmed = {key: known[key][-1] for key in self._unconfirmed if key in known}
         strange = self._strange | self._released_lines(watched)
-        if unconfirmed or strange:
-            present = self._present(strange.union(unconfirmed.values()))
-            changed.update(key for key, line in unconfirmed.items() if line not in present)
-            strange &= present
+        changed |= self._refuted_keys(known, strange)
         # The rows that are fetched now have to be confirmed by the next snapshot.
         self._unconfirmed = set(changed)
         self._strange = {line for line in strange | self._added if line not in self._keys_by_line}
@@ -163,6 +159,20 @@ class SnapshotComparison:
             # Any row that is not known may have appeared.
             changed.update(key for key in keys if key not in known)
         return changed
+
+    def _refuted_keys(self, known: Mapping[Any, Sequence[Any]], strange: set[bytes]) -> set[Any]:
+        """Return the unconfirmed keys whose lines the latest snapshot lacks.
+
+        Args:
+            known: the rows as they were fetched.
+            strange: lines that may be strange; those that the snapshot lacks are removed.
+        """
+        unconfirmed = {key: known[key][-1] for key in self._unconfirmed if key in known}
+        if not unconfirmed and not strange:
+            return set()
+        present = self._present(strange.union(unconfirmed.values()))
+        strange &= present
+        return {key for key, line in unconfirmed.items() if line not in present}
 
     def _released_lines(self, watched: Container[Any]) -> set[bytes]:
         """Return the released lines that count, because their keys are watched again."""
