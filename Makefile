@@ -28,11 +28,14 @@ SUITES_AT_ONCE := $(if $(DATABASE_URL),1,2)
 check: lint types
 	$(MAKE) --jobs=$(SUITES_AT_ONCE) --output-sync=target --no-print-directory test-minimum test
 
+## lint: style, types, the layers of the package, and dead code
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/vulture
 
 ## types: the public types are complete, and the stubs of the compiled modules are true, in the installed wheel
 types: $(VENV_MINIMUM)/.ready

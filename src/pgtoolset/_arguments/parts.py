@@ -212,28 +212,10 @@ class _Decorated(Part):
 
 def part_of(type_: TypeEngine[Any]) -> Part:
     """Return the `Part` for a column of a type."""
-    if isinstance(type_, sqltypes.Interval | postgresql.INTERVAL):
-        # A TypeDecorator for other databases alone.
-        return _Moment("a timedelta", timedelta, getattr(type_, "precision", None), zone=True)
-    if isinstance(type_, TypeDecorator):
-        return _part_of_decorator(type_)
-    if isinstance(type_, postgresql.DOMAIN):
-        return part_of(type_.data_type)
-    if isinstance(type_, sqltypes.Enum):
-        return _Enum(type_)
-    if isinstance(type_, sqltypes.ARRAY):
-        return _Array()
-    if isinstance(type_, sqltypes.Uuid):
-        return _Uuid(type_)
-    if isinstance(type_, sqltypes.DateTime):
-        return _Moment("a datetime", datetime, _precision(type_), type_.timezone)
-    if isinstance(type_, sqltypes.Time):
-        return _Moment("a time", time, _precision(type_), type_.timezone)
-    if isinstance(type_, sqltypes.Integer):
-        return _Integer(_bits(type_))
-    if isinstance(type_, sqltypes.String):
-        return _String()
-    return _typed(type_) or Part()
+    for kind, make in _MAKERS:
+        if isinstance(type_, kind):
+            return make(type_)
+    return Part()
 
 
 def _part_of_decorator(type_: TypeDecorator[Any]) -> Part:
@@ -244,29 +226,15 @@ def _part_of_decorator(type_: TypeDecorator[Any]) -> Part:
     return part_of(type_.load_dialect_impl(_DIALECT))
 
 
-def _typed(type_: TypeEngine[Any]) -> Part | None:
-    if isinstance(type_, sqltypes.Numeric) and not isinstance(type_, sqltypes.Float):
-        return _Number(type_)
-    if isinstance(type_, sqltypes.Float):
-        return _Typed("a number", Decimal, int, float, but=(bool,))
-    if isinstance(type_, sqltypes.Boolean):
-        return _Typed("True or False", bool)
-    if isinstance(type_, sqltypes.Date):
-        return _Typed("a date without a time", date, but=(datetime,))
-    if isinstance(type_, sqltypes.LargeBinary):
-        return _Typed("bytes", bytes, bytearray, memoryview)
-    return None
-
-
 def _bits(type_: sqltypes.Integer) -> int:
     if isinstance(type_, sqltypes.SmallInteger):
         return 16
     return 64 if isinstance(type_, sqltypes.BigInteger) else 32
 
 
-def _precision(type_: TypeEngine[Any]) -> int | None:
-    precision: int | None = getattr(type_, "precision", None)  # of PostgreSQL's own types
-    return precision
+def _moment(expected: str, class_: type[Any], type_: Any) -> Part:
+    # Only PostgreSQL's own types have a precision.
+    return _Moment(expected, class_, getattr(type_, "precision", None), type_.timezone)
 
 
 def _is_text(value: str) -> bool:
@@ -277,3 +245,28 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:  # a lone surrogate
         return False
     return True
+
+
+#: The first that fits decides: some of these types derive from others that are further down.
+_MAKERS: tuple[tuple[type[Any], Callable[[Any], Part]], ...] = (
+    # A TypeDecorator for the sake of other databases.
+    (sqltypes.Interval, lambda type_: _Moment("a timedelta", timedelta, None, zone=True)),
+    (TypeDecorator, _part_of_decorator),
+    (postgresql.DOMAIN, lambda type_: part_of(type_.data_type)),
+    (sqltypes.Enum, _Enum),
+    (sqltypes.ARRAY, lambda type_: _Array()),
+    (sqltypes.Uuid, _Uuid),
+    (sqltypes.Integer, lambda type_: _Integer(_bits(type_))),
+    (sqltypes.String, lambda type_: _String()),
+    (sqltypes.Float, lambda type_: _Typed("a number", float, int, Decimal, but=(bool,))),
+    (sqltypes.Numeric, _Number),
+    (sqltypes.Boolean, lambda type_: _Typed("True or False", bool)),
+    (sqltypes.DateTime, lambda type_: _moment("a datetime", datetime, type_)),
+    (sqltypes.Date, lambda type_: _Typed("a date without a time", date, but=(datetime,))),
+    (sqltypes.Time, lambda type_: _moment("a time", time, type_)),
+    (
+        postgresql.INTERVAL,
+        lambda type_: _Moment("a timedelta", timedelta, type_.precision, zone=True),
+    ),
+    (sqltypes.LargeBinary, lambda type_: _Typed("bytes", bytes, bytearray, memoryview)),
+)
