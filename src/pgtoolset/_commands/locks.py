@@ -28,7 +28,7 @@ from pgtoolset.values import Blocker, LockWait
 
 HELP = "print the sessions that wait for locks, as a tree"
 DESCRIPTION = (
-    "Prints the sessions of a database that wait for a lock, below those that block them. With "
+    "Prints the sessions of a database that wait for a lock, below the sessions that block them. With "
     "--terminate it ends a session, which rolls its transaction back."
 )
 
@@ -102,7 +102,7 @@ async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int
 
 
 def tree(waits: Sequence[LockWait], sessions: Mapping[int, Blocker]) -> list[str]:
-    """Return the lines of the tree: a session stands below those that block it directly."""
+    """Return the lines of the tree: a session stands below the ones that block it directly."""
     by_pid = {wait.pid: wait for wait in waits}
     below: dict[int, list[int]] = {}
     for wait in waits:
@@ -132,7 +132,7 @@ def tree(waits: Sequence[LockWait], sessions: Mapping[int, Blocker]) -> list[str
 
 
 def _direct(wait: LockWait, by_pid: Mapping[int, LockWait]) -> list[int]:
-    """Return the sessions that block a wait, without those that block it only through others."""
+    """Return the sessions that block a wait, but not through other ones alone."""
 
     def ancestors(pid: int, seen: set[int]) -> set[int]:
         for each in by_pid[pid].blocked_by if pid in by_pid else ():

@@ -96,7 +96,7 @@ class Group:
     async def tick(self, fetch: Fetch, *, whole: bool) -> None:
         """Poll the rows that are due, or all of them, and tell the subscriptions of changes.
 
-        An error leaves the group as it was: what was due is due again.
+        An error leaves the group as it was: the keys that were due are due again.
         """
         joining, expiring = list(self._members.joining), list(self._members.expiring)
         was_all_due, self._all_due = self._all_due, False
@@ -197,7 +197,7 @@ class Group:
         return has_other_keys
 
     async def _tell(self, key: Any, row: Sequence[Any] | None, yielder: Yielder) -> None:
-        """Note the row, or that there is none, and tell the subscriptions that have joined."""
+        """Keep the row, or its absence, and tell the subscriptions that have joined."""
         known = self._rows.note(key, row)
         by_key = self._members.by_key
         served = [each for each in by_key[key] if each.joined and not each.abandoned]

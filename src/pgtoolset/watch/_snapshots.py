@@ -53,7 +53,7 @@ class Snapshots:
         Args:
             key: the key.
             before: the row as it was fetched before, with its line at the end.
-            row: the row now; `None` where there is none, or it is not watched any more.
+            row: the row now; `None` where it does not exist, or is not watched any more.
         """
         if self.is_usable:
             self.comparison.note(
@@ -124,11 +124,6 @@ class SnapshotComparison:
         self._strange: set[bytes] = set()
         self._released: dict[bytes, Any] = {}  # lines that are not of a known row any more
 
-    @property
-    def has_doubts(self) -> bool:
-        """Whether a row has to be compared with the next snapshot, although nothing changes."""
-        return bool(self._unconfirmed or self._strange)
-
     def note(self, key: Any, before: bytes | None, line: bytes | None) -> None:
         """Note the line of a row that was fetched; see `Snapshots.note`."""
         if before is not None and self._keys_by_line.pop(before, None) is not None:
@@ -165,7 +160,7 @@ class SnapshotComparison:
 
         Args:
             known: the rows as they were fetched.
-            strange: lines that may be strange; those that the snapshot lacks are removed.
+            strange: lines that may be strange; the ones that the snapshot lacks are removed.
         """
         unconfirmed = {key: known[key][-1] for key in self._unconfirmed if key in known}
         if not unconfirmed and not strange:
