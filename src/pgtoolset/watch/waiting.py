@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -22,6 +21,7 @@ from pgtoolset._arguments import (
     sync_session,
 )
 from pgtoolset.errors import WaitTimeoutError
+from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.watch._batches import LAST_POLL_TIMEOUT
 from pgtoolset.watch._loading import place, seen_by
 from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, poll_on_connection
@@ -44,9 +44,9 @@ async def wait_for_row_change(
     model: type[M],
     pk_value: Any,
     *,
-    columns: Iterable[Any] | None = None,
-    interval: float | timedelta | str = 0.5,
-    timeout: float | timedelta | str | None = None,
+    columns: Iterable[ColumnAttribute] | None = None,
+    interval: Duration = 0.5,
+    timeout: Duration | None = None,
     until: Callable[[M], bool] | None = None,
     baseline: M | Mapping[str, Any] | None = None,
 ) -> M:

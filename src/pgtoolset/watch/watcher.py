@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,6 +18,7 @@ from pgtoolset._arguments import (
     seconds,
 )
 from pgtoolset.errors import WatcherClosedError
+from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.values import RowChange
 from pgtoolset.watch._hub import Hub
 from pgtoolset.watch._loading import seen_by
@@ -59,7 +59,7 @@ class RowWatcher:
     """
 
     def __init__(
-        self, engine: AsyncEngine, *, interval: float | timedelta | str = 0.5, notify: bool = False
+        self, engine: AsyncEngine, *, interval: Duration = 0.5, notify: bool = False
     ) -> None:
         check_engine(engine)
         if engine.dialect.driver != "asyncpg":
@@ -96,8 +96,8 @@ class RowWatcher:
         model: type[M],
         pk_value: Any,
         *,
-        columns: Iterable[Any] | None = None,
-        timeout: float | timedelta | str | None = None,
+        columns: Iterable[ColumnAttribute] | None = None,
+        timeout: Duration | None = None,
         until: Callable[[M], bool] | None = None,
         baseline: M | Mapping[str, Any] | None = None,
     ) -> RowChange[M]:
@@ -155,7 +155,7 @@ class RowWatcher:
                 waiter.future.exception()
 
     def changes(
-        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
+        self, model: type[M], pk_value: Any, *, columns: Iterable[ColumnAttribute] | None = None
     ) -> RowChanges[M]:
         """Return every change of a row from now on, insertions and deletions too, as an iterator.
 
