@@ -28,7 +28,7 @@ from pgtoolset.values import Blocker, LockWait
 
 HELP = "print the sessions that wait for locks, as a tree"
 DESCRIPTION = (
-    "Prints the sessions of a database that wait for a lock, below the sessions that block them. With "
+    "Prints the sessions of a database that wait for a lock, below their blockers. With "
     "--terminate it ends a session, which rolls its transaction back."
 )
 
