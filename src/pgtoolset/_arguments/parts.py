@@ -149,15 +149,17 @@ class _Number(Part):
     def parse(self, value: Any) -> Any:
         if not isinstance(value, Decimal | int | float) or isinstance(value, bool):
             raise TypeError("a number")
-        digits = Decimal(str(value)).normalize()
-        if not digits.is_finite():
-            return value
-        if self._scale is not None and -int(digits.as_tuple().exponent) > self._scale:
-            raise ValueError(f"a number with at most {self._scale} decimal places")
-        if self._whole is not None and digits and digits.adjusted() >= self._whole:
-            raise ValueError(f"a number with at most {self._whole} digits before the point")
+        number = Decimal(str(value))
+        if number.is_finite():
+            self._check_digits(number.normalize())
         # The driver would send all binary digits of a float: 1.4899999... for 1.49.
-        return Decimal(str(value)) if isinstance(value, float) and self._as_decimal else value
+        return number if isinstance(value, float) and self._as_decimal else value
+
+    def _check_digits(self, number: Decimal) -> None:
+        if self._scale is not None and -int(number.as_tuple().exponent) > self._scale:
+            raise ValueError(f"a number with at most {self._scale} decimal places")
+        if self._whole is not None and number and number.adjusted() >= self._whole:
+            raise ValueError(f"a number with at most {self._whole} digits before the point")
 
 
 class _Moment(Part):
