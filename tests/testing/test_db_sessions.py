@@ -186,7 +186,7 @@ async def test_somebody_uses_the_tables(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Somebody else's open transaction is named; after a block that raised it is logged."""
-    monkeypatch.setattr(db_sessions, "PATIENCE", 1)
+    monkeypatch.setattr(db_sessions, "LOCK_TIMEOUT", 1)
     transaction = sql.transaction()
     with pytest.raises(LockTimeoutError, match="who forgot") as raised:
         async with create_db_session(url, Base):
