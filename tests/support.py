@@ -73,8 +73,8 @@ async def stored(connection: asyncpg.Connection) -> set[int]:
     return {row["id"] for row in await connection.fetch("SELECT id FROM item")}
 
 
-async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 10.0) -> None:
-    """Wait until `condition()` holds; fail where it does not in time."""
+async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 60.0) -> None:
+    """Wait until `condition()` holds; fail where it does not in time on a busy machine."""
     deadline = time.monotonic() + seconds
     while True:
         result = condition()
@@ -82,6 +82,23 @@ async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float 
             return
         assert time.monotonic() < deadline, f"{condition} did not hold within {seconds} s"
         await asyncio.sleep(0.01)
+
+
+async def empty_database(url: str) -> None:
+    """Drop everything that tests have made in a database."""
+    connection = await asyncpg.connect(plain_url(url))
+    try:
+        await connection.execute(
+            """DO $$ DECLARE name text; BEGIN
+                 FOR name IN SELECT nspname FROM pg_namespace
+                   WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+                 LOOP EXECUTE format('DROP SCHEMA %I CASCADE', name); END LOOP;
+               END $$;
+               CREATE SCHEMA public AUTHORIZATION pg_database_owner;
+               GRANT USAGE ON SCHEMA public TO PUBLIC"""
+        )
+    finally:
+        await connection.close()
 
 
 async def wait_until_idle(connection: AsyncConnection) -> None:

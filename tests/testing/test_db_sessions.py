@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgtoolset import LockTimeoutError
-from pgtoolset.testing import create_db_session, create_worker_database, db_sessions
+from pgtoolset.testing import create_db_session, db_sessions
 from tests.support import interrupt_everywhere, plain_url, swallow_error, until
 
 
@@ -31,9 +31,8 @@ class Thing(Base):
 
 
 @pytest.fixture
-async def url(server_url: str) -> AsyncIterator[str]:
-    async with create_worker_database(server_url, prefix="pgtoolset sessions") as url:
-        yield url
+def url(empty_database: str) -> str:
+    return empty_database
 
 
 @pytest.fixture
@@ -100,11 +99,13 @@ async def test_whatever_happens(url: str, sql: asyncpg.Connection, end: str) -> 
             if end == "fail":
                 await swallow_error(session)
             if end == "cancel":
-                await asyncio.sleep(60)
+                flushed.set()
+                await asyncio.Event().wait()
 
+    flushed = asyncio.Event()
     task = asyncio.create_task(block())
     if end == "cancel":
-        await asyncio.sleep(0.5)
+        await flushed.wait()
         task.cancel()
     await asyncio.wait([task])
     if end in ("raise", "cancel"):
