@@ -27,7 +27,7 @@ from pgtoolset import (
 )
 from pgtoolset.testing import _owners, create_worker_database, worker_database_url, workers
 from pgtoolset.testing._owners import Owner, draft_name, is_forgotten_draft, new_owner, owner_in
-from tests.support import Interrupted, plain_url
+from tests.support import Interrupted, plain_url, until
 
 PREFIX = "pgtoolset worker test"
 URL = "postgresql+asyncpg://user:p%40ss@host:5432/app?ssl=require"
@@ -36,7 +36,8 @@ URL = "postgresql+asyncpg://user:p%40ss@host:5432/app?ssl=require"
 async def names(connection: asyncpg.Connection) -> set[str]:
     """The databases that these tests make, and drafts."""
     rows = await connection.fetch(
-        "SELECT datname FROM pg_database WHERE starts_with(datname, $1) OR datname LIKE 'pgtoolset-%'",
+        "SELECT datname FROM pg_database "
+        "WHERE starts_with(datname, $1) OR datname LIKE 'pgtoolset-%'",
         PREFIX,
     )
     return {row["datname"] for row in rows}
@@ -234,12 +235,16 @@ async def test_two_at_a_time(server_url: str, other: asyncpg.Connection) -> None
 async def test_entered_by_many_at_once(server_url: str, other: asyncpg.Connection) -> None:
     """Of many blocks of one name that begin at a time, one gets it."""
 
+    refused = 0
+
     async def block() -> bool:
+        nonlocal refused
         try:
             async with create_worker_database(server_url, prefix=PREFIX) as url:
                 await (await asyncpg.connect(plain_url(url))).close()
-                await asyncio.sleep(0.5)
+                await until(lambda: refused == 3)
         except DatabaseExistsError:
+            refused += 1
             return False
         return True
 
@@ -285,10 +290,11 @@ async def test_left_over(
             await connection.close()
         async with create_worker_database(server_url, prefix=PREFIX) as url:
             fresh = await asyncpg.connect(plain_url(url))
-            assert owner_in(
-                await fresh.fetchval("""SELECT shobj_description(oid, 'pg_database') FROM pg_database
-                                                    WHERE datname = current_database()""")
-            ) not in (None, owner)
+            comment = await fresh.fetchval(
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database "
+                "WHERE datname = current_database()"
+            )
+            assert owner_in(comment) not in (None, owner)
             await fresh.close()
         await connection.close()
         assert not await names(other)
@@ -357,10 +363,12 @@ async def test_swept_by_many_at_once(server_url: str, other: asyncpg.Connection)
         await make(other, f"{PREFIX} abandoned {number}", (await dead()).mark())
         await make(other, f"{PREFIX}_worker{number}", (await dead()).mark())
 
+    all_are_in = asyncio.Barrier(4)
+
     async def block(number: int) -> None:
         async with create_worker_database(server_url, f"worker{number}", prefix=PREFIX) as url:
             await (await asyncpg.connect(plain_url(url))).close()
-            await asyncio.sleep(0.3)
+            await all_are_in.wait()
 
     await asyncio.gather(*map(block, range(4)))
     assert not await names(other)
@@ -468,16 +476,14 @@ async def test_teardown_fails(
     async def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no server")
 
-    with pytest.raises(OSError, match="no server"):
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no server"):
         async with create_worker_database(server_url, prefix=PREFIX):
-            monkeypatch.setattr(workers, "drop", fail)
-    monkeypatch.undo()
-    with pytest.raises(KeyError):
+            patched.setattr(workers, "drop", fail)
+    with monkeypatch.context() as patched, pytest.raises(KeyError):
         async with create_worker_database(server_url, prefix=PREFIX):
-            monkeypatch.setattr(workers, "drop", fail)
+            patched.setattr(workers, "drop", fail)
             raise KeyError
     assert "could not be dropped" in caplog.text
-    monkeypatch.undo()
     async with create_worker_database(server_url, prefix=PREFIX):
         pass
     assert not await names(other)
