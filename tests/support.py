@@ -59,8 +59,7 @@ async def insert(session: AsyncSession, *ids: int) -> None:
 
 
 async def swallow_error(session: AsyncSession) -> BaseException:
-    """Run a statement that fails, and go on as if nothing had happened. Gives the error that was
-    swallowed."""
+    """Run a statement that fails, and return the error."""
     try:
         await session.execute(text("SELECT 1 / 0"))
     except Exception as error:
@@ -69,7 +68,7 @@ async def swallow_error(session: AsyncSession) -> BaseException:
 
 
 async def stored(connection: asyncpg.Connection) -> set[int]:
-    """The ids of the items that another connection sees."""
+    """Return the ids of the items that another connection sees."""
     return {row["id"] for row in await connection.fetch("SELECT id FROM item")}
 
 
@@ -102,8 +101,7 @@ async def empty_database(url: str) -> None:
 
 
 async def wait_until_idle(connection: AsyncConnection) -> None:
-    """Wait until no other session of the database is in a transaction. One that stays in one is a
-    leak."""
+    """Wait until no other session of the database is in a transaction; one that stays is a leak."""
 
     async def idle() -> bool:
         rows = await connection.execute(
@@ -118,7 +116,7 @@ async def wait_until_idle(connection: AsyncConnection) -> None:
 
 
 class Interrupted:
-    """Runs a coroutine and cancels its task during its `at`-th suspension."""
+    """A coroutine whose task is cancelled during its `at`-th suspension."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], at: int) -> None:
         self._work = work
@@ -155,8 +153,8 @@ async def interrupt_everywhere(
     check: Callable[[int], Awaitable[None]],
     limit: int = 500,
 ) -> int:
-    """Run `work(n)` with a cancellation at its n-th suspension, then `check(n)`; for every n that
-    it has."""
+    """Run `work(n)` with a cancellation at its n-th suspension, then `check(n)`, for each
+    suspension."""
     for n in range(1, limit):
         interrupted = Interrupted(work(n), n)
 
@@ -175,7 +173,7 @@ async def interrupt_everywhere(
 
 
 class QuietServer(uvicorn.Server):
-    """Leaves the signals of the process alone: Ctrl-C is for pytest."""
+    """A server that leaves the signals of the process to pytest."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -184,7 +182,7 @@ class QuietServer(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[int]:
-    """Serve `app` with uvicorn on a free port of the loopback interface; yields the port."""
+    """Serve `app` with uvicorn on a free port of the loopback interface; yield the port."""
     server = QuietServer(
         uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none")
     )

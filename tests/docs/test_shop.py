@@ -10,7 +10,7 @@ TESTS = Path(__file__).parents[2] / "examples" / "shop" / "tests"
 
 
 def test_shop(server_url: str) -> None:
-    """They pass, by two workers, with ten lines of configuration."""
+    """The tests of the example application pass in two workers, with ten lines of configuration."""
     assert len((TESTS / "pytest.ini").read_text().splitlines()) <= 10
     outcome = Project(TESTS, server_url).run("-n", "2")
     assert outcome.counts == {"passed": 5}, outcome.output

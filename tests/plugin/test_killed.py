@@ -1,4 +1,4 @@
-"""The end of a run, in order or by a kill, and what it leaves for the next one: nothing."""
+"""What a run leaves on a server and on the machine, whether it ends in order or is killed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def is_over(process: subprocess.Popen[bytes]) -> bool:
 async def test_databases_of_a_killed_run(
     project: Project, server_url: str, before: set[str]
 ) -> None:
-    """On a server that stays a killed run leaves its databases; the next run drops them."""
+    """The next run drops the databases that a killed run has left on a server."""
     with asleep(project, "-n", "2") as process:
         await all_asleep(project, 2)
         assert len(await databases(server_url) - before) == 2
@@ -84,17 +84,16 @@ async def test_databases_of_a_killed_run(
     assert await databases(server_url) == before
 
 
-@pytest.mark.parametrize("whom", ["everybody", "the controller alone"])
+@pytest.mark.parametrize("whom", ["all processes", "the controller alone"])
 async def test_embedded_server_of_a_killed_run(project: Project, whom: str) -> None:
-    """All workers use one embedded server; it ends with the run, and so do its data and the
-    workers."""
+    """The embedded server of all workers ends with the run, and so do its data and the workers."""
     project.server_url = None
     with asleep(project, "-n", "2") as process:
         first, second = await all_asleep(project, 2)
         assert first == second
         directory = Path(str(make_url(first).query["host"]))
         assert running_on(directory)
-        if whom == "everybody":
+        if whom == "all processes":
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
@@ -104,7 +103,7 @@ async def test_embedded_server_of_a_killed_run(project: Project, whom: str) -> N
 
 
 async def test_interrupted_run(project: Project, server_url: str, before: set[str]) -> None:
-    """Ctrl-C leaves nothing for the next run to drop."""
+    """A run that is interrupted by Ctrl-C leaves no database."""
     with asleep(project) as process:
         await all_asleep(project, 1)
         process.send_signal(signal.SIGINT)
@@ -148,8 +147,8 @@ SLOW_PLUGINS = """
 async def test_slow_plugins_of_a_worker(
     project: Project, server_url: str, before: set[str]
 ) -> None:
-    """A worker drops its database before it reports that it has finished, so what other plugins do
-    at the end cannot keep it from that, though xdist kills the worker meanwhile."""
+    """A worker has dropped its database before other plugins end their session, so xdist may kill
+    it."""
     project.write(conftest=SLOW_PLUGINS, test_sleepers=SLEEPERS)
     outcome = project.run("-n", "2")
     assert outcome.counts == {"passed": 2}, outcome.output
@@ -190,8 +189,8 @@ NOTED = """
 async def test_dropped_before_the_server_ends(
     project: Project, before: set[str], options: tuple[str, ...]
 ) -> None:
-    """The database is gone when a server that a fixture of the project has started is stopped, and
-    at the end of the session, also where a failure has ended it early."""
+    """The database is dropped before a fixture of the project stops the server, after a failure
+    too."""
     project.write(
         conftest=NOTED,
         test_it="""
@@ -210,7 +209,7 @@ async def test_dropped_before_the_server_ends(
 
 
 async def test_unused_database(project: Project, before: set[str]) -> None:
-    """A database that was made in the background for a test that did not run is dropped as well."""
+    """A database that was made for a test that did not run is dropped as well."""
     project.write(
         conftest=NOTED,
         test_it="""

@@ -64,8 +64,7 @@ MIGRATING = """
 
 @pytest.mark.parametrize("function", ["migrate", "migrate_synchronously"])
 async def test_migration(project: Project, server: Server, function: str) -> None:
-    """A function makes the template: its rows are in every copy, and there again after a test that
-    commits."""
+    """A function makes the template: each copy has its rows, also after a test that commits."""
     project.write(migrating=MIGRATING, test_it=MIGRATED)
     before = await server.names()
     outcome = project.run("-o", "pg_metadata=", "-o", f"pg_migrate=migrating:{function}")
@@ -75,8 +74,8 @@ async def test_migration(project: Project, server: Server, function: str) -> Non
 
 
 async def test_version_of_a_migration_is_kept(project: Project, server: Server) -> None:
-    """With files the next run finds the template, and of two workers one makes it; a change of a
-    file makes another."""
+    """With files the next run uses the template again, one of two workers makes it, and a change of
+    a file makes another."""
     project.write(migrating=MIGRATING, test_it=MIGRATED)
     files, made, before = project.path / "models.py", project.path / "made", await server.names()
     options = (
@@ -98,7 +97,7 @@ async def test_version_of_a_migration_is_kept(project: Project, server: Server) 
 
 
 def test_alembic(project: Project) -> None:
-    """The project of docs/testing.md whose template Alembic makes."""
+    """The project of docs/testing.md that Alembic migrates passes."""
     page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
     for name, content in re.findall(
         r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL

@@ -1,5 +1,4 @@
-"""The embedded PostgreSQL: quick, private, and gone with the process that started it, however that
-ends."""
+"""`EmbeddedServer`: quick, private, and gone with the process that started it."""
 
 from __future__ import annotations
 
@@ -57,7 +56,8 @@ def until_gone(directory: Path) -> None:
 
 @pytest.mark.parametrize("version", [18, 16])
 def test_versions(version: Any) -> None:
-    """PostgreSQL 18 and 16, ready for a query when the block starts, nothing left when it ends."""
+    """PostgreSQL 18 and 16 answer a query as soon as the block starts, and leave nothing at its
+    end."""
     with EmbeddedServer(version=version) as server:
         assert query(server, "SHOW server_version").startswith(f"{version}.")
         directory = server._directory
@@ -82,7 +82,7 @@ def test_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_servers_are_private() -> None:
-    """Two servers at once share nothing."""
+    """Two servers share nothing."""
     with EmbeddedServer() as one, EmbeddedServer() as two:
         query(one, "CREATE TABLE only_here ()")
         assert query(one, "SELECT to_regclass('only_here')::text") == "only_here"
@@ -91,7 +91,7 @@ def test_servers_are_private() -> None:
 
 @pytest.mark.parametrize("immediate", [False, True])
 def test_restart_keeps_the_data(immediate: bool) -> None:
-    """A restart, as by a crash too, keeps what was committed, and the URL."""
+    """A restart, also one as by a crash, keeps the URL and what was committed."""
     with EmbeddedServer() as server:
         query(server, "CREATE TABLE kept AS SELECT 1 AS n")
         started = query(server, "SELECT pg_postmaster_start_time()")
@@ -101,13 +101,13 @@ def test_restart_keeps_the_data(immediate: bool) -> None:
 
 
 def test_settings() -> None:
-    """Settings reach the server."""
+    """The settings reach the server."""
     with EmbeddedServer(settings={"max_connections": "17"}) as server:
         assert query(server, "SHOW max_connections") == "17"
 
 
 def test_stop_twice() -> None:
-    """Stopping twice is no error; a stopped server can be started again, empty."""
+    """A second stop does nothing, and a stopped server can start again, empty."""
     server = EmbeddedServer()
     server.start()
     server.stop()
@@ -117,7 +117,7 @@ def test_stop_twice() -> None:
 
 
 def test_bad_setting() -> None:
-    """A server that does not start says why, and leaves nothing behind."""
+    """A server that does not start raises an error with its log and leaves nothing."""
     server = EmbeddedServer(settings={"no_such_setting": "1"})
     with pytest.raises(EmbeddedServerError, match="no_such_setting") as caught:
         server.start()
@@ -126,7 +126,7 @@ def test_bad_setting() -> None:
 
 
 def test_wrong_order() -> None:
-    """A restart of a server that does not run, and a second start, are errors that say so."""
+    """The restart of a stopped server and the start of a running one are errors that say so."""
     server = EmbeddedServer()
     with pytest.raises(EmbeddedServerError, match="start"):
         server.restart()
@@ -179,7 +179,7 @@ time.sleep(600)
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_running(end: signal.Signals) -> None:
-    """A process that is killed, even by SIGKILL, takes its server and the data with it."""
+    """The server and its data end with the process that started it, even by SIGKILL."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdout=subprocess.PIPE,
@@ -195,7 +195,7 @@ def test_nothing_is_left_running(end: signal.Signals) -> None:
 
 
 def test_connections_do_not_keep_it_alive() -> None:
-    """An open connection does not hold the stop up."""
+    """An open connection does not delay the stop."""
 
     async def leave_open(server: EmbeddedServer) -> None:
         connection = await asyncpg.connect(server.url(driver="postgresql"))

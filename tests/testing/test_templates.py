@@ -26,7 +26,7 @@ async def server(server_url: str) -> AsyncIterator[Server]:
 
 
 class Making:
-    """A function that makes a template, and counts how often it does."""
+    """A function that makes a template and counts its calls."""
 
     def __init__(
         self, server: Server, *statements: str, versioned: bool = True, pause: float = 0
@@ -48,8 +48,7 @@ class Making:
 
 
 async def test_made_once(server: Server) -> None:
-    """Of several who want the same template at the same time one makes it; who comes later finds
-    it."""
+    """Of several callers at a time one makes the template, and a later one finds it."""
     making = Making(server, "CREATE TABLE item (id int)", pause=0.2)
 
     async def worker() -> str:
@@ -63,7 +62,7 @@ async def test_made_once(server: Server) -> None:
 
 
 async def test_sealed(server: Server) -> None:
-    """Nobody can enter a template, so it can always be copied; who copies it is let in."""
+    """No session can enter a template, so it can always be copied, and its copies are open."""
     making = Making(server, "CREATE TABLE item AS SELECT 1 AS id")
     async with making.template() as template:
         assert template.has_rows
@@ -81,8 +80,7 @@ async def test_sealed(server: Server) -> None:
 
 
 async def test_failure_leaves_nothing(server: Server) -> None:
-    """A template that cannot be made is not there, whole or in half, and the next attempt starts
-    anew."""
+    """A template that cannot be made leaves no database, and the next attempt starts again."""
     before = await server.names()
     making = Making(server, "CREATE TABLE item (id int)", "SELECT 1 / 0")
     for _ in range(2):
@@ -94,7 +92,7 @@ async def test_failure_leaves_nothing(server: Server) -> None:
 
 
 async def test_cancelled_while_it_is_made(server: Server) -> None:
-    """Neither does a cancellation leave anything."""
+    """A cancellation leaves no database."""
     before = await server.names()
     making = Making(server, pause=30)
 
@@ -111,8 +109,7 @@ async def test_cancelled_while_it_is_made(server: Server) -> None:
 
 
 async def test_draft_of_a_killed_run(server: Server) -> None:
-    """What a run left that was killed while it made a template is dropped by the next that makes
-    one, of any schema."""
+    """A draft of a killed run, of any schema, is dropped when a template is made."""
     making, other = Making(server, "CREATE TABLE item (id int)"), Making(server)
     name = f"pgtoolset_template_{making.version}"
     for draft in (f"{name}_draft", f"pgtoolset_template_{other.version}_draft"):
@@ -123,7 +120,7 @@ async def test_draft_of_a_killed_run(server: Server) -> None:
 
 
 async def test_template_of_one_run(server: Server) -> None:
-    """Without a version a template is the run's: the last worker to leave drops it."""
+    """A template without a version is that of the run, and its last block drops it."""
     making = Making(server, versioned=False)
     async with making.template("one") as first:
         async with making.template("one") as second:
@@ -136,7 +133,7 @@ async def test_template_of_one_run(server: Server) -> None:
 
 
 async def test_old_templates_are_swept(server: Server) -> None:
-    """A template that nobody has used for a week goes, and so does that of a run that is no more;
+    """Templates that were not used for a week, and those of runs that have ended, are dropped;
     others stay."""
     today = datetime.now(UTC).date()
     start = "pgtoolset template "
@@ -158,7 +155,7 @@ async def test_old_templates_are_swept(server: Server) -> None:
 
 
 async def test_use_is_marked(server: Server) -> None:
-    """A run that uses a template says so, once a day: it is not swept while it is in use."""
+    """The first block of a day marks the template as used."""
     making = Making(server, "CREATE TABLE item AS SELECT 1 AS id")
     async with making.template() as template:
         pass
