@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import (
 
 from pgtoolset.testing import EmbeddedServer, create_worker_database
 from tests import support
+from tests.plugin.projects import Warm
 from tests.support import Base, plain_url, wait_until_idle
 
 MEMORY = Path("/dev/shm")
@@ -127,6 +128,13 @@ async def other(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         yield connection
     finally:
         await connection.close()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process that runs the tests of a project without the start of an interpreter."""
+    with Warm.started() as warm:
+        yield warm
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ import pytest
 from tests.plugin.projects import MODELS, USER_PROJECT, Project, Warm, databases
 
 collect_ignore = ["user_project"]
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    """A process that runs the tests of projects without the start of an interpreter."""
-    with Warm.started() as warm:
-        yield warm
 
 
 @pytest.fixture
