@@ -30,11 +30,14 @@ check: lint types
 	$(MAKE) --no-print-directory test-minimum
 	$(MAKE) --no-print-directory test
 
+## lint: style, types, the layers of the package, and dead code
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/vulture
 
 ## types: the public types are complete, and the stubs of the compiled modules are true, in the installed wheel
 types: $(VENV_MINIMUM)/.ready

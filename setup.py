@@ -40,7 +40,8 @@ def extensions() -> dict[str, Any]:
     skip, require = is_set("PGTOOLSET_NO_EXTENSIONS"), is_set("PGTOOLSET_REQUIRE_EXTENSIONS")
     if skip and require:
         raise SystemExit(
-            "PGTOOLSET_NO_EXTENSIONS and PGTOOLSET_REQUIRE_EXTENSIONS exclude one another; set one of them"
+            "PGTOOLSET_NO_EXTENSIONS and PGTOOLSET_REQUIRE_EXTENSIONS exclude one another; set "
+            "one of them"
         )
     if skip:
         return {}
@@ -74,7 +75,7 @@ def extensions() -> dict[str, Any]:
             [f"src/{PACKAGE.replace('.', '/')}/{module}.py"],
             cython_directives=DIRECTIVES,
             extra_compile_args=[] if os.name == "nt" else ["-g0"],
-            cython_c_in_temp=True,  # the generated C is neither for the source tree nor for the wheel
+            cython_c_in_temp=True,  # keeps the generated C out of the source tree and the wheel
             optional=not require,
         )
         for module in MODULES

@@ -3,7 +3,7 @@ CONTESTANT URL FD SIZE`.
 
 Every contestant answers the same requests with the same statements; only where the session comes
 from differs. The server listens on the inherited socket FD, has a pool that never lacks one of SIZE
-connections, and ends with its standard input, so that it never outlives whoever started it.
+connections, and ends with its standard input, so that it never outlives its starter.
 """
 
 from __future__ import annotations

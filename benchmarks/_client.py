@@ -109,4 +109,5 @@ class Client:
             connection.transport.close()
 
     def _request(self, path: str) -> bytes:
-        return f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\ncontent-length: 0\r\n\r\n".encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\n"
+        return f"{head}content-length: 0\r\n\r\n".encode()

@@ -108,5 +108,6 @@ def environment(*packages: str) -> None:
 
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     print(
-        f"Python {sys.version.split()[0]}, {versions}; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+        f"Python {sys.version.split()[0]}, {versions}; {os.cpu_count()} CPUs, load "
+        f"{os.getloadavg()[0]:.1f}"
     )

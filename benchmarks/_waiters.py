@@ -146,9 +146,11 @@ async def measure(
     lost = sum(key not in told for key in keys)
     errors = f" ({', '.join(failures)})" if failures else ""
     print(
-        f"{count:>6} {name:<24} {share:6.1%}   failed {failures.total():>4}{errors}   unheard {lost:>3}   "
+        f"{count:>6} {name:<24} {share:6.1%}   failed {failures.total():>4}{errors}   unheard "
+        f"{lost:>3}   "
         f"p50 {detection[49]:6.0f} ms, p99 {detection[98]:6.0f} ms   "
-        f"checkout p50 {checkout[49]:6.1f} ms, p99 {checkout[98]:6.0f} ms, max {max(checkouts) * 1000:6.0f} ms   "
+        f"checkout p50 {checkout[49]:6.1f} ms, p99 {checkout[98]:6.0f} ms, max "
+        f"{max(checkouts) * 1000:6.0f} ms   "
         f"connections of the pool {most:>2}",
         flush=True,
     )

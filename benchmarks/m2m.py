@@ -88,7 +88,8 @@ class Bench:
             if size:
                 await connection.execute(
                     text(
-                        f"INSERT INTO {link.name} SELECT 1, number FROM generate_series(1, {size}) number"
+                        f"INSERT INTO {link.name} SELECT 1, number FROM generate_series(1, "
+                        f"{size}) number"
                     )
                 )
 

@@ -70,7 +70,9 @@ FILES = {
             engine = create_async_engine(pg_database_url)
             async with engine.connect() as connection:
                 transaction = await connection.begin()
-                async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+                async with AsyncSession(
+                    connection, join_transaction_mode="create_savepoint"
+                ) as session:
                     yield session
                 await transaction.rollback()
             await engine.dispose()

@@ -46,7 +46,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 OURS = "pgtoolset"
 BY_HAND = "by_hand"
-CONTROL = "by_hand_again"  # the same once more: how far from 1 its ratio is says how far the others can be trusted
+#: The same once more: the distance of its ratio from 1 says how far the others can be trusted.
+CONTROL = "by_hand_again"
 BARE = "bare_dependency"
 
 SELECT = text("SELECT 1")
@@ -112,7 +113,8 @@ class Contestant:
         after = await self.client.ask("/usage")
         checkouts = (after["checkouts"] - before["checkouts"]) / 100
         print(
-            f"{self.name:<24} stored {kept} of {load.answers} answered 2xx; {at_once} of 50 before the answer; "
+            f"{self.name:<24} stored {kept} of {load.answers} answered 2xx; {at_once} of 50 "
+            "before the answer; "
             f"connections taken without SQL: {checkouts:g} per request",
             flush=True,
         )
@@ -184,7 +186,8 @@ async def compete(
         {name: at(contestant) for name, contestant in contestants.items()}, rounds=rounds
     )
     headline(
-        f"POST {path}: requests per second (more is better) and CPU time per request (less is better)"
+        f"POST {path}: requests per second (more is better) and CPU time per request (less is "
+        "better)"
     )
     for name, done in results.items():
         speed, cost = (
@@ -192,7 +195,8 @@ async def compete(
             Spread.of(each.microseconds for each in done),
         )
         print(
-            f"{name:<24} {speed.median:7.0f} requests/s   {cost.median:7.0f} us of CPU time per request"
+            f"{name:<24} {speed.median:7.0f} requests/s   {cost.median:7.0f} us of CPU time per "
+            "request"
         )
 
     def compare(one: str, other: str, limit: float | None = None) -> None:

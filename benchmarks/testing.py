@@ -2,7 +2,7 @@
 
 - `cleanup_tables` after a test that wrote into three of 200 tables, against fastapi-toolsets' own,
 and against a DELETE
-  of just those three by somebody who knows which they are;
+  of just those three by a program that knows which they are;
 - a database for a worker as a copy of a template, until it can be used, against CREATE DATABASE and
 `create_all` of 50
   tables by hand, and against fastapi-toolsets' `create_worker_database` with the same `create_all`.
@@ -120,7 +120,8 @@ async def cleaning(server_url: str, rounds: int) -> None:
                 await session.execute(table.delete())
             await session.execute(
                 text(
-                    "SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, false)"
+                    "SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, "
+                    "false)"
                 )
             )
             await session.commit()

@@ -119,7 +119,8 @@ async def compare(
         one.cpu - other.cpu for one, other in zip(results["pgtoolset"], theirs, strict=True)
     ).median
     print(
-        f"    SQLAlchemy's own block: {base * 1e6:.0f} us of wall time; ours adds {more * 1e6:.1f} us of CPU time"
+        f"    SQLAlchemy's own block: {base * 1e6:.0f} us of wall time; ours adds "
+        f"{more * 1e6:.1f} us of CPU time"
     )
 
 

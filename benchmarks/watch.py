@@ -216,7 +216,8 @@ async def run_watcher(
     ours, theirs = await notified(engine, url, 300)
     p50 = statistics.median(ours), statistics.median(theirs)
     print(
-        f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at most 3)"
+        f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at "
+        "most 3)"
     )
     await _writers.compare(url, Order.__tablename__, rounds)
 
@@ -234,7 +235,8 @@ async def run(
                 await connection.run_sync(Base.metadata.create_all)
                 await connection.execute(
                     text(
-                        "INSERT INTO pgtoolset_benchmark_orders SELECT n, 'new' FROM generate_series(1, :count) AS n"
+                        "INSERT INTO pgtoolset_benchmark_orders SELECT n, 'new' FROM "
+                        "generate_series(1, :count) AS n"
                     ),
                     {"count": 50_000},
                 )

@@ -3,11 +3,14 @@ on."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 import pgtoolset
+import pytest_pgtoolset
 from pgtoolset import errors, protocols, values
 from pgtoolset._postgres.connections import VerifiedTransaction
 from pgtoolset._record import innermost
@@ -59,6 +63,32 @@ def test_imports_alone() -> None:
     assert (
         subprocess.run(command, check=True, capture_output=True, text=True).stdout == "all tried\n"
     )
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", [pgtoolset, pytest_pgtoolset], ids=["pgtoolset", "plugin"])
+def test_what_is_private_stays_private(package: Any) -> None:
+    """A name with an underscore is imported only inside the package that has it."""
+    root = Path(package.__path__[0])
+    found = []
+    for path in root.rglob("*.py"):
+        module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        for name in imports(path):
+            if not name.startswith(("pgtoolset.", "pytest_pgtoolset.")):
+                continue
+            for private in re.finditer(r"\._(?!_)", name):
+                owner = name[: private.start()]
+                if module != owner and not module.startswith(f"{owner}."):
+                    found.append(f"{module} imports {name}")
+    assert not found, "\n".join(found)
 
 
 def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:

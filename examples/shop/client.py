@@ -155,7 +155,8 @@ class Witness:
     async def _shop_connections(self, column: str) -> list[str]:
         rows = await self._connection.scalars(
             text(
-                f"SELECT coalesce({column}, '') FROM pg_stat_activity WHERE application_name = :name"
+                f"SELECT coalesce({column}, '') FROM pg_stat_activity WHERE application_name = "
+                ":name"
             ),
             {"name": self._settings.application_name},
         )

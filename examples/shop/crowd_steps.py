@@ -15,7 +15,8 @@ from examples.shop.db import POOL_SIZE
 async def serializable_decrements(shop: Shop, witness: Witness, console: Console) -> None:
     clients = 50
     console.did(
-        f"POST /products/kettle/reservations, {clients} at once: each reads the stock, subtracts 1 in Python and "
+        f"POST /products/kettle/reservations, {clients} at once: each reads the stock, subtracts "
+        "1 in Python and "
         "writes the result, in run_transaction(..., isolation_level='SERIALIZABLE')"
     )
     before = await shop.stock("kettle")
@@ -46,7 +47,8 @@ async def serializable_decrements(shop: Shop, witness: Witness, console: Console
 async def hang_ups(shop: Shop, witness: Witness, console: Console) -> None:
     size = 50
     console.did(
-        f"{4 * size} requests at once: {size} orders of one locked product, {size} exports without an end, {size} slow "
+        f"{4 * size} requests at once: {size} orders of one locked product, {size} exports "
+        f"without an end, {size} slow "
         f"reports, {size} short exports"
     )
     customer = await shop.register("Barbara")
@@ -69,13 +71,14 @@ async def hang_ups(shop: Shop, witness: Witness, console: Console) -> None:
                 group.create_task(shop.lines("/reports/export", lines=300)) for _ in range(size)
             ]
             await orders.hang_up()
-        # An export that nobody reads keeps its connection, so in the end each connection is in the
+        # An export without a reader keeps its connection, so in the end each connection is in the
         # hands of one.
         await eventually("exports sent", exports.sent, size)
         await eventually("exports that began", exports.answered, POOL_SIZE)
         await exports.hang_up()
     console.did(
-        f"the clients of the first two hung up, {POOL_SIZE} each in the middle of a statement or stream, the others "
+        f"the clients of the first two hung up, {POOL_SIZE} each in the middle of a statement or "
+        "stream, the others "
         "while they waited for a connection"
     )
     expect("whole exports", {len(task.result()) for task in short_exports}, {300})
@@ -93,11 +96,13 @@ async def hang_ups(shop: Shop, witness: Witness, console: Console) -> None:
     await eventually("connections checked out", shop.checked_out, 0)
     await eventually(f"connections in a transaction, or beyond {POOL_SIZE}", strays, [])
     console.saw(
-        f"GET /pool: 0 checked out; pg_stat_activity: {len(await witness.states())} connections, all idle"
+        f"GET /pool: 0 checked out; pg_stat_activity: {len(await witness.states())} connections, "
+        "all idle"
     )
     await eventually("confirmations missing", mails_missing, 0)
     sold = await witness.value(
-        "SELECT CAST(:before AS int) - stock - (SELECT count(*) FROM orders WHERE customer_id = :id) "
+        "SELECT CAST(:before AS int) - stock - (SELECT count(*) FROM orders WHERE customer_id = "
+        ":id) "
         "FROM products WHERE sku = 'beans'",
         before=beans,
         id=customer["id"],
@@ -108,5 +113,6 @@ async def hang_ups(shop: Shop, witness: Witness, console: Console) -> None:
         f"{stored} of the {size} abandoned orders are stored, each with its goods and its mail"
     )
     console.proves(
-        "whoever hangs up, and whenever, the connection comes back and the transaction is whole or gone"
+        "whenever a client hangs up, the connection comes back and the transaction is whole "
+        "or gone"
     )

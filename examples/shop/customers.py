@@ -18,7 +18,7 @@ async def register(body: CustomerIn, session: Session) -> CustomerOut:
     try:
         await session.flush()
     except IntegrityError as error:
-        # It ends as an exception, so the transaction is rolled back and nobody is told otherwise.
+        # It ends as an exception, so the transaction is rolled back.
         raise HTTPException(409, f"{body.email} is registered already") from error
     return CustomerOut(id=customer.id, name=customer.name, email=customer.email)
 

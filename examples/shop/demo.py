@@ -48,7 +48,7 @@ Still serving at {address}, to play with at {address}/docs
   curl {address}/orders --json '{{"customer_id": 1, "lines": [{{"sku": "beans", "quantity": 2}}]}}'
   curl -N {address}/orders/1/events
 
-Somebody holds a lock, and somebody waits for it:
+One session holds a lock, and another waits for it:
 
   {pgtoolset} locks {url}
 
@@ -76,7 +76,8 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
         stopped = stop_signal()
         async with serving(create_app(settings), listener) as address:
             console.say(
-                f"A shop on pgtoolset: {address}, PostgreSQL {version}, a pool of {POOL_SIZE} connections"
+                f"A shop on pgtoolset: {address}, PostgreSQL {version}, a pool of {POOL_SIZE} "
+                "connections"
             )
             start = time.monotonic()
             tour = asyncio.create_task(take_tour(address, settings, console))
@@ -91,7 +92,8 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
                 console.say("\nThe tour ends here: this step did NOT prove what it says.")
                 return 1
             console.say(
-                f"\nAll {len(STEPS)} steps proved what they say, in {time.monotonic() - start:.1f} s."
+                f"\nAll {len(STEPS)} steps proved what they say, in "
+                f"{time.monotonic() - start:.1f} s."
             )
             if not once:
                 async with jam(settings):
@@ -174,7 +176,8 @@ async def own_schema(settings: Settings) -> AsyncIterator[str]:
                 # The connection of a request that outlasted the shutdown would make the DROP wait.
                 await connection.execute(
                     text(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name"
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
+                        "application_name = :name"
                     ),
                     {"name": settings.application_name},
                 )

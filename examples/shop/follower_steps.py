@@ -29,7 +29,8 @@ async def followed_orders(shop: Shop, witness: Witness, console: Console) -> Non
         return clients - followers.heard(status)
 
     console.did(
-        f"GET /orders/ID/events, {clients:,} clients at once, on {ORDERS} orders; PUT /orders/ID/status for each"
+        f"GET /orders/ID/events, {clients:,} clients at once, on {ORDERS} orders; PUT "
+        "/orders/ID/status for each"
     )
     async with followers.following():
         await eventually("clients without a first event", lambda: deaf_to("placed"), 0)
@@ -41,7 +42,8 @@ async def followed_orders(shop: Shop, witness: Witness, console: Console) -> Non
         await eventually("clients that have not heard of paid", lambda: deaf_to("paid"), 0)
         connections, checked_out = await witness.watching(), await shop.checked_out()
         console.saw(
-            f"pg_stat_activity: {connections} connection watches for {clients:,} clients; GET /pool: {checked_out} "
+            f"pg_stat_activity: {connections} connection watches for {clients:,} clients; GET "
+            f"/pool: {checked_out} "
             "checked out"
         )
         console.saw(f"from the PUT to the client: {spread(followers.delays('paid', paid))}")
@@ -55,7 +57,8 @@ async def followed_orders(shop: Shop, witness: Witness, console: Console) -> Non
         await eventually("clients that have not heard of sent", lambda: deaf_to("sent"), 0)
         console.saw(f"from the UPDATE to the client: {spread(followers.delays('sent', sent))}")
     console.proves(
-        "one connection serves any number of waiters, and all hear of every change that is committed"
+        "one connection serves any number of waiters, and each receives every change that is "
+        "committed"
     )
 
 

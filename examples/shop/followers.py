@@ -84,8 +84,7 @@ class Followers:
         return sum(status in follower.heard for follower in self._followers)
 
     def delays(self, status: str, since: dict[int, float]) -> list[float]:
-        """The seconds that each needed to hear of a status, since the moment that is given for its
-        order; sorted."""
+        """Return the seconds from the change of an order to each follower, sorted."""
         return sorted(
             follower.heard[status] - since[follower.order_id] for follower in self._followers
         )

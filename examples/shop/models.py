@@ -66,7 +66,7 @@ class Order(Base):
     tags: Mapped[list[Tag]] = relationship(secondary=order_tags)
 
 
-# Created with the table: whoever follows an order hears of a change at once, and not at the next
+# Created with the table: a follower of an order receives a change at once, and not at the next
 # look.
 for ddl in row_change_trigger(Order):
     event.listen(Order.__table__, "after_create", ddl)

@@ -44,7 +44,7 @@ async def place_order_carelessly(body: OrderIn, session: Session, mailer: Postma
     loses it all.
 
     PostgreSQL has aborted the transaction when the error is caught, and would answer the COMMIT
-    with a ROLLBACK that nobody notices. The "placed" below never reaches the client: `get_db` finds
+    with a ROLLBACK that goes unnoticed. The "placed" below never reaches the client: `get_db` finds
     out first.
     """
     order = await take_order(session, mailer, body)

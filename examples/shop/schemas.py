@@ -19,7 +19,7 @@ Quantity = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Incoming(BaseModel):
-    """A request body. A field that nobody knows is a mistake of the client's, and it is told so."""
+    """A request body. An unknown field is refused."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 
 class CannotStart(Exception):
-    """Something that the demo needs is not there. The message is for whoever started it."""
+    """The demo cannot start. The message says what is missing."""
 
 
 def listen(port: str) -> socket.socket:
@@ -51,7 +51,7 @@ async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[str]:
             await asyncio.sleep(0.02)
         yield f"http://{host}:{port}"
     finally:
-        # A stream that somebody still reads is cancelled after the timeout, and uvicorn would log
+        # A stream that a client still reads is cancelled after the timeout, and uvicorn would log
         # that as an error.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server.should_exit = True

@@ -10,7 +10,8 @@ from examples.shop.console import Console, expect
 
 async def readable_at_once(shop: Shop, witness: Witness, console: Console) -> None:
     console.did(
-        "POST /orders, 20 times; as soon as the headers of the response were here, before its body was read, looked "
+        "POST /orders, 20 times; as soon as the headers of the response were here, before its "
+        "body was read, looked "
         "for the row over another connection"
     )
     customer = await shop.register("Ada")
@@ -18,7 +19,7 @@ async def readable_at_once(shop: Shop, witness: Witness, console: Console) -> No
     order_ids, found = [], 0
     for _ in range(20):
         async with shop.http.stream("POST", "/orders", json=order) as response:
-            # Now the status line and the headers are here, and nobody has asked for the body yet.
+            # The status line and the headers are here; the body has not been requested yet.
             expect("the status of POST /orders", response.status_code, 201)
             order_ids.append(int(response.headers["location"].rpartition("/")[2]))
             found += await witness.value(
@@ -39,7 +40,8 @@ async def mail_after_commit(shop: Shop, witness: Witness, console: Console) -> N
     cups = await shop.stock("cup")
 
     console.did(
-        "POST /orders for a cup and 2 roasters, of which there is one; the endpoint had called on_commit"
+        "POST /orders for a cup and 2 roasters, of which there is one; the endpoint had called "
+        "on_commit"
     )
     refused = await shop.post("/orders", both, status=409)
     mails = await shop.mails_to(customer)
@@ -62,7 +64,8 @@ async def mail_after_commit(shop: Shop, witness: Witness, console: Console) -> N
 
 async def nested_step(shop: Shop, witness: Witness, console: Console) -> None:
     console.did(
-        "POST /deliveries, 10 each of beans, grinders and kettles; the shelf of the grinders is too small"
+        "POST /deliveries, 10 each of beans, grinders and kettles; the shelf of the grinders is "
+        "too small"
     )
     before = {sku: await shop.stock(sku) for sku in ("beans", "grinder", "kettle")}
     lines = [{"sku": sku, "quantity": 10} for sku in before]
@@ -85,7 +88,8 @@ async def nested_step(shop: Shop, witness: Witness, console: Console) -> None:
     )
     expect("delivery lines", recorded, "beans kettle")
     console.proves(
-        "a nested get_transaction is a savepoint: the grinders' delivery line, inserted before the CHECK failed, is "
+        "a nested get_transaction is a savepoint: the grinders' delivery line, inserted before "
+        "the CHECK failed, is "
         "gone, and what came before and after it is committed"
     )
 
@@ -102,14 +106,16 @@ async def swallowed_error(shop: Shop, witness: Witness, console: Console) -> Non
     cups = await shop.stock("cup")
 
     console.did(
-        "POST /mistakes/orders with a voucher that has been used; the endpoint catches the IntegrityError, goes on "
+        "POST /mistakes/orders with a voucher that has been used; the endpoint catches the "
+        "IntegrityError, goes on "
         "and returns 200"
     )
     report = await shop.post("/mistakes/orders", order, status=500)
     console.saw(f"500, sqlstate {report['sqlstate']}: {report['detail']}")
     stored, mails = await witness.orders_of(customer), await shop.mails_to(customer)
     console.saw(
-        f"{stored - 1} orders more, {await shop.stock('cup')} cups as before, {len(mails) - 1} mails more"
+        f"{stored - 1} orders more, {await shop.stock('cup')} cups as before, {len(mails) - 1} "
+        "mails more"
     )
     expect("sqlstate", report["sqlstate"], "23505")
     expect("the cause to be named", "IntegrityError" in report["detail"], True)
@@ -121,4 +127,4 @@ async def swallowed_error(shop: Shop, witness: Witness, console: Console) -> Non
     console.saw(f"201, {repaired['notes'][0]}; {stored - 1} order more, {len(mails) - 1} mail more")
     expect("orders, cups, mails", (stored, await shop.stock("cup"), len(mails)), (2, cups - 1, 2))
     expect("the price without the voucher", repaired["total_cents"], 450)
-    console.proves("get_db never lets a client hear of success for work that PostgreSQL threw away")
+    console.proves("get_db never reports success for work that PostgreSQL discarded")

@@ -19,13 +19,15 @@ async def tagged_orders(shop: Shop, witness: Witness, console: Console) -> None:
     )
     added = await shop.post(path, {"tags": ["gift", "unknown", "urgent"]}, status=200)
     console.saw(
-        f"{added['added']} added, unknown: {' '.join(added['unknown'])}; the order was expired in between"
+        f"{added['added']} added, unknown: {' '.join(added['unknown'])}; the order was expired in "
+        "between"
     )
     expect("added, unknown", (added["added"], added["unknown"]), (2, ["unknown"]))
     expect("the tags", await shop.get(path), ["gift", "urgent"])
 
     console.did(
-        "PUT other tags; then with an unknown one; then 10 times at once, each time two sets of tags"
+        "PUT other tags; then with an unknown one; then 10 times at once, each time two sets of "
+        "tags"
     )
     change = await put(shop, path, ["gift", "late"])
     expect("added, removed", (change["added"], change["removed"]), (1, 1))
@@ -59,7 +61,8 @@ async def tagged_orders(shop: Shop, witness: Witness, console: Console) -> None:
         "SELECT count(*) FROM order_tags WHERE order_id = :id", id=order["id"]
     )
     console.saw(
-        f"{change['added']:,} added and {change['removed']} removed by one statement; {stored:,} stored"
+        f"{change['added']:,} added and {change['removed']} removed by one statement; {stored:,} "
+        "stored"
     )
     expect(
         "added, removed, stored", (change["added"], change["removed"], stored), (50_000, 1, 50_000)
@@ -67,7 +70,8 @@ async def tagged_orders(shop: Shop, witness: Witness, console: Console) -> None:
     cleared = await put(shop, path, [])
     expect("cleared", (cleared["removed"], await shop.get(path)), (50_000, []))
     console.proves(
-        "associations are added, replaced and cleared without a lazy load, at any size, one set at a time"
+        "associations are added, replaced and cleared without a lazy load, at any size, one set "
+        "at a time"
     )
 
 

@@ -58,7 +58,7 @@ async def add_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
 
 @router.post("/orders/{order_id}/tags/reset", status_code=200)
 async def reset_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
-    """Clear the tags of an order and add others, while nobody else writes any."""
+    """Clear the tags of an order and add others, while no other request writes any."""
     order = await find_order(session, order_id)
     async with lock_tables(session, [order_tags], mode="SHARE ROW EXCLUSIVE"):
         cleared = await m2m_set(session, order, Order.tags)

@@ -35,8 +35,7 @@ async def sell(body: SaleIn, session: Session) -> int:
 
 @router.post("/closings", status_code=201)
 async def close_till(session: Session, patience: float = 2.0) -> ClosingOut:
-    """Count the sales since the last closing, and mark them as counted; 503 where the till is not
-    to be had in time.
+    """Count the sales since the last closing and mark them; 503 where the lock times out.
 
     EXCLUSIVE lets others read and makes those who write wait: no sale falls between the counting
     and the marking.

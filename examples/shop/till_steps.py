@@ -9,7 +9,8 @@ from examples.shop.console import Console, expect
 async def closing_the_till(shop: Shop, witness: Witness, console: Console) -> None:
     clients, each = 8, 25
     console.did(
-        f"POST /till/sales, {clients * each} by {clients} clients, and meanwhile POST /till/closings again and again: "
+        f"POST /till/sales, {clients * each} by {clients} clients, and meanwhile POST "
+        "/till/closings again and again: "
         "lock_tables(..., mode='EXCLUSIVE') around counting the sales and marking them as counted"
     )
 
@@ -29,12 +30,13 @@ async def closing_the_till(shop: Shop, witness: Witness, console: Console) -> No
     )
     counted = sum(closing["sales"] for closing in closings)
     console.saw(
-        f"{len(closings)} closings counted {counted} sales; {wrong} differ from the sales marked as theirs"
+        f"{len(closings)} closings counted {counted} sales; {wrong} differ from the sales marked "
+        "as theirs"
     )
     expect("sales counted", counted, clients * each)
     expect("closings that differ from their sales", wrong, 0)
     console.proves(
-        "while the lock is held nobody writes, and everybody who had to wait goes on afterwards"
+        "while the lock is held no session writes, and every waiter continues afterwards"
     )
 
 
@@ -50,5 +52,5 @@ async def who_is_in_the_way(shop: Shop, witness: Witness, console: Console) -> N
     await shop.post("/till/closings", None)
     console.saw("201 as soon as that sale was over")
     console.proves(
-        "a lock that is not to be had says who has it: pid, application, state, statement, age"
+        "a lock that times out names its holder: pid, application, state, statement, age"
     )

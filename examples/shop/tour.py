@@ -16,7 +16,7 @@ STEPS = {
     "A swallowed database error is reported instead of lost": swallowed_error,
     "Orders are tagged: one tag, another set of them, 50,000 at once": tagged_orders,
     "The till is closed while clients keep writing": closing_the_till,
-    "A lock that is not to be had names who has it": who_is_in_the_way,
+    "A lock that times out names its holder": who_is_in_the_way,
     "1,000 clients follow their orders over one database connection": followed_orders,
     "50 clients decrement one stock under SERIALIZABLE": serializable_decrements,
     "200 requests on a pool of 5, and half of the clients hang up": hang_ups,

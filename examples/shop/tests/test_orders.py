@@ -50,7 +50,7 @@ async def test_voucher_is_used_once(shop: httpx.AsyncClient) -> None:
 
 
 async def test_email_belongs_to_one_customer(shop: httpx.AsyncClient) -> None:
-    """Who registers twice is told so."""
+    """A second registration is refused."""
     await register(shop)
     again = await shop.post("/customers", json={"name": "Eve", "email": "ada@example.org"})
     assert again.status_code == 409

@@ -74,22 +74,26 @@ class KeyParser:
         return list(zip(*values, strict=True))
 
     def _split(self, name: str, value: Any) -> Sequence[Any]:
-        width = len(self._parts)
+        """Return the values of a key of any form, in the mapper's order."""
         if isinstance(value, Mapping):
             if set(value) != set(self.attributes):
-                got = ", ".join(map(str, value))
-                raise ValueError(f"{name}: {self._is_of_columns()}; the mapping has ({got})")
+                got = ", ".join(map(shown, value))
+                raise ValueError(f"{name}: {self._is_of_columns()}; the mapping has {got}")
             return [value[attribute] for attribute in self.attributes]
-        if width == 1 and self._parts[0].is_sequence:
-            # The one value is a sequence itself; `(value,)` is the whole key.
-            wrapped = isinstance(value, tuple) and len(value) == 1 and not isinstance(value[0], str)
-            return value if wrapped and isinstance(value[0], list | tuple) else [value]
+        if len(self._parts) == 1 and self._parts[0].is_sequence:
+            return self._split_array(value)
         if isinstance(value, tuple | list):
-            if len(value) != width:
+            if len(value) != len(self._parts):
                 raise ValueError(f"{name}: {self._is_of_columns()}; got {shown(value)}")
             return value
-        if width > 1:
+        if len(self._parts) > 1:
             raise TypeError(f"{name}: {self._is_of_columns()}, as a tuple; got {shown(value)}")
+        return [value]
+
+    def _split_array(self, value: Any) -> Sequence[Any]:
+        """The one value is a sequence itself: `[1, 2]`, or `([1, 2],)` as a whole key."""
+        if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], list | tuple):
+            return value
         return [value]
 
     def _is_of_columns(self) -> str:

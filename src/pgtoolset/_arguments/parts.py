@@ -134,15 +134,46 @@ class _Uuid(Part):
         return self._as_uuid and set(map(type, values)) <= {UUID}
 
 
-class _DateTime(Part):
-    def __init__(self, has_zone: bool) -> None:
-        self._has_zone = has_zone
+class _Number(Part):
+    """NUMERIC: PostgreSQL rounds a parameter to the scale, and would find another key's row."""
 
-    def parse(self, value: Any) -> datetime:
-        if not isinstance(value, datetime):
-            raise TypeError("a datetime")
-        if value.tzinfo is not None and not self._has_zone:
-            raise ValueError("a datetime without a time zone")
+    def __init__(self, type_: sqltypes.Numeric[Any]) -> None:
+        self._whole: int | None = None
+        self._scale: int | None = type_.scale
+        if type_.precision is not None:
+            self._scale = type_.scale or 0
+            self._whole = type_.precision - self._scale
+
+    def parse(self, value: Any) -> Any:
+        if not isinstance(value, Decimal | int | float) or isinstance(value, bool):
+            raise TypeError("a number")
+        digits = Decimal(str(value)).normalize()
+        if not digits.is_finite():
+            return value
+        if self._scale is not None and -int(digits.as_tuple().exponent) > self._scale:
+            raise ValueError(f"a number with at most {self._scale} decimal places")
+        if self._whole is not None and digits and digits.adjusted() >= self._whole:
+            raise ValueError(f"a number with at most {self._whole} digits before the point")
+        return value
+
+
+class _Moment(Part):
+    """A date, time or interval: PostgreSQL rounds a parameter to the precision of the type."""
+
+    def __init__(self, expected: str, type_: type[Any], precision: int | None, zone: bool) -> None:
+        self._expected = expected
+        self._type = type_
+        self._microseconds = 1 if precision is None else 10 ** max(0, 6 - precision)
+        self._zone = zone
+
+    def parse(self, value: Any) -> Any:
+        if not isinstance(value, self._type):
+            raise TypeError(self._expected)
+        if getattr(value, "tzinfo", None) is not None and not self._zone:
+            raise ValueError(f"{self._expected} without a time zone")
+        microsecond = value.microseconds if isinstance(value, timedelta) else value.microsecond
+        if microsecond % self._microseconds:
+            raise ValueError(f"{self._expected} in steps of {self._microseconds} us")
         return value
 
 
@@ -181,23 +212,10 @@ class _Decorated(Part):
 
 def part_of(type_: TypeEngine[Any]) -> Part:
     """Return the `Part` for a column of a type."""
-    if isinstance(type_, TypeDecorator):
-        return _part_of_decorator(type_)
-    if isinstance(type_, postgresql.DOMAIN):
-        return part_of(type_.data_type)
-    if isinstance(type_, sqltypes.Enum):
-        return _Enum(type_)
-    if isinstance(type_, sqltypes.ARRAY):
-        return _Array()
-    if isinstance(type_, sqltypes.Uuid):
-        return _Uuid(type_)
-    if isinstance(type_, sqltypes.DateTime):
-        return _DateTime(type_.timezone)
-    if isinstance(type_, sqltypes.Integer):
-        return _Integer(_bits(type_))
-    if isinstance(type_, sqltypes.String):
-        return _String()
-    return _typed(type_) or Part()
+    for kind, make in _MAKERS:
+        if isinstance(type_, kind):
+            return make(type_)
+    return Part()
 
 
 def _part_of_decorator(type_: TypeDecorator[Any]) -> Part:
@@ -208,27 +226,15 @@ def _part_of_decorator(type_: TypeDecorator[Any]) -> Part:
     return part_of(type_.load_dialect_impl(_DIALECT))
 
 
-def _typed(type_: TypeEngine[Any]) -> Part | None:
-    if isinstance(type_, sqltypes.Numeric):
-        # SQLAlchemy's floats are Numeric too. A float is exact where the driver prints it.
-        return _Typed("a number", Decimal, int, float, but=(bool,))
-    if isinstance(type_, sqltypes.Boolean):
-        return _Typed("True or False", bool)
-    if isinstance(type_, sqltypes.Date):
-        return _Typed("a date without a time", date, but=(datetime,))
-    if isinstance(type_, sqltypes.Time):
-        return _Typed("a time", time)
-    if isinstance(type_, sqltypes.Interval | postgresql.INTERVAL):
-        return _Typed("a timedelta", timedelta)
-    if isinstance(type_, sqltypes.LargeBinary):
-        return _Typed("bytes", bytes, bytearray, memoryview)
-    return None
-
-
 def _bits(type_: sqltypes.Integer) -> int:
     if isinstance(type_, sqltypes.SmallInteger):
         return 16
     return 64 if isinstance(type_, sqltypes.BigInteger) else 32
+
+
+def _moment(expected: str, class_: type[Any], type_: Any) -> Part:
+    # Only PostgreSQL's own types have a precision.
+    return _Moment(expected, class_, getattr(type_, "precision", None), type_.timezone)
 
 
 def _is_text(value: str) -> bool:
@@ -239,3 +245,28 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:  # a lone surrogate
         return False
     return True
+
+
+#: The first that fits decides: some of these types derive from others that are further down.
+_MAKERS: tuple[tuple[type[Any], Callable[[Any], Part]], ...] = (
+    # A TypeDecorator for the sake of other databases.
+    (sqltypes.Interval, lambda type_: _Moment("a timedelta", timedelta, None, zone=True)),
+    (TypeDecorator, _part_of_decorator),
+    (postgresql.DOMAIN, lambda type_: part_of(type_.data_type)),
+    (sqltypes.Enum, _Enum),
+    (sqltypes.ARRAY, lambda type_: _Array()),
+    (sqltypes.Uuid, _Uuid),
+    (sqltypes.Integer, lambda type_: _Integer(_bits(type_))),
+    (sqltypes.String, lambda type_: _String()),
+    (sqltypes.Float, lambda type_: _Typed("a number", float, int, Decimal, but=(bool,))),
+    (sqltypes.Numeric, _Number),
+    (sqltypes.Boolean, lambda type_: _Typed("True or False", bool)),
+    (sqltypes.DateTime, lambda type_: _moment("a datetime", datetime, type_)),
+    (sqltypes.Date, lambda type_: _Typed("a date without a time", date, but=(datetime,))),
+    (sqltypes.Time, lambda type_: _moment("a time", time, type_)),
+    (
+        postgresql.INTERVAL,
+        lambda type_: _Moment("a timedelta", timedelta, type_.precision, zone=True),
+    ),
+    (sqltypes.LargeBinary, lambda type_: _Typed("bytes", bytes, bytearray, memoryview)),
+)

@@ -29,28 +29,35 @@ def seconds(name: str, value: object, *, zero: bool = False) -> float:
         value: what the caller gave.
         zero: whether 0 is allowed.
     """
-    if isinstance(value, timedelta):
-        result = value.total_seconds()
-    elif isinstance(value, str):
-        match = _WITH_UNIT.fullmatch(value)
-        if match is None or match[2] not in _UNITS:
-            raise ValueError(
-                f"{name} must be a number with one of the units {', '.join(_UNITS)}, such as '500ms'; "
-                f"got {shown(value)}"
-            )
-        result = float(match[1]) * _UNITS[match[2]]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        # An int may be too large for a float; it is clamped below all the same.
-        result = float(max(min(value, 2 * _LONGEST), -1)) if isinstance(value, int) else value
-    else:
-        raise TypeError(
-            f"{name} must be seconds, a timedelta or a string such as '500ms', not {shown(value)}"
-        )
-    if math.isnan(result) or (math.isinf(result) and not isinstance(value, str)):
+    result = _plain_seconds(name, value)
+    if math.isnan(result) or (math.isinf(result) and isinstance(value, float)):
         raise ValueError(f"{name} must be a finite time, not {shown(value)}")
     if result < 0 or (result == 0 and not zero):
         raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, not {shown(value)}")
     return min(result, _LONGEST)
+
+
+def _plain_seconds(name: str, value: object) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, str):
+        return _with_unit(name, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{name} must be seconds, a timedelta or a string such as '500ms', not {shown(value)}"
+        )
+    # An int may be too large for a float.
+    return float(max(min(value, 2 * _LONGEST), -1)) if isinstance(value, int) else value
+
+
+def _with_unit(name: str, value: str) -> float:
+    match = _WITH_UNIT.fullmatch(value)
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(
+            f"{name} must be a number with one of the units {', '.join(_UNITS)}, such as "
+            f"'500ms', not {shown(value)}"
+        )
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def optional_seconds(name: str, value: object, *, zero: bool = False) -> float | None:
