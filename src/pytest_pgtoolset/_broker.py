@@ -78,7 +78,7 @@ class Broker:
 
 
 def ask(address: dict[str, Any], timeout: float) -> dict[str, str]:
-    """Return the controller's answer: `url`, or `error` with the reason why there is none.
+    """Return the controller's answer: `url`, or `error` with the reason.
 
     Args:
         address: what `Broker.address` returned in the controller.

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from pgtoolset.errors import TransactionStateError
 
 #: Checks deferred constraints as a COMMIT would, and leaves them deferred. A second SET CONSTRAINTS
-#: would also defer those that are INITIALLY IMMEDIATE, so a subtransaction is rolled back instead.
+#: would also defer constraints that are INITIALLY IMMEDIATE, so a subtransaction is rolled back.
 #: https://www.postgresql.org/docs/current/sql-set-constraints.html
 _CHECK = """DO $$ BEGIN
     SET CONSTRAINTS ALL IMMEDIATE;
@@ -95,7 +95,7 @@ class Connections:
             finally:
                 if not is_sound:
                     await self._discard(connection)
-            # Last, because closing it would undo what is to be checked.
+            # Last, because closing it rolls back rows that the check needs.
             await joined.session.close()
 
     async def close(self) -> None:
@@ -153,7 +153,7 @@ async def _unlock_when_idle(connection: AsyncConnection) -> bool:
     deadline = time.monotonic() + _SETTLE_TIMEOUT
     while True:
         try:
-            # The driver refuses at once while a statement runs; SQLAlchemy would wait for ever.
+            # The driver refuses at once while a statement runs; SQLAlchemy would wait.
             await raw.driver_connection.execute(_UNLOCK)
             return True
         except Exception as error:
@@ -177,7 +177,7 @@ async def _check_open(connection: AsyncConnection) -> None:
     if has_begun and not raw.driver_connection.is_in_transaction():
         raise TransactionStateError(
             "the test has ended the transaction that its sessions are joined to, by a COMMIT or "
-            "ROLLBACK past the session, so what it wrote may be stored: mark it with "
+            "ROLLBACK past the session, so its rows may be stored: mark it with "
             "pytest.mark.pg_commit"
         )
 

@@ -1,4 +1,4 @@
-"""The owner of a database: a mark that says which process made it, and whether that one is alive.
+"""The owner of a database: a mark that says which process made it and whether that is alive.
 
 A process id identifies a process on one machine, in one PID namespace (a container has its own),
 until a restart, and only together with the time at which the process began. A mark contains all of

@@ -1,4 +1,4 @@
-"""Run one PostgreSQL server for as long as the process that started this one lives.
+"""Run one PostgreSQL server until the process that started this one ends.
 
     python _supervisor.py DIRECTORY TEMPLATE USER POSTGRES ARGUMENT...
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
-from pgtoolset._arguments import check_flag, metadata_of
+from pgtoolset._arguments import check_flag, metadata_of, shown
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.lookout import Lookout
@@ -74,6 +74,8 @@ async def create_db_session(
         ...     await session.commit()
     """
     metadata = metadata_of(base)
+    _check_keywords("engine_kwargs", engine_kwargs)
+    _check_keywords("session_kwargs", session_kwargs)
     check_flag("expire_on_commit", expire_on_commit)
     check_flag("drop_tables", drop_tables)
     check_flag("cleanup", cleanup)
@@ -100,6 +102,11 @@ async def create_db_session(
         await uninterrupted(_finish(engine, session, metadata, drop_tables, cleanup))
     finally:
         await uninterrupted(engine.dispose())
+
+
+def _check_keywords(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping of keywords or None, not {shown(value)}")
 
 
 async def _create(engine: AsyncEngine, metadata: MetaData) -> None:

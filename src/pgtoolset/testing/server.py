@@ -54,7 +54,7 @@ class EmbeddedServer:
 
     Args:
         version: the major version of PostgreSQL, 18 or 16.
-        settings: PostgreSQL settings, added to those that suit tests (no fsync, 200 connections).
+        settings: PostgreSQL settings, added to the defaults for tests (no fsync, 200 connections).
         timeout: how long to wait until the server accepts connections: seconds, a `timedelta` or a
             string such as `"30s"`.
 

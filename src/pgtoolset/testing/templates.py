@@ -1,6 +1,6 @@
 """Template databases: made once for each version of a schema, sealed, and kept for the next run.
 
-A template is a database that PostgreSQL copies without looking at what is in it.
+PostgreSQL copies a template without reading its rows.
 https://www.postgresql.org/docs/current/manage-ag-templatedbs.html
 """
 
@@ -195,7 +195,7 @@ FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname, $1) AND datnam
 
 
 async def _mark_of(connection: Any, name: str) -> _Mark | None:
-    """Return the mark of a template, `None` where there is no database of that name."""
+    """Return the mark of a template, `None` where no database has that name."""
     row = await connection.fetchrow(_MARK, name)
     return None if row is None else _Mark.read(row["mark"])
 
