@@ -4,12 +4,14 @@ on."""
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 import pgtoolset
 import pytest_pgtoolset
-from pgtoolset import errors, protocols, values
+from pgtoolset import errors, protocols, types, values
 from pgtoolset._postgres.connections import VerifiedTransaction
 from pgtoolset._record import innermost
 
@@ -113,6 +115,7 @@ def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
         pgtoolset,
         errors,
         protocols,
+        types,
         values,
         pgtoolset.m2m,
         pgtoolset.sessions,
@@ -147,13 +150,44 @@ def test_errors(name: str) -> None:
         assert builtins[0] not in (Exception, BaseException, object)
 
 
-def test_protocols_import_no_implementation() -> None:
-    """The contracts stand alone: with them no other module of the package is loaded but its public
-    front."""
-    for module in (protocols, errors, values):
-        imported = re.findall(r"^(?:from|import) (\S+)", inspect.getsource(module), re.MULTILINE)
-        assert {name for name in imported if name.startswith("pgtoolset")} <= {"pgtoolset.values"}
-        assert not {name for name in imported if name.startswith("sqlalchemy")}
+@pytest.mark.parametrize("name", errors.__all__)
+def test_advice_of_errors(name: str) -> None:
+    """The docstring of an error says when it is raised, and then what to do."""
+    text, *_ = (inspect.getdoc(getattr(errors, name)) or "").partition("\n\nAttributes:")
+    assert len(re.findall(r"[.](?=\s|$)", text)) >= 2
+
+
+#: What the modules of the contracts may import: one another, and SQLAlchemy's types.
+CONTRACTS = {"pgtoolset.types", "pgtoolset.values"}
+TYPES = {"sqlalchemy", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"}
+
+
+@pytest.mark.parametrize("module", [protocols, errors, types, values])
+def test_protocols_import_no_implementation(module: Any) -> None:
+    """The contracts import one another and SQLAlchemy's types, and no implementation."""
+    imported = re.findall(r"^(?:from|import) (\S+)", inspect.getsource(module), re.MULTILINE)
+    ours = {name for name in imported if name.startswith("pgtoolset")}
+    theirs = {name for name in imported if name.startswith("sqlalchemy")}
+    assert ours <= CONTRACTS
+    assert theirs <= (set() if module in (errors, values) else TYPES)
+
+
+def test_version() -> None:
+    """`__version__` is the version of the installed distribution, and no other name appears."""
+    assert pgtoolset.__version__ == version("pgtoolset")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", pgtoolset.__version__)
+    assert not hasattr(pgtoolset, "__versions__")
+
+
+def test_version_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an installed distribution there is no `__version__`, as `hasattr` expects it."""
+
+    def not_found(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_found)
+    monkeypatch.delattr(pgtoolset, "__version__", raising=False)
+    assert not hasattr(pgtoolset, "__version__")
 
 
 async def test_shape_of_the_adapter(engine: AsyncEngine) -> None:

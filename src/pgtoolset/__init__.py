@@ -1,7 +1,11 @@
-"""Honest sessions and nesting transactions for FastAPI, SQLAlchemy's AsyncSession and asyncpg on
-PostgreSQL."""
+"""Sessions, transactions, locks, row watching and many-to-many writes for PostgreSQL.
 
-from pgtoolset._native import implementation
+For SQLAlchemy's `AsyncSession`, FastAPI and asyncpg.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from pgtoolset._native import implementation as _implementation
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
@@ -70,3 +74,23 @@ __all__ = [
     "run_transaction",
     "wait_for_row_change",
 ]
+
+#: Which implementation of the hot modules is in use. Declared here, because pyright takes the type
+#: of a name that is only imported here for `str`.
+implementation: Literal["c", "python"] = _implementation
+
+#: The version of the installed distribution.
+__version__: str
+
+if not TYPE_CHECKING:  # a checker would otherwise accept every name of the package
+
+    def __getattr__(name: str) -> str:
+        """Read `__version__` from the metadata when it is first used: that takes a millisecond."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return globals().setdefault(name, version("pgtoolset"))
+        except PackageNotFoundError as error:
+            raise AttributeError("pgtoolset has no __version__, for it is not installed") from error

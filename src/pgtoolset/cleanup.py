@@ -4,7 +4,6 @@ touched."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, MetaData, Table
@@ -24,6 +23,7 @@ from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
 from pgtoolset.transactions import get_transaction
+from pgtoolset.types import Duration
 from pgtoolset.values import Blocker, LockMode
 
 __all__ = ["HasMetadata", "cleanup_tables"]
@@ -47,7 +47,7 @@ async def cleanup_tables(
     session: AsyncSession,
     base: HasMetadata | MetaData,
     *,
-    timeout: float | timedelta | str | None = "5s",
+    timeout: Duration | None = "5s",
 ) -> None:
     """Empty every table of `base.metadata` and restart every identity and serial of theirs,
     committed.

@@ -1,6 +1,7 @@
-"""Every error that pgtoolset raises on purpose.
+"""The errors of pgtoolset.
 
 Each derives from `PgToolsetError` and from the builtin that a Python programmer would catch.
+Errors of SQLAlchemy and of the driver propagate unchanged.
 """
 
 from __future__ import annotations
@@ -30,19 +31,23 @@ __all__ = [
 
 
 class PgToolsetError(Exception):
-    """The root of all errors of this library."""
+    """The root of all errors of this library. Catch it where any of them may occur."""
 
 
 class TransactionAbortedError(PgToolsetError, RuntimeError):
-    """The work of a transaction is lost although its block ended without an exception.
+    """PostgreSQL has discarded a transaction whose block ended without an exception.
 
-    PostgreSQL refuses every statement after an error until the transaction, or the savepoint around
+    After an error PostgreSQL refuses every statement until the transaction, or the savepoint around
     the error, is rolled back, and it answers a COMMIT with ROLLBACK. Code that catches a database
-    error and goes on would report success for work that is gone; this error is raised instead. Its
-    `__cause__` is the error that was swallowed.
+    error and goes on would report success for lost work. Nothing was stored.
+
+    Let the error propagate, or put the statement that may fail into a `get_transaction` block of
+    its own and catch the error around that block. The `__cause__` is the swallowed error.
 
     Attributes:
-        sqlstate: the SQLSTATE of the swallowed error, or `None` where it has none or was not seen.
+        sqlstate: the SQLSTATE of the swallowed error; `None` where it is unknown.
+
+    See https://www.postgresql.org/docs/current/tutorial-transactions.html
     """
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
@@ -51,26 +56,42 @@ class TransactionAbortedError(PgToolsetError, RuntimeError):
 
 
 class TransactionStateError(PgToolsetError, RuntimeError):
-    """A transaction was asked for something that its present state does not allow."""
+    """The session's transaction is in a state that does not allow the call.
+
+    Raised for an option of an outermost transaction inside another one, for `on_commit` outside of
+    a transaction, for a lock in AUTOCOMMIT. The message names the state; change it, or open another
+    session.
+    """
 
 
 class UnsupportedVersionError(PgToolsetError, RuntimeError):
-    """An installed package is too old, or too new, for what was asked of it."""
+    """An installed package has a version that the called function does not support.
+
+    The message names the package and the version to install.
+    """
 
 
 class EmbeddedServerError(PgToolsetError, RuntimeError):
-    """The embedded PostgreSQL of `pgtoolset.testing` is missing or did not start."""
+    """The embedded PostgreSQL of `pgtoolset.testing` is not installed, or did not start.
+
+    Install `pgtoolset[testing]`, or read the server's log, which the message shows.
+    """
 
 
 class LockTimeoutError(PgToolsetError, TimeoutError):
-    """A lock was not to be had in time; nothing of what was asked for is held.
+    """A lock could not be acquired in time. No lock of the call is held.
+
+    The message names the sessions that hold the lock. Try again later, wait longer (`timeout`), or
+    end those sessions.
 
     Attributes:
-        tables: the qualified names of the tables that were asked for; empty for an advisory lock.
-        mode: the mode that was asked for, `"EXCLUSIVE"`.
-        timeout: the seconds that it was waited for; 0 with `nowait`.
-        blockers: the sessions that were in the way; empty where none could be seen, and the message
-            says why.
+        tables: the qualified names of the requested tables; empty for an advisory lock.
+        mode: the requested mode: `"EXCLUSIVE"`.
+        timeout: the time limit in seconds; 0 with `nowait`.
+        blockers: the sessions that hold the lock or stand before it in the queue; empty where none
+            was seen, and the message says why.
+
+    See https://www.postgresql.org/docs/current/explicit-locking.html
     """
 
     def __init__(
@@ -90,31 +111,41 @@ class LockTimeoutError(PgToolsetError, TimeoutError):
 
 
 class NoDatabaseError(PgToolsetError, NotImplementedError):
-    """A double of `pgtoolset.testing` was asked for something that takes a database, such as a SQL
-    statement."""
+    """A double of `pgtoolset.testing` was used for something that needs a database.
+
+    Test that code with the fixture `pg_session`.
+    """
 
 
 class RowNotFoundError(PgToolsetError, LookupError):
-    """There is no row with the key that was given."""
+    """There is no row with the given primary key.
+
+    Check the key, and that the transaction that inserts the row has committed.
+    """
 
 
 class RowDeletedError(RowNotFoundError):
-    """A row that was waited for has vanished."""
+    """The row was deleted while the caller waited for it to change.
+
+    Stop waiting; another row with this key would be a new one.
+    """
 
 
 class WaitTimeoutError(PgToolsetError, TimeoutError):
-    """A row did not change in time."""
+    """The row did not change in time.
+
+    Wait again, with `baseline=` so that a change in between is not missed, or give up.
+    """
 
 
 class WatchFailedError(PgToolsetError, RuntimeError):
-    """The rows that a `RowWatcher` watches can no longer be read: their table was dropped, a
-    privilege revoked.
+    """A `RowWatcher` cannot read the watched rows any more.
 
-    It ends those who wait for these rows and columns, and nobody else. Its `__cause__` is the error
-    of the driver.
+    Raised where their table was dropped or a privilege revoked, to the waiters of these rows and
+    columns only. The `__cause__` is the driver's error: remove it, then wait again.
 
     Attributes:
-        sqlstate: the SQLSTATE of the cause, or `None` where it has none.
+        sqlstate: the SQLSTATE of the cause; `None` for an error of another kind.
     """
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
@@ -123,23 +154,34 @@ class WatchFailedError(PgToolsetError, RuntimeError):
 
 
 class WatcherClosedError(PgToolsetError, RuntimeError):
-    """A `RowWatcher` was closed, or never opened, while somebody waits on it."""
+    """A `RowWatcher` was closed during a wait, or is used outside of its block.
+
+    Wait inside `async with RowWatcher(engine) as watcher`, and make a new one after it was closed.
+    """
 
 
 class DatabaseExistsError(PgToolsetError, ValueError):
-    """A database of that name exists already."""
+    """A database with this name exists already.
+
+    Choose another name, drop the database, or pass `exist_ok=True`.
+    """
 
 
 class DatabaseNotFoundError(PgToolsetError, LookupError):
-    """There is no database of that name."""
+    """There is no database with this name.
+
+    Check the name and the server, or pass `missing_ok=True`.
+    """
 
 
 class DatabaseInUseError(PgToolsetError, RuntimeError):
-    """A database cannot be dropped, or copied, because somebody is in it.
+    """A database cannot be dropped or copied while sessions are connected to it.
+
+    Close these sessions, or drop it with `force=True`, which ends them.
 
     Attributes:
-        database: its name.
-        sessions: who is in it; empty where nobody could be seen any more.
+        database: the name of the database.
+        sessions: the connected sessions; empty where they had ended before they could be listed.
     """
 
     def __init__(self, message: str, *, database: str, sessions: Sequence[Blocker] = ()) -> None:
@@ -149,7 +191,9 @@ class DatabaseInUseError(PgToolsetError, RuntimeError):
 
 
 class OutsideReferenceError(PgToolsetError, RuntimeError):
-    """Rows that were to be deleted are referenced by rows of tables that are not to be touched.
+    """Rows of tables outside the metadata reference rows that `cleanup_tables` would delete.
+
+    Nothing was deleted. Empty those tables first, or add them to the metadata.
 
     Attributes:
         references: each table, schema-qualified, with the constraint in parentheses.

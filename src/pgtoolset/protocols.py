@@ -1,4 +1,6 @@
-"""The contracts. This module imports no implementation, so a double of yours needs nothing but it.
+"""The contracts of pgtoolset as typed protocols.
+
+A double of yours satisfies a protocol by its shape and imports nothing from here:
 
     class RecordingSession:
         def in_transaction(self) -> bool: ...
@@ -7,11 +9,14 @@
 
 is a `TransactionalSession`, and `get_transaction` works with it.
 
-The contracts of locks, watching and many-to-many have the public functions as their methods. The
-package itself satisfies them, and so do the doubles of `pgtoolset.testing`:
+The protocols of locks, watching and many-to-many have the public functions as their methods, with
+the same parameters and types. The package itself satisfies them, and so do the doubles of
+`pgtoolset.testing`:
 
     class Till:
         def __init__(self, locks: TableLocker = pgtoolset) -> None: ...
+
+This module imports no implementation.
 """
 
 from __future__ import annotations
@@ -21,20 +26,36 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Generator,
     Iterable,
     Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager
-from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
 
-from pgtoolset.values import LockMode, LockWait, M2MChange, RowChange, RowLockMode
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from pgtoolset.types import (
+    AdvisoryKey,
+    ColumnAttribute,
+    Duration,
+    LockModeSpelling,
+    LockWaitSource,
+    ManyToMany,
+    PrimaryKeys,
+    Related,
+    RowLockModeSpelling,
+    TableTarget,
+)
+from pgtoolset.values import LockWait, M2MChange, RowChange
 
 __all__ = [
     "AdvisoryLocker",
     "AssociationRows",
     "AssociationWriter",
+    "ChangeStream",
     "ChangeWaiter",
     "DatabaseContext",
     "DatabaseDependency",
@@ -51,14 +72,15 @@ __all__ = [
 
 S = TypeVar("S", bound="TransactionalSession")
 M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
 S_co = TypeVar("S_co", covariant=True)
 
 
 class TransactionalSession(Protocol):
-    """A session whose transactions nest: all that `get_transaction` asks for.
+    """A session whose transactions nest: all that `get_transaction` needs.
 
-    SQLAlchemy's `AsyncSession` satisfies it; of an `async_scoped_session` it is the session that a
-    call of it gives.
+    SQLAlchemy's `AsyncSession` satisfies it. An `async_scoped_session` does not: call it, and pass
+    the session that it returns.
     """
 
     def in_transaction(self) -> bool:
@@ -66,28 +88,33 @@ class TransactionalSession(Protocol):
         ...
 
     def begin(self) -> AbstractAsyncContextManager[Any]:
-        """A block that is a transaction: committed at its end, rolled back by an exception."""
+        """Return a block that is a transaction: its end commits, an exception rolls back."""
         ...
 
     def begin_nested(self) -> AbstractAsyncContextManager[Any]:
-        """A block that is a savepoint: released at its end, rolled back by an exception."""
+        """Return a block that is a savepoint: its end releases it, an exception rolls it back."""
         ...
 
 
 class StartableTransaction(Protocol):
-    """What `ManagedSession.begin` returns: a block, or awaited, a transaction that the session's
-    methods end."""
+    """What `ManagedSession.begin` returns: a block, or, awaited, a transaction that the methods of
+    the session end."""
 
-    def __await__(self) -> Any: ...
+    def __await__(self) -> Generator[Any, None, Any]: ...
 
     async def __aenter__(self) -> Any: ...
 
-    async def __aexit__(self, exc_type: Any, exc: Any, traceback: Any, /) -> Any: ...
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
 
 
 class ManagedSession(Protocol):
-    """A `TransactionalSession` that can also be ended and closed from outside: what a
-    `SessionFactory` makes."""
+    """A `TransactionalSession` that its owner commits and closes: what a `SessionFactory` makes."""
 
     def in_transaction(self) -> bool: ...
 
@@ -96,15 +123,15 @@ class ManagedSession(Protocol):
     def begin_nested(self) -> AbstractAsyncContextManager[Any]: ...
 
     def commit(self) -> Awaitable[None]:
-        """Commit what is open; nothing to commit is no error."""
+        """Commit the open transaction; without one, do nothing."""
         ...
 
     def rollback(self) -> Awaitable[None]:
-        """Roll back what is open; nothing to roll back is no error."""
+        """Roll back the open transaction; without one, do nothing."""
         ...
 
     def close(self) -> Awaitable[None]:
-        """Give everything back. The session is not used again."""
+        """Give the connection back. The session is not used again."""
         ...
 
 
@@ -115,8 +142,10 @@ class SessionFactory(Protocol[S_co]):
 
 
 class DatabaseDependency(Protocol[S_co]):
-    """What `create_db_dependency` returns: a FastAPI dependency that is also a plain async
-    generator function."""
+    """What `create_db_dependency` returns: a FastAPI dependency and plain async generator function.
+
+    See https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
+    """
 
     def __call__(self) -> AsyncGenerator[S_co, None]: ...
 
@@ -133,31 +162,39 @@ class TableLocker(Protocol):
     def lock_tables(
         self,
         session: S,
-        tables: Sequence[Any],
+        tables: Iterable[TableTarget],
         *,
-        mode: LockMode | str = ...,
-        timeout: float | timedelta | str | None = ...,
+        mode: LockModeSpelling = ...,
+        timeout: Duration | None = ...,
         nowait: bool = ...,
     ) -> AbstractAsyncContextManager[S]:
-        """A block that holds `mode` on all of `tables`; `LockTimeoutError` where it cannot be had
-        in time."""
+        """Return a block that holds `mode` on all of `tables`.
+
+        Raises:
+            LockTimeoutError: a lock could not be acquired in time.
+        """
         ...
 
 
 class AdvisoryLocker(Protocol):
-    """Locks a key that means something to the application alone. See `pgtoolset.advisory_lock`."""
+    """Locks a key whose meaning only the application knows. See `pgtoolset.advisory_lock`."""
 
     def advisory_lock(
         self,
-        session: Any,
-        key: int | tuple[int, int] | str,
+        session: AsyncSession,
+        key: AdvisoryKey,
         *,
         shared: bool = ...,
         nowait: bool = ...,
-        timeout: float | timedelta | str | None = ...,
+        timeout: Duration | None = ...,
     ) -> AbstractAsyncContextManager[bool]:
-        """A block that holds the lock on `key`; with `nowait` it yields `False` where somebody else
-        has it."""
+        """Return a block that holds the lock on `key`.
+
+        It yields `True`; with `nowait`, `False` where another session holds the lock.
+
+        Raises:
+            LockTimeoutError: the lock could not be acquired in time.
+        """
         ...
 
 
@@ -166,24 +203,28 @@ class RowLocker(Protocol):
 
     async def lock_rows(
         self,
-        session: Any,
+        session: AsyncSession,
         model: type[M],
-        pks: Iterable[Any],
+        pks: PrimaryKeys,
         *,
-        mode: RowLockMode | str = ...,
+        mode: RowLockModeSpelling = ...,
         skip_locked: bool = ...,
         nowait: bool = ...,
-        timeout: float | timedelta | str | None = ...,
+        timeout: Duration | None = ...,
     ) -> Sequence[M]:
-        """The instances that were found and locked, in key order, with the values as locked."""
+        """Return the instances that were found and locked, in key order, with the values as locked.
+
+        Raises:
+            LockTimeoutError: a row could not be locked in time.
+        """
         ...
 
 
 class LockObserver(Protocol):
-    """Tells who waits for whom. See `pgtoolset.list_lock_waits`."""
+    """Lists which session waits for which. See `pgtoolset.list_lock_waits`."""
 
-    async def list_lock_waits(self, connection_or_session: Any) -> Sequence[LockWait]:
-        """Every session of the database that waits for a lock now."""
+    async def list_lock_waits(self, connection_or_session: LockWaitSource) -> Sequence[LockWait]:
+        """Return every session of the database that waits for a lock now."""
         ...
 
 
@@ -192,62 +233,97 @@ class ChangeWaiter(Protocol):
 
     async def wait_for_row_change(
         self,
-        session: Any,
+        session: AsyncSession,
         model: type[M],
         pk_value: Any,
         *,
-        columns: Iterable[Any] | None = ...,
-        interval: float | timedelta = ...,
-        timeout: float | timedelta | None = ...,
+        columns: Iterable[ColumnAttribute] | None = ...,
+        interval: Duration = ...,
+        timeout: Duration | None = ...,
         until: Callable[[M], bool] | None = ...,
         baseline: M | Mapping[str, Any] | None = ...,
     ) -> M:
-        """The row as an instance in the caller's session, with the new values."""
+        """Return the row as an instance in the caller's session, with the new values.
+
+        Raises:
+            RowNotFoundError: there is no such row.
+            RowDeletedError: the row was deleted meanwhile.
+            WaitTimeoutError: the row did not change in time.
+        """
+        ...
+
+
+class ChangeStream(Protocol[M_co]):
+    """The changes of one row, as an async iterator and as a block. See `Watcher.changes`.
+
+    Entering the block waits until the row was looked at once, so that `current` is known and no
+    later change is missed. Leaving it ends the watching.
+    """
+
+    @property
+    def current(self) -> Mapping[str, Any] | None:
+        """The row as it was given last, or found first; `None` where it does not exist."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[RowChange[M_co]]: ...
+
+    def __anext__(self) -> Awaitable[RowChange[M_co]]: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+
+    async def aclose(self) -> None:
+        """Stop watching; the iteration ends."""
         ...
 
 
 class Watcher(Protocol):
     """Serves any number of waiters at once. See `pgtoolset.RowWatcher`."""
 
-    async def __aenter__(self) -> Watcher: ...
+    async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(self, exc_type: Any, exc: Any, traceback: Any, /) -> Any: ...
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+
+    async def close(self) -> None:
+        """Stop watching. Each waiter gets a `WatcherClosedError`. A second call does nothing."""
+        ...
 
     async def wait(
         self,
         model: type[M],
         pk_value: Any,
         *,
-        columns: Iterable[Any] | None = ...,
-        timeout: float | timedelta | None = ...,
+        columns: Iterable[ColumnAttribute] | None = ...,
+        timeout: Duration | None = ...,
+        until: Callable[[M], bool] | None = ...,
+        baseline: M | Mapping[str, Any] | None = ...,
     ) -> RowChange[M]:
-        """The next change of the row."""
+        """Return the next change of the row.
+
+        Raises:
+            RowNotFoundError: there is no such row.
+            WaitTimeoutError: the row did not change in time.
+            WatcherClosedError: the watcher is not open, or was closed meanwhile.
+        """
         ...
 
     def changes(
-        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = ...
-    ) -> AsyncIterator[RowChange[M]]:
-        """Every change of the row from now on; where the consumer is slow, changes are merged."""
-        ...
-
-
-class RowComparator(Protocol):
-    """Finds the rows that changed between two looks. The library's own, interpreted or compiled; it
-    keeps no state."""
-
-    def changed_lines(self, before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]]:
-        """The lines that `before` alone has, and those that `after` alone has."""
-        ...
-
-    def changed_rows(
-        self, rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int
-    ) -> list[int]:
-        """The positions of the rows that differ, by the text at their end, from what is `known`
-        under their key."""
-        ...
-
-    def same_value(self, left: Any, right: Any) -> bool:
-        """Whether two values are the same: NaN is itself, and an odd `__eq__` is no change."""
+        self, model: type[M], pk_value: Any, *, columns: Iterable[ColumnAttribute] | None = ...
+    ) -> ChangeStream[M]:
+        """Return every change of the row from now on. Changes that wait to be read are merged."""
         ...
 
 
@@ -256,55 +332,83 @@ class AssociationWriter(Protocol):
 
     async def m2m_add(
         self,
-        session: Any,
+        session: AsyncSession,
         instance: Any,
-        rel_attr: Any,
-        *related: Any,
-        pks: Iterable[Any] = ...,
+        rel_attr: ManyToMany[Related],
+        *related: Related,
+        pks: PrimaryKeys = ...,
         ignore_conflicts: bool = ...,
         values: Mapping[str, Any] | None = ...,
     ) -> int:
-        """Associate `instance` with each of `related` and `pks`; how many rows were inserted."""
+        """Associate `instance` with each of `related` and `pks`; return the rows added."""
         ...
 
     async def m2m_remove(
-        self, session: Any, instance: Any, rel_attr: Any, *related: Any, pks: Iterable[Any] = ...
+        self,
+        session: AsyncSession,
+        instance: Any,
+        rel_attr: ManyToMany[Related],
+        *related: Related,
+        pks: PrimaryKeys = ...,
     ) -> int:
-        """Undo such associations, where they exist; how many rows were deleted."""
+        """Delete these associations where they exist; return the number of rows deleted."""
         ...
 
     async def m2m_set(
         self,
-        session: Any,
+        session: AsyncSession,
         instance: Any,
-        rel_attr: Any,
-        *related: Any,
-        pks: Iterable[Any] = ...,
+        rel_attr: ManyToMany[Related],
+        *related: Related,
+        pks: PrimaryKeys = ...,
         values: Mapping[str, Any] | None = ...,
         keep_existing: bool = ...,
     ) -> M2MChange:
-        """Make the associations of `instance` exactly these; how many were added and removed."""
+        """Make the associations of `instance` exactly these; return how many came and went."""
         ...
 
     async def m2m_add_many(
         self,
-        session: Any,
-        rel_attr: Any,
+        session: AsyncSession,
+        rel_attr: ManyToMany[Any],
         links: Iterable[tuple[Any, Any]],
         *,
         ignore_conflicts: bool = ...,
         values: Mapping[str, Any] | None = ...,
     ) -> int:
-        """Associate every pair of owner and related; how many rows were inserted."""
+        """Associate every pair of owner and related; return the number of rows added."""
+        ...
+
+
+class RowComparator(Protocol):
+    """Finds the rows that differ between two looks. Internal: a stateless module."""
+
+    def changed_lines(self, before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]]:
+        """Return the lines that only `before` has, and the lines that only `after` has."""
+        ...
+
+    def changed_rows(
+        self, rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int
+    ) -> list[int]:
+        """Return the positions of the rows that differ from the row in `known` with their key.
+
+        Args:
+            rows: the rows of a look. The first values are the key, the last is the row as text.
+            known: the rows of the look before, by key.
+            width: the number of values of a key.
+        """
+        ...
+
+    def same_value(self, left: Any, right: Any) -> bool:
+        """Whether two values are the same. NaN equals NaN; an `__eq__` that fails is no change."""
         ...
 
 
 class AssociationRows(Protocol):
-    """Turns instances and keys into the columns of association rows. Inside the library; a module
-    is one.
+    """Turns instances and keys into columns of association rows. Internal: a stateless module.
 
-    Both stop at what is not beyond doubt an instance with an identity or a key, and tell its
-    position: the caller looks closer, and knows what to say.
+    Both functions return the position of the first item that they cannot read with certainty as a
+    key or as an instance with an identity. The caller then examines that item.
     """
 
     def key_columns(
@@ -315,8 +419,15 @@ class AssociationRows(Protocol):
         width: int,
         positions: Sequence[int],
     ) -> list[list[Any]] | int:
-        """The keys of instances of `class_`, then `keys`, each once: a list for each of
-        `positions`."""
+        """Return the keys of `instances`, then `keys`, without duplicates, by column.
+
+        Args:
+            class_: the class of the instances.
+            instances: instances with an identity.
+            keys: scalars, or tuples of `width` values.
+            width: the number of columns of a key.
+            positions: the columns of the key that are wanted: one list for each.
+        """
         ...
 
     def pair_columns(
@@ -326,6 +437,12 @@ class AssociationRows(Protocol):
         widths: tuple[int, int],
         positions: tuple[Sequence[int], Sequence[int]],
     ) -> list[list[Any]] | int:
-        """Pairs of owner and related, each once: a list for each of the owners' positions, then of
-        the related."""
+        """Return pairs of owner and related, without duplicates, by column.
+
+        Args:
+            classes: the class of the owner and of the related.
+            links: the pairs, each of the two an instance or a key.
+            widths: the number of columns of either key.
+            positions: the columns of either key that are wanted: one list for each.
+        """
         ...

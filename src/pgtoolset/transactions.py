@@ -131,6 +131,10 @@ def on_commit(session: TransactionalSession, callback: Callback) -> None:
         callback: a function, sync or async, without parameters. For SQL it opens a session of its
             own.
 
+    A session of your own that runs callbacks after each of its commits, those of `commit()` and of
+    `create_db_context` too, has a method `run_after_commit(callback)`; it is called in place of all
+    this.
+
     Raises:
         TransactionStateError: the session is not in a transaction; or it is no SQLAlchemy session
             and its transaction was not opened by `get_transaction`, so that nobody would hear of
@@ -147,6 +151,10 @@ def on_commit(session: TransactionalSession, callback: Callback) -> None:
         raise TypeError(f"callback must be callable, not {shown(callback)}")
     sync = sync_session_of(session)
     if sync is None:
+        hook = getattr(session, "run_after_commit", None)
+        if callable(hook):
+            hook(callback)
+            return
         waiting = _waiting.get(id(session))
         if waiting is None:
             raise TransactionStateError(
@@ -350,7 +358,8 @@ async def _block_of_any_session(session: TransactionalSession, nested: bool) -> 
         if waiting is not None:
             waiting.pop()
         if not nested:
-            del _waiting[id(session)]
+            # A block inside, after a commit(), was an outermost one too.
+            _waiting.pop(id(session), None)
     if own and nested and waiting:
         waiting[-1].extend(own)
     elif own:

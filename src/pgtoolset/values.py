@@ -1,5 +1,4 @@
-"""The plain values that the contracts speak of: modes that are given, and reports that are
-returned.
+"""The values of the contracts: lock modes, and the reports that functions return.
 
 They need neither a database nor an implementation, so a double of yours can make them too.
 """
@@ -10,18 +9,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 __all__ = ["Blocker", "LockMode", "LockWait", "M2MChange", "RowChange", "RowLockMode"]
 
-M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
 
-#: Characters of a query that a message shows.
+#: The longest part of a query that a message shows, in characters.
 _QUERY_LENGTH = 200
 
 
-class LockMode(StrEnum):
+class _Mode(StrEnum):
+    """A lock mode: `LockMode("exclusive")` takes a value or a name, in any case."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        wanted = value.upper().replace("_", " ")
+        return next((mode for mode in cls if mode.value == wanted), None)
+
+
+class LockMode(_Mode):
     """The eight modes of a table lock, weakest first.
+
+    `LockMode(text)` takes a value or a name in any case; another text is a `ValueError`.
 
     See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
     """
@@ -36,8 +48,10 @@ class LockMode(StrEnum):
     ACCESS_EXCLUSIVE = "ACCESS EXCLUSIVE"
 
 
-class RowLockMode(StrEnum):
+class RowLockMode(_Mode):
     """The four modes of a row lock, strongest first.
+
+    `RowLockMode(text)` takes a value or a name in any case; another text is a `ValueError`.
 
     See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS
     """
@@ -50,15 +64,16 @@ class RowLockMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A session that was in the way of a lock while it was waited for.
+    """A session that held a lock, or a place in its queue, while another session waited for it.
+
+    What the role may not see of another role's session is `None`.
 
     Attributes:
-        pid: the process id of its backend.
-        application_name: what it calls itself; `None` where the role may not see it.
-        state: `"active"`, `"idle in transaction"`, ...; `None` where the role may not see it.
-        query: its current or latest statement; `None` where the role may not see it.
-        transaction_age: how long its transaction has been open; `None` where there is none or the
-            role may not see it.
+        pid: the process id of its backend; 0 for a prepared transaction.
+        application_name: the name that the application gave itself.
+        state: `"active"`, `"idle in transaction"`, ...
+        query: its current statement, or its last one.
+        transaction_age: how long its transaction has been open; `None` without a transaction too.
 
     See https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
     """
@@ -70,35 +85,37 @@ class Blocker:
     transaction_age: timedelta | None
 
     def __str__(self) -> str:
-        """The session in words, for a message."""
+        """Describe the session in one line, as messages do."""
         if self.pid == 0:
             return "a prepared transaction (see pg_prepared_xacts)"
         name = f" ({self.application_name!r})" if self.application_name else ""
         if self.state is None and self.query is None:
             return (
-                f"pid {self.pid}{name}, of which this role may not see more "
-                "(GRANT pg_read_all_stats lets it), or which has ended"
+                f"pid {self.pid}{name}, which has ended, or of which this role may not see more "
+                "(GRANT pg_read_all_stats allows it)"
             )
         age = self.transaction_age
         since = "" if age is None else f", {age.total_seconds():.1f} s in its transaction"
-        query = " ".join((self.query or "").split())
-        if len(query) > _QUERY_LENGTH:
-            query = query[:_QUERY_LENGTH] + "..."
-        return f"pid {self.pid}{name}, {self.state or 'no state'}{since}, query: {query}"
+        state = self.state or "no state"
+        return f"pid {self.pid}{name}, {state}{since}, query: {_line(self.query)}"
 
 
 @dataclass(frozen=True, slots=True)
 class LockWait:
-    """A session that waits for a lock, and who it waits for.
+    """A session that waits for a lock, and the sessions that it waits for.
+
+    What the role may not see of another role's session is `None`.
 
     Attributes:
         pid: the process id of the backend that waits.
-        blocked_by: the process ids that are in its way, in front of it in the queue included.
-        relation: the table, schema-qualified; `None` where it waits for something else.
-        mode: the mode that it asks for, as in `pg_locks`, without the suffix: `"ACCESS EXCLUSIVE"`.
-        waiting_for: how long it has waited; `None` on a PostgreSQL that does not tell.
-        application_name: what it calls itself; `None` where the role may not see it.
-        query: the statement that waits; `None` where the role may not see it.
+        blocked_by: the process ids that hold the lock or stand before it in the queue.
+        relation: the table, schema-qualified; `None` for a lock on something else.
+        mode: the requested mode, as in `pg_locks` without the suffix: `"ACCESS EXCLUSIVE"`.
+        waiting_for: how long it has waited; `None` where PostgreSQL does not report it.
+        application_name: the name that the application gave itself.
+        query: the statement that waits.
+
+    See https://www.postgresql.org/docs/current/view-pg-locks.html
     """
 
     pid: int
@@ -111,32 +128,41 @@ class LockWait:
 
 
 class M2MChange(NamedTuple):
-    """How many associations `m2m_set` added and removed. One that is only rewritten counts as
-    neither."""
+    """The number of associations that `m2m_set` added and removed.
+
+    One that is only rewritten counts as neither.
+    """
 
     added: int
     removed: int
 
 
 @dataclass(frozen=True, slots=True)
-class RowChange(Generic[M]):
+class RowChange(Generic[M_co]):
     """A row that changed between two looks at it.
 
     Attributes:
         model: the mapped class.
         pk: the primary key: a scalar, or a tuple in the mapper's order for a composite one.
-        before: attribute names and values at the earlier look; `None` where there was no row.
-        after: the same at the later look; `None` where there is no row any more.
-        kind: `"insert"`, `"update"` or `"delete"`.
+        before: the earlier values by attribute name; `None` where the row did not exist.
+        after: the later values by attribute name; `None` where the row does not exist any more.
     """
 
-    model: type[M]
+    model: type[M_co]
     pk: Any
     before: Mapping[str, Any] | None
     after: Mapping[str, Any] | None
 
     @property
     def kind(self) -> Literal["insert", "update", "delete"]:
+        """What happened to the row."""
         if self.before is None:
             return "insert"
         return "update" if self.after is not None else "delete"
+
+
+def _line(text: str | None) -> str:
+    """Return a text as one line of limited length, without control characters."""
+    line = " ".join((text or "").split())
+    line = "".join(each if each.isprintable() else "?" for each in line)
+    return line if len(line) <= _QUERY_LENGTH else f"{line[:_QUERY_LENGTH]}..."

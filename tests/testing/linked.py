@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgtoolset.testing.contracts import LinkedRows
+from pgtoolset.testing import MemoryDatabase
+from pgtoolset.testing.contracts import LinkedRows, MemoryLinks
 from tests.m2m import models
 
 
-def linked(session_maker: Any, shape: str) -> LinkedRows:
-    """Mappings of tests/m2m/models.py: plain, composite keys, self-reference, extra columns, a
-    unique column."""
-    one_of = {
+def shape_of(name: str) -> tuple[Any, Any, Any, str]:
+    """A relationship of tests/m2m/models.py, what makes owner and related, and the reverse."""
+    shapes: dict[str, tuple[Any, Any, Any, str]] = {
         "plain": (
             models.Post.tags,
             lambda n: models.Post(id=n),
@@ -49,9 +49,20 @@ def linked(session_maker: Any, shape: str) -> LinkedRows:
             "cars",
         ),
     }
-    relationship, owner, related, reverse = one_of[shape]
+    return shapes[name]
+
+
+def linked(session_maker: Any, shape: str) -> LinkedRows:
+    """The harness for sessions of PostgreSQL."""
+    relationship, owner, related, reverse = shape_of(shape)
     values = {"note": "n", "payload": {"a": 1}} if shape == "extra columns" else None
     return LinkedRows(session_maker, relationship, owner, related, reverse=reverse, values=values)
+
+
+def memory_linked(database: MemoryDatabase, shape: str) -> MemoryLinks:
+    """The harness for sessions of the double."""
+    relationship, owner, related, _ = shape_of(shape)
+    return MemoryLinks(database, relationship, owner, related)
 
 
 SHAPES = [
@@ -62,3 +73,6 @@ SHAPES = [
     "unique column",
     "joined inheritance",
 ]
+
+#: The doubles refuse a relationship that refers to another column than the primary key.
+MEMORY_SHAPES = [shape for shape in SHAPES if shape != "unique column"]

@@ -10,9 +10,9 @@ from pgtoolset.testing.contracts import (
     AdvisoryLockerContract,
     AssociationWriterContract,
     ChangeWaiterContract,
-    LinkedRows,
     LockObserverContract,
-    MappedRows,
+    MemoryLinks,
+    MemoryRows,
     RowLockerContract,
     SessionFactoryContract,
     TableLockerContract,
@@ -20,7 +20,7 @@ from pgtoolset.testing.contracts import (
     WatcherContract,
 )
 from tests.support import Item
-from tests.testing.linked import SHAPES, linked
+from tests.testing.linked import MEMORY_SHAPES, memory_linked
 
 
 class OnDoubles:
@@ -31,8 +31,8 @@ class OnDoubles:
         return MemoryDatabase()
 
     @pytest.fixture
-    def harness(self, database: MemoryDatabase) -> MappedRows:
-        return MappedRows(database.session, Item, value="name")
+    def harness(self, database: MemoryDatabase) -> MemoryRows:
+        return MemoryRows(database, Item, value="name")
 
     @pytest.fixture
     def locks(self) -> MemoryLocks:
@@ -76,9 +76,9 @@ class TestAssociationWriter(OnDoubles, AssociationWriterContract):
     def associations(self) -> MemoryAssociations:
         return MemoryAssociations()
 
-    @pytest.fixture(params=SHAPES)
-    def links(self, database: MemoryDatabase, request: pytest.FixtureRequest) -> LinkedRows:
-        return linked(database.session, request.param)
+    @pytest.fixture(params=MEMORY_SHAPES)
+    def links(self, database: MemoryDatabase, request: pytest.FixtureRequest) -> MemoryLinks:
+        return memory_linked(database, request.param)
 
 
 class TestChangeWaiter(OnDoubles, ChangeWaiterContract):

@@ -1,15 +1,15 @@
-"""The contract classes find what is wrong: each implementation here breaks one promise, and a test
-of it fails."""
+"""The contract classes find a wrong implementation: each here breaks one promise, and its test
+fails."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy.orm.attributes import set_committed_value
 
 from pgtoolset import LockTimeoutError, M2MChange, get_transaction
 from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks, MemoryWatcher
@@ -19,25 +19,24 @@ from pgtoolset.testing.contracts import (
     AssociationWriterContract,
     ChangeWaiterContract,
     LockObserverContract,
-    MappedRows,
+    MemoryRows,
     RowLockerContract,
     SessionFactoryContract,
     TableLockerContract,
     TransactionalSessionContract,
     WatcherContract,
 )
-from pgtoolset.testing.doubles._store import Work
-from pgtoolset.testing.doubles.locks import sync_of
+from pgtoolset.testing.doubles import MemorySession
 from tests.support import Item
-from tests.testing.linked import linked
+from tests.testing.linked import memory_linked
 from tests.testing.mutants import failures
 from tests.transactions.plain_session import PlainHarness, PlainManagedSession, PlainSession
 
 
 @pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mutant that waits for ever is found out soon."""
-    monkeypatch.setattr("pgtoolset.testing.contracts.harness.PATIENCE", 1.0)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mutant that hangs fails soon."""
+    monkeypatch.setattr("pgtoolset.testing.contracts.harness.EVENT_TIMEOUT", 1.0)
 
 
 # Sessions
@@ -91,7 +90,7 @@ class NeverInOne(PlainSession):
     "mutant", [UndoesNothing, UndoesEverything, StoresAtOnce, SwallowsExceptions, NeverInOne]
 )
 async def test_sessions(mutant: type[PlainSession]) -> None:
-    """A session that undoes too little or too much, stores too early, or says what is not so."""
+    """A session that undoes too little or too much, stores too early, or hides its transaction."""
     assert await failures(TransactionalSessionContract, lambda: {"harness": PlainHarness(mutant)})
 
 
@@ -128,40 +127,41 @@ async def test_factories(mutant: type[PlainSession]) -> None:
 def on_doubles(locks: Any = None) -> dict[str, Any]:
     locks = locks or MemoryLocks()
     return {
-        "harness": MappedRows(MemoryDatabase().session, Item, value="name"),
+        "harness": MemoryRows(MemoryDatabase(), Item, value="name"),
         "locks": locks,
         "observer": locks,
     }
 
 
+def work_of(session: Any) -> Any:
+    """The transaction of a `MemorySession`."""
+    assert isinstance(session, MemorySession)
+    return session._work
+
+
 async def test_an_error_that_aborts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session on which one can go on after an error, as one can on other databases."""
-    original = Work.statement
+    """A session that goes on after an error, as other databases do."""
 
-    def statement(self: Work, what: str, *, writes: bool = False) -> None:
-        self.aborted = False
-        original(self, what, writes=writes)
+    def fail(self: Any, error: BaseException) -> None:
+        raise error
 
-    monkeypatch.setattr(Work, "statement", statement)
+    monkeypatch.setattr("pgtoolset.testing.doubles._work.Work.fail", fail)
     assert "test_nothing_works_in_an_aborted_transaction" in await failures(
         AbortedTransactionContract, on_doubles
     )
 
 
 async def test_errors_that_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session that stores what was written although an error has aborted its transaction."""
-    original = Work.abort
+    """A session that stores its writes although an error has aborted its transaction."""
+    original = MemorySession.commit
 
-    def abort(self: Work, error: Any) -> Any:
-        with contextlib.suppress(type(error)):
-            original(self, error)
-        self.aborted = False
-        raise error
+    async def commit(self: MemorySession) -> None:
+        work_of(self)._error = None
+        await original(self)
 
-    monkeypatch.setattr(Work, "abort", abort)
-    assert "test_a_swallowed_error_is_told" in await failures(
-        AbortedTransactionContract, on_doubles
-    )
+    monkeypatch.setattr(MemorySession, "commit", commit)
+    failed = await failures(AbortedTransactionContract, on_doubles)
+    assert {"test_a_swallowed_error_is_raised", "test_an_explicit_commit_is_honest"} <= failed
 
 
 # Locks
@@ -194,19 +194,22 @@ class ChecksLate(MemoryLocks):
 
 
 class EndsWithTheBlock(MemoryLocks):
-    """Gives nested locks back too early."""
+    """Releases a nested lock too early."""
 
     @asynccontextmanager
     async def _early(self, session: Any, block: Any) -> AsyncIterator[Any]:
-        async with block:
-            yield session
-        sync_of(session).work.store.locks.release_from(sync_of(session).work.number, 0)
+        async with block as given:
+            yield given
+        work_of(session).store.locks.release_from(session.number, 0)
 
     def lock_tables(self, session: Any, tables: Any, **options: Any) -> Any:
         return self._early(session, super().lock_tables(session, tables, **options))
 
+    def advisory_lock(self, session: Any, key: Any, **options: Any) -> Any:
+        return self._early(session, super().advisory_lock(session, key, **options))
 
-class NamesNobody(MemoryLocks):
+
+class NamesNoBlocker(MemoryLocks):
     @asynccontextmanager
     async def _anonymous(self, session: Any, block: Any) -> AsyncIterator[Any]:
         try:
@@ -225,14 +228,17 @@ class NeverEnds(MemoryLocks):
 
     @asynccontextmanager
     async def _sticky(self, session: Any, block: Any) -> AsyncIterator[Any]:
-        async with block:
-            work = sync_of(session).work
-            for hold in work.store.locks.of(work.number):
-                hold.depth = 0
-            yield session
+        async with block as given:
+            work = work_of(session)
+            for _ in work.levels:
+                work.store.locks.move_up(work.number, 1)
+            yield given
 
     def lock_tables(self, session: Any, tables: Any, **options: Any) -> Any:
         return self._sticky(session, super().lock_tables(session, tables, **options))
+
+    def advisory_lock(self, session: Any, key: Any, **options: Any) -> Any:
+        return self._sticky(session, super().advisory_lock(session, key, **options))
 
 
 class TranslatesErrors(MemoryLocks):
@@ -256,7 +262,7 @@ class TranslatesErrors(MemoryLocks):
         (LocksAlone, "test_conflicts"),
         (ChecksLate, "test_bad_arguments"),
         (EndsWithTheBlock, "test_a_nested_lock_outlives_its_block"),
-        (NamesNobody, "test_the_error_names_who_is_in_the_way"),
+        (NamesNoBlocker, "test_the_error_names_who_is_in_the_way"),
         (NeverEnds, "test_a_lock_goes_with_its_level"),
         (TranslatesErrors, "test_errors_of_the_block"),
     ],
@@ -270,21 +276,6 @@ async def test_table_locks(mutant: type[MemoryLocks], broken: str) -> None:
 class NeverShared(MemoryLocks):
     def advisory_lock(self, session: Any, key: Any, **options: Any) -> Any:
         return super().advisory_lock(session, key, **(options | {"shared": False}))
-
-
-class UntilTheCommit(MemoryLocks):
-    """As `pg_advisory_xact_lock`: a nested block does not give it back."""
-
-    @asynccontextmanager
-    async def _longer(self, session: Any, key: Any, block: Any) -> AsyncIterator[bool]:
-        async with block as taken:
-            yield taken
-        work = sync_of(session).work
-        if session.in_transaction() and taken:
-            work.store.locks.take(work.number, ("advisory", (key,)), "EXCLUSIVE", 0)
-
-    def advisory_lock(self, session: Any, key: Any, **options: Any) -> Any:
-        return self._longer(session, key, super().advisory_lock(session, key, **options))
 
 
 class AlwaysTaken(MemoryLocks):
@@ -301,13 +292,14 @@ class AlwaysTaken(MemoryLocks):
     ("mutant", "broken"),
     [
         (NeverShared, "test_shared"),
-        (UntilTheCommit, "test_nested_it_ends_with_its_block"),
+        (EndsWithTheBlock, "test_nested_it_outlives_its_block"),
+        (NeverEnds, "test_it_ends_with_its_level"),
         (AlwaysTaken, "test_one_at_a_time"),
     ],
 )
 async def test_advisory_locks(mutant: type[MemoryLocks], broken: str) -> None:
-    """Advisory locks that are never shared, end with the transaction, or are said to be had when
-    they are not."""
+    """Advisory locks that are never shared, end too early or too late, or are claimed and not
+    held."""
     assert broken in await failures(AdvisoryLockerContract, lambda: on_doubles(mutant()))
 
 
@@ -329,10 +321,13 @@ class LocksOneMode(MemoryLocks):
         return await super().lock_rows(session, model, pks, **(options | {"mode": "UPDATE"}))
 
 
-class Overwrites(MemoryLocks):
+class Stale(MemoryLocks):
+    """Returns what the session saw before it waited."""
+
     async def lock_rows(self, session: Any, model: Any, pks: Any, **options: Any) -> Any:
-        session.expire_all()
-        return await super().lock_rows(session, model, pks, **options)
+        before = {row["id"]: SimpleNamespace(**row) for row in session.rows(model)}
+        rows = await super().lock_rows(session, model, pks, **options)
+        return [before.get(row.id, row) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -341,12 +336,11 @@ class Overwrites(MemoryLocks):
         (AsNamed, "test_rows_in_key_order"),
         (WaitsAnyway, "test_skip_locked"),
         (LocksOneMode, "test_conflicts"),
-        (Overwrites, "test_pending_changes_are_kept"),
+        (Stale, "test_values_as_locked"),
     ],
 )
 async def test_row_locks(mutant: type[MemoryLocks], broken: str) -> None:
-    """Rows out of order, locked ones that are not skipped, one mode for all, and pending changes
-    that are lost."""
+    """Rows out of order, locked ones that are not skipped, one mode for all, and old values."""
     assert broken in await failures(RowLockerContract, lambda: on_doubles(mutant()))
 
 
@@ -389,7 +383,7 @@ class SkipsConflicts(MemoryAssociations):
     async def m2m_add(
         self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
     ) -> int:
-        options["ignore_conflicts"] = bool(options.get("ignore_conflicts", True)) or True
+        options["ignore_conflicts"] = True
         return await super().m2m_add(session, instance, rel_attr, *related, **options)
 
 
@@ -402,37 +396,26 @@ class ChecksInSession(MemoryAssociations):
         return await super().m2m_add(session, instance, rel_attr, *related, **options)
 
 
-class RemembersNothing(MemoryAssociations):
-    """Leaves loaded collections as they are."""
+class OutlivesRollbacks(MemoryAssociations):
+    """Commits each of its calls by itself."""
 
-    async def m2m_add(
+    async def m2m_set(
         self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
-    ) -> int:
-        loaded = vars(instance).get(rel_attr.key)
-        added = await super().m2m_add(session, instance, rel_attr, *related, **options)
-        if loaded is not None:
-            set_committed_value(instance, rel_attr.key, loaded)
-        return added
+    ) -> M2MChange:
+        change = await super().m2m_set(session, instance, rel_attr, *related, **options)
+        work = work_of(session)
+        work.store.apply(dict(work._changes))
+        return change
 
 
-class ForgetsPending(MemoryAssociations):
-    async def m2m_add(
-        self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
-    ) -> int:
-        if session.dirty:
-            session.expire_all()
-        return await super().m2m_add(session, instance, rel_attr, *related, **options)
-
-
-class WaitsForNobody(MemoryAssociations):
+class WaitsForNoOther(MemoryAssociations):
     """Two sets of one owner do not know of each other."""
 
     async def m2m_set(
         self, session: Any, instance: Any, rel_attr: Any, *related: Any, **options: Any
     ) -> M2MChange:
         change = await super().m2m_set(session, instance, rel_attr, *related, **options)
-        sync = session.sync_session
-        sync.work.store.locks.release_from(sync.work.number, 0)
+        work_of(session).store.locks.release_from(session.number, 0)
         return change
 
 
@@ -443,17 +426,15 @@ class WaitsForNobody(MemoryAssociations):
         (SetsByAdding, "test_set"),
         (SkipsConflicts, "test_an_association_that_exists"),
         (ChecksInSession, "test_bad_arguments"),
-        (RemembersNothing, "test_loaded_collections_never_lie"),
-        (ForgetsPending, "test_pending_changes_are_flushed"),
-        (WaitsForNobody, "test_sets_of_one_owner_wait"),
+        (OutlivesRollbacks, "test_a_level_that_rolls_back"),
+        (WaitsForNoOther, "test_sets_of_one_owner_wait"),
     ],
 )
 async def test_associations(mutant: type[MemoryAssociations], broken: str) -> None:
-    """Counts, sets, conflicts, checks, collections, pending changes and concurrent sets that are
-    wrong."""
+    """Counts, sets, conflicts, checks, rollbacks and concurrent sets that are wrong."""
 
     def fixtures() -> dict[str, Any]:
-        return {"associations": mutant(), "links": linked(MemoryDatabase().session, "plain")}
+        return {"associations": mutant(), "links": memory_linked(MemoryDatabase(), "plain")}
 
     assert broken in await failures(AssociationWriterContract, fixtures)
 
@@ -462,11 +443,12 @@ async def test_associations(mutant: type[MemoryAssociations], broken: str) -> No
 
 
 class SeesTheUncommitted(MemoryWatcher):
-    """Looks with the eyes of whoever is in the middle of a transaction."""
+    """Looks with the eyes of a session that is in the middle of a transaction."""
 
-    @property
-    def _onlooker(self) -> Work:
-        return next(iter(self._store.works.values()), Work(self._store, 0))
+    async def wait_for_row_change(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        for work in list(self._store.open.values()):
+            self._store.apply(dict(work._changes))
+        return await super().wait_for_row_change(session, *arguments, **options)
 
 
 class IgnoresBaseline(MemoryWatcher):
@@ -475,17 +457,21 @@ class IgnoresBaseline(MemoryWatcher):
         return await super().wait_for_row_change(*arguments, **options)
 
 
-class OverwritesPending(MemoryWatcher):
+class AnyChange(MemoryWatcher):
+    """Ends with the first change, whatever the predicate says."""
+
+    async def wait_for_row_change(self, *arguments: Any, **options: Any) -> Any:
+        until = options.pop("until", None)
+        if callable(until):
+            options["until"] = lambda row: until(row) or row.name != "one"
+        return await super().wait_for_row_change(*arguments, **options)
+
+
+class EndsTheTransaction(MemoryWatcher):
     async def wait_for_row_change(self, session: Any, *arguments: Any, **options: Any) -> Any:
         row = await super().wait_for_row_change(session, *arguments, **options)
-        await session.refresh(row)
+        await session.commit()
         return row
-
-
-class CopiesTheRow(MemoryWatcher):
-    async def wait_for_row_change(self, session: Any, *arguments: Any, **options: Any) -> Any:
-        session.expunge_all()
-        return await super().wait_for_row_change(session, *arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -493,42 +479,42 @@ class CopiesTheRow(MemoryWatcher):
     [
         (SeesTheUncommitted, "test_what_is_not_committed"),
         (IgnoresBaseline, "test_baseline"),
-        (OverwritesPending, "test_the_callers_work_is_left_alone"),
-        (CopiesTheRow, "test_a_change"),
+        (AnyChange, "test_until"),
+        (EndsTheTransaction, "test_the_transaction_is_left_alone"),
     ],
 )
 async def test_change_waiters(mutant: type[MemoryWatcher], broken: str) -> None:
-    """A waiter that sees too much, forgets what the caller has seen, or touches what is the
-    caller's."""
+    """A waiter that sees too much, ignores baseline or predicate, or ends the caller's
+    transaction."""
 
     def fixtures() -> dict[str, Any]:
         database = MemoryDatabase()
-        return {
-            "waiter": mutant(database),
-            "harness": MappedRows(database.session, Item, value="name"),
-        }
+        return {"waiter": mutant(database), "harness": MemoryRows(database, Item, value="name")}
 
     assert broken in await failures(ChangeWaiterContract, fixtures)
 
 
 class WatchesEverything(MemoryWatcher):
-    def _parse(self, model: Any, pk_value: Any, columns: Any) -> Any:
-        super()._parse(model, pk_value, columns)
-        return super()._parse(model, pk_value, None)
+    def _watch(self, model: Any, pk_value: Any, columns: Any) -> Any:
+        super()._watch(model, pk_value, columns)
+        return super()._watch(model, pk_value, None)
 
 
 class ClosesQuietly(MemoryWatcher):
     async def close(self) -> None:
-        self._known.clear()
+        self._open.clear()
         await super().close()
 
 
-class TellsOne(MemoryWatcher):
-    def _look(self) -> None:
-        known = self._known
-        self._known = dict(list(known.items())[:1])
-        super()._look()
-        self._known = known | self._known
+class WakesOne(MemoryWatcher):
+    """Gives a change to the first waiter alone."""
+
+    def _watch(self, model: Any, pk_value: Any, columns: Any) -> Any:
+        first = not self._open
+        watched = super()._watch(model, pk_value, columns)
+        if not first:
+            watched.stop()
+        return watched
 
 
 @pytest.mark.parametrize(
@@ -536,24 +522,22 @@ class TellsOne(MemoryWatcher):
     [
         (WatchesEverything, "test_wait"),
         (ClosesQuietly, "test_closing"),
-        (TellsOne, "test_many_waiters"),
+        (WakesOne, "test_many_waiters"),
     ],
 )
 async def test_watchers(mutant: type[MemoryWatcher], broken: str) -> None:
-    """A watcher that watches too much, leaves its waiters waiting, or tells one of them only."""
+    """A watcher that watches too much, leaves its waiters waiting, or wakes one of them only."""
 
     def fixtures() -> dict[str, Any]:
         database = MemoryDatabase()
-        return {
-            "watcher": mutant(database),
-            "harness": MappedRows(database.session, Item, value="name"),
-        }
+        return {"watcher": mutant(database), "harness": MemoryRows(database, Item, value="name")}
 
     assert broken in await failures(WatcherContract, fixtures)
 
 
 async def test_the_doubles_themselves() -> None:
-    """Run in the same way, the doubles fail nothing: what fails above is what was broken."""
+    """Run in the same way, the doubles fail nothing: the failures above have the broken promise for
+    their cause."""
     for contract in (
         AbortedTransactionContract,
         AdvisoryLockerContract,
@@ -565,22 +549,17 @@ async def test_the_doubles_themselves() -> None:
     ):
         assert await failures(contract, on_doubles) == set()
 
-    def fixtures() -> dict[str, Any]:
-        return {
-            "associations": MemoryAssociations(),
-            "links": linked(MemoryDatabase().session, "plain"),
-        }
+    def associations() -> dict[str, Any]:
+        links = memory_linked(MemoryDatabase(), "plain")
+        return {"associations": MemoryAssociations(), "links": links}
 
-    assert await failures(AssociationWriterContract, fixtures) == set()
+    assert await failures(AssociationWriterContract, associations) == set()
 
     def watching() -> dict[str, Any]:
         database = MemoryDatabase()
         watcher = MemoryWatcher(database)
-        return {
-            "waiter": watcher,
-            "watcher": watcher,
-            "harness": MappedRows(database.session, Item, value="name"),
-        }
+        harness = MemoryRows(database, Item, value="name")
+        return {"waiter": watcher, "watcher": watcher, "harness": harness}
 
     assert await failures(ChangeWaiterContract, watching) == set()
     assert await failures(WatcherContract, watching) == set()

@@ -1,4 +1,4 @@
-"""The contract classes on what a user would write: they need nothing but the protocol."""
+"""The contract classes on a user's own implementation: the protocol suffices."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_a_fixture_that_is_missing() -> None:
 
 @pytest.mark.parametrize("options", [ASYNCIO, ANYIO], ids=["asyncio", "anyio"])
 def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Every contract class runs by pytest-asyncio and by anyio; what fails shows the values that it
-    compared."""
+    """Every contract class runs by pytest-asyncio and by anyio; a failure shows the compared
+    values."""
     tests = Path(__file__).parents[1]
     for name in (
         "support.py",
@@ -72,13 +72,13 @@ def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> Non
         test_broken="""
             import pytest
             from pgtoolset.testing import MemoryDatabase, MemoryLocks
-            from pgtoolset.testing.contracts import LockObserverContract, MappedRows
+            from pgtoolset.testing.contracts import LockObserverContract, MemoryRows
             from tests.support import Item
 
             class TestBroken(LockObserverContract):
                 @pytest.fixture
                 def harness(self):
-                    return MappedRows(MemoryDatabase().session, Item, value="name")
+                    return MemoryRows(MemoryDatabase(), Item, value="name")
 
                 @pytest.fixture
                 def locks(self):
@@ -88,7 +88,7 @@ def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> Non
                 def observer(self):
                     class Inventive:
                         async def list_lock_waits(self, connection_or_session):
-                            return ["somebody"]
+                            return ["a session"]
 
                     return Inventive()
         """,
@@ -96,4 +96,4 @@ def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> Non
     outcome = project.run(*options, "--import-mode=importlib", "-W", "error")
     assert outcome.code == 1, outcome.output
     assert outcome.counts["passed"] > 100
-    assert "'somebody'" in outcome.output
+    assert "'a session'" in outcome.output

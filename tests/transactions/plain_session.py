@@ -1,8 +1,6 @@
-"""Sessions of a user's own, that owe nothing to SQLAlchemy: what the protocols ask for, and no
-more.
+"""Sessions of a user's own, without SQLAlchemy: what the protocols require, and no more.
 
-The doubles of `pgtoolset.testing` are `AsyncSession`s; these are not, so they show that the
-protocols suffice.
+`MemorySession` has more than the protocols require; these show that the protocols suffice.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from typing import Any
 
 
 class PlainSession:
-    """Numbers with transactions: all that `TransactionalSession` asks for."""
+    """Numbers with transactions: all that `TransactionalSession` requires."""
 
     def __init__(self, stored: set[int]) -> None:
         self.stored = stored
@@ -45,7 +43,7 @@ class PlainSession:
 
 
 class PlainManagedSession(PlainSession):
-    """Also ended and closed from outside: all that `ManagedSession` asks for."""
+    """Also committed and closed by its owner: all that `ManagedSession` requires."""
 
     closed = False
 

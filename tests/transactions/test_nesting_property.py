@@ -20,13 +20,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
-    AsyncSession,
     async_sessionmaker,
     create_async_engine,
 )
 
 from pgtoolset import TransactionAbortedError, get_transaction, on_commit
-from pgtoolset.testing import MemoryDatabase, MemorySession
+from pgtoolset.testing import MemoryDatabase
 from tests.support import Item
 from tests.transactions.plain_session import PlainSession
 
@@ -69,7 +68,7 @@ class Block:
 Step: TypeAlias = "Write | Flush | Raise | BadStatement | Block"
 
 
-def steps(*, sql: bool) -> st.SearchStrategy[Any]:
+def steps(*, sql: bool, plain: bool) -> st.SearchStrategy[Any]:
     simple: list[st.SearchStrategy[Any]] = [
         st.just(Write()),
         st.just(Write()),
@@ -84,14 +83,14 @@ def steps(*, sql: bool) -> st.SearchStrategy[Any]:
             Block,
             steps=st.lists(inner, max_size=5).map(tuple),
             caught=st.booleans(),
-            plain=st.booleans() if sql else st.just(False),
+            plain=st.booleans() if plain else st.just(False),
         ),
         max_leaves=20,
     )
 
 
-def programs(*, sql: bool) -> st.SearchStrategy[Block]:
-    return st.builds(Block, steps=st.lists(steps(sql=sql), max_size=6).map(tuple))
+def programs(*, sql: bool, plain: bool) -> st.SearchStrategy[Block]:
+    return st.builds(Block, steps=st.lists(steps(sql=sql, plain=plain), max_size=6).map(tuple))
 
 
 class Refused(Exception):
@@ -180,21 +179,40 @@ def outcome_of(error: BaseException) -> str:
     return OUTCOMES.get(type(error), "Refused")
 
 
-async def write(session: AsyncSession, id_: int) -> None:
-    if isinstance(session, MemorySession):
-        session.add(Item(id=id_))
-        await session.flush()
-    else:
+class Actions:
+    """The actions of a program on PostgreSQL."""
+
+    async def write(self, session: Any, id_: int) -> None:
         await session.execute(text("INSERT INTO item (id, name) VALUES (:id, '')"), {"id": id_})
 
+    async def flush(self, session: Any, id_: int) -> None:
+        session.add(Item(id=id_))
+        try:
+            await session.flush()
+        finally:
+            session.expunge_all()
 
-async def divide_by_zero(session: AsyncSession) -> None:
-    if isinstance(session, MemorySession):
-        await session.fail("22012")
-    await session.execute(text("SELECT 1 / 0"))
+    async def divide_by_zero(self, session: Any) -> None:
+        await session.execute(text("SELECT 1 / 0"))
 
 
-async def run_on_session(session: AsyncSession, program: Block, ran: list[int]) -> str:
+class DoubleActions(Actions):
+    """The same on the double, which is asked to fail."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    async def write(self, session: Any, id_: int) -> None:
+        await session.put(Item, id_)
+
+    flush = write
+
+    async def divide_by_zero(self, session: Any) -> None:
+        self._database.fail_next("STATEMENT", "22012")
+        await super().divide_by_zero(session)
+
+
+async def run_on_session(session: Any, program: Block, ran: list[int], actions: Actions) -> str:
     """On PostgreSQL and on the double, by the same code."""
     next_id = 0
 
@@ -202,25 +220,17 @@ async def run_on_session(session: AsyncSession, program: Block, ran: list[int]) 
         nonlocal next_id
         for step in block.steps:
             match step:
-                case Write():
+                case Write() | Flush():
                     next_id += 1
                     id_ = next_id
-                    await write(session, id_)
-                    on_commit(session, lambda id_=id_: ran.append(id_))
-                case Flush():
-                    next_id += 1
-                    id_ = next_id
-                    session.add(Item(id=id_))
-                    try:
-                        await session.flush()
-                    finally:
-                        session.expunge_all()
+                    act = actions.write if isinstance(step, Write) else actions.flush
+                    await act(session, id_)
                     on_commit(session, lambda id_=id_: ran.append(id_))
                 case Raise():
                     raise Failure
                 case BadStatement(swallowed):
                     try:
-                        await divide_by_zero(session)
+                        await actions.divide_by_zero(session)
                     except DBAPIError:
                         if not swallowed:
                             raise
@@ -289,7 +299,7 @@ def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEn
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(program=programs(sql=True))
+@given(program=programs(sql=True, plain=True))
 def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program: Block) -> None:
     """PostgreSQL, through blocks of ours and SQLAlchemy's mixed: an exception undoes exactly its
     own level."""
@@ -299,7 +309,7 @@ def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program:
 
     async def run() -> tuple[str, list[int]]:
         async with async_sessionmaker(shared_engine)() as session:
-            outcome = await run_on_session(session, program, ran)
+            outcome = await run_on_session(session, program, ran, Actions())
             rows = await session.execute(text("DELETE FROM item RETURNING id"))
             ids = sorted(row.id for row in rows)
             await session.commit()
@@ -312,10 +322,10 @@ def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program:
 
 
 @settings(max_examples=300, deadline=None)
-@given(program=programs(sql=True))
+@given(program=programs(sql=True, plain=False))
 def test_double(program: Block) -> None:
-    """The double of `pgtoolset.testing`: the same programs, errors of statements included, end in
-    the same way."""
+    """The double of `pgtoolset.testing`: the same programs by blocks of ours, errors of statements
+    included, end in the same way."""
     model = Model()
     expected = model.outermost(program)
     ran: list[int] = []
@@ -323,7 +333,7 @@ def test_double(program: Block) -> None:
 
     async def run() -> str:
         async with database.session() as session:
-            return await run_on_session(session, program, ran)
+            return await run_on_session(session, program, ran, DoubleActions(database))
 
     outcome = asyncio.run(run())
     assert (outcome, [row["id"] for row in database.rows(Item)]) == (expected, sorted(model.rows))
@@ -331,7 +341,7 @@ def test_double(program: Block) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(program=programs(sql=False))
+@given(program=programs(sql=False, plain=False))
 def test_plain_session(program: Block) -> None:
     """A session of a user's own: the same semantics, by the protocol alone."""
     model = Model()

@@ -148,16 +148,26 @@ async def test_works_with_a_double() -> None:
     test_contracts_own.py."""
     database = MemoryDatabase()
     async with create_db_context(database.session)() as session:
-        session.add(Item(id=1))
+        await session.put(Item, 1)
         with pytest.raises(KeyError):
             async with get_transaction(session):
-                session.add(Item(id=2))
+                await session.put(Item, 2)
                 raise KeyError
         async with get_transaction(session):
-            session.add(Item(id=3))
+            await session.put(Item, 3)
     assert [row["id"] for row in database.rows(Item)] == [1, 3]
-    assert session.log == ["BEGIN", "INSERT item (1)", "SAVEPOINT", "ROLLBACK TO", "SAVEPOINT", "INSERT item (3)",
-                           "RELEASE", "COMMIT"]  # fmt: skip
+    assert session.log == [
+        "BEGIN",
+        "PUT Item 1",
+        "SAVEPOINT",
+        "PUT Item 2",
+        "ROLLBACK TO",
+        "SAVEPOINT",
+        "PUT Item 3",
+        "RELEASE",
+        "COMMIT",
+        "CLOSE",
+    ]
 
 
 async def test_outermost_is_honest(session_maker: Maker, other: asyncpg.Connection) -> None:

@@ -1,5 +1,9 @@
-"""The types refuse what is wrong: `accepted/` has what must be accepted, `rejected/` what must
-not."""
+"""What type checkers accept and refuse of the public functions, and of the protocols likewise.
+
+`accepted/` is checked with the source by `make lint`. `calls.py` has one list of calls, which are
+made on the functions, as the file stands, and through the protocols, as this module rewrites it.
+`rejected/` has what has no protocol.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,46 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CALLS = ROOT / "tests" / "typing" / "rejected" / "calls.py"
+CALLS = ROOT / "tests" / "typing" / "calls.py"
+REJECTED = ROOT / "tests" / "typing" / "rejected"
+
+#: For the second form, and for mypy's cache, in which errors have the path of their file. pyright
+#: ignores directories whose name begins with a dot.
+GENERATED = ROOT / "build" / "typing"
+
+#: The lines of calls.py that say on what the calls are made, and those of its second form.
+FUNCTIONS = """\
+import pgtoolset as api
+from pgtoolset import LockMode, LockWait, M2MChange, RowChange, RowLockMode
+from pgtoolset import RowWatcher as Watcher
+"""
+PROTOCOLS = """\
+from typing import Protocol
+from pgtoolset import LockMode, LockWait, M2MChange, RowChange, RowLockMode, protocols
+from pgtoolset.protocols import Watcher
+
+class Api(
+    protocols.TableLocker,
+    protocols.AdvisoryLocker,
+    protocols.RowLocker,
+    protocols.LockObserver,
+    protocols.ChangeWaiter,
+    protocols.AssociationWriter,
+    Protocol,
+): ...
+
+api: Api
+"""
+
+#: A line that every checker must refuse, or, where one cannot, those that are named.
+REFUSED = re.compile(r"# refused(?: by (?P<checkers>[a-z, ]+))?$")
+
+#: Error messages by file and line.
+Found = dict[Path, dict[int, str]]
 
 
 def run(*command: str) -> str:
-    """The output of a checker that has found errors."""
+    """Return the output of a checker that has found errors."""
     environment = dict(os.environ)
     if (ROOT / "src").exists():
         environment["MYPYPATH"] = str(ROOT / "src")
@@ -29,28 +68,62 @@ def run(*command: str) -> str:
     return result.stdout
 
 
-def mypy(cache: Path) -> dict[int, str]:
-    output = run("mypy", "--strict", "--cache-dir", str(cache), "--no-error-summary", str(CALLS))
-    found = re.findall(r"^\S*calls\.py:(\d+): error: (.*)$", output, re.MULTILINE)
-    return {int(line): message for line, message in found}
+def parsed(output: str, pattern: str) -> Found:
+    found: Found = {}
+    for path, line, message in re.findall(pattern, output, re.MULTILINE):
+        found.setdefault((ROOT / path).resolve(), {})[int(line)] = message
+    return found
 
 
-def pyright(cache: Path) -> dict[int, str]:
-    output = run("pyright", "--pythonpath", sys.executable, "--outputjson", str(CALLS))
-    found = json.loads(output)["generalDiagnostics"]
-    return {
-        each["range"]["start"]["line"] + 1: each["message"]
-        for each in found
-        if each["severity"] == "error"
-    }
+def mypy(files: list[Path], cache: Path) -> Found:
+    options = ["--strict", "--cache-dir", str(cache), "--no-error-summary"]
+    output = run("mypy", *options, *map(str, files))
+    return parsed(output, r"^(.*?):(\d+): error: (.*)$")
 
 
-@pytest.mark.parametrize("check", [mypy, pyright])
-def test_rejected(check: Callable[[Path], dict[int, str]], tmp_path: Path) -> None:
-    """Every call that is marked is an error to both checkers, and nothing else in the file is."""
-    lines = CALLS.read_text().splitlines()
-    marked = {number for number, line in enumerate(lines, 1) if line.endswith("# rejected")}
-    found = check(tmp_path)
-    accepted = [lines[number - 1].strip() for number in sorted(marked - set(found))]
-    assert not accepted, "accepted"
-    assert not {lines[number - 1].strip(): found[number] for number in set(found) - marked}
+def pyright(files: list[Path], cache: Path) -> Found:
+    output = run("pyright", "--pythonpath", sys.executable, "--outputjson", *map(str, files))
+    found: Found = {}
+    for each in json.loads(output)["generalDiagnostics"]:
+        if each["severity"] == "error":
+            line = each["range"]["start"]["line"] + 1
+            found.setdefault(Path(each["file"]).resolve(), {})[line] = each["message"]
+    return found
+
+
+def ty(files: list[Path], cache: Path) -> Found:
+    options = ["--python", sys.prefix, "--output-format", "concise", "--no-progress"]
+    output = run("ty", "check", *options, *map(str, files))
+    return parsed(output, r"^(.*?):(\d+):\d+: (error.*)$")
+
+
+def is_refused(line: str, checker: str) -> bool:
+    """Return whether the line is marked as one that the checker must refuse."""
+    marked = REFUSED.search(line)
+    if marked is None:
+        return False
+    return marked["checkers"] is None or checker in marked["checkers"].split(", ")
+
+
+CHECKERS: list[Callable[[list[Path], Path], Found]] = [mypy, pyright, ty]
+
+
+@pytest.mark.parametrize("check", CHECKERS)
+def test_calls(check: Callable[[list[Path], Path], Found]) -> None:
+    """A marked call is an error on the function and through the protocol; another is neither."""
+    directory = GENERATED / check.__name__
+    directory.mkdir(parents=True, exist_ok=True)
+    source = CALLS.read_text()
+    assert source.count(FUNCTIONS) == 1
+    through_protocols = directory / "through_protocols.py"
+    through_protocols.write_text(source.replace(FUNCTIONS, PROTOCOLS))
+    files = [CALLS, through_protocols, *sorted(REJECTED.glob("*.py"))]
+    found = check(files, directory / "cache")
+    wrong: list[str] = []
+    for file in files:
+        errors = found.get(file.resolve(), {})
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if is_refused(line, check.__name__) != (number in errors):
+                verdict = errors.get(number, "accepted")
+                wrong.append(f"{file.name}:{number}: {line.strip()}: {verdict}")
+    assert not wrong, "\n".join(wrong)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from pgtoolset.watch import _turns
+from pgtoolset.watch import _queues
 from tests.support import until
 
 
@@ -43,7 +43,7 @@ class Polls:
     """What is asked over the connections of an engine.
 
     Attributes:
-        sizes: for each statement, the number of its parameters.
+        sizes: for each statement, the number of keys that it polls.
         turns: the same for each checkout from the pool; for pools of one connection.
     """
 
@@ -56,23 +56,29 @@ class Polls:
     def _statement(
         self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any
     ) -> None:
-        self.sizes.append(len(parameters))
+        size = 0
+        if "pgtoolset_wanted" in statement:
+            keys = parameters[0]  # as text, or as an array
+            size = keys.count(",") + 1 if isinstance(keys, str) else len(keys)
+        self.sizes.append(size)
         if self.turns:
-            self.turns[-1].append(len(parameters))
+            self.turns[-1].append(size)
 
     def _checkout(self, *_: Any) -> None:
         self.turns.append([])
 
 
-def in_line() -> int:
-    """The waiters who stand in a line, and those who lead; not those who are being looked for."""
-    lines = [line for turns in list(_turns._all.values()) for line in list(turns._lines.values())]
+def queued() -> int:
+    """The waiters in queues, and those that lead; not those that another one polls for."""
+    queues = [
+        queue for share in list(_queues._shares.values()) for queue in list(share._queues.values())
+    ]
     return sum(
-        len([place for place in line._queue if place.is_taken]) + (line._leader is not None)
-        for line in lines
+        len([entry for entry in queue._entries if entry.is_waiting]) + (queue._leader is not None)
+        for queue in queues
     )
 
 
-def turns_of(engine: AsyncEngine) -> list[Any]:
-    """What there is of an engine while somebody waits over it: one for each event loop."""
-    return [turns for turns in list(_turns._all.values()) if turns.pool is engine.pool]
+def shares_of(engine: AsyncEngine) -> list[Any]:
+    """The shares of an engine's pool while there are waiters: one for each event loop."""
+    return [share for share in list(_queues._shares.values()) if share.pool is engine.pool]

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from pgtoolset import RowChange, RowNotFoundError, RowWatcher
-from pgtoolset.watch import _groups
+from pgtoolset.watch import _known_rows
 from tests.support import Item
 
 KEYS = (1, 2)
@@ -168,7 +168,7 @@ def is_part(part: list[str | None], whole: list[str | None]) -> bool:
     return all(any(each == state for state in remaining) for each in part)
 
 
-@pytest.mark.parametrize("few", [_groups.FEW, 0], ids=["fetched", "as text"])
+@pytest.mark.parametrize("few", [_known_rows.FETCHED_ROWS, 0], ids=["fetched", "as text"])
 @given(schedule=steps)
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -181,7 +181,7 @@ def test_schedules(
 ) -> None:
     """Whatever the schedule: what lasted longer than a tick is told, in order, and nothing that
     never was."""
-    monkeypatch.setattr(_groups, "FEW", few)
+    monkeypatch.setattr(_known_rows, "FETCHED_ROWS", few)
 
     async def main() -> None:
         engine = create_async_engine(database_url)

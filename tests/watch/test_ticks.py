@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from pgtoolset import RowNotFoundError, RowWatcher, WaitTimeoutError, row_change_trigger
 from pgtoolset._postgres import link
-from pgtoolset.watch import _groups, _hub
+from pgtoolset.watch import _hub, _yielding
 from pgtoolset.watch._subscriptions import Waiter
 from tests.proxy import Proxy
 from tests.support import Account, Item, interrupt_everywhere, plain_url, until
@@ -25,7 +25,7 @@ async def joined(watcher: RowWatcher) -> None:
     """Wait until everybody has had a first look."""
     hub: Any = watcher._hub
     await asyncio.sleep(0)
-    await until(lambda: not any(group._joining for group in hub._groups.values()))
+    await until(lambda: not any(group._members.joining for group in hub._groups.all()))
 
 
 class Turns:
@@ -59,7 +59,7 @@ async def test_slices(
 ) -> None:
     """10,000 waiters, of one row or of as many, are given a first look, compared and told in slices
     between which everybody else has a turn."""
-    monkeypatch.setattr(_groups, "BREATH", -1.0)  # whatever the clock of this machine says
+    monkeypatch.setattr(_yielding, "YIELD_AFTER", -1.0)  # whatever the clock of this machine says
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, $1) AS n", rows)
     count = [0]
     turns = Turns(count)
@@ -80,7 +80,7 @@ async def test_slices(
         await other.execute("UPDATE item SET name = 'paid'")
         assert {change.kind for change in await asyncio.gather(*tasks)} == {"update"}
     assert count[0] == 2 * MANY
-    assert turns.most <= _groups.SLICE
+    assert turns.most <= _yielding.SLICE_SIZE
 
 
 async def test_statistics_of_another_time(
@@ -197,7 +197,7 @@ async def test_a_locked_table(
 ) -> None:
     """A table that is locked exclusively holds nobody up for long but its own waiters, who are
     served afterwards."""
-    monkeypatch.setattr(link, "PATIENCE", 0.2)
+    monkeypatch.setattr(link, "STATEMENT_TIMEOUT", 0.2)
     await other.execute("INSERT INTO item VALUES (1, 'new'); INSERT INTO account VALUES (1, 0)")
     async with RowWatcher(engine, interval=0.05) as watcher:
         locked = asyncio.create_task(watcher.wait(Item, 1, timeout=30))
@@ -226,7 +226,7 @@ async def test_heartbeat(
 ) -> None:
     """A connection that is half-open is noticed long before the next tick, and what it did not tell
     is found."""
-    monkeypatch.setattr(link, "PATIENCE", 0.2)
+    monkeypatch.setattr(link, "STATEMENT_TIMEOUT", 0.2)
     monkeypatch.setattr(_hub, "HEARTBEAT", 0.1)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with Proxy.to(database_url) as proxy:

@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.orm.exc import StaleDataError
 
 from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, wait_for_row_change
-from pgtoolset.watch import _looks, waiting
+from pgtoolset.watch import _polls, conditions
 from tests.proxy import Proxy
 from tests.support import Account, Item, interrupt_everywhere, until
 
@@ -95,17 +95,17 @@ async def later(
     other: asyncpg.Connection, *statements: str, seconds: float = 0.1, waiters: int = 1
 ) -> AsyncIterator[None]:
     """Run statements over another connection while the block waits, so long after so many looks."""
-    looks = 0
-    is_over = waiting._Wait._is_over
+    polls = 0
+    is_met = conditions.Condition.is_met
 
-    def counted(wait: waiting._Wait, row: Any) -> bool:
-        nonlocal looks
-        looks += 1
-        return is_over(wait, row)
+    def counted(condition: conditions.Condition, row: Any) -> bool:
+        nonlocal polls
+        polls += 1
+        return is_met(condition, row)
 
     async def run() -> None:
         # Before the first look nobody knows what there was, and a change is none.
-        await until(lambda: looks >= waiters)
+        await until(lambda: polls >= waiters)
         await asyncio.sleep(seconds)
         for statement in statements:
             await other.execute(statement)
@@ -113,7 +113,7 @@ async def later(
     task = asyncio.create_task(run())
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(waiting._Wait, "_is_over", counted)
+            patch.setattr(conditions.Condition, "is_met", counted)
             yield
     finally:
         await task
@@ -374,7 +374,7 @@ async def test_pool_of_one(
 ) -> None:
     """A caller who holds the only connection is told by the pool's own timeout, however long that
     is."""
-    monkeypatch.setattr(_looks, "PATIENCE", patience)
+    monkeypatch.setattr(_polls, "STATEMENT_TIMEOUT", patience)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     engine = create_async_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.2)
     try:
@@ -439,7 +439,7 @@ async def test_a_silent_network(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look whose answer never comes is given up, and so is a connection that is never opened."""
-    monkeypatch.setattr(_looks, "PATIENCE", 0.3)
+    monkeypatch.setattr(_polls, "STATEMENT_TIMEOUT", 0.3)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(proxy.url, pool_timeout=0.3)
@@ -503,7 +503,7 @@ async def test_cancelled_everywhere(engine: AsyncEngine, other: asyncpg.Connecti
     [
         ({"interval": 0}, ValueError),
         ({"interval": float("nan")}, ValueError),
-        ({"interval": "1"}, TypeError),
+        ({"interval": "1"}, ValueError),
         ({"interval": True}, TypeError),
         ({"timeout": -1}, ValueError),
         ({"timeout": float("inf")}, ValueError),
@@ -521,7 +521,7 @@ async def test_cancelled_everywhere(engine: AsyncEngine, other: asyncpg.Connecti
         ({"pk_value": True}, TypeError),
         ({"pk_value": 2**31}, ValueError),
         ({"model": Animal, "pk_value": "no uuid"}, ValueError),
-        ({"model": Seat, "pk_value": "A"}, ValueError),
+        ({"model": Seat, "pk_value": "A"}, TypeError),
         ({"model": Seat, "pk_value": ("A\x00", 1)}, ValueError),
         ({"until": 3}, TypeError),
         ({"baseline": 3}, TypeError),

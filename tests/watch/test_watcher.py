@@ -24,7 +24,7 @@ from pgtoolset import (
 )
 from pgtoolset._postgres import link
 from pgtoolset.testing import EmbeddedServer
-from pgtoolset.watch import _groups
+from pgtoolset.watch import _known_rows
 from tests.proxy import Proxy
 from tests.support import Account, Item, until
 from tests.support import Base as SupportBase
@@ -54,13 +54,13 @@ async def places(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
             await connection.run_sync(Base.metadata.drop_all)
 
 
-@pytest.fixture(params=[_groups.FEW, 0], ids=["fetched", "as text"])
+@pytest.fixture(params=[_known_rows.FETCHED_ROWS, 0], ids=["fetched", "as text"])
 async def watcher(
     places: AsyncEngine, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> AsyncIterator[RowWatcher]:
     """A watcher that fetches every row at every look, as with few waiters, and one that compares
     them as text."""
-    monkeypatch.setattr(_groups, "FEW", request.param)
+    monkeypatch.setattr(_known_rows, "FETCHED_ROWS", request.param)
     async with RowWatcher(places, interval=0.05) as watcher:
         yield watcher
 
@@ -75,7 +75,7 @@ async def connections(other: asyncpg.Connection) -> int:
 async def settled(watcher: RowWatcher) -> None:
     """Wait until everybody has joined."""
     hub: Any = watcher._hub
-    await until(lambda: not any(group._joining for group in hub._groups.values()))
+    await until(lambda: not any(group._members.joining for group in hub._groups.all()))
 
 
 async def test_update_and_delete(watcher: RowWatcher, other: asyncpg.Connection) -> None:
@@ -312,7 +312,7 @@ async def test_faults(
 ) -> None:
     """The backend terminated, the network cut, half-open or slow while 500 wait: all are served,
     and nothing that happened meanwhile is missed."""
-    monkeypatch.setattr(link, "PATIENCE", 0.3)
+    monkeypatch.setattr(link, "STATEMENT_TIMEOUT", 0.3)
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 500) AS n")
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(

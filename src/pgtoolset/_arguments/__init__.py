@@ -16,6 +16,7 @@ from pgtoolset._arguments.mappings import (
     metadata_of,
     tables_of,
 )
+from pgtoolset._arguments.relationships import check_relationship
 from pgtoolset._arguments.sessions import (
     check_engine,
     check_session_maker,
@@ -36,6 +37,7 @@ __all__ = [
     "check_iterable",
     "check_mode",
     "check_predicate",
+    "check_relationship",
     "check_session_maker",
     "check_transactional",
     "mapper_of",

@@ -1,5 +1,4 @@
-"""A connection of a watcher's own, outside any transaction and outside the pool, that knows when it
-is lost."""
+"""A connection of a watcher's own: outside the pool, outside transactions, watched for its loss."""
 
 from __future__ import annotations
 
@@ -18,32 +17,33 @@ __all__ = ["Busy", "Link", "LinkLost", "is_about_data", "is_passing"]
 
 logger = logging.getLogger("pgtoolset")
 
-#: Seconds that a statement may take, a connection may take to open, and a heartbeat may take to be
-#: answered.
-PATIENCE = 5.0
+#: Seconds that the answer to a statement may take. Connecting may take twice as long.
+STATEMENT_TIMEOUT = 5.0
 
-#: Seconds of silence after which a connection that only listens is asked for a sign of life.
+#: Seconds of silence after which a connection that only listens is tested.
 HEARTBEAT = 20.0
 
-#: Connection exceptions, and what a server says that shuts down, has shut down or does not start
-#: yet.
+#: SQLSTATE classes of a lost connection, and of a server that stops or starts.
 _LOST = ("08", "57P")
 
-#: Resources, locks, rollbacks, a cancelled statement: the same statement may succeed a moment
-#: later.
+#: SQLSTATE classes of rollbacks, missing resources and locks, and a cancelled statement. The same
+#: statement may succeed a moment later.
 _PASSING = ("40", "53", "55", "57014")
+
+#: SQLSTATE classes of values: data exceptions, and a parameter that violates a domain's CHECK.
+_DATA = ("22", "23514")
 
 
 class LinkLost(Exception):
-    """The connection is gone; the next one starts anew."""
+    """The connection is lost; a new one has to start from the beginning."""
 
 
 class Busy(Exception):
-    """The server is there, but did not answer the statement in time: mostly a table is locked."""
+    """The server lives, but did not answer the statement in time. Mostly a table is locked."""
 
 
 class Link:
-    """One connection."""
+    """One connection of asyncpg."""
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
@@ -52,79 +52,92 @@ class Link:
 
     @classmethod
     async def open(cls, engine: AsyncEngine) -> Self:
-        """A new connection with everything that the engine gives to its own, and none of the pool's
-        places taken."""
+        """Connect as the engine does, its events included, without a place in its pool."""
         pool = engine.sync_engine.pool.recreate()
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(2 * STATEMENT_TIMEOUT):
             fairy: Any = await greenlet_spawn(pool.connect)
         driver = fairy.driver_connection
         fairy.detach()
         return cls(driver)
 
     async def fetch(self, statement: str, *arguments: Sequence[Any]) -> list[Any]:
-        """The rows of a statement, in an implicit transaction of its own.
+        """Return the rows of a statement, which is a transaction of its own.
 
-        Raises `LinkLost` and `Busy`; every other error is the driver's.
+        Raises:
+            LinkLost: the connection is lost.
+            Busy: the server did not answer in time.
+            Exception: any error of the driver.
         """
         try:
-            rows: list[Any] = await self._driver.fetch(statement, *arguments, timeout=PATIENCE)
+            rows: list[Any] = await self._driver.fetch(
+                statement, *arguments, timeout=STATEMENT_TIMEOUT
+            )
             return rows
         except TimeoutError:
             await self.check()
             raise Busy(
-                f"PostgreSQL did not answer within {PATIENCE} s; a lock on the table may be in the way, or "
-                "statistics from a time when it was nearly empty, which ANALYZE renews"
+                f"PostgreSQL did not answer within {STATEMENT_TIMEOUT} s. Perhaps the table is "
+                "locked, or its statistics are from a time when it was nearly empty: ANALYZE "
+                "renews them."
             ) from None
         except Exception as error:
             self._raise_if_lost(error)
             raise
 
     async def check(self) -> None:
-        """Raise `LinkLost` where the server does not answer at all. A half-open connection is told
-        by nothing else."""
+        """Raise `LinkLost` where the server does not answer a heartbeat.
+
+        Nothing else shows that a connection is half-open.
+        """
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(STATEMENT_TIMEOUT):
                 await self._driver.fetch("SELECT 1")
         except TimeoutError as error:
             self._driver.terminate()
-            raise LinkLost(f"the server did not answer a heartbeat within {PATIENCE} s") from error
+            raise LinkLost(
+                f"the server did not answer a heartbeat within {STATEMENT_TIMEOUT} s"
+            ) from error
         except Exception as error:
             self._raise_if_lost(error)
             raise
 
     async def listen(self, channels: Sequence[str], heard: Callable[[str, str], None]) -> None:
-        """Have `heard` called with the channel and the payload of each notification on `channels`,
-        from now on."""
+        """Call `heard` with the channel and payload of each notification on `channels` from now."""
+        self._heard = heard
         for channel in channels:
             if channel not in self._channels:
-                self._heard = heard
-                try:
-                    async with asyncio.timeout(PATIENCE):
-                        await self._driver.add_listener(channel, self._on_notification)
-                except TimeoutError as error:
-                    self._driver.terminate()
-                    raise LinkLost(
-                        f"the server did not answer LISTEN within {PATIENCE} s"
-                    ) from error
-                except Exception as error:
-                    self._raise_if_lost(error)
-                    raise
+                await self._listen(channel)
                 self._channels.add(channel)
 
     async def close(self) -> None:
-        """Close the connection, or drop it where that is not answered. Never raises."""
+        """Close the connection, or terminate it where the server does not answer. Never raises."""
         self._heard = None
         if not self._driver.is_closed():
             await uninterrupted(self._close())
 
+    async def _listen(self, channel: str) -> None:
+        try:
+            async with asyncio.timeout(STATEMENT_TIMEOUT):
+                await self._driver.add_listener(channel, self._on_notification)
+        except TimeoutError as error:
+            self._driver.terminate()
+            raise LinkLost(
+                f"the server did not answer LISTEN within {STATEMENT_TIMEOUT} s"
+            ) from error
+        except Exception as error:
+            self._raise_if_lost(error)
+            raise
+
     async def _close(self) -> None:
         try:
-            # asyncpg does not count the time in which it tells the server of a statement that was
-            # cancelled.
+            # asyncpg's own timeout does not cover its request to cancel a statement.
             async with asyncio.timeout(1.5):
                 await self._driver.close(timeout=1)
         except Exception:
-            logger.debug("closing a watcher's connection failed; it is dropped", exc_info=True)
+            logger.debug(
+                "The connection of a RowWatcher could not be closed, and is terminated.",
+                exc_info=True,
+            )
         finally:
             self._driver.terminate()
 
@@ -132,10 +145,15 @@ class Link:
         if self._heard is not None:
             self._heard(channel, payload)
 
+    def _silence(self, request: str) -> LinkLost:
+        """Terminate the connection, and return the error that says why."""
+        self._driver.terminate()
+        return LinkLost(f"the server did not answer {request} within {STATEMENT_TIMEOUT} s")
+
     def _raise_if_lost(self, error: Exception) -> None:
         state = sqlstate_of(error) or ""
-        # The driver's own errors about its connection have no SQLSTATE, and a new connection puts
-        # all of them right.
+        # asyncpg's own errors about a connection have no SQLSTATE; a new connection has none of
+        # them. They are known by name, because this module does not import the driver.
         own = type(error).__name__ in ("InterfaceError", "InternalClientError")
         if self._driver.is_closed() or isinstance(error, OSError) or own or state.startswith(_LOST):
             self._driver.terminate()
@@ -143,10 +161,11 @@ class Link:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the same statement may succeed a moment later."""
+    """Return whether the same statement may succeed a moment later."""
     return isinstance(error, Busy) or (sqlstate_of(error) or "").startswith(_PASSING)
 
 
 def is_about_data(error: Exception) -> bool:
-    """Whether a parameter is to blame: asyncpg could not encode it, or PostgreSQL not read it."""
-    return isinstance(error, (ValueError, TypeError)) or (sqlstate_of(error) or "").startswith("22")
+    """Return whether asyncpg could not encode a parameter, or PostgreSQL refused its value."""
+    state = sqlstate_of(error) or ""
+    return isinstance(error, (ValueError, TypeError)) or state.startswith(_DATA)

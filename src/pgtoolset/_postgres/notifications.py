@@ -1,9 +1,8 @@
-"""NOTIFY: the channel of a table, the trigger that announces changes of its rows, and what its
-payloads say.
+"""NOTIFY: the channel of a table, the triggers that announce changes of its rows, their payloads.
 
-A payload is a JSON array of keys, each an array of its parts: `[[1], [2]]`. An empty one says "look
-at the table": the keys did not fit, or are of a type that JSON and the driver do not spell alike.
-https://www.postgresql.org/docs/current/sql-notify.html
+A payload is a JSON array of keys, each an array of its parts: `[[1], [2]]`. An empty payload means
+that any row may have changed: the keys did not fit, or are of a type that JSON and the driver spell
+differently. See https://www.postgresql.org/docs/current/sql-notify.html
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.types import TypeDecorator
 
-__all__ = ["AnnounceFunction", "AnnounceTrigger", "channel_of", "keys_in", "spelled"]
+__all__ = ["AnnounceFunction", "AnnounceTrigger", "channel_of", "keys_in", "payload_key"]
 
-#: Bytes: the longest payload that PostgreSQL takes.
+#: The longest payload that PostgreSQL accepts, in bytes.
 LONGEST_PAYLOAD = 7999
 
-#: Keys that are looked at to fill a payload. The shortest take 5 bytes each, "[1], ", so more never
-#: fit.
+#: Keys that are read to fill a payload. The shortest take 5 bytes ("[1], "), so more never fit.
 _MOST_KEYS = LONGEST_PAYLOAD // 5 + 1
 
-#: The triggers of a table, one for each event, because PostgreSQL allows a transition table to one
-#: event only.
+_INFINITE_DATES = {date.min: "-infinity", date.max: "infinity"}
+
+#: The triggers of a table, one for each event: PostgreSQL allows transition tables only to triggers
+#: of one event.
 EVENTS: Mapping[str, str] = {
     "INSERT": "REFERENCING NEW TABLE AS pgtoolset_new ",
     "UPDATE": "REFERENCING OLD TABLE AS pgtoolset_old NEW TABLE AS pgtoolset_new ",
@@ -40,34 +40,38 @@ EVENTS: Mapping[str, str] = {
 
 
 def channel_of(table: Table) -> str:
-    """The channel of a table. A hash, because PostgreSQL cuts a name at 63 bytes without a word."""
+    """Return the channel of a table: a hash, because PostgreSQL cuts names to 63 bytes."""
     name = json.dumps([table.schema, table.name])
     return "pgtoolset_" + blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def keys_in(payload: str) -> list[tuple[Any, ...]] | None:
-    """The keys that a payload names, spelled as `spelled` does; `None` says "look at the table"."""
+    """Return the keys that a payload names, as `payload_key` spells them.
+
+    `None` means that any row may have changed: the payload is empty, or another program's.
+    """
     try:
-        keys = json.loads(payload)
-        return [tuple(key) for key in keys]
-    except (ValueError, TypeError):  # empty, or somebody else's
+        keys = [tuple(key) for key in json.loads(payload)]
+        hash(tuple(keys))
+    except (ValueError, TypeError, RecursionError):
         return None
+    return keys
 
 
-def spelled(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A key as payloads spell it, from the driver's values."""
-    return tuple(part if isinstance(part, (int, str)) else _spelled(part) for part in parts)
+def payload_key(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a key as payloads spell it, from the driver's values."""
+    return tuple(part if isinstance(part, (int, str)) else _as_json(part) for part in key)
 
 
-def _spelled(part: Any) -> Any:
+def _as_json(part: Any) -> Any:
     if isinstance(part, date) and not isinstance(part, datetime):
-        return part.isoformat()
+        # asyncpg sends the first and the last date as infinities.
+        return _INFINITE_DATES.get(part) or part.isoformat()
     return str(part) if isinstance(part, UUID) else part
 
 
-def _travels(column: Column[Any]) -> bool:
-    """Whether JSON and the driver spell the values of a column alike, so that a payload can name
-    them."""
+def _is_spelled_alike(column: Column[Any]) -> bool:
+    """Return whether payloads can name the column's values: JSON and the driver agree on them."""
     type_: Any = column.type
     while isinstance(type_, TypeDecorator):
         type_ = type_.impl_instance
@@ -75,7 +79,7 @@ def _travels(column: Column[Any]) -> bool:
 
 
 class AnnounceFunction(ExecutableDDLElement):
-    """CREATE FUNCTION, for the triggers of a table."""
+    """CREATE FUNCTION for the triggers of a table."""
 
     def __init__(self, table: Table, keys: Sequence[Column[Any]]) -> None:
         self.table = table
@@ -83,7 +87,7 @@ class AnnounceFunction(ExecutableDDLElement):
 
 
 class AnnounceTrigger(ExecutableDDLElement):
-    """CREATE TRIGGER, for one event of a table."""
+    """CREATE TRIGGER for one event of a table."""
 
     def __init__(self, table: Table, event: str) -> None:
         self.table = table
@@ -95,15 +99,18 @@ def _create_function(element: AnnounceFunction, compiler: Any, **_: Any) -> str:
     quote = compiler.preparer.quote
     columns = ", ".join(quote(column.name) for column in element.keys)
     channel = channel_of(element.table)
-    if element.keys and all(map(_travels, element.keys)):
+    if element.keys and all(map(_is_spelled_alike, element.keys)):
 
         def named(rows: str) -> str:
             return (
-                f"SELECT pg_catalog.json_agg(pg_catalog.json_build_array({columns}))::text INTO keys "
-                f"FROM (SELECT {columns} FROM {rows} LIMIT {_MOST_KEYS}) AS changed;"
+                f"SELECT pg_catalog.json_agg(pg_catalog.json_build_array({columns}))::text "
+                f"INTO keys FROM (SELECT {columns} FROM {rows} LIMIT {_MOST_KEYS}) AS changed;"
             )
 
-        both = f"(SELECT {columns} FROM pgtoolset_old UNION SELECT {columns} FROM pgtoolset_new) AS rows"
+        both = (
+            f"(SELECT {columns} FROM pgtoolset_old UNION SELECT {columns} FROM pgtoolset_new) "
+            "AS rows"
+        )
         body = f"""
     IF TG_OP = 'INSERT' THEN
         {named("pgtoolset_new")}
@@ -119,7 +126,8 @@ def _create_function(element: AnnounceFunction, compiler: Any, **_: Any) -> str:
     END IF;"""
     else:
         body = "\n    keys := '';"
-    return f"""CREATE OR REPLACE FUNCTION {_function_name(element.table, compiler)}() RETURNS trigger
+    name = _function_name(element.table, compiler)
+    return f"""CREATE OR REPLACE FUNCTION {name}() RETURNS trigger
 LANGUAGE plpgsql AS $pgtoolset$
 DECLARE
     keys text;
@@ -136,12 +144,13 @@ $pgtoolset$"""
 def _create_trigger(element: AnnounceTrigger, compiler: Any, **_: Any) -> str:
     table = compiler.preparer.format_table(element.table)
     return (
-        f"CREATE OR REPLACE TRIGGER pgtoolset_{element.event.lower()} AFTER {element.event} ON {table} "
-        f"{EVENTS[element.event]}FOR EACH STATEMENT EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
+        f"CREATE OR REPLACE TRIGGER pgtoolset_{element.event.lower()} "
+        f"AFTER {element.event} ON {table} {EVENTS[element.event]}FOR EACH STATEMENT "
+        f"EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
     )
 
 
 def _function_name(table: Table, compiler: Any) -> str:
-    """Beside its table, under the name of the channel."""
+    """Return the name of a table's function: in its schema, that of the channel."""
     beside = Table(channel_of(table), table.metadata.__class__(), schema=table.schema)
     return str(compiler.preparer.format_table(beside))

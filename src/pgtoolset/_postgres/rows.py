@@ -1,30 +1,32 @@
-"""Rows by arrays of keys: the statements of a look, and the driver's values turned into those of
-the mapping.
+"""The statements of a `RowWatcher`, and the driver's values turned into those of the mapping.
 
-The types of the parameters are left to PostgreSQL, which infers them from the columns that they are
-compared with. A cast of ours would have to know domains, enums and collations, and one to
-`varchar(n)` would cut keys short.
+Rows are found by arrays of keys, one for each column of the primary key, in `$1`, `$2`, and so on.
 
-A row as text is what `ROW(...)::text` makes of it. PostgreSQL's text forms lose nothing, but that
-of floats where somebody has set `extra_float_digits` below 1; there is none then. See
+The line of a row is its `ROW(...)::text` without newlines. PostgreSQL's text forms are exact, but
+for floats where `extra_float_digits` is set below 1; a row has no line then. See
 https://www.postgresql.org/docs/current/rowtypes.html#ROWTYPES-IO-SYNTAX
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     Dialect,
     Integer,
     LargeBinary,
+    String,
     Text,
+    Uuid,
     and_,
     any_,
+    bindparam,
     case,
     cast,
+    column,
     false,
     func,
     literal_column,
@@ -32,23 +34,31 @@ from sqlalchemy import (
     true,
     tuple_,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapper
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from pgtoolset._postgres.arrays import array_text
+from pgtoolset._postgres.arrays import Elements, array_text, equals
 
-__all__ = ["Statements", "array_texts", "decoder", "key_arguments"]
+__all__ = ["RowStatements", "array_texts", "decoder", "key_arguments", "key_parameter"]
 
 _NEWLINE: Any = literal_column(r"E'\n'")
 _ESCAPED: Any = literal_column(r"E'\\n'")
 
 
-class Statements:
-    """The statements that look at rows of one mapper by arrays of keys in `$1`, `$2`, ...
+class RowStatements:
+    """The statements for the rows of one mapper and one set of columns.
+
+    Attributes:
+        selected: the attribute in each position of a row of `rows`, before the line at its end.
+            The first positions are the key; `None` stands for a key that is not a column's value.
+        returns_given_keys: whether a row begins with the key that found it, as it was given, and
+            not as the table spells it.
 
     Args:
         mapper: of the rows.
         keys: the attributes of its primary key, in order.
-        columns: the other attributes that are looked at.
+        columns: the watched attributes.
     """
 
     def __init__(
@@ -67,27 +77,42 @@ class Statements:
                 "schema_translate_map": schema_translate_map,
                 "render_schema_translate": True,
             }
-        # The entities are the mapping's, so that SQLAlchemy joins the tables of a subclass and adds
-        # its discriminator.
-        self._entities = [getattr(mapper.class_, name) for name in (*keys, *columns)]
+        self.returns_given_keys = any(_needs_expression(each) for each in mapper.primary_key)
+        self._keys: _Keys
+        if self.returns_given_keys:
+            self._keys = _GivenKeys(mapper)
+            others = tuple(columns)
+            self.selected: tuple[str | None, ...] = (*(None for _ in keys), *others)
+        else:
+            self._keys = _ColumnKeys(mapper, keys)
+            others = tuple(name for name in columns if name not in keys)
+            self.selected = (*keys, *others)
+        # The entities are attributes of the class, so that SQLAlchemy joins the tables of a
+        # subclass and adds its discriminator.
+        attributes = [getattr(mapper.class_, name) for name in others]
+        self._entities = [*self._keys.entities, *attributes]
         self._parameters = [f"${number}" for number in range(1, len(keys) + 1)]
 
     def rows(self) -> str:
-        """The rows: keys, columns and at the end the text."""
+        """The rows of the keys: `selected`, and the line."""
+        line = func.convert_to(self._line(), literal_column("'UTF8'"), type_=LargeBinary)
         return self._sql(
-            select(*self._entities, self._text()).where(self._criterion(self._parameters))
+            select(*self._entities, case((_is_exact(), line)))
+            .select_from(self._mapper)
+            .where(self._keys.criterion(self._parameters))
         )
 
-    def texts(self, types: Sequence[str] | None) -> str:
-        """The texts of all the rows in one value of lines, NULL where there are none.
+    def snapshot(self, types: Sequence[str] | None) -> str:
+        """The lines of the keys' rows in one value (NULL without rows), and whether they are exact.
 
-        With `types` the parameters are the texts of arrays of these types.
+        Args:
+            types: of the arrays, where the parameters are their texts.
         """
         parameters = self._parameters
         if types is not None:
-            # In a subquery, because a cast that depends on settings, as that of text does, is
-            # carried out anew for each row that is not found by the index: 10,000 times 10,000 keys
-            # where the planner takes a table for small.
+            # In a subquery, because PostgreSQL repeats a cast that depends on settings, as that of
+            # text does, for each row that the index does not find: 10,000 times 10,000 keys where
+            # the planner takes a table for small.
             parameters = [
                 f"CAST((SELECT CAST({each}::text AS {type_})) AS {type_})"
                 for each, type_ in zip(parameters, types, strict=True)
@@ -95,47 +120,25 @@ class Statements:
         lines: Any = func.convert_to(
             func.string_agg(self._line(), _NEWLINE), literal_column("'UTF8'")
         )
-        is_exact = _is_exact().label("is_exact")
         return self._sql(
-            select(lines, is_exact).select_from(self._mapper).where(self._criterion(parameters))
+            select(lines, _is_exact().label("is_exact"))
+            .select_from(self._mapper)
+            .where(self._keys.criterion(parameters))
         )
 
-    def types(self) -> str:
-        """The types that PostgreSQL infers for the parameters; it looks at no row."""
-        # Spelled out, because SQLAlchemy would leave away what is joined to its own `false()`.
+    def parameter_types(self) -> str:
+        """The types that PostgreSQL infers for the parameters. The statement reads no row."""
+        # Spelled out, because SQLAlchemy would drop what is joined to its own `false()`.
         never: Any = select(true()).select_from(self._mapper).where(literal_column("false"))
-        never = never.where(self._criterion(self._parameters))
-        # The subquery comes first, so that the parameters have met their columns before they are
-        # asked.
+        never = never.where(self._keys.criterion(self._parameters))
+        # The subquery comes first: PostgreSQL has to compare a parameter with its column before it
+        # can tell the type.
         types = [cast(func.pg_typeof(literal_column(each)), Text) for each in self._parameters]
         return self._sql(select(never.scalar_subquery(), *types))
 
     def _line(self) -> Any:
-        # Backslashes are doubled in the text of a row, so one that is not is ours.
+        # The text of a row doubles its backslashes, so a single one is from this replacement.
         return func.replace(cast(func.row(*self._entities), Text), _NEWLINE, _ESCAPED)
-
-    def _text(self) -> Any:
-        return case(
-            (
-                _is_exact(),
-                func.convert_to(self._line(), literal_column("'UTF8'"), type_=LargeBinary),
-            )
-        )
-
-    def _criterion(self, parameters: Sequence[str]) -> Any:
-        key_columns: list[Any] = list(self._mapper.primary_key)
-        matches = [
-            column.op("=", is_comparison=True)(any_(literal_column(parameter)))
-            for column, parameter in zip(key_columns, parameters, strict=True)
-        ]
-        if len(matches) == 1:
-            return matches[0]
-        # The first branch is gone before the statement is planned. It is there for its types:
-        # `unnest` takes any array, so the parameters must have met their columns before they meet
-        # it.
-        typed = case((false(), and_(*matches)), else_=true())
-        wanted: Any = literal_column(f"(SELECT * FROM unnest({', '.join(parameters)}))")
-        return and_(typed, tuple_(*key_columns).op("IN", is_comparison=True)(wanted))
 
     def _sql(self, statement: Any) -> str:
         return str(
@@ -145,35 +148,130 @@ class Statements:
         )
 
 
+class _Keys(Protocol):
+    """How rows are found by keys, and how a row tells its key."""
+
+    entities: list[Any]
+
+    def criterion(self, parameters: Sequence[str]) -> Any: ...
+
+
+class _ColumnKeys:
+    """Compares the columns with the parameters themselves, whose types PostgreSQL infers.
+
+    A cast would have to know domains, enums and collations, and one to `varchar(n)` would cut keys
+    short.
+    """
+
+    def __init__(self, mapper: Mapper[Any], keys: Sequence[str]) -> None:
+        self._columns: list[Any] = list(mapper.primary_key)
+        self.entities = [getattr(mapper.class_, name) for name in keys]
+
+    def criterion(self, parameters: Sequence[str]) -> Any:
+        matches = [
+            each.op("=", is_comparison=True)(any_(literal_column(parameter)))
+            for each, parameter in zip(self._columns, parameters, strict=True)
+        ]
+        if len(matches) == 1:
+            return matches[0]
+        # The planner removes the first branch. It is there for its types: `unnest` takes any array,
+        # so PostgreSQL has to infer the types of the parameters from the columns before it.
+        typed = case((false(), and_(*matches)), else_=true())
+        wanted: Any = literal_column(f"(SELECT * FROM unnest({', '.join(parameters)}))")
+        return and_(typed, tuple_(*self._columns).op("IN", is_comparison=True)(wanted))
+
+
+class _GivenKeys:
+    """Compares the columns with what the ORM binds for a key: an expression of the parameter.
+
+    `lower($1)` finds "news" for the key "News", so the row cannot tell which key found it. It
+    therefore comes with the key itself.
+    """
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        self._columns: list[Any] = list(mapper.primary_key)
+        arrays: list[Any] = [
+            cast(literal_column(f"${number}"), Elements(each.type))
+            for number, each in enumerate(self._columns, 1)
+        ]
+        outputs = [column(f"key_{n}", each.type) for n, each in enumerate(self._columns)]
+        unnested = func.unnest(*arrays).table_valued(*outputs)
+        self._wanted = list(unnested.render_derived(name="pgtoolset_wanted").c)
+        # Without the type, whose `column_expression` is for what the table stores.
+        self.entities: list[Any] = [
+            literal_column(f"pgtoolset_wanted.key_{n}") for n in range(len(outputs))
+        ]
+
+    def criterion(self, parameters: Sequence[str]) -> Any:
+        pairs = zip(self._columns, self._wanted, strict=True)
+        return and_(*(equals(each, wanted) for each, wanted in pairs))
+
+
+def _needs_expression(target: ColumnElement[Any]) -> bool:
+    probe: Any = column("probe", target.type)
+    # The elements of an array of arrays are not its arrays; their texts travel in their place.
+    return isinstance(target.type, ARRAY) or target.type.bind_expression(probe) is not None
+
+
 def _is_exact() -> Any:
     digits = cast(func.current_setting(literal_column("'extra_float_digits'")), Integer)
     return select(digits > literal_column("0")).scalar_subquery()
 
 
+def key_parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return a parameter for an array of keys of one column, as SQLAlchemy binds single keys.
+
+    Integers, strings and UUIDs travel as text: asyncpg asks the server about the type of most
+    arrays, at the first use on each connection.
+    """
+    plain: Any = type_
+    while isinstance(plain, TypeDecorator):
+        plain = plain.impl_instance
+    if isinstance(plain, Integer | String | Uuid):
+        return cast(bindparam(name, type_=_TextOfElements(type_)), Elements(type_))
+    return bindparam(name, type_=Elements(type_))
+
+
+class _TextOfElements(TypeDecorator[list[Any]]):
+    """The text of an array whose elements `Elements` binds."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, item: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item = item
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        bind = Elements(self.item).bind_processor(dialect)
+        return lambda values: array_text(bind(values))
+
+
 def array_texts(keys: Sequence[Any], width: int) -> list[str] | None:
-    """The arrays of `texts` for these keys, as text; `None` where their text is not beyond
-    doubt."""
+    """Return the arrays of keys as texts; `None` where a key is of a type without a known text."""
     columns = key_arguments(keys, width)
-    for column in columns:
+    for values in columns:
         if not all(
-            kind is int or kind is str or issubclass(kind, UUID) for kind in set(map(type, column))
+            kind is int or kind is str or issubclass(kind, UUID) for kind in set(map(type, values))
         ):
             return None
-    return [array_text(column) for column in columns]
+    return [array_text(values) for values in columns]
 
 
 def key_arguments(keys: Sequence[Any], width: int) -> list[list[Any]]:
-    """The arrays of `rows` for these keys."""
+    """Return the arrays of keys, one for each of `width` columns."""
     if width == 1:
         return [list(keys)]
     return [[key[position] for key in keys] for position in range(width)]
 
 
 def decoder(
-    mapper: Mapper[Any], selected: Sequence[str], wanted: Sequence[str], dialect: Dialect
+    mapper: Mapper[Any], selected: Sequence[str | None], wanted: Sequence[str], dialect: Dialect
 ) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """Turns a row of `selected` into a dictionary of the `wanted` attributes, with the values
-    SQLAlchemy would give."""
+    """Return a function that turns a row of `selected` into the `wanted` attributes and values.
+
+    The values are those that SQLAlchemy gives for the columns.
+    """
     types = {
         name: mapper.column_attrs[name].columns[0].type.dialect_impl(dialect) for name in wanted
     }
@@ -195,8 +293,7 @@ def decoder(
 
 
 def _type_code(value: Any) -> int:
-    """The OID that SQLAlchemy's numeric types ask for, told by what asyncpg makes of a column of
-    it."""
+    """Return the OID that SQLAlchemy's numeric types ask for, by what asyncpg made of a value."""
     if isinstance(value, float):
         return 701  # float8
     return 20 if isinstance(value, int) else 1700  # int8, numeric

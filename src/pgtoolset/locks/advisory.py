@@ -6,8 +6,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -22,21 +21,20 @@ from pgtoolset._postgres.locks import isolation_level_of
 from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset.transactions import get_transaction
+from pgtoolset.types import AdvisoryKey, Duration
 
 __all__ = ["advisory_lock"]
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
 
-Key: TypeAlias = int | tuple[int, int] | str
-
 
 def advisory_lock(
     session: AsyncSession,
-    key: Key,
+    key: AdvisoryKey,
     *,
     shared: bool = False,
     nowait: bool = False,
-    timeout: float | timedelta | str | None = None,
+    timeout: Duration | None = None,
 ) -> AbstractAsyncContextManager[bool]:
     """A block that is a `get_transaction` and holds the advisory lock on `key` until it ends.
 
@@ -82,7 +80,7 @@ def advisory_lock(
 async def _block(
     session: Any,
     sync: Session,
-    key: Key,
+    key: AdvisoryKey,
     numbers: tuple[int, ...],
     shared: bool,
     nowait: bool,
@@ -109,7 +107,7 @@ async def _block(
 async def _acquire(
     connection: AsyncConnection,
     lock: SessionLock | None,
-    key: Key,
+    key: AdvisoryKey,
     numbers: tuple[int, ...],
     shared: bool,
     nowait: bool,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -36,6 +35,7 @@ from pgtoolset._postgres.lookout import Lookout
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
 from pgtoolset.errors import LockTimeoutError, TransactionStateError
 from pgtoolset.transactions import get_transaction
+from pgtoolset.types import Duration, PrimaryKeys, RowLockModeSpelling
 from pgtoolset.values import Blocker, RowLockMode
 
 __all__ = ["lock_rows"]
@@ -73,12 +73,12 @@ _MEMBERS = text(
 async def lock_rows(
     session: AsyncSession,
     model: type[M],
-    pks: Iterable[Any],
+    pks: PrimaryKeys,
     *,
-    mode: RowLockMode | str = RowLockMode.UPDATE,
+    mode: RowLockModeSpelling = RowLockMode.UPDATE,
     skip_locked: bool = False,
     nowait: bool = False,
-    timeout: float | timedelta | str | None = None,
+    timeout: Duration | None = None,
 ) -> Sequence[M]:
     """Lock rows in the order of their keys until the transaction ends, and return them with the
     values as locked.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, FromClause, Table
+from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Session
@@ -28,6 +27,7 @@ from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, trans
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.transactions import get_transaction
+from pgtoolset.types import Duration, LockModeSpelling, TableTarget
 from pgtoolset.values import Blocker, LockMode
 
 __all__ = ["lock_tables"]
@@ -37,10 +37,10 @@ S = TypeVar("S", bound=TransactionalSession)
 
 def lock_tables(
     session: S,
-    tables: Iterable[type[Any] | FromClause],
+    tables: Iterable[TableTarget],
     *,
-    mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
-    timeout: float | timedelta | str | None = "5s",
+    mode: LockModeSpelling = LockMode.SHARE_UPDATE_EXCLUSIVE,
+    timeout: Duration | None = "5s",
     nowait: bool = False,
 ) -> AbstractAsyncContextManager[S]:
     """A block that is a `get_transaction` and holds `mode` on all of `tables`.

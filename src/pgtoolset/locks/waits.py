@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from pgtoolset._postgres.locks import waits
+from pgtoolset.types import LockWaitSource
 from pgtoolset.values import LockWait
 
 __all__ = ["list_lock_waits"]
 
 
 async def list_lock_waits(
-    connection_or_session: AsyncConnection | AsyncSession | AsyncEngine,
+    connection_or_session: LockWaitSource,
 ) -> Sequence[LockWait]:
     """Every session of the database that waits for a lock now, and who is in its way.
 

@@ -28,7 +28,7 @@ from pgtoolset.m2m._preparing import (
     pair_columns,
     parameters_of,
 )
-from pgtoolset.m2m._relationships import ManyToMany, Related
+from pgtoolset.types import ManyToMany, PrimaryKeys, Related
 from pgtoolset.values import M2MChange
 
 __all__ = ["m2m_add", "m2m_add_many", "m2m_remove", "m2m_set"]
@@ -39,7 +39,7 @@ async def m2m_add(
     instance: Any,
     rel_attr: ManyToMany[Related],
     *related: Related,
-    pks: Iterable[Any] = (),
+    pks: PrimaryKeys = (),
     ignore_conflicts: bool = False,
     values: Mapping[str, Any] | None = None,
 ) -> int:
@@ -120,7 +120,7 @@ async def m2m_remove(
     instance: Any,
     rel_attr: ManyToMany[Related],
     *related: Related,
-    pks: Iterable[Any] = (),
+    pks: PrimaryKeys = (),
 ) -> int:
     """Undo the associations of `instance` with `related` and `pks` in one DELETE; those that do not
     exist are no error.
@@ -168,7 +168,7 @@ async def m2m_set(
     instance: Any,
     rel_attr: ManyToMany[Related],
     *related: Related,
-    pks: Iterable[Any] = (),
+    pks: PrimaryKeys = (),
     values: Mapping[str, Any] | None = None,
     keep_existing: bool = False,
 ) -> M2MChange:

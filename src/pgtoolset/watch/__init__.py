@@ -1,4 +1,4 @@
-"""Waiting for rows to change."""
+"""Wait for rows to change."""
 
 from pgtoolset.watch.streams import RowChanges
 from pgtoolset.watch.triggers import row_change_trigger

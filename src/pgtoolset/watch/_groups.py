@@ -1,360 +1,290 @@
-"""The rows of one model and one set of columns: a single statement looks at all of them, whoever
-waits for which."""
+"""A group: the watched rows of one model and one set of columns, polled by one statement a tick."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from pgtoolset._native import row_comparator
-from pgtoolset._postgres.link import LinkLost, is_about_data, is_passing
-from pgtoolset._postgres.notifications import channel_of, spelled
-from pgtoolset._postgres.rows import Statements, decoder, key_arguments
+from pgtoolset._postgres.link import is_about_data
+from pgtoolset._postgres.notifications import channel_of
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import WatchFailedError
+from pgtoolset.watch._known_rows import KnownRows
+from pgtoolset.watch._members import Members
+from pgtoolset.watch._snapshots import Fetch
 from pgtoolset.watch._subscriptions import Subscription, Values
-from pgtoolset.watch._texts import Fetch, Texts
+from pgtoolset.watch._yielding import SLICE_SIZE, Yielder
 from pgtoolset.watch.targets import Target
 
-__all__ = ["Breath", "Group"]
+__all__ = ["Group"]
 
 logger = logging.getLogger("pgtoolset")
 
-#: Rows that are compared, and subscriptions that are served, before the clock is looked at.
-SLICE = 500
-
-#: Keys up to which all rows are fetched at every look. With more, they are compared as text, and
-#: those that changed are fetched by a second statement.
-FEW = 30
-
-#: Seconds of work after which the event loop gets its turn.
-BREATH = 0.005
-
-
-class Breath:
-    """Gives the event loop a turn when there has been none for a while."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._since = self._loop.time()
-
-    async def take(self) -> None:
-        if self._loop.time() - self._since > BREATH:
-            await asyncio.sleep(0)
-            self._since = self._loop.time()
-
 
 class Group:
-    """What is watched of one model.
+    """The rows of one model and one set of columns, and the subscriptions to them.
 
-    `_known` has the row that everybody who has joined has seen, with its text at the end. A key
-    without one is a row that does not exist, or that nobody has joined yet. Looks at a group never
-    overlap, so each finds a state at least as new as the last.
+    Ticks of a group never overlap, so each finds a state at least as new as the one before.
+
+    Attributes:
+        target: the model and the columns.
+        channels: the notification channels of the tables.
+        not_before: the time of the event loop before which the group is not ticked.
+        failures: ticks in a row that found the server busy.
     """
 
     def __init__(self, engine: AsyncEngine, target: Target[Any]) -> None:
-        dialect = engine.dialect
-        translate = engine.sync_engine.get_execution_options().get("schema_translate_map")
-        selected = (*target.keys, *(name for name in target.columns if name not in target.keys))
         self.target = target
         self.channels = tuple(
             channel_of(table) for table in target.mapper.tables if isinstance(table, Table)
         )
         self.not_before = 0.0
-        self.busy = 0
-        self._width = len(target.keys)
-        statements = Statements(
-            target.mapper, target.keys, selected[self._width :], dialect, translate
-        )
-        self._statement = statements.rows()
-        self._texts = Texts(statements, self._width)
-        self._decode = decoder(target.mapper, selected, target.columns, dialect)
-        self._known: dict[Any, Sequence[Any]] = {}
-        self._subscriptions: dict[Any, dict[Subscription[Any], None]] = {}
-        self._joining: dict[Subscription[Any], None] = {}
-        self._expiring: set[Subscription[Any]] = set()
+        self.failures = 0
+        self._rows = KnownRows(engine, target)
+        self._members = Members(len(target.keys))
         self._due: set[Any] = set()
         self._all_due = False
-        self._keys: list[Any] | None = None
-        self._spelled: dict[tuple[Any, ...], Any] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._subscriptions)
+        return bool(self._members.by_key)
 
     @property
     def is_due(self) -> bool:
+        """Whether rows have to be polled before the next tick."""
         return self._all_due or bool(self._due)
 
+    @property
+    def subscriptions(self) -> list[Subscription[Any]]:
+        return self._members.all()
+
     def add(self, subscription: Subscription[Any]) -> None:
-        if subscription.key not in self._subscriptions:
-            self._subscriptions[subscription.key] = {}
-            self._spell(subscription.key)
-        self._subscriptions[subscription.key][subscription] = None
-        self._joining[subscription] = None
+        self._members.add(subscription)
         self._due.add(subscription.key)
 
     def remove(self, subscription: Subscription[Any]) -> None:
-        self._joining.pop(subscription, None)
-        self._expiring.discard(subscription)
-        served = self._subscriptions.get(subscription.key, {})
-        if subscription in served:
-            del served[subscription]
-            if not served:
-                self._forget(subscription.key)
+        if self._members.remove(subscription):
+            self._forget(subscription.key)
 
-    def look_at_all(self) -> None:
-        """Have the next look look at every key."""
+    def mark_all_due(self) -> None:
+        """Have the next tick poll every key."""
         self._all_due = True
 
-    def look_at(self, keys: Iterable[tuple[Any, ...]]) -> bool:
-        """Have the next look look at those of `keys`, spelled as in a payload, that are watched;
-        whether any is."""
-        found = [self._spelled[key] for key in keys if key in self._spelled]
+    def mark_due(self, payload_keys: Iterable[tuple[Any, ...]]) -> bool:
+        """Have the next tick poll the keys that a notification names.
+
+        Returns:
+            Whether one of them is watched.
+        """
+        if self._rows.has_given_keys:
+            # A payload has the keys as the table spells them, which are not the given ones.
+            self.mark_all_due()
+            return True
+        found = [key for key in map(self._members.key_of, payload_keys) if key is not None]
         self._due.update(found)
         return bool(found)
 
-    def last_look(self, subscription: Subscription[Any]) -> None:
-        """Look once more, and end the subscription unless something has changed."""
-        self._expiring.add(subscription)
+    def mark_last(self, subscription: Subscription[Any]) -> None:
+        """Have the next tick be the last for a subscription: it expires unless its row changed."""
+        self._members.expiring.add(subscription)
         self._due.add(subscription.key)
 
-    def subscriptions(self) -> list[Subscription[Any]]:
-        return [each for served in self._subscriptions.values() for each in served]
+    async def tick(self, fetch: Fetch, *, whole: bool) -> None:
+        """Poll the rows that are due, or all of them, and tell the subscriptions of changes.
 
-    async def look(self, fetch: Fetch, *, whole: bool) -> None:
-        """Look at what is due, or at all of it, and tell whoever waits.
-
-        An error leaves everything as it was: what was due is due again.
+        An error leaves the group as it was: what was due is due again.
         """
-        joining, expiring = list(self._joining), list(self._expiring)
+        joining, expiring = list(self._members.joining), list(self._members.expiring)
         was_all_due, self._all_due = self._all_due, False
         due, self._due = self._due, set()
-        if not self._subscriptions:
+        if not self:
             return
-        breath = Breath()
+        yielder = Yielder()
         try:
-            keys = await self._to_fetch(fetch, due, whole or was_all_due)
-            if keys:
-                rows = await fetch(self._statement, *key_arguments(keys, self._width))
-                strangers = await self._compare(rows, breath)
-                if strangers or len(rows) < len(keys):
-                    await self._find_missing(fetch, keys, rows, breath)
+            await self._poll(fetch, due, whole or was_all_due, yielder)
         except BaseException:
             self._all_due = self._all_due or was_all_due
             self._due |= due
             raise
         for count, subscription in enumerate(joining):
-            if subscription in self._joining:
-                del self._joining[subscription]
+            if subscription in self._members.joining:
+                del self._members.joining[subscription]
                 self._join(subscription)
-            if count % SLICE == 0:
-                await breath.take()
+            if count % SLICE_SIZE == 0:
+                await yielder.yield_if_due()
         for subscription in expiring:
-            self._expiring.discard(subscription)
+            self._members.expiring.discard(subscription)
             subscription.expire()
 
-    async def _to_fetch(self, fetch: Fetch, due: set[Any], whole: bool) -> Sequence[Any]:
-        """The keys whose rows may have changed: those that are due and, in a look at the whole,
-        whose text differs."""
-        wanted = due.intersection(self._subscriptions)
-        if not whole:
-            return list(wanted)
-        if self._keys is None:
-            self._keys = list(self._subscriptions)
-        keys = self._keys
-        if len(keys) <= FEW or 2 * len(wanted) > len(keys) or not self._texts.is_usable:
-            return keys
-        try:
-            changed = await self._texts.changed(fetch, keys, self._known, self._subscriptions)
-        except Exception as error:
-            if isinstance(error, LinkLost) or is_passing(error):
-                raise
-            # What is wrong with the rows themselves is found when they are fetched.
-            if not is_about_data(error):
-                logger.warning(
-                    "rows of %s cannot be compared as text, and are fetched at every look: %s",
-                    self.target,
-                    error,
-                )
-                self._texts.is_usable = False
-            return keys
-        return (
-            keys if changed is None else list((changed | wanted).intersection(self._subscriptions))
-        )
+    async def fail_bad_keys(self, fetch: Fetch) -> None:
+        """Fail the joining subscriptions whose keys PostgreSQL or the driver cannot read.
 
-    async def blame(self, fetch: Fetch) -> None:
-        """Fail those who are joining with a key that cannot be looked at; raise where it is none of
-        theirs."""
-        for subscription in list(self._joining):
+        Raises:
+            Exception: the error of a statement that is not about the key.
+        """
+        for subscription in list(self._members.joining):
             try:
-                await fetch(self._statement, *key_arguments([subscription.key], self._width))
-            except (ValueError, TypeError) as error:
-                self._fail_for_key(subscription, error)
+                await self._rows.fetch(fetch, [subscription.key])
             except Exception as error:
-                if not (sqlstate_of(error) or "").startswith("22"):
+                if not is_about_data(error):
                     raise
                 self._fail_for_key(subscription, error)
 
     def fail(self, cause: Exception) -> None:
-        """End everybody who waits here."""
-        message = f"{self.target} can no longer be watched: {type(cause).__name__}: {cause}. Put it right and wait anew."
-        state = sqlstate_of(cause)
+        """End every subscription with a `WatchFailedError`."""
+        message = (
+            f"{self.target} can no longer be watched: {type(cause).__name__}: {cause}. "
+            "Repair it, then wait again."
+        )
+        for subscription in self.subscriptions:
+            subscription.fail(_failure(message, cause))
 
-        def failed() -> Exception:
-            error = WatchFailedError(message, sqlstate=state)
-            error.__cause__ = cause
-            return error
+    async def _poll(self, fetch: Fetch, due: set[Any], whole: bool, yielder: Yielder) -> None:
+        due = due.intersection(self._members.by_key)
+        keys: Sequence[Any] = list(due)
+        if whole:
+            members = self._members
+            keys = await self._rows.changed_keys(fetch, members.keys, due, members.by_key)
+        if not keys:
+            return
+        rows = await self._rows.fetch(fetch, keys)
+        has_spellings = len(rows) < len(keys) and self._may_have_other_spellings(keys, rows)
+        has_other_keys = await self._compare(rows, yielder)
+        if has_other_keys or len(rows) < len(keys):
+            found = set(map(self._rows.key_of, rows))
+            await yielder.yield_if_due()
+            missing = [key for key in keys if key not in found and key in self._members.by_key]
+            if has_other_keys or has_spellings:
+                missing = await self._respell(fetch, missing, yielder)
+            await self._tell_missing(missing, yielder)
 
-        for subscription in self.subscriptions():
-            subscription.fail(failed)
+    def _may_have_other_spellings(self, keys: Sequence[Any], rows: Sequence[Any]) -> bool:
+        """Return whether a key without a row may be another spelling of a key that has one.
 
-    async def _compare(self, rows: Sequence[Any], breath: Breath) -> bool:
-        """Tell of the rows that changed; whether there were any whose key nobody watches."""
-        strangers = False
-        for start in range(0, len(rows), SLICE):
-            part = rows[start : start + SLICE]
-            for position in row_comparator.changed_rows(part, self._known, self._width):
-                row = part[position]
-                key = row[0] if self._width == 1 else tuple(row[: self._width])
-                if key not in self._subscriptions:
-                    strangers = True
-                elif (before := self._known.get(key)) is not None and _same_values(before, row):
-                    self._note(key, row)
+        That can come about when the row appears, or when the key is watched.
+        """
+        if self._rows.has_unique_spellings:
+            return False
+        joining = {subscription.key for subscription in self._members.joining}
+        appeared = any(self._rows.key_of(row) not in self._rows for row in rows)
+        return appeared or not joining.isdisjoint(keys)
+
+    async def _compare(self, rows: Sequence[Any], yielder: Yielder) -> bool:
+        """Tell of the rows that have changed; return whether a row has a key that is not watched.
+
+        Such a row was found under another spelling of its key.
+        """
+        has_other_keys = False
+        for start in range(0, len(rows), SLICE_SIZE):
+            part = rows[start : start + SLICE_SIZE]
+            for row in self._rows.changed(part):
+                key = self._rows.key_of(row)
+                if key not in self._members.by_key:
+                    has_other_keys = True
+                elif self._rows.has_same_values(key, row):
+                    self._rows.note(key, row)
                 else:
-                    await self._tell(key, row, breath)
-            await breath.take()
-        return strangers
+                    await self._tell(key, row, yielder)
+            await yielder.yield_if_due()
+        return has_other_keys
 
-    async def _tell(self, key: Any, row: Sequence[Any] | None, breath: Breath) -> None:
-        """Note that the row is now this, or is gone, and tell those who have joined."""
-        known = self._note(key, row)
-        served = [each for each in self._subscriptions[key] if each.joined and not each.abandoned]
+    async def _tell(self, key: Any, row: Sequence[Any] | None, yielder: Yielder) -> None:
+        """Note the row, or that there is none, and tell the subscriptions that have joined."""
+        known = self._rows.note(key, row)
+        by_key = self._members.by_key
+        served = [each for each in by_key[key] if each.joined and not each.abandoned]
         if not served:
             return
         try:
             before, after = self._values(known), self._values(row)
         except Exception as error:
-            logger.warning("a row of %s cannot be decoded", self.target, exc_info=True)
             self._fail_for_row(served, error)
             return
         for count, subscription in enumerate(served, 1):
             subscription.changed(before, after)
-            if count % SLICE == 0:
-                await breath.take()
-        await breath.take()
+            if count % SLICE_SIZE == 0:
+                await yielder.yield_if_due()
+        await yielder.yield_if_due()
 
-    async def _find_missing(
-        self, fetch: Fetch, keys: Sequence[Any], rows: Sequence[Any], breath: Breath
-    ) -> None:
-        """Tell of the rows that are gone.
-
-        A row may be there under another spelling of its key: padded, in another case, equal to a
-        collation only. It is asked for by itself then, and watched under the spelling of the table
-        from there on.
-        """
-        if self._width == 1:
-            found = {row[0] for row in rows}
-        else:
-            found = {tuple(row[: self._width]) for row in rows}
-        await breath.take()
-        strange = not found.issubset(keys)
+    async def _tell_missing(self, keys: Sequence[Any], yielder: Yielder) -> None:
+        """Tell of the rows that are gone."""
         for key in keys:
-            if key in found or key not in self._subscriptions:
-                continue
-            if strange:
-                alone = await fetch(self._statement, *key_arguments([key], self._width))
-                if alone:
-                    await self._respell(key, alone[0], breath)
-                    continue
-            if key in self._known:
-                await self._tell(key, None, breath)
+            if key in self._rows and key in self._members.by_key:
+                await self._tell(key, None, yielder)
 
-    async def _respell(self, key: Any, row: Sequence[Any], breath: Breath) -> None:
-        spelling = row[0] if self._width == 1 else tuple(row[: self._width])
-        if spelling == key:
-            await self._tell(key, row, breath)
+    async def _respell(self, fetch: Fetch, keys: Sequence[Any], yielder: Yielder) -> list[Any]:
+        """Find rows whose keys the table spells differently; return the keys without any.
+
+        A key may be padded, in another case, or equal only by a collation. The spelling of the
+        table is watched from then on.
+        """
+        missing: list[Any] = list(keys)
+        if not keys or not await self._rows.fetch(fetch, keys):
+            return missing
+        for key in keys:
+            rows = await self._rows.fetch(fetch, [key])
+            if rows:
+                missing.remove(key)
+                await self._move(key, rows[0], yielder)
+        return missing
+
+    async def _move(self, key: Any, row: Sequence[Any], yielder: Yielder) -> None:
+        """Watch a row under the key that the table has for it."""
+        if key not in self._members.by_key:
             return
-        if key in self._subscriptions:
-            # The key itself has changed its spelling, so for those who have seen the other it is a
-            # change anyway.
-            await self._tell(key, row, breath)
-            moved = self._subscriptions.get(key, {})
-            self._forget(key)
-            for subscription in moved:
-                subscription.key = spelling
-            self._subscriptions.setdefault(spelling, {}).update(moved)
-            if spelling not in self._known:
-                self._note(spelling, row)
-            self._spell(spelling)
+        # A subscription that has seen the other spelling sees a change: that of the key.
+        await self._tell(key, row, yielder)
+        spelling = self._rows.key_of(row)
+        if spelling == key or key not in self._members.by_key:
+            return
+        self._members.move(key, spelling)
+        self._rows.note(key, None)
+        self._due.discard(key)
+        # Also where the row is known: its line was the other key's for a moment.
+        known = self._rows.get(spelling)
+        self._rows.note(spelling, row if known is None else known)
 
     def _join(self, subscription: Subscription[Any]) -> None:
         subscription.joined = True
-        row = self._known.get(subscription.key)
+        row = self._rows.get(subscription.key)
         try:
-            subscription.start(None if row is None else partial(self._values_of, row))
+            subscription.start(None if row is None else partial(self._rows.values_of, row))
         except Exception as error:
-            logger.warning("a row of %s cannot be decoded", self.target, exc_info=True)
             self._fail_for_row([subscription], error)
 
     def _values(self, row: Sequence[Any] | None) -> Values | None:
-        return None if row is None else self._values_of(row)
-
-    def _values_of(self, row: Sequence[Any]) -> Values:
-        # One mapping for all who wait for the row, so it is one that nobody can write to.
-        return MappingProxyType(self._decode(row))
+        return None if row is None else self._rows.values_of(row)
 
     def _fail_for_row(self, served: Iterable[Subscription[Any]], cause: Exception) -> None:
+        logger.warning("A row of %s cannot be decoded.", self.target, exc_info=cause)
         for subscription in served:
             message = (
                 f"The columns of {subscription} cannot be decoded: {type(cause).__name__}: {cause}"
             )
-            subscription.fail(
-                partial(_caused, WatchFailedError(message, sqlstate=sqlstate_of(cause)), cause)
-            )
+            subscription.fail(_failure(message, cause))
 
     def _fail_for_key(self, subscription: Subscription[Any], cause: Exception) -> None:
-        error = ValueError(f"{subscription.pk!r} cannot be a primary key of {self.target}: {cause}")
-        subscription.fail(partial(_caused, error, cause))
+        error = ValueError(f"pk_value: {subscription} cannot be a primary key: {cause}")
+        error.__cause__ = cause
+        subscription.fail(lambda: error)
         self.remove(subscription)
 
-    def _parts(self, key: Any) -> tuple[Any, ...]:
-        parts: tuple[Any, ...] = (key,) if self._width == 1 else key
-        return parts
-
-    def _note(self, key: Any, row: Sequence[Any] | None) -> Sequence[Any] | None:
-        """The row is this now, or there is none; what it was."""
-        before = self._known.pop(key, None)
-        if row is not None:
-            self._known[key] = row
-        self._texts.note(key, before, row)
-        return before
-
     def _forget(self, key: Any) -> None:
-        self._subscriptions.pop(key, None)
-        self._note(key, None)
+        self._members.remove_key(key)
+        self._rows.note(key, None)
         self._due.discard(key)
-        self._spelled.pop(spelled(self._parts(key)), None)
-        self._keys = None
-        if not self._subscriptions:
-            self._texts.clear()
-
-    def _spell(self, key: Any) -> None:
-        self._spelled[spelled(self._parts(key))] = key
-        self._keys = None
+        if not self:
+            self._rows.clear()
 
 
-def _same_values(before: Sequence[Any], row: Sequence[Any]) -> bool:
-    """Whether two rows whose texts differ are the same in what is watched: 1.0 and 1.00 are."""
-    return row_comparator.same_value(tuple(before)[:-1], tuple(row)[:-1])
+def _failure(message: str, cause: Exception) -> Callable[[], Exception]:
+    def make() -> Exception:
+        error = WatchFailedError(message, sqlstate=sqlstate_of(cause))
+        error.__cause__ = cause
+        return error
 
-
-def _caused(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
-    return error
+    return make

@@ -15,20 +15,18 @@ M = TypeVar("M")
 
 
 class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
-    """Every change of a row since the watcher's first look at it, which follows the call of
-    `changes()` at once.
+    """Every change of a row since the watcher's first poll of it, right after `changes()`.
 
-    As a block it begins with that look, so that what happens after the block was entered is not
-    missed:
+    As a block it waits for that poll, so it misses no change after it was entered:
 
         async with watcher.changes(Order, order_id) as changes:
             send(changes.current)
             async for change in changes:
                 send(change.after)
 
-    Two states are kept, whatever happens while nobody asks: the one that was seen last and the
-    latest. A change that was undone in between is none. A cancelled `async for` loses nothing, and
-    can be taken up again.
+    It keeps two states, however many changes happen before the next is asked for: the one that was
+    handed out last, and the latest. A change that was undone in between is left out. A cancelled
+    `async for` loses nothing, and can be resumed.
     """
 
     def __init__(
@@ -43,8 +41,7 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
 
     @property
     def current(self) -> Mapping[str, Any] | None:
-        """The row as it was last handed out, or first found; `None` where there is none, or no look
-        was had yet."""
+        """The row as it was handed out last, or found first; `None` without a row or a poll."""
         return self._stream.seen
 
     async def __anext__(self) -> RowChange[M]:
@@ -74,13 +71,12 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop watching. A loop that is left without it does so when Python throws the iterator
-        away."""
+        """Stop watching. Without this call watching ends when Python collects the iterator."""
         self._stream.dropped = True
         self._unsubscribe(self._stream)
 
     def __del__(self) -> None:
-        # May run in any thread, in which nothing can be unsubscribed.
+        # May run in any thread, where nothing can be unsubscribed.
         if not self._stream.dropped:
             self._stream.dropped = True
             self._drop(self._stream)

@@ -1,4 +1,4 @@
-"""The triggers that `RowWatcher(notify=True)` is woken by."""
+"""The triggers that announce changes to `RowWatcher(notify=True)`."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 from sqlalchemy.schema import ExecutableDDLElement
 
+from pgtoolset._arguments import mapper_of, shown
 from pgtoolset._postgres.notifications import EVENTS, AnnounceFunction, AnnounceTrigger
-from pgtoolset.watch.targets import mapper_of
 
 __all__ = ["row_change_trigger"]
 
 
 def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
-    """The DDL of triggers that announce every committed change of the model's rows to watchers with
-    `notify=True`.
+    """Return the DDL of triggers that announce committed changes to watchers with `notify=True`.
 
-    For each table that the class maps: a function and four statement-level triggers (INSERT,
-    UPDATE, DELETE, TRUNCATE), created or replaced, so that running it twice is no error. A
-    statement costs its transaction one notification, which names the keys if they fit into 7,999
-    bytes and says "look at the table" otherwise; keys other than integers, strings, UUIDs and dates
-    are never named. A transaction with notifications takes a lock of the whole database cluster at
-    its commit: see the page on watching for what that costs.
+    For each table of the class that is one function and four statement-level triggers (INSERT,
+    UPDATE, DELETE, TRUNCATE). Existing ones are replaced, so running the DDL twice is not an error.
+    A statement costs its transaction one notification. It names the keys if they fit into 7,999
+    bytes and are integers, strings, UUIDs or dates; otherwise watchers poll all their rows of the
+    table. A transaction with notifications takes a lock of the whole database cluster at its
+    commit: the page on watching says what that costs.
 
     Args:
         model: a mapped class.
 
     Returns:
-        DDL elements in the order in which they have to run, for a connection's `execute`, for
-        Alembic's `op.execute`, and as listeners of a table's or a metadata's `after_create`.
+        DDL elements in the order in which they have to run: for a connection's `execute`, for
+        Alembic's `op.execute`, and as listeners of `after_create` of a table or a metadata.
 
     Raises:
-        TypeError: `model` is not a mapped class, or maps something that is not a table.
+        TypeError: `model` is not a mapped class, or is mapped to something other than tables.
 
     Example:
         >>> async with engine.begin() as connection:
@@ -44,25 +43,29 @@ def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
     See https://www.postgresql.org/docs/current/sql-notify.html and
     https://docs.sqlalchemy.org/en/20/core/ddl.html
     """
-    mapper = mapper_of(model)  # which may wait for classes of the same module still
+    mapper = mapper_of(model)  # not configured, so that related classes may be defined later
     elements: list[ExecutableDDLElement] = []
     for table in mapper.tables:
         if not isinstance(table, Table):
-            raise TypeError(f"{model.__name__} maps {table!r}, and only a table can have triggers")
-        elements.append(AnnounceFunction(table, key_columns(mapper, table)))
+            raise TypeError(
+                f"model: {model.__name__} is mapped to {shown(table)}; only tables have triggers"
+            )
+        elements.append(AnnounceFunction(table, _key_columns(mapper, table)))
         elements.extend(AnnounceTrigger(table, event) for event in EVENTS)
     return tuple(elements)
 
 
-def key_columns(mapper: Mapper[Any], table: Table) -> list[Column[Any]]:
-    """The columns of `table` that hold the mapper's primary key, in its order; none where one is
-    missing."""
+def _key_columns(mapper: Mapper[Any], table: Table) -> list[Column[Any]]:
+    """Return the columns of a table that hold the mapper's primary key, in its order.
+
+    The list is empty where one of them is missing.
+    """
     found: list[Column[Any]] = []
     for key in mapper.primary_key:
         same = [
-            c
-            for c in mapper.get_property_by_column(key).columns
-            if isinstance(c, Column) and c.table is table
+            column
+            for column in mapper.get_property_by_column(key).columns
+            if isinstance(column, Column) and column.table is table
         ]
         found.extend(same[:1])
     return found if len(found) == len(mapper.primary_key) else []

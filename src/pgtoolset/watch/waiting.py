@@ -1,12 +1,10 @@
-"""wait_for_row_change: no connection while it sleeps, and a turn at one when it looks."""
+"""`wait_for_row_change`: polls a row over the pool, and holds no connection between two polls."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -14,29 +12,31 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._native import row_comparator
-from pgtoolset.errors import RowDeletedError, RowNotFoundError, WaitTimeoutError
-from pgtoolset.watch._loading import place, seen_by, values_of
-from pgtoolset.watch._looks import Look, Patience, is_lost, look_over
-from pgtoolset.watch._turns import GRACE, in_line
-from pgtoolset.watch.targets import (
-    Target,
+from pgtoolset._arguments import (
     check_predicate,
-    check_seconds,
-    check_session,
+    optional_seconds,
     parse_key,
-    raw_key,
-    resolve_target,
+    seconds,
+    shown,
+    sync_session,
 )
+from pgtoolset.errors import WaitTimeoutError
+from pgtoolset.types import ColumnAttribute, Duration
+from pgtoolset.watch._batches import LAST_POLL_TIMEOUT
+from pgtoolset.watch._loading import place, seen_by
+from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, poll_on_connection
+from pgtoolset.watch._queues import joined_queue
+from pgtoolset.watch.conditions import Condition
+from pgtoolset.watch.targets import resolve_target
 
 __all__ = ["wait_for_row_change"]
 
 M = TypeVar("M")
 
-#: Seconds: the first and the longest pause after a look that failed; the interval where that is
+#: Seconds: the first and the longest pause after a poll that failed, where the interval is not
 #: shorter.
-RETRY_FIRST = 0.02
-RETRY = 0.5
+FIRST_RETRY = 0.02
+LONGEST_RETRY = 0.5
 
 
 async def wait_for_row_change(
@@ -44,49 +44,53 @@ async def wait_for_row_change(
     model: type[M],
     pk_value: Any,
     *,
-    columns: Iterable[Any] | None = None,
-    interval: float | timedelta = 0.5,
-    timeout: float | timedelta | None = None,
+    columns: Iterable[ColumnAttribute] | None = None,
+    interval: Duration = 0.5,
+    timeout: Duration | None = None,
     until: Callable[[M], bool] | None = None,
     baseline: M | Mapping[str, Any] | None = None,
 ) -> M:
     """Wait until a row has changed, and return it as an instance in `session` with its new values.
 
-    It looks at the row over a connection of the session's engine in AUTOCOMMIT, and gives it back
-    after each look: so it sees what is committed whatever the isolation level of the session, and
-    holds nothing while it sleeps. What the session has flushed and not committed is no change to
-    it. On a session that is bound to a single connection it looks over that one, as part of the
-    transaction that is open there, if any.
+    Each poll takes a connection of the session's engine in AUTOCOMMIT, and returns it to the pool.
+    So it sees what is committed, whatever the isolation level of the session, and a sleeping waiter
+    holds no connection. What the session has flushed and not committed is not a change. A session
+    that is bound to a single connection polls over that one, within the transaction that is open
+    there, if any.
 
-    The session's transaction is left alone, and so are its pending changes: an attribute with
-    unflushed changes keeps them. A lost connection is replaced until the timeout, and a pool that
-    has none left is waited for; SQLAlchemy's `TimeoutError` comes, after the pool's own timeout,
-    only where the session itself holds one of its connections.
+    The session's transaction and its pending changes stay as they are: an attribute with unflushed
+    changes keeps them. A lost connection is replaced until the timeout. Where the pool has no free
+    connection, the poll waits for one; SQLAlchemy's `TimeoutError` is raised, after the pool's own
+    timeout, only where the session itself holds one of its connections.
 
-    The waiters of an engine look in turn, over half of its pool at most, and those who wait for
-    rows of one model look together: a crowd sees changes late, and misses none for want of a
-    connection.
+    The waiters of an engine take turns, over at most half of its pool, and those that wait for rows
+    of one model share statements. With very many waiters polls are late, and none is left out.
 
     Args:
         session: an `AsyncSession`.
         model: a mapped class.
         pk_value: the primary key: a scalar, or a tuple or mapping for a composite one.
         columns: attributes or names of mapped columns; `None` watches all of them.
-        interval: seconds between two looks: up to a tenth less where others look then, more where
-            too many do.
-        timeout: seconds; `None` waits for ever. The last look is at the deadline, or when its turn
-            comes after that; where nobody's turn comes for a second, it is given up.
-        until: a function of the row, a detached instance; the wait ends when it returns true, at
-            once if it already does. It decides alone then, whatever `columns` and `baseline` say.
-        baseline: what the caller has seen, an instance or a mapping of attribute names to values; a
-            change since then is returned at once. Of an instance its loaded values count, and not
-            its unflushed changes.
+        interval: the time between two polls (seconds, a `timedelta` or a string such as "500ms").
+            It is up to a tenth shorter where that lets waiters share a statement, and longer where
+            there are too many of them.
+        timeout: the longest time to wait, in the same forms; `None` sets no limit, and 0 polls
+            once. The last poll is at the deadline, or when the waiter's turn comes after that. It
+            is given up where no waiter is served for a second.
+        until: a function of the row, a detached instance. The wait ends when it returns true, at
+            once if it already does, whatever `columns` and `baseline` say.
+        baseline: what the caller has seen, an instance of `model` or a mapping of attribute names
+            to values. A change since then is returned at once. Of an instance the loaded values
+            count, without unflushed changes.
+
+    Returns:
+        The session's instance of the row.
 
     Raises:
         RowNotFoundError: there is no such row.
-        RowDeletedError: the row has vanished; a `RowNotFoundError` too.
-        WaitTimeoutError: it has not changed in time.
-        TypeError, ValueError: an argument is not what it must be; before any SQL.
+        RowDeletedError: the row was deleted; a `RowNotFoundError` too.
+        WaitTimeoutError: the row did not change in time.
+        TypeError, ValueError: an argument is wrong; before any SQL.
 
     Example:
         >>> account = await session.get(Account, 1)
@@ -100,127 +104,99 @@ async def wait_for_row_change(
     See https://www.postgresql.org/docs/current/transaction-iso.html and
     https://docs.sqlalchemy.org/en/20/orm/session_state_management.html
     """
-    check_session(session)
+    sync = sync_session(session)
     target = resolve_target(model, columns)
-    parts = parse_key(target, pk_value)
-    pause = check_seconds("interval", interval)
-    seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
-    check_predicate(until)
-    bind = session.sync_session.get_bind(target.mapper)
-    raw_key(target, parts, bind.dialect)
-    wait = _Wait(
-        target,
-        pk_value,
-        pause,
-        seconds,
-        until,
-        None if baseline is None else seen_by(target, baseline),
-    )
-    found = await wait.run(
-        Look(target, parts, session.sync_session, bind, private=until is not None)
-    )
-    return await greenlet_spawn(place, session.sync_session, target, found)
+    key = parse_key("pk_value", target.mapper, pk_value)
+    pause = seconds("interval", interval)
+    limit = optional_seconds("timeout", timeout, zero=True)
+    check_predicate("until", until)
+    seen = None if baseline is None else seen_by(target, baseline)
+    row = f"{target} {shown(key[0] if len(key) == 1 else key)}"
+    bind = sync.get_bind(target.mapper)
+    query = RowQuery(target, key, sync, bind, has_predicate=until is not None)
+    wait = _Wait(query, row, Condition(target, row, until, seen), pause, limit)
+    found = await wait.run()
+    placed: M = await greenlet_spawn(place, sync, target, found)
+    return placed
 
 
 class _Wait:
-    """One wait: when to look, and whether what was found ends it."""
+    """The polls of one call, until its condition is met."""
 
     def __init__(
         self,
-        target: Target[Any],
-        pk_value: Any,
+        query: RowQuery,
+        row: str,
+        condition: Condition,
         interval: float,
         timeout: float | None,
-        until: Callable[[Any], bool] | None,
-        baseline: dict[str, Any] | None,
     ) -> None:
-        self._target = target
-        self._what = f"{target} {pk_value!r}"
+        self._query = query
+        self._row = row
+        self._condition = condition
         self._interval = interval
         self._timeout = timeout
-        self._until = until
-        self._was_there = baseline is not None
-        self._baseline = dict(baseline or {})
+        self._loop = asyncio.get_running_loop()
+        self._deadline = math.inf if timeout is None else self._loop.time() + timeout
 
-    async def run(self, spot: Look) -> Any:
-        if isinstance(spot.bind, Connection):
-            return await self._until_over(
-                spot, partial(self._look_over, spot.bind), lambda then: then + self._interval
+    async def run(self) -> Any:
+        """Return the row that meets the condition, as a detached instance."""
+        if isinstance(self._query.bind, Connection):
+            return await self._poll_until_met(
+                self._poll_on_connection, lambda last: last + self._interval
             )
-        with in_line(spot) as line:
-            return await self._until_over(
-                spot, line.look, lambda then: line.next_moment(then, self._interval)
+        with joined_queue(self._query) as queue:
+            return await self._poll_until_met(
+                lambda: queue.poll(self._query, self._deadline),
+                lambda last: queue.next_poll_at(last, self._interval),
             )
 
-    async def _until_over(
-        self,
-        spot: Look,
-        look: Callable[[Look, float], Awaitable[Any]],
-        after: Callable[[float], float],
+    async def _poll_until_met(
+        self, poll: Callable[[], Awaitable[Any]], next_poll_at: Callable[[float], float]
     ) -> Any:
-        loop = asyncio.get_running_loop()
-        deadline = math.inf if self._timeout is None else loop.time() + self._timeout
-        next_look = loop.time()
-        trouble: Exception | None = None
-        retry = RETRY_FIRST
+        poll_at = self._loop.time()
+        retry = FIRST_RETRY
         while True:
-            last = loop.time() >= deadline
+            is_last = self._loop.time() >= self._deadline
+            problem: Exception | None = None
             try:
-                row = await look(spot, deadline)
+                row = await poll()
             except Exception as error:
-                if not _may_pass(spot, error):
+                if not self._may_pass(error):
                     raise
-                trouble = error
-                next_look = loop.time() + min(self._interval, retry)
-                retry = min(2 * retry, RETRY)
+                problem = error
+                poll_at = self._loop.time() + min(self._interval, retry)
+                retry = min(2 * retry, LONGEST_RETRY)
             else:
-                trouble, retry = None, RETRY_FIRST
-                if self._is_over(row):
+                retry = FIRST_RETRY
+                if self._condition.is_met(row):
                     return row
-                last = last or spot.at >= deadline
-                next_look = max(after(next_look), loop.time())
-            # A last look that failed is none, as long as there is time for another.
-            if (last and trouble is None) or loop.time() >= deadline + GRACE:
-                why = (
-                    ""
-                    if trouble is None
-                    else f" There was no connection: {type(trouble).__name__}: {trouble}"
-                )
-                raise WaitTimeoutError(
-                    f"{self._what} did not change within {self._timeout} s.{why}"
-                ) from trouble
-            await asyncio.sleep(
-                max(0, (next_look if last else min(next_look, deadline)) - loop.time())
-            )
+                # A poll that waited for its turn may have been sent after the deadline.
+                is_last = is_last or self._query.sent_at >= self._deadline
+                poll_at = max(next_poll_at(poll_at), self._loop.time())
+            self._raise_if_over(is_last, problem)
+            wake_at = poll_at if is_last else min(poll_at, self._deadline)
+            await asyncio.sleep(max(0, wake_at - self._loop.time()))
 
-    async def _look_over(self, connection: Connection, spot: Look, deadline: float) -> Any:
-        patience = Patience(max(asyncio.get_running_loop().time(), deadline) + GRACE, 0.0)
-        return await patience.spawn(look_over, spot, connection, patience.asking)
+    def _raise_if_over(self, was_last: bool, problem: Exception | None) -> None:
+        # A last poll that failed is repeated as long as there is time for it.
+        is_over = was_last and problem is None
+        if not is_over and self._loop.time() < self._deadline + LAST_POLL_TIMEOUT:
+            return
+        message = f"{self._row} did not change within {self._timeout} s."
+        if problem is not None:
+            message += f" There was no connection: {type(problem).__name__}: {problem}"
+        raise WaitTimeoutError(message) from problem
 
-    def _is_over(self, row: Any) -> bool:
-        """Whether this is what is waited for; what it differs from is noted at the first look."""
-        if row is None:
-            if self._was_there:
-                raise RowDeletedError(f"{self._what} has been deleted while it was waited for.")
-            raise RowNotFoundError(
-                f"There is no {self._target} with this primary key: {self._what}."
-            )
-        self._was_there = True
-        if self._until is not None:
-            return bool(self._until(row))
-        changed = False
-        for name, value in values_of(self._target, row).items():
-            if name not in self._baseline:
-                self._baseline[name] = value
-            elif not row_comparator.same_value(self._baseline[name], value):
-                changed = True
-        return changed
+    async def _poll_on_connection(self) -> Any:
+        now = self._loop.time()
+        timeout = PollTimeout(max(now, self._deadline) + LAST_POLL_TIMEOUT, pool_timeout=0.0)
+        return await timeout.run(poll_on_connection, self._query, self._query.bind, timeout.sending)
 
-
-def _may_pass(spot: Look, error: Exception) -> bool:
-    """Whether another look may succeed."""
-    if isinstance(spot.bind, Connection):
-        return False  # it cannot be replaced: its transaction is lost with it
-    if isinstance(error, PoolTimeoutError):
-        return not spot.is_in_its_own_way()
-    return is_lost(error)
+    def _may_pass(self, error: Exception) -> bool:
+        """Return whether another poll may succeed."""
+        if isinstance(self._query.bind, Connection):
+            return False  # it cannot be replaced: its transaction is lost with it
+        if isinstance(error, PoolTimeoutError):
+            return not self._query.holds_pool_connection()
+        return is_lost(error)

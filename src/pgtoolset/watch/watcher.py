@@ -1,21 +1,30 @@
-"""RowWatcher: any number of waiters, one connection."""
+"""`RowWatcher`: any number of waiters, one connection."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from pgtoolset._arguments import (
+    check_engine,
+    check_flag,
+    check_predicate,
+    optional_seconds,
+    parse_key,
+    seconds,
+)
 from pgtoolset.errors import WatcherClosedError
+from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.values import RowChange
 from pgtoolset.watch._hub import Hub
+from pgtoolset.watch._loading import seen_by
 from pgtoolset.watch._subscriptions import Stream, Waiter
 from pgtoolset.watch.streams import RowChanges
-from pgtoolset.watch.targets import Target, check_seconds, parse_key, raw_key, resolve_target
+from pgtoolset.watch.targets import Target, raw_key, resolve_target
 
 __all__ = ["RowWatcher"]
 
@@ -23,22 +32,21 @@ M = TypeVar("M")
 
 
 class RowWatcher:
-    """Watches rows for any number of waiters over one connection of its own, which takes no place
-    in the pool.
+    """Watches rows for any number of waiters over one connection of its own, outside the pool.
 
-    At every interval one statement for each group of model and columns looks at all the rows that
-    are waited for. A lost connection, or a server that restarts, is waited out: connect again with
-    backoff, look again, go on.
+    At every tick one statement for each model and set of columns polls all the rows that are
+    watched. After a lost connection or a restart of the server it connects again, with growing
+    pauses, and polls everything.
 
     Args:
-        engine: an `AsyncEngine` on asyncpg. The connection is made as the engine makes its own.
-        interval: seconds between two looks.
-        notify: also LISTEN, on the same connection, to the triggers of `row_change_trigger`, and
-            look at once when they announce a change. A notification that never comes delays a
-            change by one interval.
+        engine: an `AsyncEngine` on asyncpg. The watcher connects as the engine does.
+        interval: the time between two ticks (seconds, a `timedelta` or a string such as "500ms").
+        notify: whether to LISTEN on the same connection to the triggers of `row_change_trigger`,
+            and to poll at once what they announce. A notification that is lost delays a change by
+            one interval.
 
     Raises:
-        TypeError, ValueError: an argument is not what it must be.
+        TypeError, ValueError: an argument is wrong.
 
     Example:
         >>> async with RowWatcher(engine, interval=0.1) as watcher:
@@ -51,18 +59,16 @@ class RowWatcher:
     """
 
     def __init__(
-        self, engine: AsyncEngine, *, interval: float | timedelta = 0.5, notify: bool = False
+        self, engine: AsyncEngine, *, interval: Duration = 0.5, notify: bool = False
     ) -> None:
-        if not isinstance(engine, AsyncEngine):
-            raise TypeError(f"engine must be an AsyncEngine, not {engine!r}")
+        check_engine(engine)
         if engine.dialect.driver != "asyncpg":
             raise ValueError(
-                f"a RowWatcher needs asyncpg; the driver of {engine!r} is {engine.dialect.driver}"
+                f"engine must use asyncpg, which RowWatcher needs, not {engine.dialect.driver}"
             )
-        if not isinstance(notify, bool):
-            raise TypeError(f"notify must be True or False, not {notify!r}")
+        check_flag("notify", notify)
         self._engine = engine
-        self._interval = check_seconds("interval", interval)
+        self._interval = seconds("interval", interval)
         self._notify = notify
         self._hub: Hub | None = None
 
@@ -81,7 +87,7 @@ class RowWatcher:
         await self.close()
 
     async def close(self) -> None:
-        """Stop watching: whoever waits gets a `WatcherClosedError`. Closing twice is no error."""
+        """Stop watching. Each waiter gets a `WatcherClosedError`. Closing twice is not an error."""
         if self._hub is not None:
             await self._hub.close()
 
@@ -90,52 +96,72 @@ class RowWatcher:
         model: type[M],
         pk_value: Any,
         *,
-        columns: Iterable[Any] | None = None,
-        timeout: float | timedelta | None = None,
+        columns: Iterable[ColumnAttribute] | None = None,
+        timeout: Duration | None = None,
+        until: Callable[[M], bool] | None = None,
+        baseline: M | Mapping[str, Any] | None = None,
     ) -> RowChange[M]:
-        """The next change of a row: an update of what is watched, or its deletion.
+        """Return the next change of a row: an update of the watched columns, or its deletion.
 
-        Subscribes, looks at the row, then waits, so no change after that look is missed. When the
-        time is up it looks once more.
+        Subscribes, polls the row, then waits, so it misses no change after that poll. With
+        `baseline` it misses none since the caller has read the row. At the deadline it polls once
+        more.
 
         Args:
             model: a mapped class.
             pk_value: the primary key: a scalar, or a tuple or mapping for a composite one.
             columns: attributes or names of mapped columns; `None` watches all of them.
-            timeout: seconds; `None` waits for ever.
+            timeout: the longest time to wait (seconds, a `timedelta` or a string such as "500ms");
+                `None` sets no limit.
+            until: a function of the row, a detached instance that it must not change. An update
+                ends the wait only when it returns true, at once if it already does, whatever
+                `columns` and `baseline` say. `.before` and `.after` are alike then.
+            baseline: what the caller has seen, an instance of `model` or a mapping of attribute
+                names to values. A change since then is returned at once, a deletion too.
+
+        Returns:
+            The change. A deletion ends every wait; its `.after` is `None`.
 
         Raises:
-            RowNotFoundError: there is no such row at the first look.
-            WaitTimeoutError: nothing has changed in time.
+            RowNotFoundError: there is no such row at the first poll, and no `baseline`.
+            WaitTimeoutError: the row did not change in time.
             WatchFailedError: the table cannot be read any more.
             WatcherClosedError: the watcher was closed, or never entered.
-            TypeError, ValueError: an argument is not what it must be; before any SQL.
+            TypeError, ValueError: an argument is wrong; before any SQL.
         """
         target, pk, key = self._parse(model, pk_value, columns)
-        seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
+        limit = optional_seconds("timeout", timeout, zero=True)
+        check_predicate("until", until)
+        seen = None if baseline is None else seen_by(target, baseline)
         hub = self._open_hub()
-        waiter = Waiter(target, pk, key, seconds)
+        if until is None:
+            waiter = Waiter(target, pk, key, limit, baseline=seen)
+        else:
+            # The predicate receives the whole row, the change has the columns that were asked for.
+            watched, shown = target.with_every_column(), target.columns
+            waiter = Waiter(watched, pk, key, limit, columns=shown, until=until, baseline=seen)
         hub.subscribe(waiter)
-        alarm = None
-        if seconds is not None:
-            alarm = asyncio.get_running_loop().call_later(seconds, hub.expire, waiter)
+        timer = None
+        if limit is not None:
+            timer = asyncio.get_running_loop().call_later(limit, hub.expire, waiter)
         try:
             return await waiter.future
         finally:
             hub.unsubscribe(waiter)
-            if alarm is not None:
-                alarm.cancel()
+            if timer is not None:
+                timer.cancel()
             if waiter.future.done() and not waiter.future.cancelled():
-                waiter.future.exception()  # looked at, where a cancellation came between
+                # Read even where a cancellation came first: asyncio logs an unread exception.
+                waiter.future.exception()
 
     def changes(
-        self, model: type[M], pk_value: Any, *, columns: Iterable[Any] | None = None
+        self, model: type[M], pk_value: Any, *, columns: Iterable[ColumnAttribute] | None = None
     ) -> RowChanges[M]:
-        """Every change of a row from now on, insertions and deletions too, as an async iterator.
+        """Return every change of a row from now on, insertions and deletions too, as an iterator.
 
         Where the consumer is slower than the row, changes are merged: it gets the latest state, and
-        nothing piles up. Watching begins with this call. `async with` waits for the first look, and
-        gives what it found as `.current`.
+        no queue grows. Watching begins with this call. `async with` waits for the first poll, whose
+        row is `.current`.
 
         Args:
             model: a mapped class.
@@ -146,7 +172,7 @@ class RowWatcher:
         Raises:
             WatchFailedError: the table cannot be read any more; from the iterator.
             WatcherClosedError: the watcher was closed, or never entered.
-            TypeError, ValueError: an argument is not what it must be; before any SQL.
+            TypeError, ValueError: an argument is wrong; before any SQL.
         """
         target, pk, key = self._parse(model, pk_value, columns)
         hub = self._open_hub()
@@ -158,16 +184,14 @@ class RowWatcher:
         self, model: type[M], pk_value: Any, columns: Iterable[Any] | None
     ) -> tuple[Target[M], Any, Any]:
         target = resolve_target(model, columns)
-        parts = parse_key(target, pk_value)
-        return (
-            target,
-            parts[0] if len(parts) == 1 else parts,
-            raw_key(target, parts, self._engine.dialect),
-        )
+        key = parse_key("pk_value", target.mapper, pk_value)
+        pk = key[0] if len(key) == 1 else key
+        return target, pk, raw_key(target, key, self._engine.dialect)
 
     def _open_hub(self) -> Hub:
         if self._hub is None or not self._hub.is_open:
             raise WatcherClosedError(
-                "The RowWatcher is not open: use it inside `async with RowWatcher(engine) as watcher`."
+                "The RowWatcher is not open: use it inside "
+                "`async with RowWatcher(engine) as watcher`."
             )
         return self._hub

@@ -1,27 +1,35 @@
-"""Checked by mypy and pyright, never run: what the functions of locks are typed as."""
+"""Checked by mypy and pyright, never run: what satisfies the protocols of locks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import assert_type
+from typing import Any, TypeVar
 
-from sqlalchemy import Column, Integer, MetaData, Table
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.ext.asyncio import AsyncSession
 
 import pgtoolset
-from pgtoolset import (
-    LockMode,
-    LockWait,
-    RowLockMode,
-    advisory_lock,
-    list_lock_waits,
-    lock_rows,
-    lock_tables,
+from pgtoolset import LockMode, LockWait, RowLockMode
+from pgtoolset.protocols import (
+    AdvisoryLocker,
+    LockObserver,
+    RowLocker,
+    TableLocker,
+    TransactionalSession,
 )
-from pgtoolset.protocols import AdvisoryLocker, LockObserver, RowLocker, TableLocker
+from pgtoolset.types import (
+    AdvisoryKey,
+    Duration,
+    LockModeSpelling,
+    LockWaitSource,
+    PrimaryKeys,
+    RowLockModeSpelling,
+    TableTarget,
+)
+
+S = TypeVar("S", bound=TransactionalSession)
+M = TypeVar("M")
 
 table_locker: TableLocker = pgtoolset
 advisory_locker: AdvisoryLocker = pgtoolset
@@ -29,57 +37,99 @@ row_locker: RowLocker = pgtoolset
 observer: LockObserver = pgtoolset
 
 
-class MySession(AsyncSession):
-    pass
+class Double:
+    """A double that imports nothing of ours but the values that it takes and returns."""
+
+    @asynccontextmanager
+    async def lock_tables(
+        self,
+        session: S,
+        tables: Iterable[Any],
+        *,
+        mode: LockMode | str = "SHARE",
+        timeout: float | timedelta | str | None = None,
+        nowait: bool = False,
+    ) -> AsyncIterator[S]:
+        yield session
+
+    @asynccontextmanager
+    async def advisory_lock(
+        self,
+        session: Any,
+        key: int | tuple[int, int] | str,
+        *,
+        shared: bool = False,
+        nowait: bool = False,
+        timeout: float | timedelta | str | None = None,
+    ) -> AsyncIterator[bool]:
+        yield True
+
+    async def lock_rows(
+        self,
+        session: Any,
+        model: type[M],
+        pks: Iterable[Any],
+        *,
+        mode: RowLockMode | str = "UPDATE",
+        skip_locked: bool = False,
+        nowait: bool = False,
+        timeout: float | timedelta | str | None = None,
+    ) -> list[M]:
+        return []
+
+    async def list_lock_waits(self, connection_or_session: object) -> list[LockWait]:
+        return []
 
 
-class Account:
-    balance: int
+class PreciseDouble:
+    """A double that has the types of the contract."""
+
+    @asynccontextmanager
+    async def lock_tables(
+        self,
+        session: S,
+        tables: Iterable[TableTarget],
+        *,
+        mode: LockModeSpelling = "SHARE",
+        timeout: Duration | None = None,
+        nowait: bool = False,
+    ) -> AsyncIterator[S]:
+        yield session
+
+    @asynccontextmanager
+    async def advisory_lock(
+        self,
+        session: AsyncSession,
+        key: AdvisoryKey,
+        *,
+        shared: bool = False,
+        nowait: bool = False,
+        timeout: Duration | None = None,
+    ) -> AsyncIterator[bool]:
+        yield True
+
+    async def lock_rows(
+        self,
+        session: AsyncSession,
+        model: type[M],
+        pks: PrimaryKeys,
+        *,
+        mode: RowLockModeSpelling = "UPDATE",
+        skip_locked: bool = False,
+        nowait: bool = False,
+        timeout: Duration | None = None,
+    ) -> Sequence[M]:
+        return []
+
+    async def list_lock_waits(self, connection_or_session: LockWaitSource) -> Sequence[LockWait]:
+        return []
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Order(Base):
-    __table__ = Table("order", Base.metadata, Column("id", Integer, primary_key=True))
-
-
-TABLES = [Account, Order]
-
-
-async def use(session: MySession, connection: AsyncConnection, engine: AsyncEngine) -> None:
-    assert_type(lock_tables(session, [Account]), AbstractAsyncContextManager[MySession])
-    async with lock_tables(
-        session=session, tables=[Account], mode="EXCLUSIVE", timeout=timedelta(seconds=1)
-    ) as same:
-        assert_type(same, MySession)
-    async with lock_tables(session, [Account], mode=LockMode.SHARE, timeout=None, nowait=True):
-        pass
-    async with advisory_lock(session, "key", shared=True, nowait=True) as held:
-        assert_type(held, bool)
-    assert_type(
-        await lock_rows(session, Account, [1, 2], mode=RowLockMode.SHARE, timeout="1s"),
-        Sequence[Account],
-    )
-    assert_type(await list_lock_waits(connection), Sequence[LockWait])
-    assert_type(await list_lock_waits(session), Sequence[LockWait])
-    assert_type(await list_lock_waits(engine), Sequence[LockWait])
-    async with table_locker.lock_tables(session, [Account]) as through_the_protocol:
-        assert_type(through_the_protocol, MySession)
-
-
-def tables(session: MySession, metadata: MetaData) -> None:
-    lock_tables(session, [Account, metadata.tables["order"], Order.__table__])
-    lock_tables(session, TABLES)
-    lock_tables(session, metadata.sorted_tables)
-    lock_tables(session, metadata.tables.values())
-
-
-async def wrong(session: AsyncSession) -> None:
-    lock_tables(object(), [Account])  # type: ignore[type-var]
-    lock_tables(session, [Account], "EXCLUSIVE")  # type: ignore[call-arg]
-    lock_tables(session, [Account], timeout=b"5s")  # type: ignore[arg-type]
-    advisory_lock(session, 1.5)  # type: ignore[arg-type]
-    advisory_lock(session, (1, 2, 3))  # type: ignore[arg-type]
-    await lock_rows(session, Account, 1)  # type: ignore[arg-type]
+own_table_locker: TableLocker = Double()
+own_advisory_locker: AdvisoryLocker = Double()
+own_row_locker: RowLocker = Double()
+own_observer: LockObserver = Double()
+precise_table_locker: TableLocker = PreciseDouble()
+precise_advisory_locker: AdvisoryLocker = PreciseDouble()
+precise_row_locker: RowLocker = PreciseDouble()
+precise_observer: LockObserver = PreciseDouble()

@@ -1,7 +1,6 @@
-"""What an implementation of a protocol promises, as test classes that run on any: the doubles,
-PostgreSQL, and yours.
+"""The promises of the protocols as test classes, which run on the doubles, PostgreSQL, and yours.
 
-Subclass one, give it the fixtures that it asks for, and pytest runs its tests:
+Subclass one, give it the fixtures that its docstring names, and pytest runs its tests:
 
     class TestMyLocks(TableLockerContract):
         @pytest.fixture
@@ -26,8 +25,18 @@ pytest.register_assert_rewrite(
     )
 )
 
-from pgtoolset.testing.contracts.associations import AssociationWriterContract, LinkedRows  # noqa: E402
-from pgtoolset.testing.contracts.harness import MappedRows, TransactionHarness  # noqa: E402
+from pgtoolset.testing.contracts.associations import (  # noqa: E402
+    AssociationWriterContract,
+    LinkedRows,
+    LinksHarness,
+    MemoryLinks,
+)
+from pgtoolset.testing.contracts.harness import (  # noqa: E402
+    MappedRows,
+    MemoryRows,
+    RowsHarness,
+    TransactionHarness,
+)
 from pgtoolset.testing.contracts.locks import AdvisoryLockerContract, TableLockerContract  # noqa: E402
 from pgtoolset.testing.contracts.row_locks import LockObserverContract, RowLockerContract  # noqa: E402
 from pgtoolset.testing.contracts.transactions import (  # noqa: E402
@@ -43,9 +52,13 @@ __all__ = [
     "AssociationWriterContract",
     "ChangeWaiterContract",
     "LinkedRows",
+    "LinksHarness",
     "LockObserverContract",
     "MappedRows",
+    "MemoryLinks",
+    "MemoryRows",
     "RowLockerContract",
+    "RowsHarness",
     "SessionFactoryContract",
     "TableLockerContract",
     "TransactionHarness",

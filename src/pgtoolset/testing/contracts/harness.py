@@ -1,5 +1,4 @@
-"""What the contract classes need to know of what they test: how to get a session, how to write,
-what is stored."""
+"""What the contract classes need of an implementation: sessions, writes, and the stored rows."""
 
 from __future__ import annotations
 
@@ -12,45 +11,108 @@ from sqlalchemy import text
 
 from pgtoolset._lifecycle import close
 from pgtoolset.protocols import ManagedSession, SessionFactory
-from pgtoolset.testing.doubles.session import MemorySession
+from pgtoolset.testing.doubles import MemoryDatabase
 
-__all__ = ["Fail", "MappedRows", "TransactionHarness", "opened", "until"]
+__all__ = [
+    "Fail",
+    "MappedRows",
+    "MemoryRows",
+    "RowsHarness",
+    "TransactionHarness",
+    "Undone",
+    "opened",
+    "until",
+]
 
 #: Makes a statement of a session fail with a SQLSTATE.
 Fail = Callable[[Any, str], Awaitable[object]]
 
-#: Seconds after which something that should happen at once is taken not to happen.
-PATIENCE = 10.0
+#: Seconds after which an event that should happen at once counts as missing.
+EVENT_TIMEOUT = 10.0
+
+
+class Undone(Exception):
+    """Leaves a block that is to be undone."""
 
 
 class TransactionHarness(Protocol):
-    """For the contracts of sessions. `MappedRows` is one for every kind of `AsyncSession`."""
+    """For the contracts of sessions: three methods that sessions of any kind can have."""
 
     def session(self) -> Any:
-        """A new session; what it writes is stored where `stored` looks."""
+        """Return a new session, whose writes are stored where `stored` looks."""
         ...
 
     async def write(self, session: Any, number: int) -> None:
-        """Write something that is known by a number, in the session's transaction."""
+        """Write a new row that is known by its number, in the session's transaction."""
         ...
 
     async def stored(self) -> set[int]:
-        """The numbers of what was written and is committed."""
+        """Return the numbers of the rows that are committed."""
+        ...
+
+
+class RowsHarness(TransactionHarness, Protocol):
+    """For the contracts of locks and watching: rows of one mapped class with one value.
+
+    Attributes:
+        model: the mapped class, whose primary key is an integer.
+        key: the attribute of its primary key.
+        values: three different values for `attribute`; a new row has the first.
+    """
+
+    model: type[Any]
+    key: str
+    values: tuple[Any, Any, Any]
+
+    @property
+    def attribute(self) -> str:
+        """The attribute that a test changes."""
+        ...
+
+    async def change(self, session: Any, number: int, value: Any) -> None:
+        """Change the value of a row, in the session's transaction."""
+        ...
+
+    async def seen(self, session: Any) -> set[int]:
+        """Return the numbers of the rows that the session sees."""
+        ...
+
+    async def statement(self, session: Any) -> None:
+        """Send a statement that succeeds."""
+        ...
+
+    async def fail(self, session: Any, sqlstate: str) -> None:
+        """Send a statement that fails with a SQLSTATE."""
+        ...
+
+    async def insert(self, *numbers: int) -> None:
+        """Commit new rows, in another session."""
+        ...
+
+    async def update(self, number: int, value: Any) -> None:
+        """Commit another value of a row, in another session."""
+        ...
+
+    async def delete(self, number: int) -> None:
+        """Commit the deletion of a row, in another session."""
+        ...
+
+    async def value_of(self, number: int) -> Any:
+        """Return the committed value of a row."""
         ...
 
 
 class MappedRows:
-    """Rows of one mapped class, whose key is an integer that the application chooses.
+    """The `RowsHarness` of every kind of `AsyncSession`.
 
     Args:
-        session_maker: a factory of `AsyncSession`: an `async_sessionmaker`, or
-            `MemoryDatabase.session`. With `expire_on_commit=False`.
+        session_maker: an `async_sessionmaker`, with `expire_on_commit=False`.
         model: the mapped class. Its table is empty when a test begins.
-        key: the attribute that is its primary key.
+        key: the attribute that is its primary key, an integer that the application chooses.
         value: an attribute that a test can change.
         values: three values for it, different from each other.
-        fail: makes a statement of a session fail with a SQLSTATE; without it a `MemorySession` is
-            asked to, and any other session executes a PL/pgSQL block that raises it.
+        fail: makes a statement of a session fail with a SQLSTATE; without it the session executes a
+            PL/pgSQL block that raises it.
         make: makes an instance of the class for a number, where it needs more than a key.
     """
 
@@ -70,7 +132,7 @@ class MappedRows:
         self.key = key
         self.value = value
         self.values = values
-        self.fail: Fail = _fail if fail is None else fail
+        self._fail: Fail = _raise_in_postgresql if fail is None else fail
         self._make = make
         self._written: set[int] = set()
 
@@ -78,26 +140,38 @@ class MappedRows:
         return self.session_maker()
 
     def make(self, number: int) -> Any:
-        """A new instance."""
+        """Return a new instance."""
         self._written.add(number)
         instance = self.model(**{self.key: number}) if self._make is None else self._make(number)
         if self.value is not None:
             setattr(instance, self.value, self.values[0])
         return instance
 
+    @property
+    def attribute(self) -> str:
+        return _given(self.value)
+
     async def write(self, session: Any, number: int) -> None:
         session.add(self.make(number))
         await session.flush()
 
+    async def change(self, session: Any, number: int, value: Any) -> None:
+        setattr(await session.get_one(self.model, number), self.attribute, value)
+        await session.flush()
+
+    async def seen(self, session: Any) -> set[int]:
+        get = session.get
+        return {each for each in self._written if await get(self.model, each) is not None}
+
+    async def statement(self, session: Any) -> None:
+        await session.execute(text("SELECT 1"))
+
+    async def fail(self, session: Any, sqlstate: str) -> None:
+        await self._fail(session, sqlstate)
+
     async def stored(self) -> set[int]:
         async with opened(self) as session:
-            return {
-                number
-                for number in self._written
-                if await session.get(self.model, number) is not None
-            }
-
-    # Committed changes, for those who look on
+            return await self.seen(session)
 
     async def insert(self, *numbers: int) -> None:
         async with opened(self) as session:
@@ -106,7 +180,7 @@ class MappedRows:
 
     async def update(self, number: int, value: Any) -> None:
         async with opened(self) as session:
-            setattr(await session.get_one(self.model, number), self.attribute, value)
+            await self.change(session, number, value)
             await session.commit()
 
     async def delete(self, number: int) -> None:
@@ -118,21 +192,95 @@ class MappedRows:
         async with opened(self) as session:
             return getattr(await session.get_one(self.model, number), self.attribute)
 
+
+class MemoryRows:
+    """The `RowsHarness` of the sessions of a `MemoryDatabase`.
+
+    Args:
+        database: the sessions' database.
+        model: a mapped class.
+        key: the attribute that is its primary key.
+        value: an attribute that a test can change.
+        values: three values for it, different from each other.
+    """
+
+    def __init__(
+        self,
+        database: MemoryDatabase,
+        model: type[Any],
+        *,
+        key: str = "id",
+        value: str | None = None,
+        values: tuple[Any, Any, Any] = ("one", "two", "three"),
+    ) -> None:
+        self.database = database
+        self.model = model
+        self.key = key
+        self.value = value
+        self.values = values
+
+    def session(self) -> Any:
+        return self.database.session()
+
     @property
     def attribute(self) -> str:
-        if self.value is None:
-            raise ValueError(
-                "this contract changes rows: give MappedRows the name of an attribute, value='status'"
-            )
-        return self.value
+        return _given(self.value)
+
+    async def write(self, session: Any, number: int) -> None:
+        values = {} if self.value is None else {self.value: self.values[0]}
+        await session.put(self.model, number, values)
+
+    async def change(self, session: Any, number: int, value: Any) -> None:
+        await session.put(self.model, number, {self.attribute: value})
+
+    async def seen(self, session: Any) -> set[int]:
+        return {row[self.key] for row in session.rows(self.model)}
+
+    async def statement(self, session: Any) -> None:
+        await session.execute(text("SELECT 1"))
+
+    async def fail(self, session: Any, sqlstate: str) -> None:
+        self.database.fail_next("STATEMENT", sqlstate)
+        await self.statement(session)
+
+    async def stored(self) -> set[int]:
+        return await self.seen(self.database)
+
+    async def insert(self, *numbers: int) -> None:
+        async with opened(self) as session:
+            for number in numbers:
+                await self.write(session, number)
+            await session.commit()
+
+    async def update(self, number: int, value: Any) -> None:
+        async with opened(self) as session:
+            await self.change(session, number, value)
+            await session.commit()
+
+    async def delete(self, number: int) -> None:
+        async with opened(self) as session:
+            await session.remove(self.model, number)
+            await session.commit()
+
+    async def value_of(self, number: int) -> Any:
+        rows = self.database.rows(self.model)
+        return next(row[self.attribute] for row in rows if row[self.key] == number)
+
+
+def _given(value: str | None) -> str:
+    if value is None:
+        raise ValueError(
+            "value: this contract changes rows, so its harness needs an attribute, value='status'"
+        )
+    return value
 
 
 @asynccontextmanager
 async def opened(harness: TransactionHarness) -> AsyncIterator[Any]:
-    """A session, closed at the end. What waits in the block for ever is an error in time."""
+    """Open a session and close it at the end; a block that hangs is an error in time."""
     session: ManagedSession = harness.session()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(EVENT_TIMEOUT):
             yield session
     finally:
         if callable(getattr(session, "close", None)):
@@ -140,21 +288,20 @@ async def opened(harness: TransactionHarness) -> AsyncIterator[Any]:
 
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> None:
-    """Wait until something holds; fail where it does not."""
+    """Wait until a condition holds; fail where it does not in time."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE
+    deadline = loop.time() + EVENT_TIMEOUT
     while not await condition():
-        assert loop.time() < deadline, f"did not come about within {PATIENCE} s"
+        assert loop.time() < deadline, f"the condition did not hold within {EVENT_TIMEOUT} s"
         await asyncio.sleep(0.01)
 
 
-async def _fail(session: Any, sqlstate: str) -> None:
-    if isinstance(session, MemorySession):
-        await session.fail(sqlstate)
+async def _raise_in_postgresql(session: Any, sqlstate: str) -> None:
     await session.execute(
         text(f"DO $$ BEGIN RAISE EXCEPTION 'as asked' USING ERRCODE = '{sqlstate}'; END $$")
     )
 
 
 def missing(name: str, what: str) -> NoReturn:
+    """Raise the error of a fixture that a subclass of a contract does not override."""
     raise NotImplementedError(f"override the fixture `{name}`: {what}")

@@ -10,7 +10,8 @@ import pytest
 
 from pgtoolset import LockTimeoutError, RowLockMode, get_transaction
 from pgtoolset.protocols import LockObserver, RowLocker, TableLocker
-from pgtoolset.testing.contracts.harness import MappedRows, missing, opened, until
+from pgtoolset.testing.contracts.harness import RowsHarness, missing, opened, until
+from pgtoolset.types import RowLockModeSpelling
 
 __all__ = ["LockObserverContract", "RowLockerContract"]
 
@@ -20,7 +21,7 @@ CONFLICTS = ("XXXX", "XXX ", "XX  ", "X   ")
 
 
 class RowLockerContract:
-    """What `RowLocker` promises. Fixtures: `locks`, and `harness`, a `MappedRows` with a
+    """What `RowLocker` promises. Fixtures: `locks`, and `harness`, a `RowsHarness` with a
     `value`."""
 
     @pytest.fixture
@@ -28,11 +29,17 @@ class RowLockerContract:
         missing("locks", "the RowLocker")
 
     @pytest.fixture
-    def harness(self) -> MappedRows:
-        missing("harness", "MappedRows(session_maker, Model, value='status')")
+    def harness(self) -> RowsHarness:
+        missing(
+            "harness", "a RowsHarness, such as MappedRows(session_maker, Model, value='status')"
+        )
 
     async def is_free(
-        self, locks: RowLocker, harness: MappedRows, number: int, mode: str = "UPDATE"
+        self,
+        locks: RowLocker,
+        harness: RowsHarness,
+        number: int,
+        mode: RowLockModeSpelling = "UPDATE",
     ) -> bool:
         async with opened(harness) as session:
             try:
@@ -42,9 +49,9 @@ class RowLockerContract:
             except LockTimeoutError:
                 return False
 
-    async def test_rows_in_key_order(self, locks: RowLocker, harness: MappedRows) -> None:
-        """In key order whatever the order of the keys, each once, without those that do not
-        exist."""
+    async def test_rows_in_key_order(self, locks: RowLocker, harness: RowsHarness) -> None:
+        """Rows come in key order whatever the order of the keys, each once; missing rows are left
+        out."""
         await harness.insert(1, 2, 3, 4)
         async with opened(harness) as session:
             rows = await locks.lock_rows(session, harness.model, [4, 1, 99, 3, 1])
@@ -58,9 +65,9 @@ class RowLockerContract:
 
     @pytest.mark.parametrize("held", RowLockMode, ids=lambda mode: mode.name)
     async def test_conflicts(
-        self, locks: RowLocker, harness: MappedRows, held: RowLockMode
+        self, locks: RowLocker, harness: RowsHarness, held: RowLockMode
     ) -> None:
-        """A mode can be held together with just those that PostgreSQL's table allows."""
+        """A mode is compatible with exactly the modes that PostgreSQL's table allows."""
         await harness.insert(1)
         async with opened(harness) as session:
             await locks.lock_rows(session, harness.model, [1], mode=held)
@@ -69,37 +76,23 @@ class RowLockerContract:
                 found += " " if await self.is_free(locks, harness, 1, wanted) else "X"
         assert found == CONFLICTS[list(RowLockMode).index(held)]
 
-    async def test_values_as_locked(self, locks: RowLocker, harness: MappedRows) -> None:
-        """A waiter gets the rows with what the holder has committed, in an instance that it had
-        before too."""
+    async def test_values_as_locked(self, locks: RowLocker, harness: RowsHarness) -> None:
+        """A waiter receives the rows with the values that the holder has committed."""
         await harness.insert(1)
         async with opened(harness) as holder, opened(harness) as session:
-            row = await session.get(harness.model, 1)
+            assert await harness.seen(session) == {1}
             await session.commit()
-            [mine] = await locks.lock_rows(holder, harness.model, [1])
-            setattr(mine, harness.attribute, harness.values[1])
+            await locks.lock_rows(holder, harness.model, [1])
+            await harness.change(holder, 1, harness.values[1])
             task = asyncio.create_task(locks.lock_rows(session, harness.model, [1]))
             await asyncio.sleep(0.1)
             assert not task.done()
             await holder.commit()
-            [same] = await task
-            assert same is row
-            assert getattr(same, harness.attribute) == harness.values[1]
+            [row] = await task
+            assert getattr(row, harness.attribute) == harness.values[1]
 
-    async def test_pending_changes_are_kept(self, locks: RowLocker, harness: MappedRows) -> None:
-        """What the session has not flushed is flushed first, and not overwritten."""
-        await harness.insert(1)
-        async with opened(harness) as session:
-            row = await session.get(harness.model, 1)
-            setattr(row, harness.attribute, harness.values[2])
-            [same] = await locks.lock_rows(session, harness.model, [1])
-            assert same is row
-            assert getattr(row, harness.attribute) == harness.values[2]
-            await session.commit()
-        assert await harness.value_of(1) == harness.values[2]
-
-    async def test_skip_locked(self, locks: RowLocker, harness: MappedRows) -> None:
-        """What somebody else has locked is left out."""
+    async def test_skip_locked(self, locks: RowLocker, harness: RowsHarness) -> None:
+        """Rows that another session has locked are left out."""
         await harness.insert(1, 2, 3)
         async with opened(harness) as holder, opened(harness) as session:
             await locks.lock_rows(holder, harness.model, [2])
@@ -108,9 +101,9 @@ class RowLockerContract:
 
     @pytest.mark.parametrize("arguments", [{"nowait": True}, {"timeout": "50ms"}], ids=repr)
     async def test_timeout(
-        self, locks: RowLocker, harness: MappedRows, arguments: dict[str, Any]
+        self, locks: RowLocker, harness: RowsHarness, arguments: dict[str, Any]
     ) -> None:
-        """In time or not at all; the transaction around the call goes on with what it had, and
+        """A row that cannot be locked in time is an error; the transaction around the call goes on
         without new locks."""
         await harness.insert(1, 2)
         async with opened(harness) as holder, opened(harness) as session:
@@ -129,15 +122,16 @@ class RowLockerContract:
             assert not session.in_transaction()
         assert await harness.stored() == {1, 2, 3}
 
-    async def test_a_writer_waits(self, locks: RowLocker, harness: MappedRows) -> None:
-        """Whoever changes a row that is locked waits, and then changes what the holder has left."""
+    async def test_a_writer_waits(self, locks: RowLocker, harness: RowsHarness) -> None:
+        """A session that changes a locked row waits, and then changes the row as its holder left
+        it."""
         await harness.insert(1)
         async with opened(harness) as session:
-            [row] = await locks.lock_rows(session, harness.model, [1])
+            await locks.lock_rows(session, harness.model, [1])
             task = asyncio.create_task(harness.update(1, harness.values[2]))
             await asyncio.sleep(0.1)
             assert not task.done()
-            setattr(row, harness.attribute, harness.values[1])
+            await harness.change(session, 1, harness.values[1])
             await session.commit()
             await task
         assert await harness.value_of(1) == harness.values[2]
@@ -159,7 +153,7 @@ class RowLockerContract:
     async def test_bad_arguments(
         self,
         locks: RowLocker,
-        harness: MappedRows,
+        harness: RowsHarness,
         arguments: dict[str, Any],
         error: type[Exception],
     ) -> None:
@@ -173,7 +167,7 @@ class RowLockerContract:
 
 class LockObserverContract:
     """What `LockObserver` promises. Fixtures: `observer`, `locks` (a `TableLocker`), and `harness`,
-    a `MappedRows`."""
+    a `RowsHarness`."""
 
     @pytest.fixture
     def observer(self) -> LockObserver:
@@ -184,14 +178,14 @@ class LockObserverContract:
         missing("locks", "a TableLocker, to give the observer something to see")
 
     @pytest.fixture
-    def harness(self) -> MappedRows:
-        missing("harness", "MappedRows(session_maker, Model)")
+    def harness(self) -> RowsHarness:
+        missing("harness", "a RowsHarness, such as MappedRows(session_maker, Model)")
 
     async def test_who_waits_for_whom(
-        self, observer: LockObserver, locks: TableLocker, harness: MappedRows
+        self, observer: LockObserver, locks: TableLocker, harness: RowsHarness
     ) -> None:
-        """Each session that waits is seen, with those in its way, what it wants and for how long it
-        has waited."""
+        """Each waiting session is listed, with its blockers, the mode that it asks for and how long
+        it has waited."""
         async with opened(harness) as holder, opened(harness) as onlooker:
 
             async def look() -> Any:
@@ -219,6 +213,7 @@ class LockObserverContract:
             assert list(await look()) == []
 
     async def test_bad_argument(self, observer: LockObserver) -> None:
-        """What is no session is refused."""
+        """An object that is not a session is refused."""
+        not_a_session: Any = object()
         with pytest.raises(TypeError):
-            await observer.list_lock_waits(object())
+            await observer.list_lock_waits(not_a_session)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError
 
 from pgtoolset import (
     TransactionAbortedError,
@@ -18,13 +18,15 @@ from pgtoolset import (
     run_transaction,
 )
 from pgtoolset._postgres.sqlstates import DEADLOCK_DETECTED, SERIALIZATION_FAILURE
-from pgtoolset.testing.contracts.harness import MappedRows, TransactionHarness, missing, opened
+from pgtoolset.testing.contracts.harness import (
+    RowsHarness,
+    TransactionHarness,
+    Undone,
+    missing,
+    opened,
+)
 
 __all__ = ["AbortedTransactionContract", "SessionFactoryContract", "TransactionalSessionContract"]
-
-
-class Undone(Exception):
-    """Leaves a block that is to be undone."""
 
 
 class TransactionalSessionContract:
@@ -35,7 +37,7 @@ class TransactionalSessionContract:
         missing("harness", "a TransactionHarness, such as MappedRows(session_maker, Model)")
 
     async def test_the_end_of_a_block_commits(self, harness: TransactionHarness) -> None:
-        """What is written in a block is stored at its end, and nobody else sees it before."""
+        """The writes of a block are stored at its end, and no other session sees them before."""
         async with opened(harness) as session:
             assert not session.in_transaction()
             async with get_transaction(session) as same:
@@ -52,7 +54,7 @@ class TransactionalSessionContract:
     async def test_an_exception_rolls_back(
         self, harness: TransactionHarness, error: BaseException
     ) -> None:
-        """An exception undoes the block and leaves it as it is; the session can be used again."""
+        """An exception rolls back the block and propagates; the session can be used again."""
         async with opened(harness) as session:
             with pytest.raises(type(error)) as caught:
                 async with get_transaction(session):
@@ -69,8 +71,7 @@ class TransactionalSessionContract:
     async def test_an_exception_undoes_its_own_level(
         self, harness: TransactionHarness, failing: int
     ) -> None:
-        """Of nested blocks, an exception undoes the one that it leaves, with those inside it, and
-        no other."""
+        """An exception rolls back the block that it leaves, with those inside, and no other."""
 
         async def nest(session: Any, level: int) -> None:
             try:
@@ -91,8 +92,8 @@ class TransactionalSessionContract:
     async def test_a_released_level_belongs_to_the_one_around(
         self, harness: TransactionHarness
     ) -> None:
-        """A nested block that ended well is undone with the block around it, and is not stored
-        before."""
+        """A nested block that ended normally is rolled back with the block around it, and is not
+        stored before."""
         async with opened(harness) as session:
             with pytest.raises(Undone):
                 async with get_transaction(session):
@@ -103,7 +104,7 @@ class TransactionalSessionContract:
             assert await harness.stored() == set()
 
     async def test_levels_in_a_row(self, harness: TransactionHarness) -> None:
-        """Levels that follow each other fail and succeed by themselves."""
+        """Levels that follow each other are independent."""
         async with opened(harness) as session:
             async with get_transaction(session):
                 for number in range(6):
@@ -117,8 +118,8 @@ class TransactionalSessionContract:
             assert await harness.stored() == {0, 2, 4}
 
     async def test_callbacks_run_after_the_commit(self, harness: TransactionHarness) -> None:
-        """Callbacks run once the outermost block is committed, in order; those of a level that was
-        undone never."""
+        """Callbacks run after the outermost commit, in order; a level that rolls back drops its
+        own."""
         ran: list[Any] = []
 
         def callback(name: str) -> Callable[[], Any]:
@@ -151,7 +152,7 @@ class TransactionalSessionContract:
                 on_commit(session, callback("never"))
 
     async def test_durable_is_outermost(self, harness: TransactionHarness) -> None:
-        """A durable block is refused inside another, which goes on as if nothing had happened."""
+        """A durable block is refused inside another block, which goes on."""
         async with opened(harness) as session:
             async with get_transaction(session, durable=True):
                 await harness.write(session, 1)
@@ -171,7 +172,7 @@ class SessionFactoryContract:
         missing("harness", "a TransactionHarness whose session() is the factory")
 
     async def test_each_call_makes_a_session(self, harness: TransactionHarness) -> None:
-        """Two sessions have nothing in common but what is committed."""
+        """Two sessions share only the committed rows."""
         async with opened(harness) as one, opened(harness) as other:
             assert one is not other
             async with get_transaction(one):
@@ -182,7 +183,7 @@ class SessionFactoryContract:
                 assert await harness.stored() == {2}
 
     async def test_a_unit_of_work(self, harness: TransactionHarness) -> None:
-        """A context is begun when it yields; its end commits, an exception rolls back."""
+        """A context yields a session in a transaction; its end commits, an exception rolls back."""
         db_context = create_db_context(harness.session)
         async with db_context() as session:
             assert session.in_transaction()
@@ -196,8 +197,7 @@ class SessionFactoryContract:
         assert await harness.stored() == {1}
 
     async def test_the_block_may_end_its_transaction(self, harness: TransactionHarness) -> None:
-        """The block may commit and roll back by itself and go on; what is open at its end is
-        committed."""
+        """The block may commit and roll back and go on; its end commits the open transaction."""
         async with create_db_context(harness.session)() as session:
             await harness.write(session, 1)
             await session.commit()
@@ -210,8 +210,7 @@ class SessionFactoryContract:
         assert await harness.stored() == {1, 3}
 
     async def test_nothing_to_end(self, harness: TransactionHarness) -> None:
-        """Commit and rollback with nothing open are no errors, and a closed session has nothing
-        open."""
+        """Commit and rollback without a transaction do nothing, and close ends an open one."""
         async with opened(harness) as session:
             await session.commit()
             await session.rollback()
@@ -224,15 +223,15 @@ class SessionFactoryContract:
 
 class AbortedTransactionContract:
     """What a session promises after an error of the database. Fixtures: `harness`, a
-    `MappedRows`."""
+    `RowsHarness`."""
 
     @pytest.fixture
-    def harness(self) -> MappedRows:
-        missing("harness", "MappedRows(session_maker, Model)")
+    def harness(self) -> RowsHarness:
+        missing("harness", "a RowsHarness, such as MappedRows(session_maker, Model)")
 
-    async def test_a_swallowed_error_is_told(self, harness: MappedRows) -> None:
-        """A block that swallowed the error that aborted its transaction raises, caused by it, and
-        stores nothing."""
+    async def test_a_swallowed_error_is_raised(self, harness: RowsHarness) -> None:
+        """A block that swallowed the error which aborted its transaction raises, with that cause,
+        and stores nothing."""
         async with opened(harness) as session:
             swallowed: list[BaseException] = []
             with pytest.raises(TransactionAbortedError) as caught:
@@ -246,7 +245,7 @@ class AbortedTransactionContract:
             assert caught.value.sqlstate == "22012"
             assert await harness.stored() == set()
 
-    async def test_nothing_works_in_an_aborted_transaction(self, harness: MappedRows) -> None:
+    async def test_nothing_works_in_an_aborted_transaction(self, harness: RowsHarness) -> None:
         """After an error every statement is refused, until the level is rolled back."""
         async with opened(harness) as session:
             async with get_transaction(session):
@@ -256,12 +255,12 @@ class AbortedTransactionContract:
                         await harness.write(session, 2)
                         with pytest.raises(DBAPIError):
                             await harness.fail(session, "22012")
-                        await session.get(harness.model, 99)
+                        await harness.statement(session)
                 assert getattr(caught.value.orig, "sqlstate", None) == "25P02"
                 await harness.write(session, 3)
             assert await harness.stored() == {1, 3}
 
-    async def test_a_swallowed_error_costs_its_own_level(self, harness: MappedRows) -> None:
+    async def test_a_swallowed_error_costs_its_own_level(self, harness: RowsHarness) -> None:
         """A nested block that swallowed an error raises, and the level around it is as it was."""
         async with opened(harness) as session:
             async with get_transaction(session):
@@ -274,25 +273,8 @@ class AbortedTransactionContract:
                 await harness.write(session, 3)
             assert await harness.stored() == {1, 3}
 
-    async def test_a_failed_flush(self, harness: MappedRows) -> None:
-        """A key that is taken is an `IntegrityError`; swallowed, its level raises and goes, the one
-        around stays."""
-        await harness.insert(1)
-        async with opened(harness) as session:
-            async with get_transaction(session):
-                await harness.write(session, 2)
-                with pytest.raises(TransactionAbortedError):
-                    async with get_transaction(session):
-                        with pytest.raises(DBAPIError) as caught:
-                            await harness.write(session, 1)
-                        assert getattr(caught.value.orig, "sqlstate", None) == "23505"
-                        with pytest.raises(InvalidRequestError):
-                            await session.get(harness.model, 99)
-                await harness.write(session, 3)
-            assert await harness.stored() == {1, 2, 3}
-
-    async def test_an_explicit_commit_is_honest(self, harness: MappedRows) -> None:
-        """A `commit()` inside of a unit of work is held to the truth as well."""
+    async def test_an_explicit_commit_is_honest(self, harness: RowsHarness) -> None:
+        """A `commit()` of an aborted transaction inside a unit of work raises too."""
         with pytest.raises(TransactionAbortedError):
             async with create_db_context(harness.session)() as session:
                 await harness.write(session, 1)
@@ -302,8 +284,8 @@ class AbortedTransactionContract:
         assert await harness.stored() == set()
 
     @pytest.mark.parametrize("sqlstate", [SERIALIZATION_FAILURE, DEADLOCK_DETECTED])
-    async def test_run_transaction_tries_again(self, harness: MappedRows, sqlstate: str) -> None:
-        """A serialization failure or a deadlock is tried again from the start, in a new session."""
+    async def test_run_transaction_tries_again(self, harness: RowsHarness, sqlstate: str) -> None:
+        """After a serialization failure or a deadlock the work runs again, in a new session."""
         sessions: list[Any] = []
 
         async def work(session: Any) -> str:
@@ -317,8 +299,8 @@ class AbortedTransactionContract:
         assert len(set(map(id, sessions))) == 3
         assert await harness.stored() == {3}
 
-    async def test_run_transaction_gives_up(self, harness: MappedRows) -> None:
-        """Any other error, and the last of so many, comes through."""
+    async def test_run_transaction_gives_up(self, harness: RowsHarness) -> None:
+        """Any other error propagates, and so does the error of the last attempt."""
         tried: list[int] = []
 
         async def work(session: Any) -> None:

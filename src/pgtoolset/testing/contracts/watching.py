@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,136 +16,148 @@ from pgtoolset import (
     get_transaction,
 )
 from pgtoolset.protocols import ChangeWaiter
-from pgtoolset.testing.contracts import harness as limits
-from pgtoolset.testing.contracts.harness import MappedRows, missing, opened
+from pgtoolset.testing.contracts import harness as harnesses
+from pgtoolset.testing.contracts.harness import RowsHarness, missing, opened
 
 __all__ = ["ChangeWaiterContract", "WatcherContract"]
 
 
-async def during(wait: Awaitable[Any], change: Callable[[], Awaitable[Any]]) -> Any:
-    """What a wait gives, while which something is changed."""
-    task = asyncio.ensure_future(wait)
-    await asyncio.sleep(0.1)
-    assert not task.done()
-    await change()
-    return await asyncio.wait_for(task, limits.PATIENCE)
+async def finished(task: Awaitable[Any]) -> Any:
+    """Return what a wait gives; a wait that hangs is an error in time."""
+    return await asyncio.wait_for(task, harnesses.EVENT_TIMEOUT)
 
 
 class ChangeWaiterContract:
-    """What `ChangeWaiter` promises. Fixtures: `waiter`, and `harness`, a `MappedRows` with a
-    `value`."""
+    """What `ChangeWaiter` promises. Fixtures: `waiter`, and `harness`, a `RowsHarness` with a
+    value."""
 
     @pytest.fixture
     def waiter(self) -> ChangeWaiter:
         missing("waiter", "the ChangeWaiter")
 
     @pytest.fixture
-    def harness(self) -> MappedRows:
-        missing("harness", "MappedRows(session_maker, Model, value='status')")
+    def harness(self) -> RowsHarness:
+        missing(
+            "harness", "a RowsHarness, such as MappedRows(session_maker, Model, value='status')"
+        )
 
-    async def test_a_change(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """The row comes back as the session's own instance, with what was committed meanwhile."""
+    async def waits(
+        self,
+        waiter: ChangeWaiter,
+        harness: RowsHarness,
+        session: Any,
+        change: Callable[[], Awaitable[Any]],
+    ) -> Any:
+        """Return what a wait gives that begins before the change."""
+        looked = asyncio.Event()
+        first: list[Any] = []
+
+        def is_changed(row: Any) -> bool:
+            first.append(getattr(row, harness.attribute))
+            looked.set()
+            return bool(first[-1] != first[0])
+
+        wait = waiter.wait_for_row_change(
+            session, harness.model, 1, interval=0.02, timeout=10, until=is_changed
+        )
+        task = asyncio.ensure_future(wait)
+        await finished(looked.wait())
+        await change()
+        return await finished(task)
+
+    async def test_a_change(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
+        """The row is returned with the values that were committed meanwhile."""
         await harness.insert(1)
         async with opened(harness) as session:
-            row = await session.get(harness.model, 1)
-            await session.commit()
-            wait = waiter.wait_for_row_change(session, harness.model, 1, interval=0.02, timeout=5)
-            same = await during(wait, lambda: harness.update(1, harness.values[1]))
-            assert same is row
+            row = await self.waits(
+                waiter, harness, session, lambda: harness.update(1, harness.values[1])
+            )
+            assert getattr(row, harness.key) == 1
             assert getattr(row, harness.attribute) == harness.values[1]
 
-    async def test_what_is_not_committed(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """What another session has written and not committed is no change, and neither is what it
-        rolled back."""
+    async def test_what_is_not_committed(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
+        """A write of another session that is not committed, or was rolled back, is not a change."""
         await harness.insert(1)
+        seen = {harness.attribute: harness.values[0]}
+        wait = waiter.wait_for_row_change
         async with opened(harness) as session, opened(harness) as other:
-
-            async def write() -> None:
-                row = await other.get(harness.model, 1)
-                setattr(row, harness.attribute, harness.values[1])
-                await other.flush()
-
-            for change in (write, other.rollback):
+            await harness.change(other, 1, harness.values[1])
+            for _ in ("not committed", "rolled back"):
                 with pytest.raises(WaitTimeoutError):
-                    wait = waiter.wait_for_row_change(
-                        session, harness.model, 1, interval=0.02, timeout=0.3
-                    )
-                    await during(wait, change)
+                    await wait(session, harness.model, 1, interval=0.02, timeout=0.1, baseline=seen)
+                await other.rollback()
 
-    async def test_baseline(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """A change since what the caller has seen is returned at once."""
+    async def test_baseline(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
+        """A change since the values that the caller has seen is returned at once."""
         await harness.insert(1)
+        await harness.update(1, harness.values[1])
+        wait = waiter.wait_for_row_change
         async with opened(harness) as session:
-            row = await session.get(harness.model, 1)
-            await session.commit()
-            await harness.update(1, harness.values[1])
-            wait = waiter.wait_for_row_change
-            same = await wait(
-                session, harness.model, 1, columns=[harness.attribute], baseline=row, timeout=0
+            row = await wait(
+                session,
+                harness.model,
+                1,
+                columns=[harness.attribute],
+                baseline={harness.attribute: harness.values[0]},
+                timeout=0,
             )
-            assert getattr(same, harness.attribute) == harness.values[1]
+            assert getattr(row, harness.attribute) == harness.values[1]
+            seen = {harness.attribute: harness.values[1]}
             with pytest.raises(WaitTimeoutError):
-                await wait(
-                    session,
-                    harness.model,
-                    1,
-                    baseline={harness.attribute: harness.values[1]},
-                    timeout=0,
-                )
+                await wait(session, harness.model, 1, baseline=seen, timeout=0)
 
-    async def test_until(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """With a predicate it waits until that holds, whatever else changes; where it does already,
-        not at all."""
+    async def test_until(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
+        """With a predicate the wait ends when it holds, whatever else changes, or at once."""
         await harness.insert(1)
+        looks: list[Any] = []
+        changed = asyncio.Event()
+
+        def is_done(row: Any) -> bool:
+            looks.append(getattr(row, harness.attribute))
+            if looks[-1] == harness.values[1]:
+                changed.set()
+            return bool(looks[-1] == harness.values[2])
+
+        wait = waiter.wait_for_row_change
         async with opened(harness) as session:
-
-            def done(row: Any) -> bool:
-                return bool(getattr(row, harness.attribute) == harness.values[2])
-
-            async def change() -> None:
-                await harness.update(1, harness.values[1])
-                await asyncio.sleep(0.1)
-                await harness.update(1, harness.values[2])
-
-            wait = waiter.wait_for_row_change
-            await during(
-                wait(session, harness.model, 1, interval=0.02, timeout=5, until=done), change
+            task = asyncio.ensure_future(
+                wait(session, harness.model, 1, interval=0.02, timeout=10, until=is_done)
             )
-            row = await wait(session, harness.model, 1, timeout=0, until=done)
+            await harness.update(1, harness.values[1])
+            await finished(changed.wait())
+            assert not task.done()
+            await harness.update(1, harness.values[2])
+            row = await finished(task)
+            assert getattr(row, harness.attribute) == harness.values[2]
+            row = await wait(session, harness.model, 1, timeout=0, until=is_done)
             assert getattr(row, harness.attribute) == harness.values[2]
 
-    async def test_no_row(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """Where there is no row it says so; where it vanishes too."""
+    async def test_no_row(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
+        """A row that does not exist is an error at once; so is one that is deleted meanwhile."""
         await harness.insert(1)
         async with opened(harness) as session:
             with pytest.raises(RowNotFoundError):
                 await waiter.wait_for_row_change(session, harness.model, 2, timeout=1)
             with pytest.raises(RowDeletedError):
-                wait = waiter.wait_for_row_change(
-                    session, harness.model, 1, interval=0.02, timeout=5
-                )
-                await during(wait, lambda: harness.delete(1))
+                await self.waits(waiter, harness, session, lambda: harness.delete(1))
 
-    async def test_the_callers_work_is_left_alone(
-        self, waiter: ChangeWaiter, harness: MappedRows
+    async def test_the_transaction_is_left_alone(
+        self, waiter: ChangeWaiter, harness: RowsHarness
     ) -> None:
-        """The caller's transaction stays open, and an attribute with pending changes keeps them."""
+        """The caller's transaction stays open, with its writes, and can be rolled back."""
         await harness.insert(1)
         async with opened(harness) as session:
             async with get_transaction(session):
                 await harness.write(session, 2)
-                row = await session.get(harness.model, 1)
-                setattr(row, harness.attribute, harness.values[2])
-                wait = waiter.wait_for_row_change(
-                    session, harness.model, 1, interval=0.02, timeout=5
+                await self.waits(
+                    waiter, harness, session, lambda: harness.update(1, harness.values[1])
                 )
-                assert await during(wait, lambda: harness.update(1, harness.values[1])) is row
-                assert getattr(row, harness.attribute) == harness.values[2]
+                assert session.in_transaction()
                 assert await harness.stored() == {1}
-        assert await harness.value_of(1) == harness.values[2]
+            assert await harness.stored() == {1, 2}
 
-    async def test_bad_arguments(self, waiter: ChangeWaiter, harness: MappedRows) -> None:
-        """What cannot be meant is refused before there is a transaction."""
+    async def test_bad_arguments(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
+        """A wrong argument is refused before a transaction begins."""
         wrong: list[tuple[type[Exception], dict[str, Any]]] = [
             (TypeError, {"model": int}),
             (ValueError, {"pk_value": (1, 2)}),
@@ -154,10 +166,11 @@ class ChangeWaiterContract:
             (ValueError, {"columns": []}),
             (ValueError, {"columns": ["no such"]}),
             (ValueError, {"interval": 0}),
-            (TypeError, {"timeout": "1s"}),
+            (TypeError, {"timeout": [1]}),
             (TypeError, {"until": 1}),
             (TypeError, {"baseline": 1}),
         ]
+        await harness.insert(1)
         async with opened(harness) as session:
             for error, arguments in wrong:
                 given: dict[str, Any] = {"model": harness.model, "pk_value": 1, **arguments}
@@ -167,95 +180,119 @@ class ChangeWaiterContract:
 
 
 class WatcherContract:
-    """What `Watcher` promises. Fixtures: `watcher`, one that is not open yet, and `harness`, with a
-    `value`."""
+    """What `Watcher` promises. Fixtures: `watcher`, not entered yet, and `harness`, a
+    `RowsHarness` with a value."""
 
     @pytest.fixture
     def watcher(self) -> Any:
         missing("watcher", "the Watcher, not entered")
 
     @pytest.fixture
-    def harness(self) -> MappedRows:
-        missing("harness", "MappedRows(session_maker, Model, value='status')")
+    def harness(self) -> RowsHarness:
+        missing(
+            "harness", "a RowsHarness, such as MappedRows(session_maker, Model, value='status')"
+        )
 
-    async def test_wait(self, watcher: Any, harness: MappedRows) -> None:
-        """A waiter gets the change with the values before and after; a deletion is one too."""
+    async def started(
+        self,
+        watcher: Any,
+        harness: RowsHarness,
+        number: int,
+        columns: Sequence[str] | None = None,
+        **options: Any,
+    ) -> asyncio.Task[Any]:
+        """Return a wait that has looked at its row once."""
+        task = asyncio.create_task(watcher.wait(harness.model, number, columns=columns, **options))
+        await asyncio.sleep(0)
+        # A later subscription to the same columns has its first look together with it.
+        async with watcher.changes(harness.model, number, columns=columns):
+            pass
+        return task
+
+    async def test_wait(self, watcher: Any, harness: RowsHarness) -> None:
+        """A waiter receives the change with the values before and after; so it is for a
+        deletion."""
         await harness.insert(1)
         async with watcher:
-            wait = watcher.wait(harness.model, 1, columns=[harness.attribute], timeout=5)
-            change = await during(wait, lambda: harness.update(1, harness.values[1]))
+            task = await self.started(watcher, harness, 1, [harness.attribute], timeout=10)
+            await harness.update(1, harness.values[1])
+            change = await finished(task)
             assert (change.model, change.pk, change.kind) == (harness.model, 1, "update")
             assert dict(change.before) == {harness.attribute: harness.values[0]}
             assert dict(change.after) == {harness.attribute: harness.values[1]}
-            change = await during(
-                watcher.wait(harness.model, 1, timeout=5), lambda: harness.delete(1)
-            )
+            task = await self.started(watcher, harness, 1, timeout=10)
+            await harness.delete(1)
+            change = await finished(task)
             assert (change.kind, change.after) == ("delete", None)
 
-    async def test_no_change(self, watcher: Any, harness: MappedRows) -> None:
-        """What is not watched and what is not there: a timeout, and an error at once."""
+    async def test_no_change(self, watcher: Any, harness: RowsHarness) -> None:
+        """A change of an unwatched column is ignored; a row that does not exist is an error at
+        once."""
         await harness.insert(1)
         async with watcher:
+            task = await self.started(watcher, harness, 1, [harness.key], timeout=0.3)
+            await harness.update(1, harness.values[1])
             with pytest.raises(WaitTimeoutError):
-                wait = watcher.wait(harness.model, 1, columns=[harness.key], timeout=0.3)
-                await during(wait, lambda: harness.update(1, harness.values[1]))
+                await finished(task)
             with pytest.raises(RowNotFoundError):
-                await watcher.wait(harness.model, 2, timeout=5)
+                await watcher.wait(harness.model, 2, timeout=10)
 
-    async def test_many_waiters(self, watcher: Any, harness: MappedRows) -> None:
-        """Everybody who waits for a row is told, and nobody else."""
+    async def test_many_waiters(self, watcher: Any, harness: RowsHarness) -> None:
+        """Each waiter of a row receives its change, and no other waiter does."""
         await harness.insert(1, 2)
         async with watcher:
             tasks = [
-                asyncio.create_task(watcher.wait(harness.model, 1, timeout=5)) for _ in range(20)
+                asyncio.create_task(watcher.wait(harness.model, 1, timeout=10)) for _ in range(20)
             ]
-            bystander = asyncio.create_task(watcher.wait(harness.model, 2, timeout=5))
-            await during(
-                watcher.wait(harness.model, 1), lambda: harness.update(1, harness.values[1])
-            )
-            gathered = asyncio.gather(*tasks)
-            assert {
-                change.kind for change in await asyncio.wait_for(gathered, limits.PATIENCE)
-            } == {"update"}
+            bystander = asyncio.create_task(watcher.wait(harness.model, 2, timeout=10))
+            tasks.append(await self.started(watcher, harness, 1, timeout=10))
+            await harness.update(1, harness.values[1])
+            assert {change.kind for change in await finished(asyncio.gather(*tasks))} == {"update"}
             assert not bystander.done()
             bystander.cancel()
 
-    async def test_changes(self, watcher: Any, harness: MappedRows) -> None:
-        """Insertions, updates and deletions come in their order; what a slow consumer missed is
-        merged."""
+    async def test_changes(self, watcher: Any, harness: RowsHarness) -> None:
+        """Insertions, updates and deletions come in order; a slow consumer gets them merged."""
+        attribute, values = harness.attribute, harness.values
         async with watcher:
-            async with watcher.changes(harness.model, 1, columns=[harness.attribute]) as changes:
+            async with watcher.changes(harness.model, 1, columns=[attribute]) as changes:
                 assert changes.current is None
-                inserted = await during(anext(changes), lambda: harness.insert(1))
-                assert (inserted.kind, dict(inserted.after)) == (
-                    "insert",
-                    {harness.attribute: harness.values[0]},
-                )
-                await harness.update(1, harness.values[1])
-                await harness.update(1, harness.values[2])
-                await asyncio.sleep(0.2)
-                updated = await asyncio.wait_for(anext(changes), 5)
-                assert dict(updated.before) == {harness.attribute: harness.values[0]}
-                assert dict(updated.after) == {harness.attribute: harness.values[2]}
-                deleted = await during(anext(changes), lambda: harness.delete(1))
+                await harness.insert(1)
+                inserted = await finished(anext(changes))
+                assert (inserted.kind, dict(inserted.after)) == ("insert", {attribute: values[0]})
+                current: Any = changes.current  # a checker remembers the None above
+                assert dict(current) == {attribute: values[0]}
+                task = await self.started(watcher, harness, 1, [attribute])
+                await harness.update(1, values[1])
+                assert dict((await finished(task)).after) == {attribute: values[1]}
+                task = await self.started(watcher, harness, 1, [attribute])
+                await harness.update(1, values[2])
+                await finished(task)
+                updated = await finished(anext(changes))
+                assert dict(updated.before) == {attribute: values[0]}
+                assert dict(updated.after) == {attribute: values[2]}
+                await harness.delete(1)
+                deleted = await finished(anext(changes))
                 assert (deleted.kind, deleted.after) == ("delete", None)
+                await changes.aclose()
+                with pytest.raises(StopAsyncIteration):
+                    await anext(changes)
 
-    async def test_closing(self, watcher: Any, harness: MappedRows) -> None:
-        """Whoever waits when the watcher is closed is told, and so is whoever comes before or
+    async def test_closing(self, watcher: Any, harness: RowsHarness) -> None:
+        """The close of the watcher ends each waiter with an error; so does a wait before or
         after."""
         await harness.insert(1)
         with pytest.raises(WatcherClosedError):
             await watcher.wait(harness.model, 1)
         async with watcher:
-            task = asyncio.create_task(watcher.wait(harness.model, 1))
-            await asyncio.sleep(0.1)
+            task = await self.started(watcher, harness, 1)
         with pytest.raises(WatcherClosedError):
-            await asyncio.wait_for(task, limits.PATIENCE)
+            await finished(task)
         with pytest.raises(WatcherClosedError):
             await watcher.wait(harness.model, 1)
 
-    async def test_bad_arguments(self, watcher: Any, harness: MappedRows) -> None:
-        """What cannot be meant is refused."""
+    async def test_bad_arguments(self, watcher: Any, harness: RowsHarness) -> None:
+        """A wrong argument is refused."""
         async with watcher:
             for error, arguments in (
                 (TypeError, {"model": int}),

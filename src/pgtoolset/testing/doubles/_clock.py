@@ -1,4 +1,4 @@
-"""Time for doubles: that of the event loop, or one that stands still until a test moves it."""
+"""Time for doubles: the clock of the event loop, or a clock that a test moves."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Protocol
 
 __all__ = ["Clock", "LoopClock", "ManualClock", "Timer"]
 
-#: Turns of the event loop after which everything that was woken has gone as far as it can without
-#: time passing.
+#: Iterations of the event loop after which each task that was woken waits for something again.
 _TURNS = 20
 
 
 class Timer(Protocol):
-    """Something that will be called, unless it is cancelled."""
+    """A call that is due later, unless it is cancelled."""
 
     def cancel(self) -> None: ...
 
 
 class Clock(Protocol):
-    """Tells the seconds, and calls when some have passed."""
+    """Measures seconds, and calls a function after some of them."""
 
     def time(self) -> float: ...
 
@@ -40,7 +39,7 @@ class LoopClock:
 
 
 class ManualClock:
-    """A clock that stands still until `advance` moves it, so that no test waits for a timeout.
+    """A clock that only `advance` moves, so that no test waits for a timeout.
 
     Example:
         >>> clock = ManualClock()
@@ -58,7 +57,7 @@ class ManualClock:
         self._timers: list[tuple[float, int, _ManualTimer]] = []
 
     def time(self) -> float:
-        """The seconds that the clock has been moved so far."""
+        """Return the seconds by which the clock was moved so far."""
         return self._now
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
@@ -68,19 +67,18 @@ class ManualClock:
         return timer
 
     async def advance(self, seconds: float) -> None:
-        """Let `seconds` pass: each timer in between goes off in its turn, and who it wakes gets to
-        run.
+        """Move the clock: each timer in between is called in order, and the tasks it wakes run.
 
         Args:
-            seconds: how many, at least 0. With 0 the tasks that are ready get to run.
+            seconds: at least 0. With 0 the tasks that are ready run.
 
         Raises:
-            ValueError: time does not run backwards.
+            ValueError: `seconds` is negative.
         """
         if not seconds >= 0:
-            raise ValueError(f"a clock is advanced by 0 seconds or more, not by {seconds!r}")
-        # What was started just now is let to where it waits, so that its timers are set by the old
-        # time.
+            raise ValueError(f"seconds must be at least 0, not {seconds!r}")
+        # Tasks that were started just now run until they wait, so that their timers are set by the
+        # old time.
         await _settle()
         # Rounded to far below any timeout, so that 4.9 and 0.1 are 5.
         end = round(self._now + seconds, 9)

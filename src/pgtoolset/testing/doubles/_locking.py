@@ -1,5 +1,4 @@
-"""Who holds which lock, who waits for it, and who is in the way: PostgreSQL's rules, without
-PostgreSQL.
+"""Who holds which lock, who waits for it, and who blocks it: PostgreSQL's rules in memory.
 
 https://www.postgresql.org/docs/current/explicit-locking.html
 """
@@ -12,18 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pgtoolset._postgres.locks import CONFLICTS
-from pgtoolset._postgres.sqlstates import DEADLOCK_DETECTED
 from pgtoolset.testing.doubles._clock import Clock
-from pgtoolset.testing.doubles._refusals import refusal
 from pgtoolset.values import LockMode, RowLockMode
 
-__all__ = ["ALONE", "TOGETHER", "Hold", "Locks", "Request", "Resource"]
-
-#: What is locked: its kind ("table", "row", "key", "advisory"), and which of them.
+#: An object that can be locked: its kind ("table", "row", "advisory"), and which of them.
 Resource: TypeAlias = tuple[Hashable, ...]
-
-ALONE = "EXCLUSIVE"
-TOGETHER = "SHARE"
 
 _R = RowLockMode
 _ROW_CONFLICTS: dict[RowLockMode, frozenset[RowLockMode]] = {
@@ -34,14 +26,18 @@ _ROW_CONFLICTS: dict[RowLockMode, frozenset[RowLockMode]] = {
 }
 
 
+class DeadlockError(Exception):
+    """To wait would close a circle of sessions that wait for one another."""
+
+
 @dataclass(eq=False, slots=True)
 class Hold:
-    """A lock that a session has.
+    """A lock that a session holds.
 
     Attributes:
         owner: the number of the session.
-        depth: the level of the transaction that it was taken in: 0 for the outermost, which nothing
-            but its own end frees; a savepoint that rolls back frees what is at its depth.
+        depth: the level of the transaction that took it: 0 is the outermost. The rollback of a
+            savepoint frees each lock of its depth or deeper.
     """
 
     owner: int
@@ -51,110 +47,108 @@ class Hold:
 
 
 @dataclass(eq=False, slots=True)
-class Request:
-    """A session that waits for a lock."""
+class Request(Hold):
+    """A session that waits for a lock.
 
-    owner: int
-    resource: Resource
-    mode: str
-    depth: int
+    Attributes:
+        since: when it began to wait.
+        granted: done when it has the lock, cancelled when its time is up.
+    """
+
     since: float
-    #: Who was in the way when the time was up.
-    blockers: list[int] = field(default_factory=list)
-    granted: asyncio.Future[Hold] = field(
+    granted: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
 
 class Locks:
-    """The table of locks of one database. A lock is given to those who wait in the order in which
-    they came."""
+    """The locks of one database. Waiters receive a lock in the order in which they came."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._holds: dict[Resource, list[Hold]] = {}
-        self.queue: list[Request] = []
+        self._queue: list[Request] = []
 
-    def take(self, owner: int, resource: Resource, mode: str, depth: int) -> Hold | None:
-        """The lock, where it is free for `owner`; `None` where somebody is in the way."""
-        if self.in_the_way(owner, resource, mode):
-            return None
-        hold = Hold(owner, resource, mode, depth)
-        self._holds.setdefault(resource, []).append(hold)
-        return hold
+    @property
+    def waiting(self) -> Sequence[Request]:
+        """Who waits, the longest first."""
+        return [request for request in self._queue if not request.granted.done()]
 
-    def on(self, resource: Resource) -> Sequence[Hold]:
-        """Who holds it."""
-        return self._holds.get(resource, ())
-
-    async def wait(
+    async def acquire(
         self, owner: int, resource: Resource, mode: str, depth: int, seconds: float | None
-    ) -> Hold | list[int]:
-        """The lock, as soon as it is free; who was in the way, where it was not within so many
-        seconds."""
+    ) -> list[int]:
+        """Take a lock; return the sessions that blocked it when its time was up.
+
+        Args:
+            owner: the session.
+            resource: what to lock.
+            mode: the mode of the lock.
+            depth: the level that takes it.
+            seconds: how long to wait: 0 not at all, `None` without limit.
+
+        Raises:
+            DeadlockError: the lock will never be free.
+        """
+        holds = self._holds.get(resource, ())
+        if any(each.owner == owner and each.mode == mode for each in holds):
+            return []
+        blockers = self.blockers(owner, resource, mode)
+        if not blockers:
+            self._holds.setdefault(resource, []).append(Hold(owner, resource, mode, depth))
+        if not blockers or seconds == 0:
+            return blockers
         request = Request(owner, resource, mode, depth, self._clock.time())
-        self.queue.append(request)
-        timer = None
+        self._queue.append(request)
+        try:
+            if self._waits_for(owner, owner, set()):
+                raise DeadlockError
+            return await self._granted(request, seconds)
+        finally:
+            if request in self._queue:
+                self._queue.remove(request)
+                self._serve()
+
+    async def _granted(self, request: Request, seconds: float | None) -> list[int]:
+        blockers: list[int] = []
 
         def expire() -> None:
-            request.blockers = self.in_the_way(owner, resource, mode)
+            blockers.extend(self.blockers(request.owner, request.resource, request.mode))
             request.granted.cancel()
 
+        timer = None if seconds is None else self._clock.call_later(seconds, expire)
         try:
-            if self._reaches(owner, owner, set()):
-                raise refusal(
-                    DEADLOCK_DETECTED, "deadlock detected", f"lock {resource[0]} in {mode} mode"
-                )
-            if seconds is not None:
-                timer = self._clock.call_later(seconds, expire)
-            return await self._granted(request)
+            # The timer cancels the future; a cancellation of the task itself is raised here.
+            await asyncio.wait([request.granted])
         finally:
             if timer is not None:
                 timer.cancel()
-            if request in self.queue:
-                self.queue.remove(request)
-                self._serve()
+        return blockers
 
-    async def _granted(self, request: Request) -> Hold | list[int]:
-        # The timer cancels the future and not the task, so a cancellation of the task is told from
-        # it.
-        await asyncio.wait([request.granted])
-        return request.blockers if request.granted.cancelled() else request.granted.result()
-
-    def in_the_way(self, owner: int, resource: Resource, mode: str) -> list[int]:
-        """The sessions that `owner` would have to wait for: who holds the lock first, then who
-        waits for it already."""
-        holders = [
-            each.owner
-            for each in self.on(resource)
-            if each.owner != owner and conflict(each.resource, each.mode, mode)
-        ]
-        ahead: list[int] = []
-        # Who has some lock on it already goes in front of the queue, or it would wait for those who
-        # wait for it.
-        if not any(each.owner == owner for each in self.on(resource)):
-            ahead = [
+    def blockers(self, owner: int, resource: Resource, mode: str) -> list[int]:
+        """The sessions that `owner` would wait for: the holders, then who waits in front of it."""
+        holds = self._holds.get(resource, ())
+        ahead: Iterator[Hold] = iter(())
+        # A session that holds some lock on the resource goes in front of the queue: it would
+        # otherwise wait for the sessions that wait for it.
+        if not any(each.owner == owner for each in holds):
+            ahead = self._ahead_of(owner, resource)
+        return list(
+            dict.fromkeys(
                 each.owner
-                for each in self._in_front(owner, resource)
-                if each.owner != owner and conflict(each.resource, each.mode, mode)
-            ]
-        return list(dict.fromkeys([*holders, *ahead]))
+                for each in (*holds, *ahead)
+                if each.owner != owner and _conflict(resource, each.mode, mode)
+            )
+        )
 
-    def _in_front(self, owner: int, resource: Resource) -> Iterator[Request]:
-        for each in self.queue:
+    def _ahead_of(self, owner: int, resource: Resource) -> Iterator[Hold]:
+        for each in self._queue:
             if each.resource == resource:
                 if each.owner == owner:
                     return
                 yield each
 
-    def release(self, hold: Hold) -> None:
-        """Give one lock back. One that has been given back already is no error."""
-        if hold in self.on(hold.resource):
-            self._holds[hold.resource].remove(hold)
-            self._serve()
-
     def release_from(self, owner: int, depth: int) -> None:
-        """Give back what was taken at `depth` or deeper."""
+        """Free the locks of a session that were taken at `depth` or deeper."""
         for resource, holds in list(self._holds.items()):
             left = [each for each in holds if each.owner != owner or each.depth < depth]
             if left:
@@ -164,40 +158,39 @@ class Locks:
         self._serve()
 
     def move_up(self, owner: int, depth: int) -> None:
-        """A savepoint was released: what it has taken belongs to the level around it."""
-        for each in self.of(owner):
-            if each.depth >= depth:
-                each.depth = depth - 1
-
-    def of(self, owner: int) -> Sequence[Hold]:
-        return [each for holds in self._holds.values() for each in holds if each.owner == owner]
+        """Give the locks of a released savepoint to the level around it."""
+        for holds in self._holds.values():
+            for each in holds:
+                if each.owner == owner and each.depth >= depth:
+                    each.depth = depth - 1
 
     def _serve(self) -> None:
-        for request in list(self.queue):
-            if not request.granted.done():
-                hold = self.take(request.owner, request.resource, request.mode, request.depth)
-                if hold is not None:
-                    self.queue.remove(request)
-                    request.granted.set_result(hold)
+        for request in self.waiting:
+            if not self.blockers(request.owner, request.resource, request.mode):
+                self._holds.setdefault(request.resource, []).append(
+                    Hold(request.owner, request.resource, request.mode, request.depth)
+                )
+                self._queue.remove(request)
+                request.granted.set_result(None)
 
-    def _reaches(self, start: int, goal: int, seen: set[int]) -> bool:
+    def _waits_for(self, start: int, goal: int, seen: set[int]) -> bool:
         """Whether `start` waits, directly or through others, for `goal`."""
-        for request in self.queue:
+        for request in self._queue:
             if request.owner == start:
-                for other in self.in_the_way(start, request.resource, request.mode):
+                for other in self.blockers(start, request.resource, request.mode):
                     if other == goal:
                         return True
                     if other not in seen:
                         seen.add(other)
-                        if self._reaches(other, goal, seen):
+                        if self._waits_for(other, goal, seen):
                             return True
         return False
 
 
-def conflict(resource: Resource, one: Any, other: Any) -> bool:
-    """Whether two sessions cannot have these modes of one lock together."""
+def _conflict(resource: Resource, one: Any, other: Any) -> bool:
+    """Whether two sessions cannot hold these modes of one lock together."""
     if resource[0] == "table":
         return other in CONFLICTS[LockMode(one)]
     if resource[0] == "row":
         return other in _ROW_CONFLICTS[RowLockMode(one)]
-    return ALONE in (one, other)
+    return "EXCLUSIVE" in (one, other)

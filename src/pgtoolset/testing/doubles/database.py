@@ -1,30 +1,28 @@
-"""The database of the doubles: rows, locks and a log that its sessions share."""
+"""The memory that the sessions of a test share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import FromClause, Table, inspect
-from sqlalchemy.orm import Mapper
-
+from pgtoolset._arguments import shown
+from pgtoolset.testing.doubles import _rows as rows
 from pgtoolset.testing.doubles._clock import Clock, LoopClock
-from pgtoolset.testing.doubles._loading import values_at
-from pgtoolset.testing.doubles._store import Event, Store, Work
+from pgtoolset.testing.doubles._refusals import checked_failure
+from pgtoolset.testing.doubles._relationships import pairs_of
+from pgtoolset.testing.doubles._work import Event, Failure, Store, Work
 from pgtoolset.testing.doubles.session import MemorySession
 
 __all__ = ["MemoryDatabase"]
 
-#: What `fail_next` can make fail.
-_OPERATIONS = ("COMMIT", "FLUSH", "M2M")
+_OPERATIONS = ("BEGIN", "STATEMENT", "COMMIT")
 
 
 class MemoryDatabase:
-    """Rows of mapped classes in memory, which its sessions share as those of a database do.
+    """The memory that the sessions of a test share: a log, locks, rows, associations, failures.
 
-    Sessions see what others have committed, at READ COMMITTED, and wait for each other's locks.
-    There is no schema to create. Nothing is random and nothing is read from a real clock but what
-    `clock` does.
+    A session sees what others have committed, and its own changes. There is no schema, no
+    constraint and no ORM: rows are keys and plain values that a test puts.
 
     Args:
         clock: what timeouts are measured by; without one the clock of the event loop. A
@@ -33,78 +31,86 @@ class MemoryDatabase:
     Example:
         >>> database = MemoryDatabase()
         >>> async with create_db_context(database.session)() as session:
-        ...     session.add(Account(id=1, balance=100))
-        >>> assert database.rows(Account) == [{"id": 1, "balance": 100}]
-        >>> log = [event.what for event in database.log]
-        >>> assert log == ["BEGIN", "INSERT account (1)", "COMMIT"]
+        ...     async with get_transaction(session):
+        ...         on_commit(session, lambda: events.publish("order placed"))
+        >>> assert session.log == ["BEGIN", "SAVEPOINT", "RELEASE", "COMMIT", "CLOSE"]
+
+    See https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
-        self.store: Store = Store(LoopClock() if clock is None else clock)
+        self._store = Store(LoopClock() if clock is None else clock)
 
-    def session(self, *, expire_on_commit: bool = False, autoflush: bool = True) -> MemorySession:
-        """A new session. The method itself is a `SessionFactory`.
-
-        Args:
-            expire_on_commit: as in SQLAlchemy's `Session`, which has `True` there.
-            autoflush: as in SQLAlchemy's `Session`.
-        """
-        return MemorySession(self.store, expire_on_commit=expire_on_commit, autoflush=autoflush)
+    def session(self) -> MemorySession:
+        """Return a new session. The method itself is a `SessionFactory`."""
+        return MemorySession(self._store)
 
     @property
     def log(self) -> Sequence[Event]:
-        """What all sessions have done, in order: statements, savepoints, commits, locks."""
-        return tuple(self.store.log)
+        """What all sessions did, in order."""
+        return tuple(self._store.log)
 
-    def rows(self, what: type[Any] | FromClause) -> list[Mapping[str, Any]]:
-        """The committed rows of a mapped class, by attribute name, or of a `Table`, by column; in
-        key order.
+    def put(self, model: type[Any], key: Any, values: Mapping[str, Any] | None = None) -> None:
+        """Insert or replace a row, committed at once and without regard to locks.
 
         Args:
-            what: a mapped class or a `Table`.
+            model: a mapped class.
+            key: the primary key: a scalar, or a tuple in the mapper's order.
+            values: by attribute name, without the key.
 
         Raises:
-            TypeError: it is neither.
+            TypeError, ValueError: an argument is wrong.
         """
-        if isinstance(what, Table):
-            rows = [dict(row) for row in self.store.committed.get(what, {}).values()]
-            keys = [column.key for column in what.primary_key] or [
-                column.key for column in what.columns
-            ]
-            return sorted(rows, key=lambda row: _order([row[key] for key in keys]))
-        mapper: Any = inspect(what, raiseerr=False)
-        if not isinstance(mapper, Mapper):
-            raise TypeError(f"what must be a mapped class or a Table, not {what!r}")
-        onlooker = Work(self.store, 0)
-        table = mapper.base_mapper.local_table
-        identities = [
-            tuple(row[str(column.key)] for column in mapper.base_mapper.primary_key)
-            for row in self.rows(table)
-        ]
-        found = [values_at(onlooker, mapper, identity) for identity in identities]
-        return [values for _, values in filter(None, found)]
+        place = rows.place_of(model, "key", key)
+        row = rows.new_row(model, place[1], {} if values is None else values)
+        self._store.apply({place: row})
 
-    def fail_next(self, operation: Literal["COMMIT", "FLUSH", "M2M"], sqlstate: str) -> None:
-        """Have an operation fail as PostgreSQL might have it fail, once.
+    def remove(self, model: type[Any], key: Any) -> None:
+        """Remove a row, committed at once and without regard to locks."""
+        self._store.apply({rows.place_of(model, "key", key): None})
+
+    def rows(self, model: type[Any]) -> list[Mapping[str, Any]]:
+        """The committed rows of a mapped class, by attribute name, in the order of their keys."""
+        return rows.rows_of(self._onlooker, model)
+
+    def associations(self, rel_attr: Any) -> list[tuple[Any, Any]]:
+        """The committed associations of a relationship: pairs of the owner's and related's keys.
+
+        A composite key is a tuple.
 
         Args:
-            operation: `"COMMIT"`, `"FLUSH"` or `"M2M"`, of whichever session comes to it first.
-            sqlstate: the code of the error, `"40001"` for a serialization failure. `23...` is an
-                `IntegrityError`.
+            rel_attr: the Many-to-Many relationship, `Post.tags`.
+        """
+        return pairs_of(self._onlooker, rel_attr)
+
+    def fail_next(
+        self,
+        operation: Literal["BEGIN", "STATEMENT", "COMMIT"],
+        error: str | BaseException | type[BaseException],
+        *,
+        times: int = 1,
+    ) -> None:
+        """Let the next operations of this kind fail, in any session.
+
+        Args:
+            operation: `"BEGIN"`, `"STATEMENT"` (of `execute` or of a double) or `"COMMIT"`.
+            error: an exception, its class, or the SQLSTATE of an error of PostgreSQL: `"40001"` is
+                a serialization failure.
+            times: how many operations fail.
 
         Raises:
-            ValueError: there is no such operation.
+            TypeError, ValueError: an argument is wrong.
         """
         if operation not in _OPERATIONS:
-            raise ValueError(
-                f"operation must be one of {', '.join(_OPERATIONS)}, not {operation!r}"
-            )
-        self.store.failures.append((operation, sqlstate))
+            known = ", ".join(_OPERATIONS)
+            raise ValueError(f"operation must be one of {known}, not {shown(operation)}")
+        if isinstance(times, bool) or not isinstance(times, int):
+            raise TypeError(f"times must be an int, not {shown(times)}")
+        if times < 1:
+            raise ValueError(f"times must be at least 1, not {times}")
+        self._store.failures.append(Failure(operation, checked_failure(error), times))
 
-
-def _order(values: list[Any]) -> list[Any]:
-    try:
-        sorted([values, values])
-    except TypeError:
-        return [repr(value) for value in values]
-    return [value if isinstance(value, int | float) else str(value) for value in values]
+    @property
+    def _onlooker(self) -> Work:
+        """A transaction without changes, which sees the committed values."""
+        return Work(self._store, 0)

@@ -1,289 +1,208 @@
-"""A session without a database: SQLAlchemy's own states of instances and transactions, over rows in
-memory."""
+"""A session that records its transactions and statements, and has no database."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NoReturn, cast
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
 
-from sqlalchemy import event, inspect
-from sqlalchemy.engine.util import TransactionalContext
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Mapper, Session, SessionTransaction
-from sqlalchemy.util import greenlet_spawn, safe_reraise
+from sqlalchemy import Executable
+from sqlalchemy.exc import CompileError, InvalidRequestError
 
-from pgtoolset._record import aborted_by, record_of
-from pgtoolset.errors import NoDatabaseError
-from pgtoolset.testing.doubles import _loading as loading
-from pgtoolset.testing.doubles._constraints import check_deferred
-from pgtoolset.testing.doubles._refusals import refusal
-from pgtoolset.testing.doubles._store import Store, Work
-from pgtoolset.testing.doubles._unit_of_work import Flush
+from pgtoolset._arguments import check_transactional, shown, tables_of
+from pgtoolset._cancellation import uninterrupted
+from pgtoolset._record import Callback, run_callbacks
+from pgtoolset.errors import TransactionStateError
+from pgtoolset.testing.doubles import _rows as rows
+from pgtoolset.testing.doubles._refusals import NoResult, Refusing, no_database
+from pgtoolset.testing.doubles._work import Event, Store, Work
 from pgtoolset.values import LockMode, RowLockMode
 
-__all__ = ["MemorySession", "MemorySyncSession"]
+__all__ = ["MemorySession", "work_of"]
 
 
-class MemorySyncSession(Session):
-    """The `Session` inside a `MemorySession`; `run_sync` hands it out.
+class MemorySession(Refusing):
+    """A recording session: transactions, savepoints, callbacks, statements and asked failures.
 
-    Attributes:
-        work: its transaction.
-    """
-
-    def __init__(self, bind: Any = None, *, store: Store, **options: Any) -> None:
-        super().__init__(bind=None, **options)
-        self.work: Work = Work(store, store.next_session())
-        record_of(
-            self
-        )  # now, because it registers listeners, and inside of an event that is not possible
-
-    def get_bind(self, *args: Any, **options: Any) -> NoReturn:
-        raise NoDatabaseError(
-            "a MemorySession has no SQL: it knows add, delete, get, refresh, flush, merge and transactions, and loads "
-            "nothing by itself. Read an expired or unloaded attribute after `await session.refresh(instance, [name])`; "
-            "test code that runs statements on PostgreSQL"
-        )
-
-    def flush(self, objects: Any = None) -> None:
-        if self._flushing:
-            raise InvalidRequestError("Session is already flushing")
-        if self._is_clean():
-            return
-        # A flush is a part of the transaction of its own, as in SQLAlchemy: where it fails, the
-        # level is over.
-        TransactionalContext._trans_ctx_check(self)
-        transaction = self._autobegin_t()._begin()
-        self._flushing = True
-        try:
-            flush = Flush(self.work, self.new, self.dirty, self.deleted)
-            self.work.store.fail_if_asked("FLUSH")
-            flush.run()
-            self._remove_newly_deleted([inspect(each) for each in flush.deleted])
-            self._register_persistent({inspect(each) for each in flush.written})
-            transaction.commit()
-        except BaseException as error:
-            if isinstance(error, DBAPIError):
-                self.work.aborted = True
-                record_of(self).saw(error)
-            with safe_reraise():
-                transaction.rollback(_capture_exception=True)
-        finally:
-            self._flushing = False
-
-    def statement(self, what: str, *, writes: bool = False) -> None:
-        """Begin a statement: a transaction where there is none, an error where it is aborted."""
-        if not self.in_transaction():
-            self.begin()
-        # What SQLAlchemy does before it gives a statement its connection: in a block whose
-        # transaction has ended, and after a failed flush, it refuses.
-        TransactionalContext._trans_ctx_check(self)
-        level = self.get_nested_transaction() or self.get_transaction()
-        if level is not None and not level.is_active:
-            self._autobegin_t()._begin()  # raises PendingRollbackError
-        try:
-            self.work.statement(what, writes=writes)
-        except DBAPIError as error:
-            record_of(self).saw(error)
-            raise
-
-    def refused(self, error: DBAPIError) -> NoReturn:
-        """The statement has failed: the transaction is aborted, as PostgreSQL has it."""
-        record_of(self).saw(error)
-        self.work.abort(error)
-
-    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
-        mapper: Any = inspect(entity, raiseerr=False)
-        if not isinstance(mapper, Mapper):
-            raise InvalidRequestError(f"entity must be a mapped class, not {entity!r}")
-        identity = loading.identity_from(mapper, ident)
-        instance = self.identity_map.get(mapper.identity_key_from_primary_key(identity))
-        for_update = options.get("with_for_update")
-        populate = bool(
-            options.get("populate_existing")
-            or (options.get("execution_options") or {}).get("populate_existing")
-        )
-        if (
-            instance is not None
-            and not populate
-            and not for_update
-            and not inspect(instance).expired
-        ):
-            return instance if isinstance(instance, mapper.class_) else None
-        self._autoflush()
-        self.statement(f"SELECT {mapper.class_.__name__} {identity!r}")
-        table = mapper.base_mapper.local_table
-        self.work.lock(
-            ("table", table), LockMode.ROW_SHARE if for_update else LockMode.ACCESS_SHARE
-        )
-        if for_update:
-            loading.lock_row(self.work, mapper, identity, row_lock_mode(for_update))
-            populate = True
-        return loading.load(self, mapper, identity, populate_existing=populate)
-
-    def refresh(
-        self, instance: object, attribute_names: Any = None, with_for_update: Any = None
-    ) -> None:
-        state: Any = inspect(instance)
-        if state.key is None or state.session is not self:
-            raise InvalidRequestError(
-                f"Instance {instance!r} is not persistent within this Session"
-            )
-        self.expire(instance, attribute_names)
-        self._autoflush()
-        self.statement(f"SELECT {type(instance).__name__} {tuple(state.identity)!r}")
-        if with_for_update:
-            loading.lock_row(
-                self.work, state.mapper, tuple(state.identity), row_lock_mode(with_for_update)
-            )
-        loading.refresh(self, instance, None if attribute_names is None else list(attribute_names))
-
-    def delete(self, instance: object) -> None:
-        state: Any = inspect(instance)
-        for relationship in state.mapper.relationships:
-            if (
-                relationship.cascade.delete
-                and state.key is not None
-                and relationship.key not in state.dict
-            ):
-                self.refresh(instance, [relationship.key])
-        super().delete(instance)
-
-
-def row_lock_mode(for_update: Any) -> RowLockMode:
-    options: Mapping[str, Any] = for_update if isinstance(for_update, Mapping) else {}
-    if options.get("read"):
-        return RowLockMode.KEY_SHARE if options.get("key_share") else RowLockMode.SHARE
-    return RowLockMode.NO_KEY_UPDATE if options.get("key_share") else RowLockMode.UPDATE
-
-
-class MemorySession(AsyncSession):
-    """A session over rows in memory. `MemoryDatabase.session` makes one.
-
-    It is an `AsyncSession`, so that code which asks for one takes it: `add`, `add_all`, `delete`,
-    `get`, `get_one`, `refresh`, `merge`, `expire`, `expunge`, `flush`, `begin`, `begin_nested`,
-    `commit`, `rollback`, `close`, with `get_transaction`, `on_commit` and `run_transaction`.
-    Constraints are checked as PostgreSQL does, an error aborts the transaction until the savepoint
-    around it is rolled back, and rows are locked against other sessions.
-
-    What takes SQL raises `NoDatabaseError`: `execute`, `scalars`, lazy loads.
+    `MemoryDatabase.session` makes one. It satisfies `ManagedSession`, so that `get_transaction`,
+    `create_db_context`, `create_db_dependency`, `run_transaction` and `on_commit` work with it as
+    with an `AsyncSession`. It is not an `AsyncSession`: any other attribute is a
+    `NoDatabaseError`.
 
     Attributes:
-        number: of the session, as in the database's log.
+        number: of the session; in locks it stands for the pid.
     """
 
-    sync_session_class: type[Session] = MemorySyncSession
+    refusal = (
+        "a MemorySession is not an AsyncSession; it has begin, begin_nested, in_transaction, "
+        "commit, rollback, close, execute, put, remove and rows"
+    )
 
-    def __init__(self, store: Store, **options: Any) -> None:
-        super().__init__(store=store, **options)
+    def __init__(self, store: Store) -> None:
+        self._work = Work(store, next(store.numbers))
 
-    @property
-    def _sync(self) -> MemorySyncSession:
-        sync = self.sync_session
-        assert isinstance(sync, MemorySyncSession)
-        return sync
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        await self.close()
 
     @property
     def number(self) -> int:
-        return self._sync.work.number
+        return self._work.number
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """What this session did, in order, with the statements and parameters."""
+        return [event for event in self._work.store.log if event.session == self.number]
 
     @property
     def log(self) -> list[str]:
-        """What this session has done, in order."""
-        return [event.what for event in self._sync.work.store.log if event.session == self.number]
+        """What this session did, in words: `["BEGIN", "SELECT 1", "COMMIT"]`."""
+        return [event.what for event in self.events]
 
-    async def connection(
-        self,
-        bind_arguments: Any = None,
-        execution_options: Any = None,
-        **options: Any,
-    ) -> AsyncConnection:
-        """Notes the options of a transaction; there is no connection, and using what is returned is
-        an error."""
-        if execution_options is None:
-            self._sync.get_bind()
-        await greenlet_spawn(self._sync.statement, "SET TRANSACTION")
-        for name, value in execution_options.items():
-            self._sync.work.log(f"SET {name} = {value!r}")
-        self._sync.work.read_only = bool(execution_options.get("postgresql_readonly"))
-        return cast("AsyncConnection", _NoConnection(self._sync))
+    # Transactions
 
-    async def fail(
-        self, sqlstate: str = "XX000", message: str = "the test has asked for an error"
-    ) -> NoReturn:
-        """Behave as if a statement had failed: raise a `DBAPIError` (23...: an `IntegrityError`)
-        and abort the transaction, until the savepoint around it is rolled back.
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return bool(self._work.levels)
+
+    def begin(self) -> Transaction:
+        """A block that is a transaction; or, awaited, a transaction that `commit` ends."""
+        return Transaction(self)
+
+    @asynccontextmanager
+    async def begin_nested(self) -> AsyncIterator[Self]:
+        """A block that is a savepoint. It begins a transaction where none is open."""
+        work = self._work
+        if not work.levels:
+            work.begin()
+        level = work.begin()
+        work.blocks.append(level)
+        try:
+            yield self
+        except BaseException:
+            work.blocks.pop()
+            if level in work.levels:
+                work.undo()
+            raise
+        work.blocks.pop()
+        if level in work.levels:  # no commit() or rollback() inside the block has ended it
+            work.release()
+
+    async def commit(self) -> None:
+        """Commit, then run the callbacks.
+
+        Raises:
+            TransactionAbortedError: a swallowed error of the database has aborted the transaction.
+        """
+        callbacks = self._work.commit()
+        if callbacks:
+            await uninterrupted(run_callbacks(callbacks))
+
+    async def rollback(self) -> None:
+        """Roll back all levels."""
+        self._work.roll_back()
+
+    async def close(self) -> None:
+        """Roll back the open transaction, if any."""
+        self._work.roll_back()
+        self._work.log("CLOSE")
+
+    def run_after_commit(self, callback: Callback) -> None:
+        """Run `callback` after the commit of the level that is open now, for `on_commit`."""
+        if not self._work.levels:
+            raise TransactionStateError("on_commit needs a session in a transaction")
+        self._work.levels[-1].callbacks.append(callback)
+
+    # Statements and rows
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> NoResult:
+        """Record a statement. The returned object has no rows: each use of it is an error.
 
         Args:
-            sqlstate: the code, `"40001"` for a serialization failure.
-            message: the words of the server.
+            statement: such as `text("SELECT 1")` or `select(Order)`.
+            parameters: recorded as they are.
         """
-        await greenlet_spawn(self._sync.statement, "a statement that fails")
-        self._sync.refused(refusal(sqlstate, message, "a statement that fails"))
+        if not isinstance(statement, Executable):
+            raise TypeError(f"statement must be executable SQL, not {shown(statement)}")
+        self._work.statement(_sql(statement), statement, parameters)
+        return NoResult()
+
+    async def put(
+        self, model: type[Any], key: Any, values: Mapping[str, Any] | None = None
+    ) -> None:
+        """Insert or replace a row in this session's transaction, and lock it as an UPDATE does.
+
+        Args:
+            model: a mapped class.
+            key: the primary key: a scalar, or a tuple in the mapper's order.
+            values: by attribute name, without the key.
+        """
+        place = rows.place_of(model, "key", key)
+        row = rows.new_row(model, place[1], {} if values is None else values)
+        await self._write(f"PUT {model.__name__} {shown(key)}", model, place, row)
+
+    async def remove(self, model: type[Any], key: Any) -> None:
+        """Remove a row in this session's transaction, and lock it as a DELETE does."""
+        place = rows.place_of(model, "key", key)
+        await self._write(f"REMOVE {model.__name__} {shown(key)}", model, place, None)
+
+    async def _write(self, what: str, model: type[Any], place: Any, row: Any) -> None:
+        self._work.statement(what)
+        for table in tables_of([model]):
+            await self._work.lock(("table", table), LockMode.ROW_EXCLUSIVE)
+        mode = RowLockMode.UPDATE if row is None else RowLockMode.NO_KEY_UPDATE
+        await self._work.lock(("row", *place), mode)
+        self._work.change(place, row)
+
+    def rows(self, model: type[Any]) -> list[Mapping[str, Any]]:
+        """Return the rows that this session sees: committed ones, and its own changes."""
+        return rows.rows_of(self._work, model)
 
 
-class _NoConnection:
-    def __init__(self, session: MemorySyncSession) -> None:
+class Transaction(Refusing):
+    """What `MemorySession.begin` returns."""
+
+    refusal = "the transaction of a MemorySession is a block, or is ended by the session's methods"
+
+    def __init__(self, session: MemorySession) -> None:
         self._session = session
 
-    def __getattr__(self, name: str) -> Any:
-        self._session.get_bind()
-
-
-class _Undo:
-    """What `undo_failed_release` finds where a connection would be."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-
-    @property
-    def dialect(self) -> _Undo:
+    def __await__(self) -> Generator[Any, None, Self]:
+        work = self._session._work
+        if work.levels:
+            raise InvalidRequestError("a transaction is already begun on this session")
+        work.begin()
+        yield from ()
         return self
 
-    def do_rollback_to_savepoint(self, connection: object, name: str) -> None:
-        self._work.aborted = False
+    async def __aenter__(self) -> MemorySession:
+        await self
+        return self._session
+
+    async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        try:
+            if exc_type is None:
+                await self._session.commit()
+        finally:
+            self._session._work.roll_back()
 
 
-def _after_transaction_create(session: MemorySyncSession, transaction: SessionTransaction) -> None:
-    if transaction.parent is None or transaction.nested:
-        session.work.begin(transaction)
+def work_of(session: object) -> Work:
+    """Return the transaction of a `MemorySession`; refuse any other session."""
+    if isinstance(session, MemorySession):
+        return session._work
+    check_transactional(session)
+    raise no_database(
+        f"session is {shown(session)}, and the doubles work with sessions of a MemoryDatabase; "
+        "pass PostgreSQL's sessions to the functions of pgtoolset"
+    )
 
 
-def _before_commit(session: MemorySyncSession) -> None:
-    work, record = session.work, record_of(session)
-    level = work.levels[-1]
-    if work.aborted and not session.in_nested_transaction() and (record.held or record.callbacks):
-        raise aborted_by(record.error)
-    session.flush()
-    if session.in_nested_transaction():
-        if work.aborted and level.touched:
-            level.refused = True
-            record.releasing = (cast("Any", _Undo(work)), "")
-            work.statement("RELEASE SAVEPOINT")
-    elif not work.aborted:
-        work.store.fail_if_asked("COMMIT")
-        check_deferred(work)
-
-
-def _after_commit(session: MemorySyncSession) -> None:
-    session.work.commit()
-
-
-def _after_rollback(session: MemorySyncSession) -> None:
-    # A savepoint that was never sent is not rolled back to, so an error from before it is still
-    # there.
-    if len(session.work.levels) == 1 or session.work.levels[-1].touched:
-        record_of(session).forgive()
-    session.work.roll_back()
-
-
-def _after_transaction_end(session: MemorySyncSession, transaction: SessionTransaction) -> None:
-    session.work.end(transaction)
-
-
-event.listen(MemorySyncSession, "after_transaction_create", _after_transaction_create)
-event.listen(MemorySyncSession, "before_commit", _before_commit)
-event.listen(MemorySyncSession, "after_commit", _after_commit)
-event.listen(MemorySyncSession, "after_rollback", _after_rollback)
-event.listen(MemorySyncSession, "after_transaction_end", _after_transaction_end)
+def _sql(statement: Executable) -> str:
+    """The statement as SQL, without the values of its parameters."""
+    try:
+        return " ".join(str(statement).split())
+    except CompileError:  # a construct that only one database knows
+        return shown(statement)

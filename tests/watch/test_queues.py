@@ -21,9 +21,9 @@ from sqlalchemy.pool import NullPool, StaticPool
 from sqlalchemy.util import await_only
 
 from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, wait_for_row_change
-from pgtoolset.watch import _turns
+from pgtoolset.watch import _batches, _queues
 from tests.support import Account, Item, interrupt_everywhere, plain_url, until
-from tests.watch.crowd import Polls, every_connection, in_line, small, turns_of
+from tests.watch.crowd import Polls, every_connection, queued, shares_of, small
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -182,7 +182,7 @@ async def test_one_statement_for_many(database_url: str, other: asyncpg.Connecti
         await other.execute("UPDATE item SET name = 'paid'")
         assert set(await asyncio.gather(*tasks)) == {"paid"}
         intervals = 1 + (time.monotonic() - start) / 0.5
-        assert len(polls.sizes) <= 3 * _turns.MOMENTS * intervals
+        assert len(polls.sizes) <= 3 * _queues.POLL_TIMES * intervals
 
 
 @pytest.mark.parametrize("in_transaction", [False, True])
@@ -220,7 +220,7 @@ async def test_who_is_in_its_own_way(
     async with small(database_url, 1, pool_timeout=0.2) as engine, AsyncSession(engine) as session:
         await session.get(Item, 1)
         tasks = [asyncio.create_task(paid(engine, key)) for key in range(1, 81)]
-        await until(lambda: in_line() == 80)
+        await until(lambda: queued() == 80)
         async with asyncio.timeout(10):
             with pytest.raises(PoolTimeoutError):
                 await wait_for_row_change(session, model, 1, interval=0.02)
@@ -235,7 +235,7 @@ async def test_the_last_look_keeps_its_place(
 ) -> None:
     """Who is due at the deadline, and has more before it than fits into the grace, is looked for
     nevertheless."""
-    monkeypatch.setattr(_turns, "BATCH", 1)
+    monkeypatch.setattr(_batches, "BATCH_SIZE", 1)
     await items(other, 60)
     await other.execute("UPDATE item SET name = 'paid'")
     async with small(database_url, 1) as engine:
@@ -245,7 +245,7 @@ async def test_the_last_look_keeps_its_place(
         start = time.monotonic()
         names = await asyncio.gather(*(paid(engine, key, timeout=0) for key in range(1, 61)))
         assert set(names) == {"paid"}
-        assert time.monotonic() - start > _turns.GRACE  # or nothing was shown
+        assert time.monotonic() - start > _batches.LAST_POLL_TIMEOUT  # or nothing was shown
 
 
 async def test_a_line_that_does_not_move(database_url: str, other: asyncpg.Connection) -> None:
@@ -256,7 +256,7 @@ async def test_a_line_that_does_not_move(database_url: str, other: asyncpg.Conne
             start = time.monotonic()
             waits = [paid(engine, key, timeout=0.1) for key in range(1, 41)]
             errors = await asyncio.gather(*waits, return_exceptions=True)
-            assert time.monotonic() - start < 0.1 + _turns.GRACE + 5
+            assert time.monotonic() - start < 0.1 + _batches.LAST_POLL_TIMEOUT + 5
             assert {type(error) for error in errors} == {WaitTimeoutError}
             assert all("no connection" in str(error) for error in errors)
 
@@ -321,7 +321,7 @@ async def test_a_leader_that_is_cancelled(database_url: str, other: asyncpg.Conn
         async with every_connection(engine):
             for key in range(1, 6):
                 tasks.append(asyncio.create_task(paid(engine, key, interval=60)))
-                await until(lambda key=key: in_line() == key)  # type: ignore[misc]
+                await until(lambda key=key: queued() == key)  # type: ignore[misc]
             locked = other.transaction()
             await locked.start()
             await other.execute("LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
@@ -351,7 +351,7 @@ async def test_values_are_not_shared(database_url: str, other: asyncpg.Connectio
     ):
         async with every_connection(engine):
             tasks = [asyncio.create_task(document(session)) for session in (one, two)]
-            await until(lambda: in_line() == 2)
+            await until(lambda: queued() == 2)
         first, second = await asyncio.gather(*tasks)
     assert first == second == {"a": 1}
     assert first is not second
@@ -371,7 +371,7 @@ async def test_predicates_see_instances_of_their_own(
     async with small(database_url, 1) as engine:
         async with every_connection(engine):
             tasks = [asyncio.create_task(paid(engine, 1, until=see)) for _ in range(3)]
-            await until(lambda: in_line() == 3)
+            await until(lambda: queued() == 3)
         await asyncio.gather(*tasks)
     assert len({id(item) for item in shown}) == 3
 
@@ -400,7 +400,7 @@ async def test_errors_are_not_shared(
                 wait(3, baseline={"text": ""}),
             ]
             tasks = [asyncio.create_task(each) for each in waits]
-            await until(lambda: in_line() == 4)
+            await until(lambda: queued() == 4)
         good, bad, missing, deleted = await asyncio.gather(*tasks, return_exceptions=True)
     assert good == "good"
     assert isinstance(bad, ZeroDivisionError)
@@ -444,6 +444,10 @@ async def test_several_event_loops(database_url: str, other: asyncpg.Connection)
     """The waiters of each event loop have turns of their own."""
     await items(other, 30)
     engine = create_async_engine(database_url, poolclass=NullPool)
+    # SQLAlchemy initializes a dialect on the engine's first connection, under a lock of threads
+    # that two event loops cannot share.
+    async with engine.connect():
+        pass
     names: list[str] = []
 
     async def wait() -> None:
@@ -452,7 +456,7 @@ async def test_several_event_loops(database_url: str, other: asyncpg.Connection)
     threads = [threading.Thread(target=lambda: asyncio.run(wait())) for _ in range(2)]
     for thread in threads:
         thread.start()
-    await until(lambda: len(turns_of(engine)) == 2)
+    await until(lambda: len(shares_of(engine)) == 2)
     await other.execute("UPDATE item SET name = 'paid'")
     await until(lambda: not any(thread.is_alive() for thread in threads), 30)
     assert names == ["paid"] * 60
@@ -465,14 +469,14 @@ async def test_nothing_is_left(database_url: str, other: asyncpg.Connection) -> 
         for _ in range(2):
             tasks = [asyncio.create_task(paid(engine, key)) for key in range(1, 11)]
             await asyncio.sleep(0.1)
-            assert len(turns_of(engine)) == 1
+            assert len(shares_of(engine)) == 1
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             del task, tasks
             await asyncio.sleep(0)
             gc.collect()
-            assert not turns_of(engine)
+            assert not shares_of(engine)
 
 
 waiters = st.lists(
@@ -500,7 +504,7 @@ def test_any_crowd(
 ) -> None:
     """Whoever waits, however they look and whoever leaves: who has the time sees the change, and
     nothing is left."""
-    monkeypatch.setattr(_turns, "BATCH", batch)
+    monkeypatch.setattr(_batches, "BATCH_SIZE", batch)
 
     async def wait(engine: AsyncEngine, key: int, how: str, timeout: float | None) -> str:
         options: dict[str, Any] = {
@@ -547,7 +551,7 @@ def test_any_crowd(
                 assert timeout == 0.03
             else:
                 assert result == "paid"
-        await until(lambda: in_line() == 0)
+        await until(lambda: queued() == 0)
 
     async def main() -> None:
         writer = await asyncpg.connect(plain_url(database_url))

@@ -23,9 +23,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgtoolset import RowWatcher
 from pgtoolset._postgres.link import LinkLost
-from pgtoolset._postgres.notifications import spelled
-from pgtoolset._postgres.rows import Statements
-from pgtoolset.watch import _groups
+from pgtoolset._postgres.notifications import payload_key
+from pgtoolset._postgres.rows import RowStatements
+from pgtoolset.watch import _known_rows
 from pgtoolset.watch._groups import Group
 from pgtoolset.watch._subscriptions import Stream
 from pgtoolset.watch.targets import resolve_target
@@ -110,7 +110,7 @@ async def tables(
 ) -> AsyncIterator[AsyncEngine]:
     """The tables, and watchers that compare as text from the first row on, and may not give that
     up."""
-    monkeypatch.setattr(_groups, "FEW", 0)
+    monkeypatch.setattr(_known_rows, "FETCHED_ROWS", 0)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     try:
@@ -122,18 +122,18 @@ async def tables(
 
 def group_of(watcher: RowWatcher) -> Group:
     hub: Any = watcher._hub
-    (group,) = hub._groups.values()
+    (group,) = hub._groups.all()
     found: Group = group
     return found
 
 
 async def compared(watcher: RowWatcher) -> None:
     """Wait until all rows have been compared as text twice from now on."""
-    texts = group_of(watcher)._texts
+    texts = group_of(watcher)._rows._snapshots
     assert texts.is_usable
     for _ in range(2):
-        seen = texts._added
-        await until(lambda seen=seen: texts._added is not seen)  # type: ignore[misc]
+        seen = texts.comparison._added
+        await until(lambda seen=seen: texts.comparison._added is not seen)  # type: ignore[misc]
     assert texts.is_usable
 
 
@@ -239,7 +239,7 @@ async def test_another_text_of_the_same_value(
                     f"UPDATE texts_wide SET exact = {scale}, real = '-0.0' WHERE id = 1"
                 )
                 await compared(watcher)
-                assert not group_of(watcher)._texts._unverified
+                assert not group_of(watcher)._rows._snapshots.comparison._unconfirmed
             await other.execute("UPDATE texts_wide SET exact = 3 WHERE id = 1")
             change = await anext(stream)
             assert change.before is not None
@@ -254,22 +254,22 @@ async def test_one_statement_per_look(tables: AsyncEngine, other: asyncpg.Connec
     async with RowWatcher(tables, interval=0.01) as watcher:
         tasks = [asyncio.create_task(watcher.wait(Item, number)) for number in range(1, 201)]
         await until(lambda: bool(getattr(watcher._hub, "_groups", None)))
-        await until(lambda: not group_of(watcher)._joining)
+        await until(lambda: not group_of(watcher)._members.joining)
         await compared(watcher)
         group = group_of(watcher)
         statements: list[tuple[str, int]] = []
-        look = group.look
+        look = group.tick
 
         async def observed(fetch: Callable[..., Any], *, whole: bool) -> None:
             async def counting(statement: str, *arguments: Any) -> list[Any]:
                 rows: list[Any] = await fetch(statement, *arguments)
-                statements.append(("rows" if statement == group._statement else "texts", len(rows)))
+                statements.append(("rows" if statement == group._rows._statement else "texts", len(rows)))
                 return rows
 
             await look(counting, whole=whole)
             statements.append(("end", 0))
 
-        group.look = observed  # type: ignore[method-assign]
+        group.tick = observed  # type: ignore[method-assign]
         await until(lambda: len(statements) >= 6)
         assert set(statements) == {("texts", 1), ("end", 0)}
         assert statements[:4] in ([("texts", 1), ("end", 0)] * 2, [("end", 0), ("texts", 1)] * 2)
@@ -293,7 +293,7 @@ async def test_inexact_floats(
     try:
         async with RowWatcher(engine, interval=0.01) as watcher:
             async with watcher.changes(Wide, 1) as stream, watcher.changes(Wide, 2):
-                texts = group_of(watcher)._texts
+                texts = group_of(watcher)._rows._snapshots
                 await until(lambda: not texts.is_usable)
                 await other.execute("UPDATE texts_wide SET real = 0.1234567890124 WHERE id = 1")
                 async with asyncio.timeout(5):
@@ -312,11 +312,11 @@ async def test_text_that_cannot_be_had(
 ) -> None:
     """A statement of texts that fails is given up with a warning, and the rows are fetched from
     there on."""
-    monkeypatch.setattr(Statements, "texts", lambda self, types: "SELECT no_such_function($1)")
+    monkeypatch.setattr(RowStatements, "snapshot", lambda self, types: "SELECT no_such_function($1)")
     await other.execute("INSERT INTO item VALUES (1, ''), (2, '')")
     async with RowWatcher(tables, interval=0.01) as watcher:
         async with watcher.changes(Item, 1) as stream, watcher.changes(Item, 2):
-            texts = group_of(watcher)._texts
+            texts = group_of(watcher)._rows._snapshots
             await until(lambda: not texts.is_usable)
             await other.execute("UPDATE item SET name = 'new' WHERE id = 1")
             async with asyncio.timeout(5):
@@ -338,11 +338,11 @@ class FakeDatabase:
     async def fetch(self, statement: str, *arguments: Any) -> list[Any]:
         if self.meanwhile:
             self.meanwhile.pop(0)()
-        if statement == self.group._statement:
+        if statement == self.group._rows._statement:
             return [
                 (key, self.rows[key], self.line(key)) for key in arguments[0] if key in self.rows
             ]
-        if statement != self.group._texts._statement:
+        if statement != self.group._rows._snapshots._statement:
             return [(None, "integer[]")]
         keys = [int(key) for key in arguments[0].strip("{}").split(",")]
         lines = [self.line(key) for key in keys if key in self.rows]
@@ -411,7 +411,7 @@ def test_nothing_is_missed(
     """Rows that change between the statements of a look, back and forth, with looks that fail and
     waiters who come and go: after two quiet looks everybody has the latest state, and was told of
     no change that is none."""
-    monkeypatch.setattr(_groups, "FEW", 0)
+    monkeypatch.setattr(_known_rows, "FETCHED_ROWS", 0)
 
     async def main() -> None:
         engine = create_async_engine("postgresql+asyncpg://nowhere/nothing")
@@ -422,7 +422,7 @@ def test_nothing_is_missed(
 
         async def look(whole: bool) -> None:
             try:
-                await group.look(database.fetch, whole=whole)
+                await group.tick(database.fetch, whole=whole)
             except LinkLost:
                 pass
             finally:
@@ -444,7 +444,7 @@ def test_nothing_is_missed(
                     group.remove(stream)
                     streams.remove(stream)
             elif action == "due":
-                group.look_at([spelled((what,))])
+                group.mark_due([payload_key((what,))])
             else:
                 assert action == "look"
                 for put in meanwhile:
@@ -457,7 +457,7 @@ def test_nothing_is_missed(
                     assert change is None or change.before != change.after
         for _ in range(2):
             await look(True)
-        assert group._texts.is_usable
+        assert group._rows._snapshots.is_usable
         for stream in streams:
             stream.take()
             name = database.rows.get(stream.key)
@@ -465,7 +465,7 @@ def test_nothing_is_missed(
         # And everything is quiet: whatever is left in doubt would be fetched at every look from
         # here on.
         await look(True)
-        assert not group._texts._unverified
-        assert not group._texts._unowned
+        assert not group._rows._snapshots.comparison._unconfirmed
+        assert not group._rows._snapshots.comparison._strange
 
     asyncio.run(main())

@@ -1,0 +1,71 @@
+"""Many-to-Many relationships, read from their mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import BinaryExpression, BooleanClauseList, Column, Table
+from sqlalchemy.orm import RelationshipProperty
+from sqlalchemy.orm.attributes import QueryableAttribute
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import Grouping
+
+from pgtoolset._arguments.shown import shown
+
+
+def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
+    """Return the mapping of a writable Many-to-Many relationship that is given as `Post.tags`."""
+    if not isinstance(rel_attr, QueryableAttribute):
+        raise TypeError(
+            "rel_attr must be a Many-to-Many relationship, written as in Post.tags; "
+            f"not {shown(rel_attr)}"
+        )
+    prop: Any = rel_attr.property
+    if not isinstance(prop, RelationshipProperty):
+        raise TypeError(f"rel_attr: {rel_attr} is not a Many-to-Many relationship but a column")
+    name = f"rel_attr: {prop.parent.class_.__name__}.{prop.key}"
+    if prop.secondary is None:
+        raise TypeError(
+            f"{name} is not a Many-to-Many relationship: it has no association table (`secondary`)"
+        )
+    if prop.viewonly:
+        raise TypeError(
+            f"{name} is a Many-to-Many relationship that is `viewonly`; write through another one"
+        )
+    if not isinstance(prop.secondary, Table):
+        raise TypeError(
+            f"{name}: the `secondary` of a Many-to-Many relationship must be a Table, "
+            f"not {shown(prop.secondary)}"
+        )
+    for join, pairs in (
+        (prop.primaryjoin, prop.synchronize_pairs),
+        (prop.secondaryjoin, prop.secondary_synchronize_pairs),
+    ):
+        conditions = list(_conditions_of(join))
+        if len(conditions) != len(pairs or ()) or not all(map(_is_equality, conditions)):
+            raise TypeError(
+                f"{name}: this Many-to-Many relationship has conditions beyond its keys ({join}), "
+                "so that its collection does not show every row of an owner; write through a "
+                "relationship without them"
+            )
+    return prop
+
+
+def _conditions_of(join: Any) -> Iterator[Any]:
+    if isinstance(join, Grouping):
+        yield from _conditions_of(join.element)
+    elif isinstance(join, BooleanClauseList) and join.operator is operators.and_:
+        for clause in join.clauses:
+            yield from _conditions_of(clause)
+    else:
+        yield join
+
+
+def _is_equality(condition: Any) -> bool:
+    return (
+        isinstance(condition, BinaryExpression)
+        and condition.operator is operators.eq
+        and isinstance(condition.left, Column)
+        and isinstance(condition.right, Column)
+    )
