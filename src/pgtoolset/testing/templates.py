@@ -83,8 +83,8 @@ async def template_database(
     """Yield the template database of a version of a schema; make it where the server lacks it.
 
     Of several callers at a time, in any number of processes, one makes the template and the others
-    wait for it. It is not dropped while a block of any process uses it. Templates that no block has
-    used for a week, and drafts of runs that were killed, are dropped when a template is made.
+    wait for it. Templates that no block has used for a week, and drafts of runs that were killed,
+    are dropped when a template is made.
 
     Args:
         server_url: a URL of the server, for SQLAlchemy or libpq, of a role that may create
@@ -124,12 +124,15 @@ async def template_database(
         elif mark.used != _today():
             mark = await _set_mark(connection, name, _Mark(_today(), mark.has_rows))
         await connection.execute(_UNLOCK, _lock_key("making", name))
-        try:
-            yield TemplateDatabase(name, mark.has_rows)
-        finally:
-            if version is None:
+        if version is None:
+            try:
+                yield TemplateDatabase(name, mark.has_rows)
+            finally:
                 await connection.execute(_UNLOCK_SHARED, _lock_key("using", name))
                 await _drop_unused(connection, name)
+            return
+    # The mark keeps a template with a version for a week, so the block needs no connection.
+    yield TemplateDatabase(name, mark.has_rows)
 
 
 _LOCK = "SELECT pg_catalog.pg_advisory_lock($1)"
