@@ -14,6 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import metadata_of, optional_seconds, sync_session
 from pgtoolset._arguments import milliseconds as to_milliseconds
+from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
 from pgtoolset._postgres.emptying import Details, Reference, Relation, Trigger
@@ -84,7 +85,7 @@ async def cleanup_tables(
     milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
     tables = list(metadata.tables.values())
     bind_arguments = bind_arguments_of(sync, tables) if tables else {}
-    if getattr(sync, "_trans_context_manager", None) is not None:
+    if is_in_block(sync):
         raise TransactionStateError(
             "cleanup_tables ends the transaction of its session, and this is inside a block that is one: "
             "call it after the block, or with another session"

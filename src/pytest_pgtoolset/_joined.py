@@ -171,9 +171,8 @@ async def _unlock_when_idle(connection: AsyncConnection) -> bool:
 
 async def _check_open(connection: AsyncConnection) -> None:
     raw: Any = await connection.get_raw_connection()
-    # SQLAlchemy's adapter begins the transaction with the first statement. Without the attribute
-    # only this check is lost.
-    has_begun = getattr(raw.dbapi_connection, "_transaction", None) is not None
+    # SQLAlchemy's adapter begins the transaction with the first statement.
+    has_begun = raw.dbapi_connection._transaction is not None
     if has_begun and not raw.driver_connection.is_in_transaction():
         raise TransactionStateError(
             "the test has ended the transaction that its sessions are joined to, by a COMMIT or "

