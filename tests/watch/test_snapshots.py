@@ -263,7 +263,9 @@ async def test_one_statement_per_look(tables: AsyncEngine, other: asyncpg.Connec
         async def observed(fetch: Callable[..., Any], *, whole: bool) -> None:
             async def counting(statement: str, *arguments: Any) -> list[Any]:
                 rows: list[Any] = await fetch(statement, *arguments)
-                statements.append(("rows" if statement == group._rows._statement else "texts", len(rows)))
+                statements.append(
+                    ("rows" if statement == group._rows._statement else "texts", len(rows))
+                )
                 return rows
 
             await look(counting, whole=whole)
@@ -312,7 +314,9 @@ async def test_text_that_cannot_be_had(
 ) -> None:
     """A statement of texts that fails is given up with a warning, and the rows are fetched from
     there on."""
-    monkeypatch.setattr(RowStatements, "snapshot", lambda self, types: "SELECT no_such_function($1)")
+    monkeypatch.setattr(
+        RowStatements, "snapshot", lambda self, types: "SELECT no_such_function($1)"
+    )
     await other.execute("INSERT INTO item VALUES (1, ''), (2, '')")
     async with RowWatcher(tables, interval=0.01) as watcher:
         async with watcher.changes(Item, 1) as stream, watcher.changes(Item, 2):

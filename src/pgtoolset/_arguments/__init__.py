@@ -18,6 +18,7 @@ from pgtoolset._arguments.mappings import (
     metadata_of,
     tables_of,
 )
+from pgtoolset._arguments.names import LONGEST_NAME, advisory_numbers, check_name
 from pgtoolset._arguments.relationships import check_relationship
 from pgtoolset._arguments.sessions import (
     check_engine,
@@ -30,13 +31,19 @@ from pgtoolset._arguments.sessions import (
 from pgtoolset._arguments.shown import shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
 from pgtoolset._arguments.transactions import NO_OPTIONS, IsolationLevel, TransactionOptions
+from pgtoolset._arguments.urls import DatabaseUrl, UrlObject, asyncpg_url, url_of, with_asyncpg
 
 __all__ = [
+    "LONGEST_NAME",
     "NO_OPTIONS",
+    "DatabaseUrl",
     "IsolationLevel",
     "KeyParser",
     "PrimaryKey",
     "TransactionOptions",
+    "UrlObject",
+    "advisory_numbers",
+    "asyncpg_url",
     "check_columns",
     "check_count",
     "check_engine",
@@ -44,6 +51,7 @@ __all__ = [
     "check_function",
     "check_iterable",
     "check_mode",
+    "check_name",
     "check_predicate",
     "check_relationship",
     "check_session_maker",
@@ -60,4 +68,6 @@ __all__ = [
     "sync_session",
     "sync_session_of",
     "tables_of",
+    "url_of",
+    "with_asyncpg",
 ]

@@ -152,6 +152,6 @@ def _mapped_tables(model: Any) -> list[Table]:
 def metadata_of(base: object) -> MetaData:
     """Return the metadata that is given as itself or by a declarative base."""
     metadata = base if isinstance(base, MetaData) else getattr(base, "metadata", None)
-    if not isinstance(metadata, MetaData):
+    if not isinstance(metadata, MetaData) or hasattr(base, "_sa_instance_state"):
         raise TypeError(f"base must be a declarative base or a MetaData, not {shown(base)}")
     return metadata

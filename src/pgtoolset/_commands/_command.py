@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from pgtoolset._arguments import url_of, with_asyncpg
 from pgtoolset._postgres.sqlstates import driver_error
 
 
@@ -54,19 +55,10 @@ def parse_url(url: str | None) -> URL:
     """The URL for SQLAlchemy with asyncpg, whatever driver it names."""
     if not url:
         raise CommandError("no URL was given, and DATABASE_URL is not set")
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
-        raise CommandError("the URL must start with postgresql:// or postgres://")
     try:
-        parsed = make_url(f"postgresql+asyncpg://{rest}")
-    except (ArgumentError, ValueError) as error:
-        raise CommandError(f"the URL cannot be read: {error}") from error
-    # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for it.
-    return parsed.set(
-        query={
-            ("ssl" if name == "sslmode" else name): value for name, value in parsed.query.items()
-        }
-    )
+        return with_asyncpg(url_of("URL", url))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 @asynccontextmanager

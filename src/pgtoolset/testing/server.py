@@ -16,11 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from sqlalchemy import URL
-
-from pgtoolset._arguments import seconds, shown
+from pgtoolset._arguments import DatabaseUrl, seconds, shown, url_of, with_asyncpg
 from pgtoolset._compatibility import unsupported
-from pgtoolset._postgres.servers import asyncpg_url, server_of
 from pgtoolset.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
@@ -254,7 +251,7 @@ def load_embedded() -> type[PostgresServer]:
     return PostgresServer
 
 
-def parse_server_url(name: str, url: str | URL) -> str:
+def parse_server_url(name: str, url: DatabaseUrl) -> str:
     """Return the URL of a server for SQLAlchemy with asyncpg, whatever driver it names.
 
     Args:
@@ -264,10 +261,7 @@ def parse_server_url(name: str, url: str | URL) -> str:
     Raises:
         ValueError, TypeError: it is not the URL of a PostgreSQL server; the URL is not shown.
     """
-    parsed = server_of(name, url)
-    if parsed.drivername != "postgresql+asyncpg":
-        parsed = asyncpg_url(parsed.set(drivername="postgresql"))
-    return parsed.render_as_string(hide_password=False)
+    return with_asyncpg(url_of(name, url)).render_as_string(hide_password=False)
 
 
 def _template(version: int) -> tuple[Path, PostgresServer]:

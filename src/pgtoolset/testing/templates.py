@@ -19,9 +19,9 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pgtoolset._arguments import shown
+from pgtoolset._arguments import DatabaseUrl, asyncpg_url, shown, url_of
 from pgtoolset._postgres.quoting import literal, quoted
-from pgtoolset._postgres.servers import asyncpg_url, maintenance_connection, server_of
+from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.databases import create_database, drop_database, seal_database
 
 __all__ = ["TemplateDatabase", "template_database"]
@@ -74,7 +74,7 @@ class _Mark:
 
 @asynccontextmanager
 async def template_database(
-    server_url: str | URL,
+    server_url: DatabaseUrl,
     make: Callable[[str], Awaitable[object]],
     *,
     run: str,
@@ -107,7 +107,7 @@ async def template_database(
 
     See https://www.postgresql.org/docs/current/manage-ag-templatedbs.html
     """
-    url = asyncpg_url(server_of("server_url", server_url))
+    url = asyncpg_url(url_of("server_url", server_url))
     _check_part("run", run)
     if version is not None:
         _check_part("version", version)

@@ -11,6 +11,7 @@ from sqlalchemy import FromClause, Table
 from sqlalchemy.dialects import postgresql
 
 from pgtoolset._arguments import (
+    advisory_numbers,
     check_flag,
     check_mode,
     mapper_of,
@@ -24,7 +25,6 @@ from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset.errors import LockTimeoutError
-from pgtoolset.locks.advisory import key_numbers
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.testing.doubles import _rows as rows
 from pgtoolset.testing.doubles._locking import Request, Resource
@@ -95,7 +95,7 @@ class MemoryLocks:
     ) -> AbstractAsyncContextManager[bool]:
         """As `pgtoolset.advisory_lock`."""
         work = work_of(session)
-        numbers = key_numbers(key)
+        numbers = advisory_numbers("key", key)
         check_flag("shared", shared)
         check_flag("nowait", nowait)
         limit = _limit(timeout, nowait)
