@@ -145,7 +145,7 @@ async def modules(rounds: int) -> None:
 async def looks(engine: AsyncEngine, ticks: int, changes: int) -> float:
     """The CPU time of a look at 10,000 rows of which so many have changed."""
     seconds: list[float] = []
-    original = _groups.Group.look
+    original = _groups.Group.tick
 
     async def look(self: _groups.Group, *arguments: Any, **options: Any) -> None:
         start = time.process_time()
@@ -158,7 +158,7 @@ async def looks(engine: AsyncEngine, ticks: int, changes: int) -> float:
         streams = [watcher.changes(watch.Order, number) for number in range(1, MANY + 1)]
         await streams[-1].__aenter__()
         await asyncio.sleep(1)
-        _groups.Group.look = look  # type: ignore[method-assign]
+        _groups.Group.tick = look  # type: ignore[method-assign]
         try:
             for number in range(ticks):
                 if changes:
@@ -168,7 +168,7 @@ async def looks(engine: AsyncEngine, ticks: int, changes: int) -> float:
                     )
                 await asyncio.sleep(0.1)
         finally:
-            _groups.Group.look = original  # type: ignore[method-assign]
+            _groups.Group.tick = original  # type: ignore[method-assign]
     return Spread.of(seconds).median if not changes else sum(seconds) / ticks
 
 

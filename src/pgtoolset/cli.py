@@ -1,5 +1,4 @@
-"""The command line, `pgtoolset`. Each command is a module of `pgtoolset._commands`; this one only
-chooses."""
+"""The command line, `pgtoolset`. Each command is a module of `pgtoolset._commands`."""
 
 from __future__ import annotations
 
@@ -13,10 +12,13 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that `arguments` name (`sys.argv` by default) and return the exit code.
+    """Run a command, and return its exit code.
 
-    0 when it did what it was asked for, 1 when it could not, 2 when it was asked wrongly, 130 after
-    Ctrl-C.
+    Args:
+        arguments: of the command line, without the program; `None` for those of the process.
+
+    Returns:
+        0 after success, 1 after a failure, 2 for wrong arguments, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="pgtoolset", description="Tools for PostgreSQL.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

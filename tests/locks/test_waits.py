@@ -108,7 +108,7 @@ async def test_wrong_source() -> None:
 async def test_tree(database_url: str, other: asyncpg.Connection) -> None:
     """Waiters stand below the sessions in their way, and the absence of waits is said in words."""
     code, out, _ = await command("locks", plain_url(database_url))
-    assert (code, out) == (0, "Nobody waits for a lock.\n")
+    assert (code, out) == (0, "No session waits for a lock.\n")
     async with jam(
         database_url, other, "LOCK TABLE item IN SHARE MODE", "LOCK TABLE item", "SELECT FROM item"
     ) as pids:

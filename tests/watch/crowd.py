@@ -1,5 +1,4 @@
-"""Crowds of waiters on a small pool: what their polls do, and a pool that has nothing left for
-them."""
+"""Crowds of waiters on a small pool, and the polls that they send."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ async def small(url: str, size: int, **options: Any) -> AsyncIterator[AsyncEngin
 
 @asynccontextmanager
 async def every_connection(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Hold all that the pool has, so that whoever looks has to wait."""
+    """Hold every connection of the pool, so that polls have to wait."""
     async with AsyncExitStack() as stack:
         for _ in range(engine.pool.size()):  # type: ignore[attr-defined]
             await stack.enter_async_context(engine.connect())

@@ -42,7 +42,6 @@ from pgtoolset.watch import _known_rows
 from tests.support import until
 from tests.watch.crowd import every_connection, queued, small
 
-
 #: SQLAlchemy 2.1 warns of its own DOMAIN.
 pytestmark = pytest.mark.filterwarnings("ignore:Type object:DeprecationWarning")
 

@@ -71,8 +71,7 @@ async def test_watcher(
 
 
 async def test_wait_for_row_change(bouncing: AsyncEngine, other: asyncpg.Connection) -> None:
-    """More waiters than backends, while others change hands of them: nobody meets another's
-    statement or none."""
+    """More waiters than backends, which other statements keep changing, are all served."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 10) AS n")
     busy = True
 

@@ -64,7 +64,8 @@ async def run(engine: AsyncEngine, schedule: list[tuple[str, Any, Any]]) -> None
             statement = (
                 "DELETE FROM item WHERE id = :id"
                 if value is None
-                else "INSERT INTO item VALUES (:id, :name) ON CONFLICT (id) DO UPDATE SET name = excluded.name"
+                else "INSERT INTO item VALUES (:id, :name) "
+                "ON CONFLICT (id) DO UPDATE SET name = excluded.name"
             )
             await connection.execute(
                 text(statement), {"id": key} if value is None else {"id": key, "name": value}
@@ -77,8 +78,7 @@ async def run(engine: AsyncEngine, schedule: list[tuple[str, Any, Any]]) -> None
             count = 0
 
             async def tick() -> None:
-                """A look that began after everything before it: one statement looks at the clock
-                and all the rows."""
+                """Return after a tick that began later: one statement polls the clock and rows."""
                 nonlocal count
                 for _ in range(2):  # the first look may be the one that somebody joins with
                     count += 1
@@ -179,8 +179,7 @@ def test_schedules(
     few: int,
     schedule: list[tuple[str, Any, Any]],
 ) -> None:
-    """Whatever the schedule: what lasted longer than a tick is told, in order, and nothing that
-    never was."""
+    """A state that lasted longer than a tick is delivered, in order, and no other one."""
     monkeypatch.setattr(_known_rows, "FETCHED_ROWS", few)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""wait_for_row_change in crowds: whose turn it is to look, and what that leaves to others."""
+"""Crowds of waiters: the order of their polls, and what they leave to the pool."""
 
 from __future__ import annotations
 
@@ -94,8 +94,7 @@ async def items(other: asyncpg.Connection, count: int) -> None:
 async def test_a_crowd_and_somebody_else(
     database_url: str, other: asyncpg.Connection, size: int, users: int
 ) -> None:
-    """Each of hundreds of waiters sees its change, and who wants a connection meanwhile waits for
-    two polls at most."""
+    """Hundreds of waiters see their changes; other users of the pool wait for two polls."""
     await items(other, 400)
     async with small(database_url, size) as engine:
         polls = Polls(engine)
@@ -122,8 +121,7 @@ async def test_a_crowd_and_somebody_else(
 async def test_who_waits_for_the_pool_comes_first(
     database_url: str, other: asyncpg.Connection
 ) -> None:
-    """A connection that a poll gives back goes to whoever waits for one, and not to a poll that is
-    due just then."""
+    """A connection that a poll returns goes to a user of the pool before the next poll."""
     await items(other, 1)
     one, two = models(2)
     async with small(database_url, 1) as engine:
@@ -169,7 +167,7 @@ async def test_half_of_the_pool(database_url: str, other: asyncpg.Connection) ->
 
 
 async def test_one_statement_for_many(database_url: str, other: asyncpg.Connection) -> None:
-    """Those who wait for rows of one model come to look together, a few times in an interval."""
+    """Waiters for rows of one model share statements, a few times in an interval."""
     await items(other, 300)
     async with small(database_url, 2) as engine:
         tasks = []
@@ -210,11 +208,10 @@ async def test_a_pool_that_is_exhausted(
 
 
 @pytest.mark.parametrize("model", [Item, Account])
-async def test_who_is_in_its_own_way(
+async def test_a_session_that_holds_the_last_connection(
     database_url: str, other: asyncpg.Connection, model: Any
 ) -> None:
-    """Who holds the last connection itself is told by the pool's timeout, behind others in the line
-    or beside it."""
+    """A session that holds the last connection gets the error of the pool, in any queue."""
     await items(other, 80)
     await other.execute("INSERT INTO account VALUES (1, 0)")
     async with small(database_url, 1, pool_timeout=0.2) as engine, AsyncSession(engine) as session:
@@ -230,11 +227,10 @@ async def test_who_is_in_its_own_way(
         assert set(await asyncio.gather(*tasks)) == {"paid"}
 
 
-async def test_the_last_look_keeps_its_place(
+async def test_the_last_poll_keeps_its_place(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is due at the deadline, and has more before it than fits into the grace, is looked for
-    nevertheless."""
+    """A waiter with a long queue before its last poll is served nevertheless."""
     monkeypatch.setattr(_batches, "BATCH_SIZE", 1)
     await items(other, 60)
     await other.execute("UPDATE item SET name = 'paid'")
@@ -248,8 +244,8 @@ async def test_the_last_look_keeps_its_place(
         assert time.monotonic() - start > _batches.LAST_POLL_TIMEOUT  # or nothing was shown
 
 
-async def test_a_line_that_does_not_move(database_url: str, other: asyncpg.Connection) -> None:
-    """Where nobody is served, a wait ends soon after its timeout."""
+async def test_a_queue_without_progress(database_url: str, other: asyncpg.Connection) -> None:
+    """Without progress of the queue, a wait ends soon after its timeout."""
     await items(other, 40)
     async with small(database_url, 1) as engine:
         async with every_connection(engine):
@@ -262,8 +258,7 @@ async def test_a_line_that_does_not_move(database_url: str, other: asyncpg.Conne
 
 
 async def test_a_locked_table(database_url: str, other: asyncpg.Connection) -> None:
-    """Waiters for a table that is locked hold up one connection, and nobody who waits for another
-    table."""
+    """Waiters for a locked table hold one connection, and delay no other table."""
     await items(other, 20)
     await other.execute("INSERT INTO account SELECT n, 0 FROM generate_series(1, 20) AS n")
 
@@ -313,8 +308,7 @@ async def test_cancelled_everywhere_in_company(
 
 
 async def test_a_leader_that_is_cancelled(database_url: str, other: asyncpg.Connection) -> None:
-    """Those whom a cancelled waiter looked for are looked for by the next, without an interval in
-    between."""
+    """The next waiter polls for the others of a cancelled one, without an interval."""
     await items(other, 5)
     async with small(database_url, 1) as engine:
         tasks = []
@@ -337,7 +331,7 @@ async def test_a_leader_that_is_cancelled(database_url: str, other: asyncpg.Conn
 
 @pytest.mark.usefixtures("notes")
 async def test_values_are_not_shared(database_url: str, other: asyncpg.Connection) -> None:
-    """Two who wait for one row get values of their own, which they may change."""
+    """Two waiters for one row get values of their own, which they may change."""
     await other.execute("INSERT INTO note VALUES (1, '{\"a\": 1}', '')")
 
     async def document(session: AsyncSession) -> Any:
@@ -381,8 +375,7 @@ async def test_predicates_see_instances_of_their_own(
 async def test_errors_are_not_shared(
     database_url: str, other: asyncpg.Connection, options: dict[str, Any]
 ) -> None:
-    """A row that cannot be read, one that is missing and one that is gone concern those who wait
-    for them."""
+    """An unreadable, a missing and a deleted row fail their own waiters only."""
     await other.execute("INSERT INTO note VALUES (1, NULL, 'good'), (2, NULL, 'bad')")
 
     async def wait(key: int, **more: Any) -> Any:
@@ -502,8 +495,7 @@ def test_any_crowd(
     batch: int,
     busy: bool,
 ) -> None:
-    """Whoever waits, however they look and whoever leaves: who has the time sees the change, and
-    nothing is left."""
+    """Every waiter with enough time sees the change, and no queue is left behind."""
     monkeypatch.setattr(_batches, "BATCH_SIZE", batch)
 
     async def wait(engine: AsyncEngine, key: int, how: str, timeout: float | None) -> str:

@@ -174,8 +174,7 @@ async def update(engine: AsyncEngine, row: Any, value: str) -> None:
 @pytest.mark.parametrize("notify", [False, True])
 @pytest.mark.parametrize(("row", "key"), ROWS, ids=[type(row).__name__ for row, _ in ROWS])
 async def test_keys(tables: AsyncEngine, row: Any, key: Any, notify: bool) -> None:
-    """Whatever the key is and however it is spelled: its row is found, watched by both means, and
-    its changes told."""
+    """Every key finds its row, by polling and by notifications, and delivers its changes."""
     await watch_key(tables, row, key, notify)
 
 
@@ -199,8 +198,7 @@ MORE: list[tuple[Any, Any]] = [
     ("one", "two"), list(zip(ROWS, MORE, strict=True)), ids=[type(row).__name__ for row, _ in ROWS]
 )
 async def test_keys_together(database_url: str, one: tuple[Any, Any], two: tuple[Any, Any]) -> None:
-    """Whatever the keys are: who waits for one of two rows is looked for by one statement, and told
-    of its own."""
+    """Waiters for two rows share one statement, and each gets its own row."""
 
     async def value(engine: AsyncEngine, row: Any, key: Any) -> str:
         async with AsyncSession(engine) as session:
@@ -308,7 +306,7 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection) -> None:
 
 
 async def test_subclass(tables: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A change in either table of a subclass is told, and announced by the triggers of either."""
+    """A change in either table of a subclass is delivered, and announced by its triggers."""
     async with tables.begin() as connection:
         for ddl in row_change_trigger(Part):
             await connection.execute(ddl)
@@ -346,8 +344,7 @@ async def test_the_table_changes(tables: AsyncEngine, other: asyncpg.Connection)
 
 
 async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A table that may not be read, or no longer, ends those who wait for it with the reason, and
-    nobody else."""
+    """A table without the privilege to read it fails its own waiters, with the reason."""
     await update(tables, Odd(id=1), "old")
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     await other.execute("CREATE ROLE pgtoolset_reader LOGIN")

@@ -158,8 +158,7 @@ def key_of(model: type[Any], key: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KEYS)
 async def test_keys(tables: AsyncEngine, kind: str) -> None:
-    """Whatever a key holds: its row is compared, a change of it is told, and so is one of no
-    other."""
+    """Every key has its row compared: a change of it is delivered, and of no other row."""
     model, keys = KEYS[kind]
     column: Any = model.real if model is Wide else model.value
     async with AsyncSession(tables) as session, session.begin():
@@ -204,8 +203,7 @@ VALUES: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("column", VALUES)
 async def test_columns(tables: AsyncEngine, other: asyncpg.Connection, column: str) -> None:
-    """Whatever a column holds: each value differs from the one before, and is told as it would be
-    fetched."""
+    """Every value differs from the one before, and arrives as the ORM would load it."""
     await other.execute(f'INSERT INTO texts_wide (id, "{column}") VALUES (1, NULL), (2, NULL)')
     async with RowWatcher(tables, interval=0.01) as watcher:
         stream, bystander = watcher.changes(Wide, 1), watcher.changes(Wide, 2)
@@ -227,7 +225,7 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection, column: s
 async def test_another_text_of_the_same_value(
     tables: AsyncEngine, other: asyncpg.Connection
 ) -> None:
-    """A text that differs while the values do not is no change, and is looked at once."""
+    """A text that differs while the values do not is no change, and is fetched once."""
     await other.execute(
         "INSERT INTO texts_wide (id, exact, real) VALUES (1, 1.0, 0.0), (2, 2.0, 0.0)"
     )
@@ -247,9 +245,8 @@ async def test_another_text_of_the_same_value(
             assert bystander.current is not None
 
 
-async def test_one_statement_per_look(tables: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A look is one statement, and gets one row, whatever the number of rows; those that changed
-    are fetched by one."""
+async def test_one_statement_per_tick(tables: AsyncEngine, other: asyncpg.Connection) -> None:
+    """A tick is one statement with one row; a second one fetches the changed rows."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 200) AS n")
     async with RowWatcher(tables, interval=0.01) as watcher:
         tasks = [asyncio.create_task(watcher.wait(Item, number)) for number in range(1, 201)]
@@ -263,9 +260,8 @@ async def test_one_statement_per_look(tables: AsyncEngine, other: asyncpg.Connec
         async def observed(fetch: Callable[..., Any], *, whole: bool) -> None:
             async def counting(statement: str, *arguments: Any) -> list[Any]:
                 rows: list[Any] = await fetch(statement, *arguments)
-                statements.append(
-                    ("rows" if statement == group._rows._statement else "texts", len(rows))
-                )
+                kind = "rows" if statement == group._rows._statement else "texts"
+                statements.append((kind, len(rows)))
                 return rows
 
             await look(counting, whole=whole)
@@ -287,8 +283,7 @@ async def test_one_statement_per_look(tables: AsyncEngine, other: asyncpg.Connec
 async def test_inexact_floats(
     tables: AsyncEngine, database_url: str, other: asyncpg.Connection
 ) -> None:
-    """Where somebody has floats cut short in text, rows are fetched and compared by their
-    values."""
+    """Where a setting shortens floats in text, rows are fetched and compared by value."""
     settings = {"server_settings": {"extra_float_digits": "-10"}}
     engine = create_async_engine(database_url, connect_args=settings)
     await other.execute("INSERT INTO texts_wide (id, real) VALUES (1, 0.1234567890123), (2, 0)")
@@ -306,7 +301,7 @@ async def test_inexact_floats(
         await engine.dispose()
 
 
-async def test_text_that_cannot_be_had(
+async def test_snapshots_that_fail(
     tables: AsyncEngine,
     other: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
@@ -412,9 +407,7 @@ WATCHED = [("join", 1, None), ("put", (1, "a"), None), *[("look", True, [])] * 2
 def test_nothing_is_missed(
     monkeypatch: pytest.MonkeyPatch, program: list[tuple[str, Any, Any]]
 ) -> None:
-    """Rows that change between the statements of a look, back and forth, with looks that fail and
-    waiters who come and go: after two quiet looks everybody has the latest state, and was told of
-    no change that is none."""
+    """After two quiet ticks every subscription has the latest state, and no false change."""
     monkeypatch.setattr(_known_rows, "FETCHED_ROWS", 0)
 
     async def main() -> None:

@@ -22,7 +22,7 @@ MANY = 10_000
 
 
 async def joined(watcher: RowWatcher) -> None:
-    """Wait until everybody has had a first look."""
+    """Wait until every subscription has had its first tick."""
     hub: Any = watcher._hub
     await asyncio.sleep(0)
     await until(lambda: not any(group._members.joining for group in hub._groups.all()))
@@ -57,8 +57,7 @@ class Turns:
 async def test_slices(
     engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    """10,000 waiters, of one row or of as many, are given a first look, compared and told in slices
-    between which everybody else has a turn."""
+    """10,000 waiters are served in slices, between which other tasks run."""
     monkeypatch.setattr(_yielding, "YIELD_AFTER", -1.0)  # whatever the clock of this machine says
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, $1) AS n", rows)
     count = [0]
@@ -86,8 +85,7 @@ async def test_slices(
 async def test_statistics_of_another_time(
     engine: AsyncEngine, other: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the planner takes a table for nearly empty, and so reads all of it, 10,000 rows are
-    looked at in time."""
+    """A table that the planner takes for nearly empty is polled in time."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, $1) AS n", MANY)
     await other.execute("DELETE FROM item")
     await other.execute("INSERT INTO item SELECT n, '' FROM unnest(ARRAY[3, 1, 5, 2, 4]) AS n")
@@ -103,11 +101,10 @@ async def test_statistics_of_another_time(
     await other.execute("ANALYZE item")
 
 
-async def test_whoever_comes_and_goes_during_a_tick(
+async def test_waiters_that_come_and_go_during_a_tick(
     engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A waiter that comes while a look is under way starts from a later one; who goes is not told;
-    nobody is lost."""
+    """A waiter that comes during a tick starts from a later one; one that leaves is skipped."""
     fetch = link.Link.fetch
     found, go_on = asyncio.Event(), asyncio.Event()
     go_on.set()
@@ -195,8 +192,7 @@ async def test_a_locked_table(
     other: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A table that is locked exclusively holds nobody up for long but its own waiters, who are
-    served afterwards."""
+    """An exclusively locked table delays its own waiters only, who are served afterwards."""
     monkeypatch.setattr(link, "STATEMENT_TIMEOUT", 0.2)
     await other.execute("INSERT INTO item VALUES (1, 'new'); INSERT INTO account VALUES (1, 0)")
     async with RowWatcher(engine, interval=0.05) as watcher:

@@ -94,7 +94,7 @@ async def session(
 async def later(
     other: asyncpg.Connection, *statements: str, seconds: float = 0.1, waiters: int = 1
 ) -> AsyncIterator[None]:
-    """Run statements over another connection while the block waits, so long after so many looks."""
+    """Run statements on another connection, a while after the first polls of the block."""
     polls = 0
     is_met = conditions.Condition.is_met
 
@@ -333,7 +333,7 @@ async def test_missing_and_deleted(session: AsyncSession, other: asyncpg.Connect
             await wait_for_row_change(session, Item, 1, interval=0.02, timeout=5)
 
 
-async def test_last_look_at_the_deadline(session: AsyncSession, other: asyncpg.Connection) -> None:
+async def test_last_poll_at_the_deadline(session: AsyncSession, other: asyncpg.Connection) -> None:
     """An interval longer than the timeout still detects, when the time is up and not before or long
     after."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -348,7 +348,7 @@ async def test_last_look_at_the_deadline(session: AsyncSession, other: asyncpg.C
 async def test_holds_no_connection_while_it_sleeps(
     engine: AsyncEngine, session: AsyncSession, other: asyncpg.Connection
 ) -> None:
-    """Between looks the pool has everything back: many more waiters than connections are served."""
+    """Between polls the pool has every connection: more waiters than connections are served."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 40) AS n")
     sessions = [AsyncSession(engine) for _ in range(40)]
     try:
@@ -372,8 +372,7 @@ async def test_holds_no_connection_while_it_sleeps(
 async def test_pool_of_one(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    """A caller who holds the only connection is told by the pool's own timeout, however long that
-    is."""
+    """A caller that holds the only connection gets the error of the pool, after its timeout."""
     monkeypatch.setattr(_polls, "STATEMENT_TIMEOUT", patience)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     engine = create_async_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.2)
@@ -390,8 +389,7 @@ async def test_pool_of_one(
 
 
 async def test_single_connection(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """On a session bound to one connection it looks over that one, and leaves its transaction as it
-    found it."""
+    """A session bound to one connection polls over it, and leaves its transaction as it was."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with engine.connect() as connection:
         async with AsyncSession(connection) as session:
@@ -410,8 +408,7 @@ async def test_single_connection(engine: AsyncEngine, other: asyncpg.Connection)
 
 @pytest.mark.usefixtures("engine")
 async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.Connection) -> None:
-    """A network that is cut, refuses and freezes between the looks delays the answer and does not
-    end the wait."""
+    """A network that is cut, refuses or freezes between polls delays the answer only."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(proxy.url)
@@ -438,7 +435,7 @@ async def test_lost_connections_are_replaced(database_url: str, other: asyncpg.C
 async def test_a_silent_network(
     database_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look whose answer never comes is given up, and so is a connection that is never opened."""
+    """A poll without an answer is given up, and so is a connection that never opens."""
     monkeypatch.setattr(_polls, "STATEMENT_TIMEOUT", 0.3)
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with Proxy.to(database_url) as proxy:

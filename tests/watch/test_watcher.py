@@ -1,4 +1,4 @@
-"""RowWatcher: what it tells, to whom, and what it survives."""
+"""RowWatcher: the changes that it delivers, and the failures that it survives."""
 
 from __future__ import annotations
 
@@ -58,8 +58,7 @@ async def places(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 async def watcher(
     places: AsyncEngine, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> AsyncIterator[RowWatcher]:
-    """A watcher that fetches every row at every look, as with few waiters, and one that compares
-    them as text."""
+    """A watcher that fetches every row at every tick, and one that compares snapshots."""
     monkeypatch.setattr(_known_rows, "FETCHED_ROWS", request.param)
     async with RowWatcher(places, interval=0.05) as watcher:
         yield watcher
@@ -73,7 +72,7 @@ async def connections(other: asyncpg.Connection) -> int:
 
 
 async def settled(watcher: RowWatcher) -> None:
-    """Wait until everybody has joined."""
+    """Wait until every subscription has joined."""
     hub: Any = watcher._hub
     await until(lambda: not any(group._members.joining for group in hub._groups.all()))
 
@@ -105,7 +104,7 @@ async def test_missing_row(watcher: RowWatcher) -> None:
 async def test_a_change_before_the_call_is_none(
     watcher: RowWatcher, other: asyncpg.Connection
 ) -> None:
-    """A new waiter starts from a look of its own, although others have seen an older row."""
+    """A new waiter starts from a poll of its own, although others have seen an older row."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     first = asyncio.create_task(watcher.wait(Item, 1, timeout=5))
     await asyncio.sleep(0)
@@ -122,7 +121,8 @@ async def test_composite_keys_and_columns_in_any_mix(
     """Tables, composite keys and sets of columns are watched together; NaN is no change and key
     parts pair up."""
     await other.execute(
-        "INSERT INTO \"watched \"\"place\"\"\" VALUES ('A', 1, 'NaN', ''), ('A', 2, 1, ''), ('B', 1, NULL, '')"
+        'INSERT INTO "watched ""place""" '
+        "VALUES ('A', 1, 'NaN', ''), ('A', 2, 1, ''), ('B', 1, NULL, '')"
     )
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     waits = [
@@ -165,8 +165,7 @@ async def test_changes(watcher: RowWatcher, other: asyncpg.Connection) -> None:
 
 
 async def test_slow_consumer(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """Of what happened while nobody asked, the latest state is told, in one change; what was undone
-    is none."""
+    """A slow consumer gets the latest state in one change, and none where it was undone."""
     await other.execute("INSERT INTO item VALUES (1, 'a'), (2, '')")
     async with watcher.changes(Item, 1) as changes, watcher.changes(Item, 2) as ticks:
         for name in "bcd":
@@ -208,8 +207,7 @@ async def test_nothing_is_left_behind(watcher: RowWatcher, other: asyncpg.Connec
 
 
 async def test_a_broken_group_fails_alone(watcher: RowWatcher, other: asyncpg.Connection) -> None:
-    """Whoever waits for rows of a dropped table is told so; the others, and whoever comes later,
-    are served."""
+    """A dropped table fails its own waiters; other and later waiters are served."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     await other.execute('INSERT INTO "watched ""place""" VALUES (\'A\', 1, 1, \'\')')
     broken = asyncio.create_task(watcher.wait(Place, ("A", 1), timeout=5))
@@ -243,7 +241,7 @@ async def test_a_long_key_is_not_cut(watcher: RowWatcher, other: asyncpg.Connect
 
 
 async def test_closing(places: AsyncEngine, other: asyncpg.Connection) -> None:
-    """Closing ends everybody who waits, gives the connection back, and is final."""
+    """Closing ends every waiter, closes the connection, and is final."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     before = await connections(other)
     watcher = RowWatcher(places, interval=0.05)
@@ -271,8 +269,8 @@ async def test_closing(places: AsyncEngine, other: asyncpg.Connection) -> None:
     await until(gone)
 
 
-async def test_the_last_look(places: AsyncEngine, other: asyncpg.Connection) -> None:
-    """A waiter whose time is up before the next tick gets a last look."""
+async def test_the_last_poll(places: AsyncEngine, other: asyncpg.Connection) -> None:
+    """A waiter whose time is up before the next tick gets a last poll."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     async with RowWatcher(places, interval=60) as watcher:
         task = asyncio.create_task(watcher.wait(Item, 1, timeout=0.4))
@@ -328,7 +326,8 @@ async def test_faults(
                 await settled(watcher)
                 if fault == "terminate":
                     await other.execute(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tests'"
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE application_name = 'tests'"
                     )
                 elif fault == "drop":
                     proxy.refusing = True
@@ -442,8 +441,7 @@ async def test_a_server_that_does_not_listen(
 
 
 async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """The DDL is to be had before the classes that a relationship names, and created along with the
-    table."""
+    """The DDL is available before related classes exist, and can run with the table."""
 
     class Own(DeclarativeBase):
         pass
@@ -472,8 +470,7 @@ async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Con
 async def test_foreign_and_lost_notifications(
     places: AsyncEngine, other: asyncpg.Connection
 ) -> None:
-    """Payloads that are nobody's keys, or no JSON, do no harm; without a trigger a change costs one
-    interval."""
+    """Foreign payloads do no harm, and without a trigger a change costs one interval."""
     from pgtoolset._postgres.notifications import channel_of
 
     channel = channel_of(Item.__table__)  # type: ignore[arg-type]
@@ -516,7 +513,7 @@ async def test_bad_arguments(
         row_change_trigger(object)
 
 
-async def test_closed_before_its_first_look(engine: AsyncEngine, other: asyncpg.Connection) -> None:
+async def test_closed_before_its_first_tick(engine: AsyncEngine, other: asyncpg.Connection) -> None:
     """A watcher that is closed as soon as it is open has closed its connection."""
     async with RowWatcher(engine):
         pass

@@ -1,11 +1,10 @@
-"""What every command shares: its shape, its error, and how it reaches the database that a URL
-names."""
+"""What every command shares: its shape, its errors, and the way from a URL to an engine."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -14,12 +13,23 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pgtoolset._arguments import url_of, with_asyncpg
+from pgtoolset._arguments import seconds, url_of, with_asyncpg
 from pgtoolset._postgres.sqlstates import driver_error
+
+__all__ = [
+    "Command",
+    "CommandError",
+    "add_url",
+    "connected",
+    "interval_of",
+    "parse_url",
+    "printable",
+    "without_secrets",
+]
 
 
 class CommandError(Exception):
-    """The command could not do what it was asked for. The message is for whoever typed it."""
+    """The command failed. The message is for the person at the terminal."""
 
 
 class Command(Protocol):
@@ -32,52 +42,103 @@ class Command(Protocol):
     def DESCRIPTION(self) -> str: ...
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Say what may be given."""
+        """Declare the arguments."""
         ...
 
     def run(self, options: argparse.Namespace) -> int:
-        """Do it, and return the exit code."""
+        """Run the command, and return the exit code."""
         ...
 
 
 def add_url(parser: argparse.ArgumentParser) -> None:
-    """The argument `url`, which `DATABASE_URL` may stand in for."""
+    """Declare the argument `url`, with `DATABASE_URL` as its default."""
     parser.add_argument(
         "url",
         metavar="URL",
         nargs="?",
         default=os.environ.get("DATABASE_URL"),
-        help="the database, postgresql://user:password@host/name; by default the one in DATABASE_URL",
+        help="the database, postgresql://user:password@host/name; by default DATABASE_URL",
     )
 
 
+def interval_of(option: str, least: float = 0.0) -> Callable[[str], float]:
+    """Return a parser for the time that an option takes: seconds, or a string such as 500ms.
+
+    Args:
+        option: the option, for messages.
+        least: the shortest time, in seconds.
+    """
+
+    def parse(argument: str) -> float:
+        try:
+            given: float | str = float(argument)
+        except ValueError:
+            given = argument
+        try:
+            result = seconds(option, given, zero=least > 0)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        if result < least:
+            raise argparse.ArgumentTypeError(f"{option} must be at least {least} seconds")
+        return result
+
+    return parse
+
+
 def parse_url(url: str | None) -> URL:
-    """The URL for SQLAlchemy with asyncpg, whatever driver it names."""
+    """Return the URL for SQLAlchemy with asyncpg, whatever driver it names."""
     if not url:
-        raise CommandError("no URL was given, and DATABASE_URL is not set")
+        raise CommandError("there is no URL: pass one, or set DATABASE_URL")
     try:
         return with_asyncpg(url_of("URL", url))
     except ValueError as error:
         raise CommandError(str(error)) from None
 
 
+def without_secrets(url: URL) -> str:
+    """Return a URL for messages: without its password and its query, which may hold one too."""
+    return url.set(password=None, query={}).render_as_string()
+
+
+def printable(text: str) -> str:
+    """Return a text as one line without control characters, which a terminal would obey."""
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[AsyncEngine]:
-    """An engine that keeps no connection; what goes wrong with the database is told as a
-    `CommandError`."""
-    engine = create_async_engine(
-        url,
-        poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",
-        connect_args={"server_settings": {"application_name": "pgtoolset"}},
-    )
+    """Yield an engine that keeps no connection; its errors become a `CommandError`."""
+    try:
+        engine = create_async_engine(
+            url,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args={"server_settings": {"application_name": "pgtoolset"}},
+        )
+    except ImportError as error:
+        raise CommandError("asyncpg is not installed: pip install asyncpg") from error
     try:
         yield engine
     except DBAPIError as error:
-        raise CommandError(f"{url.render_as_string()}: {driver_error(error)}") from error
-    except (OSError, TypeError, ImportError) as error:
-        # The operating system's, asyncpg's for a parameter of the URL that it does not know, and no
-        # asyncpg at all.
-        raise CommandError(f"{url.render_as_string()}: {type(error).__name__}: {error}") from error
+        raise _failure(url, str(driver_error(error))) from error
+    except (OSError, TypeError) as error:
+        # A TypeError is asyncpg's for a parameter of the URL that it does not know.
+        raise _failure(url, f"{type(error).__name__}: {error}") from error
     finally:
         await engine.dispose()
+
+
+def _failure(url: URL, reason: str) -> CommandError:
+    """Return the error for a database, without the secrets of the URL."""
+    for secret in sorted(_secrets(url), key=len, reverse=True):
+        reason = reason.replace(secret, "***")
+    return CommandError(printable(f"{without_secrets(url)}: {reason}"))
+
+
+def _secrets(url: URL) -> set[str]:
+    values = {str(url.password)} if url.password else set()
+    for value in url.query.values():
+        values.update([value] if isinstance(value, str) else value)
+    # A short value, such as a number, may stand in a message by coincidence, and is no secret.
+    return {value for value in values if len(value) > 3 or value == url.password}

@@ -1,4 +1,4 @@
-"""`pgtoolset locks URL`: who waits for whom, as a tree."""
+"""`pgtoolset locks URL`: print the sessions that wait for locks, as a tree."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pgtoolset._commands._command import CommandError, add_url, connected, parse_url
+from pgtoolset._commands._command import (
+    CommandError,
+    add_url,
+    connected,
+    interval_of,
+    parse_url,
+    printable,
+)
 from pgtoolset._postgres.locks import sessions_of
 from pgtoolset.locks.waits import list_lock_waits
 from pgtoolset.values import Blocker, LockWait
 
-HELP = "who waits for whom, as a tree"
+HELP = "print the sessions that wait for locks, as a tree"
 DESCRIPTION = (
-    "Shows the sessions of a database that wait for a lock, under those that are in their way. With --terminate it "
-    "ends one of them, which rolls its transaction back."
+    "Prints the sessions of a database that wait for a lock, below their blockers. With "
+    "--terminate it ends a session, which rolls its transaction back."
 )
 
 _QUERY_LENGTH = 100
@@ -32,17 +39,17 @@ _CLEAR = "\033[H\033[2J"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_url(parser)
     parser.add_argument(
-        "--json", action="store_true", help="print JSON; with --watch one line for each look"
+        "--json", action="store_true", help="print JSON; with --watch a line each time"
     )
     parser.add_argument("--yes", action="store_true", help="with --terminate, do not ask")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--watch",
-        metavar="SECONDS",
-        type=_seconds,
+        metavar="TIME",
+        type=interval_of("--watch", 0.05),
         nargs="?",
         const=2.0,
-        help="look again every so many seconds (2), until Ctrl-C",
+        help="repeat after this time, in seconds or as 500ms (2), until Ctrl-C",
     )
     what.add_argument(
         "--terminate", metavar="PID", type=_pid, help="end this session, after asking"
@@ -58,18 +65,20 @@ async def _run(options: argparse.Namespace) -> int:
         if options.terminate is not None:
             return await _terminate(connection, options.terminate, ask=not options.yes)
         while True:
-            waits = await list_lock_waits(connection)
-            sessions = {each.pid: each for each in await sessions_of(connection, _pids(waits))}
-            if options.json:
-                report = json.dumps(_as_json(waits, sessions), indent=None if options.watch else 2)
-            else:
-                report = "\n".join(tree(waits, sessions)) or "Nobody waits for a lock."
-            if options.watch and sys.stdout.isatty() and not options.json:
-                report = f"{_CLEAR}{report}"
-            print(report, flush=True)
+            print(await _report(connection, options), flush=True)
             if not options.watch:
                 return 0
             await asyncio.sleep(options.watch)
+
+
+async def _report(connection: AsyncConnection, options: argparse.Namespace) -> str:
+    waits = await list_lock_waits(connection)
+    sessions = {each.pid: each for each in await sessions_of(connection, _pids(waits))}
+    if options.json:
+        return json.dumps(_as_json(waits, sessions), indent=None if options.watch else 2)
+    report = "\n".join(tree(waits, sessions)) or "No session waits for a lock."
+    clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
+    return f"{clear}{report}"
 
 
 async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int:
@@ -87,13 +96,13 @@ async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int
             print("Nothing was done.")
             return 1
     if not await connection.scalar(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid}):
-        raise CommandError(f"pid {pid} could not be terminated: it has ended meanwhile")
+        raise CommandError(f"pid {pid} cannot be terminated: it has ended")
     print(f"Terminated pid {pid}.")
     return 0
 
 
 def tree(waits: Sequence[LockWait], sessions: Mapping[int, Blocker]) -> list[str]:
-    """The lines of the tree: who waits stands below whoever is directly in its way."""
+    """Return the lines of the tree: a session stands below the ones that block it directly."""
     by_pid = {wait.pid: wait for wait in waits}
     below: dict[int, list[int]] = {}
     for wait in waits:
@@ -116,14 +125,14 @@ def tree(waits: Sequence[LockWait], sessions: Mapping[int, Blocker]) -> list[str
     for pid in roots:
         show(pid, "", "", (pid,))
     for wait in waits:
-        # In a deadlock everybody waits, until PostgreSQL notices after deadlock_timeout.
+        # In a deadlock every session waits, until PostgreSQL notices after deadlock_timeout.
         if wait.pid not in shown:
             show(wait.pid, "", "", (wait.pid,))
     return lines
 
 
 def _direct(wait: LockWait, by_pid: Mapping[int, LockWait]) -> list[int]:
-    """Of those in the way of a wait, the ones that no other of them waits for."""
+    """Return the sessions that block a wait, but not through other ones alone."""
 
     def ancestors(pid: int, seen: set[int]) -> set[int]:
         for each in by_pid[pid].blocked_by if pid in by_pid else ():
@@ -141,7 +150,8 @@ def _direct(wait: LockWait, by_pid: Mapping[int, LockWait]) -> list[int]:
 def _waiting(wait: LockWait, sessions: Mapping[int, Blocker]) -> str:
     relation = f" on {wait.relation}" if wait.relation else ""
     since = "" if wait.waiting_for is None else f" for {wait.waiting_for.total_seconds():.1f} s"
-    return f"{_name(wait.pid, wait.application_name)} waits{since}: {wait.mode}{relation}{_query(wait.query)}"
+    name = _name(wait.pid, wait.application_name)
+    return f"{name} waits{since}: {wait.mode}{relation}{_query(wait.query)}"
 
 
 def _session(session: Blocker) -> str:
@@ -152,27 +162,19 @@ def _session(session: Blocker) -> str:
         if session.transaction_age is None
         else f", transaction of {session.transaction_age.total_seconds():.1f} s"
     )
-    state = session.state or "its state is not to be seen by this role"
+    state = session.state or "this role may not see its state"
     return f"{_name(session.pid, session.application_name)} {state}{age}{_query(session.query)}"
 
 
 def _name(pid: int, application_name: str | None) -> str:
-    return f"{pid} {_printable(application_name)}" if application_name else str(pid)
+    return f"{pid} {printable(application_name)}" if application_name else str(pid)
 
 
 def _query(query: str | None) -> str:
-    line = _printable(query or "")
+    line = printable(query or "")
     if len(line) > _QUERY_LENGTH:
         line = line[:_QUERY_LENGTH] + "..."
     return f"  {line}" if line else ""
-
-
-def _printable(line: str) -> str:
-    """One line without control characters: others have written it, and a terminal would obey
-    them."""
-    return "".join(
-        character if character.isprintable() else "?" for character in " ".join(line.split())
-    )
 
 
 def _pids(waits: Iterable[LockWait]) -> list[int]:
@@ -190,13 +192,6 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         name: value.total_seconds() if isinstance(value, timedelta) else value
         for name, value in values.items()
     }
-
-
-def _seconds(argument: str) -> float:
-    seconds = float(argument)
-    if not 0.05 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError("must be from 0.05 to 86400 seconds")
-    return seconds
 
 
 def _pid(argument: str) -> int:

@@ -1,4 +1,4 @@
-"""`pgtoolset watch URL TABLE KEY`: the changes of a row, one line for each, as they happen."""
+"""`pgtoolset watch URL TABLE KEY`: print a line for each change of a row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import registry
 from sqlalchemy.types import TypeEngine
 
-from pgtoolset._commands._command import CommandError, connected, parse_url
+from pgtoolset._commands._command import (
+    CommandError,
+    connected,
+    interval_of,
+    parse_url,
+    printable,
+)
 from pgtoolset.errors import WatchFailedError
+from pgtoolset.values import RowChange
 from pgtoolset.watch.watcher import RowWatcher
 
-HELP = "the changes of a row, as they happen"
+HELP = "print the changes of a row as they happen"
 DESCRIPTION = "Prints a line for each change of a row, until Ctrl-C. The row may not exist yet."
 
 
@@ -32,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "key", metavar="KEY", nargs="+", help="the primary key, its parts as separate arguments"
     )
     parser.add_argument(
-        "--interval", metavar="SECONDS", type=float, default=0.5, help="between two looks (0.5)"
+        "--interval",
+        metavar="TIME",
+        type=interval_of("--interval"),
+        default=0.5,
+        help="the time between two ticks, in seconds or as 500ms (0.5)",
     )
 
 
@@ -46,25 +57,24 @@ async def _run(options: argparse.Namespace) -> int:
         try:
             async with RowWatcher(engine, interval=options.interval) as watcher:
                 async with watcher.changes(model, _key(model, options.key)) as changes:
-                    _tell("now", changes.current)
+                    _print_row("now", changes.current)
                     async for change in changes:
-                        before = change.before or {}
-                        if change.after is None:
-                            _tell("delete", change.before)
-                        else:
-                            news = {
-                                name: value
-                                for name, value in change.after.items()
-                                if before.get(name) != value
-                            }
-                            _tell(change.kind, news if change.before else change.after)
+                        _print_row(change.kind, _new_values(change))
         except (ValueError, WatchFailedError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(printable(str(error))) from error
     return 0
 
 
+def _new_values(change: RowChange[Any]) -> Mapping[str, Any] | None:
+    """Return what an insertion or an update has written, or what a deletion has removed."""
+    if change.after is None or change.before is None:
+        return change.after or change.before
+    before = change.before
+    return {name: value for name, value in change.after.items() if before[name] != value}
+
+
 async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
-    """A class for the table, made from what the database says of it."""
+    """Return a class for a table, from the database's own description of it."""
     schema, _, table_name = name.rpartition(".")
 
     def reflect(connection: Connection) -> Table:
@@ -80,21 +90,21 @@ async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
         async with engine.connect() as connection:
             table = await connection.run_sync(reflect)
     except NoSuchTableError as error:
-        raise CommandError(f"there is no table {name}") from error
+        raise CommandError(f"there is no table {printable(name)}") from error
     if not table.primary_key.columns:
-        raise CommandError(f"{name} has no primary key, so nothing tells one row from another")
+        raise CommandError(f"table {name} has no primary key, which watching needs")
     model = type(table_name, (), {})
     registry().map_imperatively(model, table)
     return model
 
 
 def _key(model: type[Any], parts: list[str]) -> tuple[Any, ...]:
-    """The key, its parts in the types of their columns."""
+    """Return the key, each part in the type of its column."""
     columns = list(model.__table__.primary_key.columns)
     if len(parts) != len(columns):
         names = ", ".join(column.name for column in columns)
         raise CommandError(
-            f"the primary key has {len(columns)} part(s) ({names}), and {len(parts)} were given"
+            f"the primary key has {len(columns)} part(s) ({names}), but {len(parts)} were given"
         )
     return tuple(
         _part(column.name, _python_type(column.type), part)
@@ -103,7 +113,7 @@ def _key(model: type[Any], parts: list[str]) -> tuple[Any, ...]:
 
 
 def _python_type(type_: TypeEngine[Any]) -> type[Any]:
-    """The type of a key's values, or `str` for one that only the driver knows."""
+    """Return the Python type of a key's values, or `str` where only the driver knows it."""
     if isinstance(type_, DOMAIN):
         return _python_type(type_.data_type)
     try:
@@ -118,16 +128,14 @@ def _part(name: str, type_: type[Any], part: str) -> Any:
         try:
             return {"t": True, "true": True, "f": False, "false": False}[part.lower()]
         except KeyError:
-            raise CommandError(f"{part!r} cannot be {name}, which is true or false") from None
+            raise CommandError(f"{part!r} cannot be {name}: it must be true or false") from None
     try:
         return type_.fromisoformat(part) if hasattr(type_, "fromisoformat") else type_(part)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise CommandError(
-            f"{part!r} cannot be {name}, which is of type {type_.__name__}"
-        ) from error
+        raise CommandError(f"{part!r} cannot be {name}: its type is {type_.__name__}") from error
 
 
-def _tell(what: str, values: Mapping[str, Any] | None) -> None:
+def _print_row(what: str, values: Mapping[str, Any] | None) -> None:
     row = (
         "no row"
         if values is None

@@ -87,16 +87,13 @@ class Link:
     async def check(self) -> None:
         """Raise `LinkLost` where the server does not answer a heartbeat.
 
-        Nothing else shows that a connection is half-open.
+        Only a heartbeat shows that a connection is half-open.
         """
         try:
             async with asyncio.timeout(STATEMENT_TIMEOUT):
                 await self._driver.fetch("SELECT 1")
         except TimeoutError as error:
-            self._driver.terminate()
-            raise LinkLost(
-                f"the server did not answer a heartbeat within {STATEMENT_TIMEOUT} s"
-            ) from error
+            raise self._silence("a heartbeat") from error
         except Exception as error:
             self._raise_if_lost(error)
             raise
@@ -120,10 +117,7 @@ class Link:
             async with asyncio.timeout(STATEMENT_TIMEOUT):
                 await self._driver.add_listener(channel, self._on_notification)
         except TimeoutError as error:
-            self._driver.terminate()
-            raise LinkLost(
-                f"the server did not answer LISTEN within {STATEMENT_TIMEOUT} s"
-            ) from error
+            raise self._silence("LISTEN") from error
         except Exception as error:
             self._raise_if_lost(error)
             raise
@@ -152,8 +146,8 @@ class Link:
 
     def _raise_if_lost(self, error: Exception) -> None:
         state = sqlstate_of(error) or ""
-        # asyncpg's own errors about a connection have no SQLSTATE; a new connection has none of
-        # them. They are known by name, because this module does not import the driver.
+        # asyncpg's own errors about a connection have no SQLSTATE, and a new connection is free of
+        # them. They are compared by name, because this module does not import the driver.
         own = type(error).__name__ in ("InterfaceError", "InternalClientError")
         if self._driver.is_closed() or isinstance(error, OSError) or own or state.startswith(_LOST):
             self._driver.terminate()

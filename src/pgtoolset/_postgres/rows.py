@@ -128,7 +128,7 @@ class RowStatements:
 
     def parameter_types(self) -> str:
         """The types that PostgreSQL infers for the parameters. The statement reads no row."""
-        # Spelled out, because SQLAlchemy would drop what is joined to its own `false()`.
+        # Spelled out, because SQLAlchemy would drop conditions beside its own `false()`.
         never: Any = select(true()).select_from(self._mapper).where(literal_column("false"))
         never = never.where(self._keys.criterion(self._parameters))
         # The subquery comes first: PostgreSQL has to compare a parameter with its column before it
@@ -270,7 +270,7 @@ def decoder(
 ) -> Callable[[Sequence[Any]], dict[str, Any]]:
     """Return a function that turns a row of `selected` into the `wanted` attributes and values.
 
-    The values are those that SQLAlchemy gives for the columns.
+    The values are the ones that SQLAlchemy returns for the columns.
     """
     types = {
         name: mapper.column_attrs[name].columns[0].type.dialect_impl(dialect) for name in wanted

@@ -96,7 +96,7 @@ class Group:
     async def tick(self, fetch: Fetch, *, whole: bool) -> None:
         """Poll the rows that are due, or all of them, and tell the subscriptions of changes.
 
-        An error leaves the group as it was: what was due is due again.
+        An error leaves the group as it was: the keys that were due are due again.
         """
         joining, expiring = list(self._members.joining), list(self._members.expiring)
         was_all_due, self._all_due = self._all_due, False
@@ -155,12 +155,16 @@ class Group:
         has_spellings = len(rows) < len(keys) and self._may_have_other_spellings(keys, rows)
         has_other_keys = await self._compare(rows, yielder)
         if has_other_keys or len(rows) < len(keys):
-            found = set(map(self._rows.key_of, rows))
+            missing = self._missing(keys, rows)
             await yielder.yield_if_due()
-            missing = [key for key in keys if key not in found and key in self._members.by_key]
             if has_other_keys or has_spellings:
                 missing = await self._respell(fetch, missing, yielder)
             await self._tell_missing(missing, yielder)
+
+    def _missing(self, keys: Sequence[Any], rows: Sequence[Any]) -> list[Any]:
+        """Return the watched keys without a row."""
+        found = set(map(self._rows.key_of, rows))
+        return [key for key in keys if key not in found and key in self._members.by_key]
 
     def _may_have_other_spellings(self, keys: Sequence[Any], rows: Sequence[Any]) -> bool:
         """Return whether a key without a row may be another spelling of a key that has one.
@@ -193,7 +197,7 @@ class Group:
         return has_other_keys
 
     async def _tell(self, key: Any, row: Sequence[Any] | None, yielder: Yielder) -> None:
-        """Note the row, or that there is none, and tell the subscriptions that have joined."""
+        """Keep the row, or its absence, and tell the subscriptions that have joined."""
         known = self._rows.note(key, row)
         by_key = self._members.by_key
         served = [each for each in by_key[key] if each.joined and not each.abandoned]

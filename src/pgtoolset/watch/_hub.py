@@ -33,7 +33,7 @@ LAST_TICK_TIMEOUT = 0.25
 
 
 class Hub:
-    """Ticks groups at every interval, and in between those that have something due."""
+    """Ticks every group at every interval, and in between the groups with due rows."""
 
     def __init__(self, engine: AsyncEngine, interval: float, notify: bool) -> None:
         self._engine = engine

@@ -60,7 +60,7 @@ class KnownRows:
         return self._rows.get(key)
 
     def note(self, key: Any, row: Sequence[Any] | None) -> Sequence[Any] | None:
-        """Keep a row, or that there is none; return the row that was known before."""
+        """Keep a row, or its absence; return the row that was known before."""
         before = self._rows.pop(key, None)
         if row is not None:
             self._rows[key] = row
@@ -94,7 +94,7 @@ class KnownRows:
     async def changed_keys(
         self, fetch: Fetch, keys: Sequence[Any], due: set[Any], watched: Container[Any]
     ) -> Sequence[Any]:
-        """Return the keys whose rows have to be fetched: those due, and those that have changed.
+        """Return the keys whose rows have to be fetched: the due and the changed ones.
 
         Args:
             fetch: runs a statement.

@@ -1,4 +1,4 @@
-"""The values of a row: those that the caller has seen, and new ones for the caller's session."""
+"""The values of a row: the ones that the caller has seen, and new ones for its session."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def seen_by(target: Target[Any], baseline: Any) -> dict[str, Any]:
 
     Raises:
         TypeError: `baseline` is neither an instance of the model nor a mapping.
-        ValueError: it names what is not a column, or holds none of the watched columns.
+        ValueError: it names an unknown column, or lacks every watched column.
     """
     if isinstance(baseline, Mapping):
         seen = _seen_in_mapping(target, baseline)
@@ -48,7 +48,7 @@ def seen_by(target: Target[Any], baseline: Any) -> dict[str, Any]:
         )
     if not seen:
         raise ValueError(
-            f"baseline has none of the watched columns ({', '.join(target.columns)}); "
+            f"baseline lacks every watched column ({', '.join(target.columns)}); "
             "an expired instance has lost its values: refresh it, or pass a mapping"
         )
     return seen
@@ -66,7 +66,7 @@ def _seen_in_mapping(target: Target[Any], baseline: Mapping[Any, Any]) -> dict[s
 
 def _seen_in_instance(target: Target[Any], baseline: Any) -> dict[str, Any]:
     state = inspect_instance(baseline)
-    # The caller made an unflushed change itself, so what it saw of the row is the value before it.
+    # The caller made an unflushed change itself, so it has seen the value before the change.
     # `committed_state` has that value; it is NO_VALUE where the attribute was not loaded.
     return {
         name: state.committed_state.get(name, state.dict[name])

@@ -15,8 +15,8 @@ class Members:
 
     Attributes:
         by_key: the subscriptions of each key that is watched, in order.
-        joining: those that no tick has given their first row yet.
-        expiring: those whose time is up, and that the next tick is the last for.
+        joining: subscriptions that wait for their first row.
+        expiring: subscriptions whose time is up, with one tick left.
     """
 
     def __init__(self, width: int) -> None:
@@ -29,7 +29,7 @@ class Members:
 
     @property
     def keys(self) -> list[Any]:
-        """All keys; the same list as long as they are the same."""
+        """All keys; the same list while they are the same."""
         if self._keys is None:
             self._keys = list(self.by_key)
         return self._keys

@@ -181,7 +181,7 @@ def poll_on_pool(engine: Engine, batch: Batch) -> None:
 def _poll_together(
     connection: Connection, queries: Sequence[RowQuery], batch: Batch
 ) -> list[RowQuery]:
-    """Send one statement for all queries, and return those that need one of their own."""
+    """Send one statement for all queries, and return the queries that need one of their own."""
     batch.sending(connection)
     try:
         rows = queries[0].rows(connection, [query.key for query in queries])

@@ -28,7 +28,7 @@ from pgtoolset.watch.targets import Target
 
 __all__ = ["PollQueue", "joined_queue"]
 
-#: Times within an interval at which waiters poll. Those that share one share a statement.
+#: Times within an interval at which waiters poll. Waiters that share a time share a statement.
 POLL_TIMES = 10
 
 #: Connections for polls where the pool itself has no limit.
@@ -37,7 +37,7 @@ UNLIMITED_POOL_SHARE = 5
 
 @contextmanager
 def joined_queue(query: RowQuery) -> Iterator[PollQueue]:
-    """Yield the queue for a query over a pool, and keep it as long as the block runs."""
+    """Yield the queue for a query over a pool, and keep it while the block runs."""
     assert isinstance(query.bind, Engine)
     share = _share_of(query.bind.pool, asyncio.get_running_loop())
     queue = share.queue(query.bind, query.target)
@@ -52,7 +52,7 @@ class PollQueue:
     """The waiters for rows of one model and the same columns, over one engine.
 
     Attributes:
-        waiters: those that may join again, sleeping ones included.
+        waiters: how many may join again, sleeping ones included.
     """
 
     def __init__(self, share: PoolShare, engine: Engine) -> None:
@@ -194,7 +194,7 @@ class PoolShare:
         return queue
 
     def request_turn(self, queue: PollQueue) -> None:
-        """Start a turn of the queue after those that were requested before."""
+        """Start a turn of the queue after the turns that were requested before."""
         self._requests.append(queue)
         self._start_turns()
 

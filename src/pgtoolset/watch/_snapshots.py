@@ -53,7 +53,7 @@ class Snapshots:
         Args:
             key: the key.
             before: the row as it was fetched before, with its line at the end.
-            row: the row now; `None` where there is none, or it is not watched any more.
+            row: the row now; `None` where it does not exist, or is not watched any more.
         """
         if self.is_usable:
             self.comparison.note(
@@ -124,11 +124,6 @@ class SnapshotComparison:
         self._strange: set[bytes] = set()
         self._released: dict[bytes, Any] = {}  # lines that are not of a known row any more
 
-    @property
-    def has_doubts(self) -> bool:
-        """Whether a row has to be compared with the next snapshot, although nothing changes."""
-        return bool(self._unconfirmed or self._strange)
-
     def note(self, key: Any, before: bytes | None, line: bytes | None) -> None:
         """Note the line of a row that was fetched; see `Snapshots.note`."""
         if before is not None and self._keys_by_line.pop(before, None) is not None:
@@ -150,12 +145,8 @@ class SnapshotComparison:
         gone, added = row_comparator.changed_lines(self._latest, snapshot)
         self._latest, self._added = snapshot, set(added)
         changed = {self._keys_by_line[line] for line in gone if line in self._keys_by_line}
-        unconfirmed = {key: known[key][-1] for key in self._unconfirmed if key in known}
         strange = self._strange | self._released_lines(watched)
-        if unconfirmed or strange:
-            present = self._present(strange.union(unconfirmed.values()))
-            changed.update(key for key, line in unconfirmed.items() if line not in present)
-            strange &= present
+        changed |= self._refuted_keys(known, strange)
         # The rows that are fetched now have to be confirmed by the next snapshot.
         self._unconfirmed = set(changed)
         self._strange = {line for line in strange | self._added if line not in self._keys_by_line}
@@ -163,6 +154,20 @@ class SnapshotComparison:
             # Any row that is not known may have appeared.
             changed.update(key for key in keys if key not in known)
         return changed
+
+    def _refuted_keys(self, known: Mapping[Any, Sequence[Any]], strange: set[bytes]) -> set[Any]:
+        """Return the unconfirmed keys whose lines the latest snapshot lacks.
+
+        Args:
+            known: the rows as they were fetched.
+            strange: lines that may be strange; the ones that the snapshot lacks are removed.
+        """
+        unconfirmed = {key: known[key][-1] for key in self._unconfirmed if key in known}
+        if not unconfirmed and not strange:
+            return set()
+        present = self._present(strange.union(unconfirmed.values()))
+        strange &= present
+        return {key for key, line in unconfirmed.items() if line not in present}
 
     def _released_lines(self, watched: Container[Any]) -> set[bytes]:
         """Return the released lines that count, because their keys are watched again."""

@@ -45,7 +45,7 @@ class Subscription(Generic[M]):
         return False
 
     def start(self, row: Callable[[], Values] | None) -> None:
-        """Take the first row; `None` where there is none. Its values are decoded on demand."""
+        """Take the first row; `None` without a row. Its values are decoded on demand."""
         raise NotImplementedError
 
     def changed(self, before: Values | None, after: Values | None) -> None:
@@ -67,7 +67,7 @@ class Waiter(Subscription[M]):
     """Waits for one change.
 
     Args:
-        target: what is watched. With `until` it has every column, because the predicate receives
+        target: the watched columns. With `until` these are all, because the predicate receives
             the whole row.
         pk: the primary key.
         key: the driver's value of it.
@@ -203,7 +203,7 @@ class Stream(Subscription[M]):
         self._wake()
 
     def take(self) -> RowChange[M] | None:
-        """Return the change since the last call; `None` where there is none, or it was undone."""
+        """Return the change since the last call; `None` without a change, or after its undoing."""
         before, after = self.seen, self.latest
         if before is after:
             return None

@@ -1,4 +1,4 @@
-"""What is watched: a mapped class and some of its columns, and the key of a row for the driver."""
+"""A mapped class and its watched columns, and the key of a row for the driver."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ async def wait_for_row_change(
     """Wait until a row has changed, and return it as an instance in `session` with its new values.
 
     Each poll takes a connection of the session's engine in AUTOCOMMIT, and returns it to the pool.
-    So it sees what is committed, whatever the isolation level of the session, and a sleeping waiter
+    So it sees committed rows, whatever the isolation level of the session, and a sleeping waiter
     holds no connection. What the session has flushed and not committed is not a change. A session
-    that is bound to a single connection polls over that one, within the transaction that is open
+    that is bound to a single connection uses it for polls, within the transaction that is open
     there, if any.
 
     The session's transaction and its pending changes stay as they are: an attribute with unflushed
@@ -63,8 +63,8 @@ async def wait_for_row_change(
     connection, the poll waits for one; SQLAlchemy's `TimeoutError` is raised, after the pool's own
     timeout, only where the session itself holds one of its connections.
 
-    The waiters of an engine take turns, over at most half of its pool, and those that wait for rows
-    of one model share statements. With very many waiters polls are late, and none is left out.
+    The waiters of an engine take turns, over at most half of its pool, and waiters for rows of one
+    model share statements. With very many waiters polls are late, and none is left out.
 
     Args:
         session: an `AsyncSession`.
@@ -179,7 +179,7 @@ class _Wait:
             await asyncio.sleep(max(0, wake_at - self._loop.time()))
 
     def _raise_if_over(self, was_last: bool, problem: Exception | None) -> None:
-        # A last poll that failed is repeated as long as there is time for it.
+        # A last poll that failed is repeated while there is time for it.
         is_over = was_last and problem is None
         if not is_over and self._loop.time() < self._deadline + LAST_POLL_TIMEOUT:
             return

@@ -42,7 +42,7 @@ class RowWatcher:
         engine: an `AsyncEngine` on asyncpg. The watcher connects as the engine does.
         interval: the time between two ticks (seconds, a `timedelta` or a string such as "500ms").
         notify: whether to LISTEN on the same connection to the triggers of `row_change_trigger`,
-            and to poll at once what they announce. A notification that is lost delays a change by
+            and to poll the announced rows at once. A notification that is lost delays a change by
             one interval.
 
     Raises:

@@ -40,7 +40,8 @@ __all__ = ["MemoryLocks"]
 S = TypeVar("S", bound=TransactionalSession)
 M = TypeVar("M")
 
-_dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+_new_dialect: Any = postgresql.dialect
+_dialect = _new_dialect()
 _dialect.default_schema_name = "public"
 
 _APPLICATION = "MemorySession"

@@ -1,4 +1,4 @@
-"""`pgtoolset watch`."""
+"""`pgtoolset watch`: what it prints, and how it fails."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 
 import asyncpg
 import pytest
+
+from pgtoolset._commands._command import printable
 
 
 async def start(*arguments: str) -> asyncio.subprocess.Process:
@@ -38,18 +40,18 @@ async def test_prints_changes(database_url: str, other: asyncpg.Connection) -> N
 
 @pytest.mark.usefixtures("engine")
 async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -> None:
-    """A key is read as what its columns are: a domain's own type, an address, a moment, an enum,
-    true or false."""
+    """The parts of a key have the types of their columns: domain, address, moment, enum."""
     await other.execute(
         """
         CREATE SCHEMA "Odd";
         CREATE DOMAIN "Odd".positive AS int CHECK (VALUE > 0);
         CREATE TYPE "Odd".colour AS ENUM ('red', 'green');
         CREATE TABLE "Odd"."a table" (
-            n "Odd".positive, host inet, at timestamptz, colour "Odd".colour, flag bool, "the value" json,
-            PRIMARY KEY (n, host, at, colour, flag)
+            n "Odd".positive, host inet, at timestamptz, colour "Odd".colour, flag bool,
+            "the value" json, PRIMARY KEY (n, host, at, colour, flag)
         );
-        INSERT INTO "Odd"."a table" VALUES (1, '10.0.0.1', '2026-01-01 00:00+00', 'red', false, '[1]');
+        INSERT INTO "Odd"."a table"
+            VALUES (1, '10.0.0.1', '2026-01-01 00:00+00', 'red', false, '[1]');
         """
     )
     key = ("1", "10.0.0.1", "2026-01-01T01:00:00+01:00", "red", "false")
@@ -76,9 +78,62 @@ async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -
     ],
 )
 async def test_bad_arguments(database_url: str, arguments: tuple[str, ...], message: str) -> None:
-    """A table or key that cannot be is told in a sentence, with exit code 1."""
+    """A wrong table or key is one sentence on standard error, and exit code 1."""
     process = await start(database_url, *arguments)
     _, errors = await process.communicate()
     assert process.returncode == 1
     assert message in errors.decode()
     assert "Traceback" not in errors.decode()
+
+
+async def test_bad_interval(database_url: str) -> None:
+    """An interval that is not a time is a usage error, which names the option."""
+    for interval in ("0", "soon", "-1s"):
+        process = await start(database_url, "item", "1", f"--interval={interval}")
+        _, errors = await process.communicate()
+        assert process.returncode == 2
+        assert "--interval must be" in errors.decode()
+
+
+@pytest.mark.usefixtures("engine")
+async def test_interval_with_a_unit(database_url: str, other: asyncpg.Connection) -> None:
+    """An interval is taken with a unit, as everywhere."""
+    process = await start(database_url, "item", "1", "--interval", "50ms")
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            assert b"now: no row" in await process.stdout.readline()
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("command", [["watch"], ["locks"]])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@/nothing?host=/nowhere",
+        "postgresql://me@/nothing?host=/nowhere&password=hunter2",
+        "postgresql://me@/nothing?host=/nowhere&hunter2password=hunter2",
+        "postgresql://me:hunter2/@host/nothing",
+        "postgresql://me@host:hunter2/nothing",
+        "hunter2://me@host/nothing",
+    ],
+)
+async def test_no_secrets(command: list[str], url: str) -> None:
+    """An error line shows neither the password nor the query of the URL."""
+    more = ["item", "1"] if command == ["watch"] else []
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pgtoolset.cli", *command, url, *more),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 1
+    assert b"hunter2" not in output + errors.replace(b"hunter2password", b"")
+    assert errors.count(b"\n") == 1
+
+
+def test_control_characters() -> None:
+    """Texts from elsewhere are printed as one line without control characters."""
+    assert printable("a\x1b[2J\nb\t \u202ec") == "a?[2J b ?c"
