@@ -10,23 +10,25 @@ SOURCES := $(shell find src stubs -name '*.py*' -not -path '*/__pycache__/*') se
 OUTSIDE = .wheel-tests
 TESTED = tests docs examples benchmarks README.md CHANGELOG.md pyproject.toml
 
+# The suite runs in two processes, each with an embedded server of its own. On a server that DATABASE_URL names it runs
+# in one: some tests look at everything that happens on their server.
+WORKERS ?= $(if $(DATABASE_URL),0,2)
+PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
 .PHONY: demo test check lint types wheel test-wheel test-minimum format benchmarks clean
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m examples.shop.demo
 
-## test: the test suite on the embedded PostgreSQL 18, or on the server that DATABASE_URL names
+## test: the test suite on the embedded PostgreSQL 18, or on the server that DATABASE_URL names; PYTEST_ARGS adds options
 test: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python $(PYTEST)
 
-# Both suites wait more than they compute, so they run side by side, each on a server of its own. Where DATABASE_URL
-# names one for both, they take turns.
-SUITES_AT_ONCE := $(if $(DATABASE_URL),1,2)
-
-## check: all that must hold before a change lands
+## check: all that must hold before a change lands. One suite keeps two cores busy, so the two run one after the other
 check: lint types
-	$(MAKE) --jobs=$(SUITES_AT_ONCE) --output-sync=target --no-print-directory test-minimum test
+	$(MAKE) --no-print-directory test-minimum
+	$(MAKE) --no-print-directory test
 
 ## lint: style, types, the layers of the package, and dead code
 lint: $(VENV)/.ready
@@ -49,7 +51,7 @@ wheel: dist/.built
 ## has the oldest versions that are supported, and PostgreSQL is 16, so the other end of each range is tested as well
 test-wheel test-minimum: $(VENV_MINIMUM)/.ready
 	rm -rf $(OUTSIDE) && mkdir $(OUTSIDE) && cp -r $(TESTED) $(OUTSIDE)
-	cd $(OUTSIDE) && PGTOOLSET_IMPL=c POSTGRES_VERSION=16 $(abspath $(VENV_MINIMUM))/bin/python -m pytest $(PYTEST_ARGS)
+	cd $(OUTSIDE) && PGTOOLSET_IMPL=c POSTGRES_VERSION=16 $(abspath $(VENV_MINIMUM))/bin/python $(PYTEST)
 
 format: $(VENV)/.ready
 	$(VENV)/bin/ruff check --fix

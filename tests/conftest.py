@@ -1,15 +1,18 @@
-"""A database for the run, tables for each test, and the promise that no test leaves a connection
-behind."""
+"""A server and a database for each worker, and the check that no test leaves a connection."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Literal
 
 import asyncpg
 import fastapi  # noqa: F401 - imported here, and not by a test while blocking calls are forbidden
 import pytest
+import pytest_asyncio
 from blockbuster import blockbuster_ctx
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -18,36 +21,82 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
+from pgtoolset.testing import EmbeddedServer, create_worker_database
+from tests import support
+from tests.plugin.projects import Warm
 from tests.support import Base, plain_url, wait_until_idle
+
+MEMORY = Path("/dev/shm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The version of the embedded PostgreSQL is that of the environment, where `make test-minimum`
-    sets it."""
+    """Take the version of the embedded PostgreSQL from the environment; `make` sets it there."""
     config.option.pg_version = config.option.pg_version or os.environ.get("POSTGRES_VERSION")
-    # A run that was started in the background ignores SIGINT, and so would the processes that tests
-    # interrupt.
+    # A run that was started in the background ignores SIGINT, and so would its child processes,
+    # which some tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if has_room_in_memory():
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+def has_room_in_memory() -> bool:
+    """Whether the data of servers, and other temporary files, can be in memory.
+
+    A server starts from a copy of some 1000 files, which costs a file system on a disk three times
+    as much, and the tests start some 40 servers.
+    """
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return False
+    state = os.statvfs(MEMORY)
+    has_room = state.f_bavail * state.f_frsize >= 6 * 2**30
+    return has_room and not state.f_flag & os.ST_NOEXEC
+
+
+@pytest.fixture(scope="session")
+def pg_server_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The server that is given, or an embedded one for each worker.
+
+    Many tests look at everything that happens on a server: its databases, locks and sessions.
+    """
+    config = request.config
+    if config.option.pg_url or os.environ.get("DATABASE_URL"):
+        yield request.getfixturevalue("pg_server_url")
+        return
+    version: Literal[16, 18] = 16 if config.option.pg_version == "16" else 18
+    settings = {"jit": "off", "max_wal_size": "256MB"}
+    with EmbeddedServer(version=version, settings=settings) as server:
+        yield server.url()
 
 
 @pytest.fixture(scope="session")
 def server_url(pg_server_url: str) -> str:
-    """The URL of a server: DATABASE_URL where it is set, the embedded one of POSTGRES_VERSION (18)
-    otherwise."""
+    """The URL of a server."""
     return pg_server_url
 
 
 @pytest.fixture(scope="session")
 def database_url(pg_database_url: str) -> str:
-    """The URL of a database that this run has made and drops, with the tables of `support.Base`."""
+    """The URL of a database that this worker has made and drops, with the tables of `Base`."""
     return pg_database_url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def _second_database(server_url: str) -> AsyncIterator[str]:
+    async with create_worker_database(server_url, "main", prefix="pgtoolset second") as url:
+        yield url
+
+
+@pytest.fixture
+async def empty_database(_second_database: str) -> AsyncIterator[str]:
+    """The URL of a database that is empty before and after the test."""
+    yield _second_database
+    await support.empty_database(_second_database)
 
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine with a pool of 5 and not one more; afterwards the pool must be whole and the tables
-    are emptied."""
+    """An engine with a pool of 5 connections. The test must return them; the tables are emptied."""
     engine = create_async_engine(
         database_url,
         pool_size=5,
@@ -73,7 +122,7 @@ def session_maker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
 
 @pytest.fixture
 async def other(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that has nothing to do with the engine: what it sees is stored."""
+    """A connection beside the engine: what it sees is stored."""
     connection = await asyncpg.connect(plain_url(database_url))
     try:
         yield connection
@@ -81,13 +130,19 @@ async def other(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process that runs the tests of a project without the start of an interpreter."""
+    with Warm.started() as warm:
+        yield warm
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_calls() -> Iterator[None]:
     """A call in pgtoolset that blocks the event loop fails the test."""
     with blockbuster_ctx("pgtoolset") as blockbuster:
         for function in blockbuster.functions.values():
-            function.can_block_in("asyncpg/connect_utils.py", "_connect")  # looks for ~/.pgpass
-            function.can_block_in(
-                "linecache.py", "updatecache"
-            )  # a traceback that is logged reads the source
+            # asyncpg looks for ~/.pgpass, and a traceback that is logged reads the source.
+            function.can_block_in("asyncpg/connect_utils.py", "_connect")
+            function.can_block_in("linecache.py", "updatecache")
         yield

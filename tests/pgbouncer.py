@@ -21,7 +21,7 @@ BACKENDS = 2
 
 @asynccontextmanager
 async def pgbouncer(url: str) -> AsyncIterator[str]:
-    """Yields a URL of the same database through PgBouncer, which runs as whoever owns the server's
+    """Yield a URL of the same database through PgBouncer, which runs as the owner of the server's
     socket."""
     assert PROGRAM is not None
     behind = make_url(url)

@@ -24,22 +24,32 @@ from pgtoolset import errors, protocols, types, values
 MODULES = sorted(module.name for module in pkgutil.walk_packages(pgtoolset.__path__, "pgtoolset."))
 
 
-#: Imports each module in a process of its own that has nothing of pgtoolset yet. What others have
-#: made is there already: to load that a hundred times takes minutes.
+#: Imports each module in a process of its own. The import of a module begins with that of the
+#: package around it, so what a package has loaded is loaded once, as is what others have made.
 IMPORTS_ALONE = """
-import importlib, os, sys, traceback
+import importlib, itertools, os, sys, traceback
 import asyncpg, fastapi, pytest, sqlalchemy.dialects.postgresql.asyncpg, sqlalchemy.ext.asyncio
 
-for module in sys.argv[1:]:
+def apart(work, *arguments):
     child = os.fork()
     if not child:
         try:
-            importlib.import_module(module)
+            work(*arguments)
         except BaseException:
-            print(module, traceback.format_exc(), sep=": ", flush=True)
+            print(*arguments, traceback.format_exc(), sep=": ", flush=True)
             os._exit(1)
         os._exit(0)
     os.waitpid(child, 0)
+
+def import_all(package, modules):
+    importlib.import_module(package)
+    for module in modules:
+        if module not in sys.modules:
+            apart(importlib.import_module, module)
+
+package_of = lambda module: module.rpartition(".")[0]
+for package, modules in itertools.groupby(sorted(sys.argv[1:], key=package_of), package_of):
+    apart(import_all, package, list(modules))
 print("all tried")
 """
 

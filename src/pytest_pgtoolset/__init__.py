@@ -1,8 +1,8 @@
-"""The pytest plugin of pgtoolset: what pytest loads in every run, so it imports nothing but pytest.
+"""The pytest plugin of pgtoolset.
 
-All that has to do with PostgreSQL is in `pgtoolset.testing` and is imported when a test asks for a
-fixture: a run that asks for none does not pay for SQLAlchemy. That is why this is a package beside
-`pgtoolset`, whose import would.
+pytest loads this module in every run of every project that has pgtoolset installed, so it imports
+nothing but pytest. The rest of the package, and with it SQLAlchemy, is imported when a test asks
+for a fixture. The plugin is not a part of `pgtoolset` because importing that imports SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _PROVISION = pytest.StashKey["Provision"]()
 _PASSED = pytest.StashKey[bool]()
 
 _MARKER = (
-    "pg_commit: sessions of this test commit for real, to several connections if it likes; "
-    "afterwards the database is made as it was"
+    "pg_commit: the sessions of this test have connections of their own and commit; "
+    "the database is restored after the test"
 )
 
 
@@ -36,20 +36,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pg-url",
         metavar="URL",
-        help="a PostgreSQL server, on which the tests make their own databases",
+        help="a PostgreSQL server, on which the run makes databases of its own",
     )
     group.addoption(
         "--pg-version", choices=["18", "16"], help="the version of the embedded PostgreSQL"
     )
     parser.addini(
         "pg_url",
-        "like --pg-url; without both DATABASE_URL, and without that an embedded one",
+        "like --pg-url; without both, DATABASE_URL or an embedded server",
         default="",
     )
     parser.addini("pg_version", "like --pg-version", default="18")
     parser.addini(
         "pg_metadata",
-        "module:name of the MetaData or declarative base whose tables are made",
+        "module:name of the MetaData or declarative base whose tables are created",
         default="",
     )
     parser.addini(
@@ -66,10 +66,23 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
     if config.getini("pg_metadata") and config.getini("pg_migrate"):
         raise pytest.UsageError(
-            "the ini options pg_metadata and pg_migrate are both set; the template database is made by one of them"
+            "the ini options pg_metadata and pg_migrate are both set; "
+            "one of them makes the template database, so remove the other"
         )
     if config.pluginmanager.has_plugin("asyncio"):
         config.pluginmanager.import_plugin("pytest_pgtoolset._asyncio")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Drop a database that was made and that no fixture uses.
+
+    The teardown of `pg_database_url` drops the one that tests have used. Both happen before a
+    worker of pytest-xdist reports that it has finished: the controller kills workers 10 seconds
+    after that, and the hooks of other plugins may take longer.
+    """
+    if _PROVISION in session.config.stash:
+        session.config.stash[_PROVISION].drop_unused()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -82,7 +95,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist where to ask for the embedded server of the run."""
+    """Send a worker of pytest-xdist the address of the embedded server's broker."""
     config: pytest.Config = node.config
     if _BROKER not in config.stash:
         config.stash[_BROKER] = Broker(lambda: _provision(config).server_url())
@@ -90,24 +103,21 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # First, so that it is torn down last: what the test leaves is cleaned when nobody is in it any
-    # more.
+    # First, so it is torn down last, when the test's own fixtures have closed their connections.
     if isinstance(item, pytest.Function) and item.get_closest_marker("pg_commit") is not None:
         item.fixturenames.insert(0, "_pg_restored")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Make the server, the template and the database while pytest is busy with other things."""
+    """Begin to make the server, the template and the database in the background."""
     if not session.config.option.collectonly and any(map(_needs_our_server, session.items)):
         _provision(session.config).start()
 
 
 def _needs_our_server(item: pytest.Item) -> bool:
-    if not isinstance(item, pytest.Function) or "pg_database_url" not in item.fixturenames:
-        return False
-    # A project that has a fixture pg_server_url of its own says where the server is when that is
-    # set up.
-    return len(item._fixtureinfo.name2fixturedefs.get("pg_server_url", ())) <= 1
+    # Where a fixture of the project takes the place of pg_server_url, the closure lacks _pg_server.
+    needed = {"pg_database_url", "_pg_server"}
+    return isinstance(item, pytest.Function) and needed <= set(item.fixturenames)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -130,25 +140,31 @@ def _provision(config: pytest.Config) -> Provision:
 
 
 @pytest.fixture(scope="session")
-def pg_server_url(pytestconfig: pytest.Config) -> str:
-    """The URL of a PostgreSQL server: `--pg-url`, the ini option `pg_url`, DATABASE_URL, or an
-    embedded server.
-
-    All the workers of a run share it, and tests never write to the database in it.
-    """
+def _pg_server(pytestconfig: pytest.Config) -> str:
+    """The server of the plugin, as opposed to one of the project."""
     return _provision(pytestconfig).server_url()
 
 
 @pytest.fixture(scope="session")
-def pg_database_url(pytestconfig: pytest.Config, pg_server_url: str) -> str:
+def pg_server_url(_pg_server: str) -> str:
+    """The URL of a PostgreSQL server, which all workers of the run share.
+
+    It is that of `--pg-url`, the ini option `pg_url` or DATABASE_URL, or of an embedded server. The
+    plugin makes databases of its own there and does not write to the one in the URL.
+    """
+    return _pg_server
+
+
+@pytest.fixture(scope="session")
+def pg_database_url(pytestconfig: pytest.Config, pg_server_url: str) -> Iterator[str]:
     """The URL of this worker's own database, for SQLAlchemy: a copy of the template."""
-    return _provision(pytestconfig).database_url(pg_server_url)
+    with _provision(pytestconfig).database(pg_server_url) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def pg_engine(pg_database_url: str) -> AsyncEngine:
-    """An engine on the worker's database, for any event loop and any thread: it keeps no
-    connection.
+    """An engine on the worker's database that keeps no connection, for any event loop and thread.
 
     What a test writes through it stays, unless the test is marked with `pg_commit`.
     """
@@ -160,7 +176,7 @@ def pg_engine(pg_database_url: str) -> AsyncEngine:
 
 @pytest.fixture(scope="session")
 def pg_session_options() -> dict[str, Any]:
-    """What `pg_session_maker` is made with: override it to have a session class of your own."""
+    """The arguments of `pg_session_maker`. Override it for a session class of your own."""
     return {"expire_on_commit": False}
 
 
@@ -168,15 +184,15 @@ def pg_session_options() -> dict[str, Any]:
 def pg_session_maker(request: pytest.FixtureRequest) -> async_sessionmaker[Any]:
     """A factory of sessions whose every change is gone after the test, even when they commit.
 
-    All of them are joined to one connection, so one at a time is at work. In a test that is marked
-    with `pg_commit` they have connections of their own, and commit.
+    All sessions are joined to one connection, so one statement runs at a time. In a test that is
+    marked with `pg_commit` they have connections of their own, and commit.
     """
     if not _commits(request):
         joined: JoinedSessions = request.getfixturevalue(_for_the_loop(request, "joined"))
         return joined.session_maker
     from sqlalchemy.ext.asyncio import async_sessionmaker
 
-    # With the same keywords as a joined one, for those who configure a factory of theirs with them.
+    # The same keywords as a joined factory has, for code that copies them from one to another.
     keywords = {"join_transaction_mode": "conditional_savepoint", "info": {}}
     options = keywords | request.getfixturevalue("pg_session_options")
     return async_sessionmaker(request.getfixturevalue("pg_engine"), **options)
@@ -184,7 +200,7 @@ def pg_session_maker(request: pytest.FixtureRequest) -> async_sessionmaker[Any]:
 
 @pytest.fixture
 def pg_session(request: pytest.FixtureRequest, pg_session_maker: async_sessionmaker[Any]) -> Any:
-    """A session of `pg_session_maker`: an `AsyncSession`, or what `pg_session_options` says."""
+    """A session of `pg_session_maker`."""
     if not _commits(request):
         joined: JoinedSessions = request.getfixturevalue(_for_the_loop(request, "joined"))
         return joined.session
@@ -195,32 +211,39 @@ def _commits(request: pytest.FixtureRequest) -> bool:
     return request.node.get_closest_marker("pg_commit") is not None
 
 
-def _for_the_loop(request: pytest.FixtureRequest, what: str) -> str:
-    """The name of the fixture that is set up and torn down in the event loop of the test."""
-    config, item = request.config, request.node
-    if config.pluginmanager.has_plugin("asyncio"):
-        import pytest_asyncio
-
-        if pytest_asyncio.is_async_test(item):
-            marker = item.get_closest_marker("asyncio")
-            keywords = marker.kwargs if marker is not None else {}
-            scope = keywords.get("loop_scope") or keywords.get("scope")
-            scope = scope or config.getini("asyncio_default_test_loop_scope") or "function"
-            request.getfixturevalue(f"_pg_connection_{scope}")
-            return f"_pg_{what}_{scope}"
-    if "anyio_backend" in item.fixturenames:
+def _for_the_loop(request: pytest.FixtureRequest, kind: str) -> str:
+    """Return the name of the fixture that is set up and torn down in the event loop of the test."""
+    scope = _asyncio_scope(request)
+    if scope is not None:
+        request.getfixturevalue(f"_pg_connection_{scope}")
+        return f"_pg_{kind}_{scope}"
+    if "anyio_backend" in request.node.fixturenames:
         backend = request.getfixturevalue("anyio_backend")
         if (backend if isinstance(backend, str) else backend[0]) != "asyncio":
             raise pytest.UsageError(
-                f"{request.fixturename} runs on asyncio alone, as asyncpg does, and anyio_backend is {backend!r}; "
-                'define a fixture anyio_backend that returns "asyncio"'
+                f"{request.fixturename} works on asyncio only, as asyncpg does, and anyio_backend "
+                f'is {backend!r}: define a fixture anyio_backend that returns "asyncio"'
             )
-        return f"_pg_{what}_anyio"
+        return f"_pg_{kind}_anyio"
     raise pytest.UsageError(
-        f"{request.fixturename} is for async tests that pytest-asyncio or anyio runs, and {item.name} is not one: "
-        "see docs/testing.md of pgtoolset for the markers. A sync test can have pg_session_maker where it is marked "
-        "with pg_commit, and pg_engine"
+        f"{request.fixturename} is for async tests of pytest-asyncio or anyio, and "
+        f"{request.node.name} is not one: see docs/testing.md of pgtoolset for the markers. A sync "
+        "test can use pg_engine, and pg_session_maker where it is marked with pg_commit"
     )
+
+
+def _asyncio_scope(request: pytest.FixtureRequest) -> str | None:
+    """Return the scope of the test's loop in pytest-asyncio, `None` for a test of another kind."""
+    if not request.config.pluginmanager.has_plugin("asyncio"):
+        return None
+    import pytest_asyncio
+
+    if not pytest_asyncio.is_async_test(request.node):
+        return None
+    marker = request.node.get_closest_marker("asyncio")
+    keywords = marker.kwargs if marker is not None else {}
+    scope: str | None = keywords.get("loop_scope") or keywords.get("scope")
+    return scope or request.config.getini("asyncio_default_test_loop_scope") or "function"
 
 
 @pytest.fixture(scope="session")
@@ -230,8 +253,8 @@ def _pg_connections(pg_engine: AsyncEngine) -> Connections:
     return Connections(pg_engine)
 
 
-def passed(request: pytest.FixtureRequest) -> bool:
-    """Whether the test is over and has passed."""
+def has_passed(request: pytest.FixtureRequest) -> bool:
+    """Return whether the test has ended and passed."""
     item: pytest.Item = request.node
     return item.stash.get(_PASSED, False)
 
@@ -244,7 +267,8 @@ async def _pg_joined_anyio(
     pg_session_options: dict[str, Any],
 ) -> AsyncIterator[JoinedSessions]:
     try:
-        async with _pg_connections.sessions(pg_session_options, lambda: passed(request)) as joined:
+        options = pg_session_options
+        async with _pg_connections.sessions(options, lambda: has_passed(request)) as joined:
             yield joined
     finally:
         await _pg_connections.close()

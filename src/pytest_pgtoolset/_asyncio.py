@@ -1,8 +1,8 @@
-"""Fixtures for the tests of pytest-asyncio: one for each scope that its loops have, for a fixture's
-loop is fixed.
+"""Fixtures for the tests of pytest-asyncio: one for each scope of its loops.
 
-By name and not by `asyncio_default_fixture_loop_scope`: a session must be opened in the loop of its
-test. https://pytest-asyncio.readthedocs.io/en/stable/concepts.html
+The loop of a fixture is fixed when it is defined, and a session must be opened in the loop of its
+test, so the plugin requests the fixture of the test's scope by name.
+https://pytest-asyncio.readthedocs.io/en/stable/concepts.html
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import pytest
 import pytest_asyncio
 
-from pytest_pgtoolset import passed
+from pytest_pgtoolset import has_passed
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -39,7 +39,8 @@ def _joined_fixture(scope: _Scope) -> Any:
         _pg_connections: Connections,
         pg_session_options: dict[str, Any],
     ) -> AsyncIterator[JoinedSessions]:
-        async with _pg_connections.sessions(pg_session_options, lambda: passed(request)) as joined:
+        options = pg_session_options
+        async with _pg_connections.sessions(options, lambda: has_passed(request)) as joined:
             yield joined
 
     return joined

@@ -1,9 +1,8 @@
-"""One embedded server for all the workers of pytest-xdist: the controller has it, and starts it
-when one of them asks.
+"""One embedded server for all workers of pytest-xdist: the controller starts it for the first one.
 
-A worker connects to a port of the loopback interface, says the token that the controller gave it,
-and is answered with the URL. A port leaves nothing behind when the controller is killed; the server
-ends with the controller in any case.
+A worker connects to a port of the loopback interface, sends the token that the controller gave it,
+and receives the URL. A port leaves nothing behind when the controller is killed, and the server
+ends with the controller.
 """
 
 from __future__ import annotations
@@ -15,13 +14,19 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-#: Seconds to wait for a worker to say what it wants. One that connects has it ready.
-_PATIENCE = 10.0
+#: Seconds for a client to connect or to send its request, which it has ready when it connects.
+_REQUEST_TIMEOUT = 10.0
+
+#: Bytes of a request: any process of this machine can connect.
+_LONGEST_REQUEST = 1024
 
 
 class Broker:
-    """Answers the workers of this run. `start_server` is called once, in the thread that
-    answers."""
+    """The controller's side.
+
+    Args:
+        start_server: returns the URL; called once, in the thread that answers the workers.
+    """
 
     def __init__(self, start_server: Callable[[], str]) -> None:
         self._start_server = start_server
@@ -32,36 +37,36 @@ class Broker:
         self._thread.start()
 
     def address(self) -> dict[str, Any]:
-        """What a worker needs for `ask`."""
+        """Return what a worker passes to `ask`."""
         return {"port": self._listener.getsockname()[1], "token": self._token}
 
     def close(self) -> None:
+        """End the thread and close the port."""
         try:
-            self._say("close")
+            self._send("close")
         finally:
             self._thread.join()
             self._listener.close()
 
-    def _say(self, word: str) -> None:
-        with socket.create_connection(
-            ("127.0.0.1", self.address()["port"]), _PATIENCE
-        ) as connection:
-            connection.sendall(f"{self._token} {word}\n".encode())
+    def _send(self, request: str) -> None:
+        with _connected(self.address(), _REQUEST_TIMEOUT) as connection:
+            connection.sendall(f"{self._token} {request}\n".encode())
 
     def _serve(self) -> None:
         while True:
             connection, _ = self._listener.accept()
             with connection:
-                connection.settimeout(_PATIENCE)
+                connection.settimeout(_REQUEST_TIMEOUT)
                 try:
-                    token, _, word = connection.makefile().readline().strip().partition(" ")
-                    if not secrets.compare_digest(token, self._token):
-                        continue
-                    if word == "close":
+                    line = connection.makefile("rb").readline(_LONGEST_REQUEST)
+                    token, _, request = line.strip().partition(b" ")
+                    if not secrets.compare_digest(token, self._token.encode()):
+                        continue  # not a worker of this run
+                    if request == b"close":
                         return
                     connection.sendall(json.dumps(self._url()).encode() + b"\n")
-                except (OSError, UnicodeError):
-                    continue  # whoever that was has gone
+                except OSError:
+                    continue  # the client has gone
 
     def _url(self) -> dict[str, str]:
         if self._answer is None:
@@ -73,8 +78,17 @@ class Broker:
 
 
 def ask(address: dict[str, Any], timeout: float) -> dict[str, str]:
-    """The answer of the controller: `url`, or `error` with the reason why there is none."""
-    with socket.create_connection(("127.0.0.1", address["port"]), timeout) as connection:
+    """Return the controller's answer: `url`, or `error` with the reason.
+
+    Args:
+        address: what `Broker.address` returned in the controller.
+        timeout: seconds, for the start of the server included.
+    """
+    with _connected(address, timeout) as connection:
         connection.sendall(f"{address['token']} server\n".encode())
         answer: dict[str, str] = json.loads(connection.makefile().readline() or "{}")
         return answer
+
+
+def _connected(address: dict[str, Any], timeout: float) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", address["port"]), timeout)

@@ -1,4 +1,4 @@
-"""Sessions that are all joined to one connection, whose transaction is rolled back after the test.
+"""Sessions joined to one connection, whose transaction is rolled back after the test.
 
 https://docs.sqlalchemy.org/en/20/orm/session_transaction.html#joining-a-session-into-an-external-transaction-such-as-for-test-suites
 """
@@ -15,12 +15,10 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset.errors import TransactionStateError
 
-#: Checks what is deferred as a COMMIT would, and leaves it deferred. SET CONSTRAINTS cannot be
-#: taken back by another one, which would defer constraints that are INITIALLY IMMEDIATE too;
-#: rolling back a subtransaction takes it back.
+#: Checks deferred constraints as a COMMIT would, and leaves them deferred. A second SET CONSTRAINTS
+#: would also defer constraints that are INITIALLY IMMEDIATE, so a subtransaction is rolled back.
 #: https://www.postgresql.org/docs/current/sql-set-constraints.html
 _CHECK = """DO $$ BEGIN
     SET CONSTRAINTS ALL IMMEDIATE;
@@ -28,17 +26,22 @@ _CHECK = """DO $$ BEGIN
 EXCEPTION WHEN SQLSTATE 'PGTS1' THEN NULL;
 END $$"""
 
-#: Nothing else that a session can leave behind outlives a transaction that is rolled back.
+#: The locks of the session are all that outlives a transaction that is rolled back.
 _UNLOCK = "SELECT pg_advisory_unlock_all()"
 
-#: Seconds that what a test leaves running may go on.
-PATIENCE = 2.0
+#: Seconds to wait for statements that a test has left running.
+_SETTLE_TIMEOUT = 2.0
 
 _KEY = "pgtoolset.testing.joined"
 
 
 class JoinedSessions:
-    """A factory of sessions on one connection, and the session of it that is the test's own."""
+    """A factory of sessions on one connection, and the test's own session.
+
+    Attributes:
+        session_maker: the factory.
+        session: a session of it.
+    """
 
     def __init__(self, connection: AsyncConnection, options: Mapping[str, Any]) -> None:
         _listen()
@@ -49,11 +52,10 @@ class JoinedSessions:
 
 
 class Connections:
-    """The connections that tests are joined to: one for each running loop, kept from test to test
-    of that loop.
+    """The connections that tests are joined to: one for each event loop, kept while the loop lives.
 
-    A connection of asyncpg belongs to the loop that it was made in, and making one takes longer
-    than all the rest.
+    A connection of asyncpg belongs to its event loop, and connecting is the larger part of what a
+    test pays for its session.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -64,35 +66,36 @@ class Connections:
     async def sessions(
         self, options: Mapping[str, Any], passed: Callable[[], bool]
     ) -> AsyncIterator[JoinedSessions]:
-        """Sessions that are all in one transaction, which is rolled back at the end of the block.
+        """Yield sessions in one transaction, which the end of the block rolls back.
 
-        Where `passed()` holds then, what is deferred is checked before.
+        Args:
+            options: arguments of the factory.
+            passed: returns whether the test has passed; deferred constraints are checked then.
         """
         connection = await self._connection()
         joined = JoinedSessions(connection, options)
-        sound = unlocked = False
+        is_sound = is_unlocked = False
         try:
             await connection.begin()
             yield joined
             if not await _is_lost(connection):
-                unlocked = await _unlock_when_idle(connection)
-                sound = True
+                is_unlocked = await _unlock_when_idle(connection)
+                is_sound = True
                 await _check_open(connection)
-                # What an error has aborted, on purpose where the test has passed, has nothing left
-                # to check.
-                if unlocked and passed():
+                # A transaction that an error has aborted has nothing left to check.
+                if is_unlocked and passed():
                     await connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         finally:
             try:
-                if sound:
-                    await _roll_back(connection, unlocked)
+                if is_sound:
+                    await _roll_back(connection, is_unlocked)
             except BaseException:
-                sound = False
+                is_sound = False
                 raise
             finally:
-                if not sound:
+                if not is_sound:
                     await self._discard(connection)
-            # Not before: closing it would undo what is to be checked.
+            # Last, because closing it rolls back rows that the check needs.
             await joined.session.close()
 
     async def close(self) -> None:
@@ -105,8 +108,8 @@ class Connections:
         loop = asyncio.get_running_loop()
         connection = self._kept.get(loop)
         if connection is not None:
-            # No time has passed for this loop since the last test. If the server has hung up, it
-            # hears of it now.
+            # The loop did not run between two tests. If the server has hung up meanwhile, these
+            # turns of the loop tell the driver.
             for _ in range(3):
                 await asyncio.sleep(0)
             if await _is_lost(connection):
@@ -133,7 +136,7 @@ def _listen() -> None:
 
 
 def _before_commit(session: Session) -> None:
-    # RELEASE SAVEPOINT takes the place of the COMMIT, and does not check what a COMMIT does.
+    # The commit is a RELEASE SAVEPOINT, which does not check deferred constraints.
     if _KEY in session.info and not session.in_nested_transaction():
         session.flush()
         connection: Connection = session.connection()
@@ -141,42 +144,48 @@ def _before_commit(session: Session) -> None:
 
 
 async def _unlock_when_idle(connection: AsyncConnection) -> bool:
-    """Wait until nothing runs, and let go of the session's advisory locks. False where the
-    transaction is aborted."""
+    """Wait until the connection is idle and release the advisory locks of the session.
+
+    Returns:
+        `False` where the transaction is aborted, so the locks are still held.
+    """
     raw: Any = await connection.get_raw_connection()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + _SETTLE_TIMEOUT
     while True:
         try:
-            # SQLAlchemy would wait for its turn for ever, and the driver does not wait.
+            # The driver refuses at once while a statement runs; SQLAlchemy would wait.
             await raw.driver_connection.execute(_UNLOCK)
             return True
         except Exception as error:
-            if reported_by_server(error):
+            # asyncpg's own refusals have no severity; PostgreSQL's errors have.
+            if getattr(error, "severity", None) is not None:
                 return False
             if time.monotonic() > deadline:
                 raise TransactionStateError(
-                    "something that the test has started still uses the connection of its sessions; let the test wait "
-                    "for it, or give it a connection of its own by pytest.mark.pg_commit"
+                    "a task that the test has started still uses the connection of its sessions: "
+                    "let the test wait for it, or mark the test with pytest.mark.pg_commit, which "
+                    "gives each session a connection of its own"
                 ) from error
         await asyncio.sleep(0.01)
 
 
 async def _check_open(connection: AsyncConnection) -> None:
     raw: Any = await connection.get_raw_connection()
-    # SQLAlchemy's adapter begins a transaction with the first statement.
-    begun = raw.dbapi_connection._transaction is not None
-    if begun and not raw.driver_connection.is_in_transaction():
+    # SQLAlchemy's adapter begins the transaction with the first statement.
+    has_begun = raw.dbapi_connection._transaction is not None
+    if has_begun and not raw.driver_connection.is_in_transaction():
         raise TransactionStateError(
-            "the test has ended the transaction that its sessions are joined to, by a COMMIT or ROLLBACK of its own "
-            "past the session, so what it wrote may be stored; mark it with pytest.mark.pg_commit"
+            "the test has ended the transaction that its sessions are joined to, by a COMMIT or "
+            "ROLLBACK past the session, so its rows may be stored: mark it with "
+            "pytest.mark.pg_commit"
         )
 
 
-async def _roll_back(connection: AsyncConnection, unlocked: bool) -> None:
+async def _roll_back(connection: AsyncConnection, is_unlocked: bool) -> None:
     transaction = connection.get_transaction()
     if transaction is not None:
         await transaction.rollback()
-    if not unlocked:
+    if not is_unlocked:
         raw: Any = await connection.get_raw_connection()
         await raw.driver_connection.execute(_UNLOCK)
 

@@ -1,155 +1,123 @@
-"""What a test run needs of PostgreSQL: a server, a template and this worker's database, each made
-once and in time."""
+"""The server, the template and the worker's database of a test run, each made once and early."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import pytest
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from pgtoolset._arguments import url_of, with_asyncpg
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.errors import EmbeddedServerError, OutsideReferenceError, PgToolsetError
-from pgtoolset.testing.server import EmbeddedServer, load_embedded
+from pgtoolset.testing.server import EmbeddedServer, load_embedded, parse_server_url
+from pgtoolset.testing.templates import TemplateDatabase, template_database
 from pgtoolset.testing.workers import create_worker_database
 from pytest_pgtoolset._broker import ask
 from pytest_pgtoolset._recipes import Recipe, recipe_of
-from pytest_pgtoolset._templates import Template, template_of
 
 T = TypeVar("T")
 
-#: Seconds that a worker waits for the controller to start the server.
-_PATIENCE = 60.0
+#: Seconds for the controller to start the server and answer a worker.
+_SERVER_TIMEOUT = 60.0
 
 
 class Provision:
-    """Lives as long as the run. `start` begins what `server_url` and `database_url` then wait for.
+    """What one process of a test run has on the server, from its first use to `close`.
 
-    All that is asynchronous happens in the event loop of a thread of its own, so that no loop of a
-    test is touched.
+    Everything asynchronous runs in the event loop of a separate thread, so the loops of the tests
+    are not touched.
+
+    Args:
+        config: that of the run.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         #: Where a worker of pytest-xdist asks for the embedded server.
         self._broker: dict[str, Any] | None = getattr(config, "workerinput", {}).get("pgtoolset")
-        #: What the names of the databases of this run have in common.
-        self._run = (getattr(config, "workerinput", {}).get("testrunuid") or uuid.uuid4().hex)[:12]
+        uid: str = getattr(config, "workerinput", {}).get("testrunuid") or uuid.uuid4().hex
+        #: Part of the names of all databases of this run. The caller may have chosen the uid.
+        self._run = hashlib.blake2b(uid.encode(), digest_size=6).hexdigest()
         self._server: EmbeddedServer | None = None
         self._url: str | None = None
         self._choosing = threading.Lock()
         self._thread = _LoopThread()
-        self._opened: Future[str] | None = None
-        self._keeper: Future[None] | None = None
-        self._changes: asyncio.Queue[Future[str] | None] = asyncio.Queue()
-        self._recipe: Recipe | None = None
-        self._template: Template | None = None
-        self._engine: AsyncEngine | None = None
+        self._database: _Database | None = None
+        self._is_used = False
 
     def start(self) -> None:
-        """Begin to make the database, in the background. What goes wrong is told to who asks for
-        it."""
+        """Begin to make the database in the background.
+
+        A failure is raised by the first call that needs the database.
+        """
         with suppress(EmbeddedServerError, pytest.UsageError):
             if self._broker is None and self._given_url() is None:
                 load_embedded()
-        self._open(None)
+        self._opened(None)
 
     def server_url(self) -> str:
-        """The URL of the server, which is started now where it is an embedded one."""
+        """Return the URL of the server; start it where it is an embedded one."""
         with self._choosing:
             if self._url is None:
                 self._url = self._given_url() or self._embedded_url()
             return self._url
 
-    def database_url(self, server_url: str) -> str:
-        """The URL of this worker's database on the server, made now where that has not begun."""
-        return self._open(server_url).result()
+    @contextmanager
+    def database(self, server_url: str) -> Iterator[str]:
+        """Yield the URL of this worker's database; drop the database at the end of the block."""
+        self._is_used = True
+        try:
+            yield self._opened(server_url).url()
+        finally:
+            self._is_used = False
+            self.drop_unused()
+
+    def drop_unused(self) -> None:
+        """Drop the database, unless a block of `database` uses it."""
+        if self._database is not None and not self._is_used:
+            database, self._database = self._database, None
+            database.close()
 
     def restore(self) -> None:
         """Make the database as it was when it was made, after a test that has committed."""
-        assert self._opened is not None
-        url = self._opened.result()
-        recipe, template = self._recipe, self._template
-        if recipe is None or recipe.metadata is None or template is None or template.has_rows:
-            self._renew()
-            return
-        try:
-            self._thread.run(self._clean(url, recipe.metadata)).result()
-        except OutsideReferenceError:
-            self._renew()  # the test has made tables of its own
-        except PgToolsetError:
-            self._renew()
-            raise
-
-    def _renew(self) -> None:
-        """Drop the database and copy the template again."""
-        opened: Future[str] = Future()
-        self._thread.call(self._changes.put_nowait, opened)
-        opened.result()
-
-    async def _clean(self, url: str, metadata: MetaData) -> None:
-        if self._engine is None:
-            self._engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
-        async with AsyncSession(self._engine) as session:
-            await cleanup_tables(session, metadata)
+        assert self._database is not None
+        self._database.restore()
 
     def close(self) -> None:
-        """Drop the database and stop the server, if they are ours."""
+        """Drop the database and stop the server, if this run has started one."""
+        self._is_used = False
         try:
-            if self._keeper is not None:
-                self._thread.call(self._changes.put_nowait, None)
-                self._keeper.result()
+            self.drop_unused()
         finally:
             self._thread.close()
             if self._server is not None:
                 self._server.stop()
 
-    def _open(self, server_url: str | None) -> Future[str]:
-        if self._opened is None:
-            self._opened = Future()
-            self._keeper = self._thread.run(self._keep(server_url, self._opened))
-        return self._opened
-
-    async def _keep(self, server_url: str | None, opened: Future[str]) -> None:
-        try:
-            # In a thread without a loop: it imports and reads files, and some look for that in
-            # loops.
-            self._recipe = await asyncio.to_thread(
-                recipe_of,
-                metadata=self._config.getini("pg_metadata"),
-                migrate=self._config.getini("pg_migrate"),
-                files=self._config.getini("pg_migrate_files"),
+    def _opened(self, server_url: str | None) -> _Database:
+        if self._database is None:
+            self._database = _Database(
+                self._thread,
+                self._run,
+                # It imports and reads files, which a tool may forbid in the thread of a loop.
+                lambda: (self._recipe(), server_url or self.server_url()),
             )
-            if server_url is None:
-                server_url = await asyncio.to_thread(self.server_url)
-            async with template_of(server_url, self._recipe, self._run) as self._template:
-                while True:
-                    async with create_worker_database(
-                        server_url,
-                        "main",
-                        prefix=f"pgtoolset_{self._run}",
-                        template=self._template.name,
-                    ) as database_url:
-                        opened.set_result(database_url)
-                        change = await self._changes.get()
-                        if self._engine is not None:
-                            await self._engine.dispose()
-                    if change is None:
-                        return
-                    opened = change
-        except BaseException as error:
-            if opened.done():
-                raise
-            opened.set_exception(error)
+        return self._database
+
+    def _recipe(self) -> Recipe:
+        return recipe_of(
+            metadata=self._config.getini("pg_metadata"),
+            migrate=self._config.getini("pg_migrate"),
+            files=self._config.getini("pg_migrate_files"),
+        )
 
     def _given_url(self) -> str | None:
         sources = {
@@ -160,10 +128,9 @@ class Provision:
         for source, url in sources.items():
             if url:
                 try:
-                    parsed = url_of(source, url)
+                    return parse_server_url(source, url)
                 except ValueError as error:
                     raise pytest.UsageError(str(error)) from None
-                return with_asyncpg(parsed).render_as_string(hide_password=False)
         return None
 
     def _version(self) -> Literal[16, 18]:
@@ -184,31 +151,120 @@ class Provision:
             self._server = server
             return server.url()
         try:
-            answer = ask(self._broker, _PATIENCE)
+            answer = ask(self._broker, _SERVER_TIMEOUT)
         except OSError as error:
             raise pytest.UsageError(
-                f"the embedded PostgreSQL of the controller cannot be reached ({error}): workers on other machines "
-                "need a server that they can reach: set --pg-url, the ini option pg_url or DATABASE_URL"
+                f"the embedded PostgreSQL of the controller cannot be reached ({error}): workers "
+                "on other machines need a server that they can reach; set --pg-url, the ini option "
+                "pg_url or DATABASE_URL"
             ) from error
         if "url" not in answer:
             raise PgToolsetError(answer.get("error", "the controller has ended"))
         return answer["url"]
 
 
+class _Database:
+    """A worker's database: made in the background from the start, dropped by `close`.
+
+    Args:
+        thread: runs everything asynchronous.
+        run: names the run.
+        find: returns the recipe of the template and the URL of the server; called in a thread
+            without an event loop.
+    """
+
+    def __init__(
+        self, thread: _LoopThread, run: str, find: Callable[[], tuple[Recipe, str]]
+    ) -> None:
+        self._thread = thread
+        self._run = run
+        self._find = find
+        #: A new future for the URL renews the database, `None` ends it.
+        self._requests: asyncio.Queue[Future[str] | None] = asyncio.Queue()
+        self._made: Future[str] = Future()
+        self._recipe: Recipe | None = None
+        self._template: TemplateDatabase | None = None
+        self._engine: AsyncEngine | None = None
+        self._keeper = thread.run(self._keep(self._made))
+
+    def url(self) -> str:
+        """Return the URL once the database is made."""
+        return self._made.result()
+
+    def restore(self) -> None:
+        """Empty the tables, or copy the template again where that is not enough."""
+        url = self.url()
+        metadata = None if self._recipe is None else self._recipe.metadata
+        if metadata is None or self._template is None or self._template.has_rows:
+            self._renew()
+            return
+        try:
+            self._thread.run(self._clean(url, metadata)).result()
+        except OutsideReferenceError:
+            self._renew()  # the test has made tables of its own
+        except PgToolsetError:
+            self._renew()
+            raise
+
+    def close(self) -> None:
+        """Drop the database."""
+        self._thread.call(self._requests.put_nowait, None)
+        self._keeper.result()
+
+    def _renew(self) -> None:
+        renewed: Future[str] = Future()
+        self._thread.call(self._requests.put_nowait, renewed)
+        renewed.result()
+
+    async def _clean(self, url: str, metadata: MetaData) -> None:
+        if self._engine is None:
+            self._engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+        async with AsyncSession(self._engine) as session:
+            await cleanup_tables(session, metadata)
+
+    async def _keep(self, made: Future[str]) -> None:
+        """Make the database, and again for each request, until a request ends it."""
+        request: Future[str] | None = made
+        try:
+            recipe, server_url = await asyncio.to_thread(self._find)
+            self._recipe = recipe
+            async with template_database(
+                server_url, recipe.make, run=self._run, version=recipe.version
+            ) as self._template:
+                while request is not None:
+                    async with create_worker_database(
+                        server_url,
+                        "main",
+                        prefix=f"pgtoolset_{self._run}",
+                        template=self._template.name,
+                    ) as url:
+                        request.set_result(url)
+                        request = await self._requests.get()
+                        if self._engine is not None:
+                            await self._engine.dispose()
+        except BaseException as error:
+            if request is None or request.done():
+                raise
+            request.set_exception(error)
+
+
 class _LoopThread:
-    """An event loop in a thread, from the first use to `close`."""
+    """An event loop in a thread of its own, from the first use to `close`."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
     def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine in the loop."""
         return asyncio.run_coroutine_threadsafe(work, self._running())
 
-    def call(self, function: Any, *arguments: Any) -> None:
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the loop, soon."""
         self._running().call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:
+        """Stop the loop and end the thread."""
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

@@ -1,5 +1,4 @@
-"""How the template database is made: what the ini options `pg_metadata` and `pg_migrate` name,
-found and checked."""
+"""How the template database is made: the ini options `pg_metadata` and `pg_migrate`, resolved."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
-#: Part of every version: raised when a template of the same schema would have to be made
-#: differently.
+#: Part of every version: changed when a template of the same schema is made differently.
 _FORMAT = "1"
 
 
@@ -28,9 +26,9 @@ class Recipe:
     """How a template is made.
 
     Attributes:
-        option: the ini option that says so, for messages: `pg_metadata = shop.models:Base`.
-        metadata: the tables, where they are known.
-        version: the same for the same schema; `None` where nobody can tell.
+        option: the ini option that names it, for messages: `pg_metadata = shop.models:Base`.
+        metadata: the tables, `None` where they are unknown.
+        version: the same for the same schema, `None` where that is unknown.
         make: makes the tables in the database of a URL.
     """
 
@@ -41,20 +39,23 @@ class Recipe:
 
 
 def recipe_of(*, metadata: str = "", migrate: str = "", files: Sequence[Path] = ()) -> Recipe:
-    """The recipe that the ini options give; `pytest.UsageError` where they do not give one.
+    """Return the recipe that the ini options describe.
 
     Args:
         metadata: `pg_metadata`.
         migrate: `pg_migrate`.
         files: `pg_migrate_files`.
+
+    Raises:
+        pytest.UsageError: they describe none.
     """
     if metadata:
         return _of_metadata(metadata)
     if migrate:
         return _of_migration(migrate, files)
     raise pytest.UsageError(
-        "pg_database_url needs to know how to make the tables: set the ini option pg_metadata = module:Base (or the "
-        "name of a MetaData), or pg_migrate = module:function"
+        "pg_database_url needs tables: set the ini option pg_metadata = module:Base (or the name "
+        "of a MetaData), or pg_migrate = module:function"
     )
 
 
@@ -92,7 +93,7 @@ def _of_migration(name: str, files: Sequence[Path]) -> Recipe:
             asyncio.run(_outcome(result))
 
     async def make(url: str) -> None:
-        # In a thread, because such a function is right to call asyncio.run() itself, as Alembic's
+        # In a thread without a loop, because the function may call asyncio.run(), as Alembic's
         # async template does.
         await asyncio.to_thread(run, url)
 
@@ -112,9 +113,10 @@ def _find(option: str, name: str) -> Any:
     except Exception as error:
         advice = ""
         if isinstance(error, ModuleNotFoundError):
-            advice = "; is its folder on the path? The ini option pythonpath = . puts the project's there"
+            advice = "; pythonpath = . in the ini file puts the project's folder on the path"
         raise pytest.UsageError(
-            f"the ini option {option}: importing {module} failed: {type(error).__name__}: {error}{advice}"
+            f"the ini option {option}: importing {module} failed: "
+            f"{type(error).__name__}: {error}{advice}"
         ) from error
     for attribute in attributes.split("."):
         try:
@@ -138,10 +140,9 @@ def _version_of_metadata(metadata: MetaData) -> str | None:
     try:
         metadata.create_all(engine, checkfirst=False)
     except Exception:
-        # A listener of DDL events that needs a real connection. What it does to the schema cannot
-        # be known.
+        # A listener of DDL events needs a real connection, so its part of the schema is unknown.
         return None
-    # Sorted, because the order of what does not depend on each other is nobody's promise.
+    # Sorted, because SQLAlchemy does not promise an order for independent tables.
     return _digest(statement.encode() for statement in sorted(statements))
 
 

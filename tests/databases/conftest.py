@@ -1,4 +1,4 @@
-"""A database of its own for each test of `cleanup_tables`."""
+"""An empty database for each test of `cleanup_tables`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from pgtoolset.testing import create_worker_database
 from tests.support import plain_url
 
 
 @pytest.fixture
-async def url(server_url: str) -> AsyncIterator[str]:
-    """A database of the test's own."""
-    async with create_worker_database(server_url, prefix="pgtoolset cleanup") as url:
-        yield url
+def url(empty_database: str) -> str:
+    """A database that is empty before and after the test."""
+    return empty_database
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.plugin.projects import Project
+from tests.plugin.projects import Project, Warm
 
 TESTS = Path(__file__).parents[2] / "examples" / "shop" / "tests"
 
 
-def test_shop(server_url: str) -> None:
-    """They pass, by two workers, with ten lines of configuration."""
+def test_shop(server_url: str, warm: Warm) -> None:
+    """The tests of the example application pass in two workers, with ten lines of configuration."""
     assert len((TESTS / "pytest.ini").read_text().splitlines()) <= 10
-    outcome = Project(TESTS, server_url).run("-n", "2")
+    outcome = Project(TESTS, server_url, warm).run("-n", "2")
     assert outcome.counts == {"passed": 5}, outcome.output

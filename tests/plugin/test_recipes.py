@@ -1,4 +1,4 @@
-"""What the ini options of the pytest plugin name, and by what a schema is told from another."""
+"""The ini options that describe the template, and the version of a schema."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_complaints(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An option that cannot be used is a usage error that says which, and what is wrong with it."""
+    """An option that cannot be used is a usage error that names it and the reason."""
     module.number = 1
     module.migrate = lambda url: None
     (tmp_path / "broken_shop.py").write_text("1 / 0")
@@ -69,7 +69,7 @@ def test_complaints(
 
 
 def test_ways_to_name_a_metadata(module: Any) -> None:
-    """A declarative base, its metadata, and a name inside of another are the same."""
+    """A declarative base, its metadata and a name with dots give the same recipe."""
     module.Base = support.Base
     module.metadata = support.Base.metadata
     for name in ("shop:Base", "shop:metadata", "shop:Base.metadata"):
@@ -89,8 +89,7 @@ def version(module: Any, *things: Any, schema: str | None = None) -> str | None:
 
 
 def test_version_of_a_metadata(module: Any) -> None:
-    """The version is the same for the same tables, and another for every difference that PostgreSQL
-    would see."""
+    """The version is the same for the same tables, and another for each difference in their DDL."""
     versions = [
         version(module, key()),
         version(module, key(), schema="other"),
@@ -114,8 +113,7 @@ def test_version_of_a_metadata(module: Any) -> None:
 
 
 def test_version_with_listeners(module: Any) -> None:
-    """DDL that hangs on events belongs to the version; with a listener that needs a connection
-    there is none."""
+    """DDL of events is part of the version; a listener that needs a connection prevents one."""
     module.metadata = MetaData()
     plain = recipe_of(metadata="shop:metadata").version
     event.listen(module.metadata, "before_create", DDL("CREATE EXTENSION IF NOT EXISTS citext"))
@@ -130,8 +128,7 @@ def test_version_with_listeners(module: Any) -> None:
 
 
 def test_version_of_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is that of the files that it is made of, the function's own among them; without files
-    there is none."""
+    """The version is that of the files and of the function's file; without files there is none."""
     (tmp_path / "migrating.py").write_text("async def migrate(url): ...")
     folder = tmp_path / "versions"
     (folder / "__pycache__").mkdir(parents=True)

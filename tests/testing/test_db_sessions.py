@@ -1,5 +1,4 @@
-"""`create_db_session`: tables, a session, and nothing of either afterwards, whatever happens in
-between."""
+"""`create_db_session`: tables and a session for a block, and nothing of either afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgtoolset import LockTimeoutError
-from pgtoolset.testing import create_db_session, create_worker_database, db_sessions
+from pgtoolset.testing import create_db_session, db_sessions
 from tests.support import interrupt_everywhere, plain_url, swallow_error, until
 
 
@@ -31,9 +30,8 @@ class Thing(Base):
 
 
 @pytest.fixture
-async def url(server_url: str) -> AsyncIterator[str]:
-    async with create_worker_database(server_url, prefix="pgtoolset sessions") as url:
-        yield url
+def url(empty_database: str) -> str:
+    return empty_database
 
 
 @pytest.fixture
@@ -46,12 +44,13 @@ async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def left(sql: asyncpg.Connection) -> list[str]:
-    """The tables and types that are in the database, and who else is."""
+    """The tables and types that are in the database, and its other sessions."""
     rows = await sql.fetch(
         """SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
            UNION ALL SELECT typname FROM pg_type WHERE typnamespace = 'public'::regnamespace
            UNION ALL SELECT pid::text FROM pg_stat_activity
-             WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+             WHERE datname = current_database() AND pid <> pg_backend_pid()
+               AND backend_type = 'client backend'"""
     )
     return [row[0] for row in rows]
 
@@ -66,8 +65,7 @@ async def until_nothing_left(sql: asyncpg.Connection) -> None:
 
 
 async def test_block(url: str, sql: asyncpg.Connection) -> None:
-    """The tables are there during the block, the session is free, and afterwards nothing is
-    left."""
+    """The tables exist during the block, the session has no transaction, and nothing is left."""
     async with create_db_session(url, Base) as session:
         assert type(session) is AsyncSession
         assert not session.in_transaction()
@@ -80,7 +78,7 @@ async def test_block(url: str, sql: asyncpg.Connection) -> None:
 
 
 async def test_plain_url_and_metadata(url: str, sql: asyncpg.Connection) -> None:
-    """A URL without a driver, and a MetaData, will do."""
+    """A URL without a driver and a MetaData are accepted."""
     async with create_db_session(plain_url(url), Base.metadata) as session:
         assert await session.scalar(text("SELECT count(*) FROM thing")) == 0
     await until_nothing_left(sql)
@@ -88,8 +86,8 @@ async def test_plain_url_and_metadata(url: str, sql: asyncpg.Connection) -> None
 
 @pytest.mark.parametrize("end", ["raise", "fail", "cancel", "forget"])
 async def test_whatever_happens(url: str, sql: asyncpg.Connection, end: str) -> None:
-    """An exception, a failed transaction, a cancellation, an open transaction: nothing is left, and
-    the error is that of the block."""
+    """An exception, a failed or open transaction and a cancellation leave nothing, and the error
+    propagates."""
 
     async def block() -> None:
         async with create_db_session(url, Base) as session:
@@ -100,11 +98,13 @@ async def test_whatever_happens(url: str, sql: asyncpg.Connection, end: str) -> 
             if end == "fail":
                 await swallow_error(session)
             if end == "cancel":
-                await asyncio.sleep(60)
+                flushed.set()
+                await asyncio.Event().wait()
 
+    flushed = asyncio.Event()
     task = asyncio.create_task(block())
     if end == "cancel":
-        await asyncio.sleep(0.5)
+        await flushed.wait()
         task.cancel()
     await asyncio.wait([task])
     if end in ("raise", "cancel"):
@@ -116,7 +116,7 @@ async def test_whatever_happens(url: str, sql: asyncpg.Connection, end: str) -> 
 
 
 async def test_tables_that_stay(url: str, sql: asyncpg.Connection) -> None:
-    """With drop_tables=False they stay, as they are or emptied."""
+    """With drop_tables=False the tables stay, as they are or emptied."""
     for cleanup in (False, True):
         async with create_db_session(url, Base, drop_tables=False, cleanup=cleanup) as session:
             session.add(Thing())
@@ -148,8 +148,7 @@ async def test_options(url: str) -> None:
 
 
 async def test_cycle_without_names(url: str, sql: asyncpg.Connection) -> None:
-    """Tables in a cycle whose constraints have no names, which SQLAlchemy cannot drop, are
-    dropped."""
+    """Tables in a cycle of constraints without names, which SQLAlchemy cannot drop, are dropped."""
     metadata = MetaData()
     Table(
         "one",
@@ -169,7 +168,7 @@ async def test_cycle_without_names(url: str, sql: asyncpg.Connection) -> None:
 
 
 async def test_tables_cannot_be_made(url: str, sql: asyncpg.Connection) -> None:
-    """Where the tables cannot be made none is, and no connection stays."""
+    """Where a table cannot be created none is, and no connection stays."""
     metadata = MetaData()
     Table("fine", metadata, Column("id", Integer, primary_key=True))
     Table("not_fine", metadata, Column("id", Integer, primary_key=True), schema="missing")
@@ -179,14 +178,14 @@ async def test_tables_cannot_be_made(url: str, sql: asyncpg.Connection) -> None:
     await until_nothing_left(sql)
 
 
-async def test_somebody_uses_the_tables(
+async def test_tables_in_use(
     url: str,
     sql: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Somebody else's open transaction is named; after a block that raised it is logged."""
-    monkeypatch.setattr(db_sessions, "PATIENCE", 1)
+    """An open transaction of another session is named in the error, or logged after an error."""
+    monkeypatch.setattr(db_sessions, "LOCK_TIMEOUT", 1)
     transaction = sql.transaction()
     with pytest.raises(LockTimeoutError, match="who forgot") as raised:
         async with create_db_session(url, Base):
@@ -214,7 +213,7 @@ async def test_somebody_uses_the_tables(
     ],
 )
 async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
-    """What cannot be meant is refused before any SQL: here is no server at all."""
+    """A wrong argument is refused before any SQL: here is no server at all."""
     with pytest.raises(error):
         async with create_db_session(
             **({"database_url": "postgresql://nobody@127.0.0.1:1/x", "base": Base} | arguments)
@@ -223,7 +222,7 @@ async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) 
 
 
 async def test_cancelled_everywhere(url: str, sql: asyncpg.Connection) -> None:
-    """Cancelled at any suspension, a block leaves neither tables nor connections."""
+    """A block that is cancelled at any suspension leaves neither tables nor connections."""
 
     async def work(_: int) -> None:
         async with create_db_session(url, Base) as session:

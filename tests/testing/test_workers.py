@@ -1,4 +1,4 @@
-"""`create_worker_database`: its own database for each worker, and nobody else's ever touched."""
+"""`create_worker_database`: one database for each worker, and no other one touched."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from pgtoolset import (
 )
 from pgtoolset.testing import _owners, create_worker_database, worker_database_url, workers
 from pgtoolset.testing._owners import Owner, draft_name, is_forgotten_draft, new_owner, owner_in
-from tests.support import Interrupted, plain_url
+from tests.support import Interrupted, plain_url, until
 
 PREFIX = "pgtoolset worker test"
 URL = "postgresql+asyncpg://user:p%40ss@host:5432/app?ssl=require"
 
 
 async def names(connection: asyncpg.Connection) -> set[str]:
-    """The databases that these tests make, and drafts."""
+    """The databases of these tests, and drafts."""
     rows = await connection.fetch(
-        "SELECT datname FROM pg_database WHERE starts_with(datname, $1) OR datname LIKE 'pgtoolset-%'",
+        "SELECT datname FROM pg_database "
+        "WHERE starts_with(datname, $1) OR datname LIKE 'pgtoolset-%'",
         PREFIX,
     )
     return {row["datname"] for row in rows}
@@ -62,8 +63,7 @@ async def databases_gone(
 
 
 def test_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefix and worker, or the default outside of one; everything else of the URL stays, the
-    password included."""
+    """The name is prefix and worker, or the default; the rest of the URL stays as it is."""
     assert worker_database_url(URL, "test_db") == URL.replace("/app", "/test_db")
     assert worker_database_url(make_url(URL), "test_db", prefix="shop") == URL.replace(
         "/app", "/shop_test_db"
@@ -75,14 +75,13 @@ def test_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
 def test_plain_url(scheme: str) -> None:
-    """A URL that names no driver becomes one that create_async_engine takes."""
+    """A URL without a driver becomes one for create_async_engine."""
     url = worker_database_url(f"{scheme}://u:secret@h/app?sslmode=require", "test_db")
     assert url == "postgresql+asyncpg://u:secret@h/test_db?ssl=require"
 
 
 def test_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that PostgreSQL would cut to the same 63 bytes stay different, and every one can be
-    held."""
+    """Names that PostgreSQL would cut to the same 63 bytes stay different, and it can hold each."""
     found = set()
     for prefix in ("p" * 70, "p" * 71, "é" * 40, "é" * 41, "p" * 60):
         for worker in ("gw1", "gw11", "w" * 70, "w" * 71):
@@ -109,7 +108,7 @@ def test_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
-    """What cannot be meant is refused before any SQL: here is no server at all."""
+    """A wrong argument is refused before any SQL: here is no server at all."""
     arguments = {
         "database_url": "postgresql://nobody@127.0.0.1:1/x",
         "default_test_db": "test_db",
@@ -122,7 +121,7 @@ async def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) 
 
 
 async def test_bad_server_and_template() -> None:
-    """The other arguments are looked at before any SQL too."""
+    """A wrong server_url or template is refused before any SQL."""
     with pytest.raises(ValueError, match="server_url"):
         async with create_worker_database(
             "postgresql://nobody@127.0.0.1:1/x", server_url="sqlite://"
@@ -154,8 +153,8 @@ async def test_block(
 async def test_block_that_raises_with_connections_open(
     server_url: str, other: asyncpg.Connection
 ) -> None:
-    """After an exception, with a transaction open in it, the database is gone, and the exception is
-    what was raised."""
+    """After an exception, with a transaction open in it, the database is gone and the exception
+    propagates."""
     connection = None
     with pytest.raises(KeyError):
         async with create_worker_database(server_url, prefix=PREFIX) as url:
@@ -170,8 +169,7 @@ async def test_block_that_raises_with_connections_open(
 async def test_from_a_template_by_another_server_url(
     server_url: str, other: asyncpg.Connection
 ) -> None:
-    """A template is copied; the database is made over `server_url`, while the URL is that of
-    `database_url`."""
+    """The template is copied over server_url, and the URL is that of database_url."""
     model = f"{PREFIX} model"
     await create_database(model, server_url=server_url)
     connection = await asyncpg.connect(plain_url(server_url), database=model)
@@ -192,7 +190,7 @@ async def test_from_a_template_by_another_server_url(
 
 
 async def test_dropped_by_the_block_itself(server_url: str, other: asyncpg.Connection) -> None:
-    """A block may drop its database, and what somebody else makes in its place is not touched."""
+    """A block may drop its database; a database that replaces it stays."""
     name = f"{PREFIX}_test_db"
     async with create_worker_database(server_url, prefix=PREFIX):
         await drop_database(name, server_url=server_url)
@@ -202,12 +200,11 @@ async def test_dropped_by_the_block_itself(server_url: str, other: asyncpg.Conne
     assert await names(other) == {name}
 
 
-# Whose it is
+# The owner
 
 
 async def test_not_ours(server_url: str, other: asyncpg.Connection) -> None:
-    """A database of that name that was not made here is an error, and stays, whatever comment it
-    has."""
+    """A database of that name without a mark is an error and stays, whatever its comment."""
     name = f"{PREFIX}_test_db"
     for comment in (None, "of great value", "{}", "[1]", '{"kind": "pgtoolset worker database"}'):
         await make(other, name, comment)
@@ -219,8 +216,7 @@ async def test_not_ours(server_url: str, other: asyncpg.Connection) -> None:
 
 
 async def test_two_at_a_time(server_url: str, other: asyncpg.Connection) -> None:
-    """Two blocks of one name at a time: the second is told whose it is, and the first does not
-    notice."""
+    """The second of two blocks of one name raises an error with the process id of the first."""
     async with create_worker_database(server_url, prefix=PREFIX) as url:
         with pytest.raises(DatabaseExistsError, match=str(os.getpid())):
             async with create_worker_database(server_url, prefix=PREFIX):
@@ -232,14 +228,18 @@ async def test_two_at_a_time(server_url: str, other: asyncpg.Connection) -> None
 
 
 async def test_entered_by_many_at_once(server_url: str, other: asyncpg.Connection) -> None:
-    """Of many blocks of one name that begin at a time, one gets it."""
+    """Of many blocks of one name at a time, one gets the database."""
+
+    refused = 0
 
     async def block() -> bool:
+        nonlocal refused
         try:
             async with create_worker_database(server_url, prefix=PREFIX) as url:
                 await (await asyncpg.connect(plain_url(url))).close()
-                await asyncio.sleep(0.5)
+                await until(lambda: refused == 3)
         except DatabaseExistsError:
+            refused += 1
             return False
         return True
 
@@ -268,9 +268,8 @@ async def dead() -> Owner:
 async def test_left_over(
     server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a run left under the name is dropped first, connections and all: of a process that is
-    dead, whose id somebody else has now, of another machine with nobody in it, or of this one after
-    a teardown that failed."""
+    """A database that a dead process, a reused process id, another machine or a failed teardown has
+    left is dropped first."""
     name = f"{PREFIX}_test_db"
     own = await alive()
     for owner in (
@@ -285,18 +284,18 @@ async def test_left_over(
             await connection.close()
         async with create_worker_database(server_url, prefix=PREFIX) as url:
             fresh = await asyncpg.connect(plain_url(url))
-            assert owner_in(
-                await fresh.fetchval("""SELECT shobj_description(oid, 'pg_database') FROM pg_database
-                                                    WHERE datname = current_database()""")
-            ) not in (None, owner)
+            comment = await fresh.fetchval(
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database "
+                "WHERE datname = current_database()"
+            )
+            assert owner_in(comment) not in (None, owner)
             await fresh.close()
         await connection.close()
         assert not await names(other)
 
 
 async def test_of_a_living_process(server_url: str, other: asyncpg.Connection) -> None:
-    """A database of another process that is alive is an error under its name, and not swept under
-    another."""
+    """A database of another living process is an error under its name and is never swept."""
     name = f"{PREFIX}_test_db"
     await make(other, name, (await parent()).mark())
     with pytest.raises(DatabaseExistsError, match=f"pid {os.getppid()}"):
@@ -308,8 +307,8 @@ async def test_of_a_living_process(server_url: str, other: asyncpg.Connection) -
 
 
 async def test_of_another_machine(server_url: str, other: asyncpg.Connection) -> None:
-    """Whether a process of another machine is alive is not known: its database is not swept, and
-    under its own name it is an error while somebody is in it."""
+    """A database of another machine is not swept, and is an error under its name while it has
+    sessions."""
     name = f"{PREFIX}_test_db"
     await make(other, name, replace(await alive(), machine="elsewhere").mark())
     async with create_worker_database(server_url, "another", prefix=PREFIX):
@@ -322,7 +321,7 @@ async def test_of_another_machine(server_url: str, other: asyncpg.Connection) ->
 
 
 async def test_of_another_machine_long_ago(server_url: str, other: asyncpg.Connection) -> None:
-    """After a day a database of another machine is swept, unless somebody is in it."""
+    """A database of another machine is swept after a day, unless it has sessions."""
     owner = replace(await alive(), machine="elsewhere")
     await make(other, f"{PREFIX} of today", owner.mark())
     for name in ("long ago", "still used"):
@@ -335,8 +334,8 @@ async def test_of_another_machine_long_ago(server_url: str, other: asyncpg.Conne
 
 
 async def test_sweep(server_url: str, other: asyncpg.Connection) -> None:
-    """Databases of dead processes go, whatever their names, and drafts of theirs; what is not ours
-    stays."""
+    """Databases and drafts of dead processes are swept under any name; databases without a mark
+    stay."""
     await make(other, f"{PREFIX} abandoned", (await dead()).mark())
     await make(other, draft_name(await dead()))
     await make(other, draft_name(await alive()))
@@ -352,22 +351,24 @@ async def test_sweep(server_url: str, other: asyncpg.Connection) -> None:
 
 
 async def test_swept_by_many_at_once(server_url: str, other: asyncpg.Connection) -> None:
-    """Workers that start at a time sweep the same databases, and each gets its own."""
+    """Workers that sweep the same databases at a time each get their own."""
     for number in range(3):
         await make(other, f"{PREFIX} abandoned {number}", (await dead()).mark())
         await make(other, f"{PREFIX}_worker{number}", (await dead()).mark())
 
+    all_are_in = asyncio.Barrier(4)
+
     async def block(number: int) -> None:
         async with create_worker_database(server_url, f"worker{number}", prefix=PREFIX) as url:
             await (await asyncpg.connect(plain_url(url))).close()
-            await asyncio.sleep(0.3)
+            await all_are_in.wait()
 
     await asyncio.gather(*map(block, range(4)))
     assert not await names(other)
 
 
 def test_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A draft tells by its name whether its maker is alive; of another machine it is forgotten
+    """The name of a draft says whether its maker is alive; one of another machine is abandoned
     after an hour."""
     owner = new_owner()
     assert not is_forgotten_draft(draft_name(owner))
@@ -400,7 +401,7 @@ asyncio.run(main())
 async def test_killed(
     server_url: str, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is killed leaves its database; the next run, under another name too, drops it."""
+    """The next run, under another name too, drops the database of a killed run."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     for next_worker in ("gw0", "gw7"):
         process = await asyncio.create_subprocess_exec(
@@ -424,12 +425,11 @@ async def test_killed(
         assert not await names(other)
 
 
-# What goes wrong
+# Failures
 
 
 async def test_cancelled_everywhere(server_url: str, other: asyncpg.Connection) -> None:
-    """Cancelled at any suspension, a block leaves no database, neither under its name nor a
-    draft."""
+    """A block that is cancelled at any suspension leaves no database and no draft."""
 
     async def block() -> None:
         async with create_worker_database(server_url, prefix=PREFIX):
@@ -462,22 +462,19 @@ async def test_teardown_fails(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A drop that fails is raised after a block that went well, and logged after one that
-    raised."""
+    """A drop that fails raises after a block that succeeded, and is logged after another."""
 
     async def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no server")
 
-    with pytest.raises(OSError, match="no server"):
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no server"):
         async with create_worker_database(server_url, prefix=PREFIX):
-            monkeypatch.setattr(workers, "drop", fail)
-    monkeypatch.undo()
-    with pytest.raises(KeyError):
+            patched.setattr(workers, "drop", fail)
+    with monkeypatch.context() as patched, pytest.raises(KeyError):
         async with create_worker_database(server_url, prefix=PREFIX):
-            monkeypatch.setattr(workers, "drop", fail)
+            patched.setattr(workers, "drop", fail)
             raise KeyError
     assert "could not be dropped" in caplog.text
-    monkeypatch.undo()
     async with create_worker_database(server_url, prefix=PREFIX):
         pass
     assert not await names(other)

@@ -1,10 +1,9 @@
-"""Whose a database is: a mark that says which process made it, and whether that process is still
-alive.
+"""The owner of a database: a mark that says which process made it and whether that is alive.
 
-A process id means something on one machine, in one PID namespace (a container has its own), until a
-restart, and only together with the time at which the process began. A mark has all of these. Host
-names alone tell no machines apart: many are called localhost. Of a process of another machine, or
-from before a restart, nothing is known.
+A process id identifies a process on one machine, in one PID namespace (a container has its own),
+until a restart, and only together with the time at which the process began. A mark contains all of
+these. The name of a host does not identify a machine: many are called localhost. Whether a process
+of another machine, or from before a restart, is alive cannot be known.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from hashlib import blake2b
 from pathlib import Path
 from uuid import getnode, uuid4
 
-#: What a comment of ours says that it is.
+#: The kind that every mark names, so that other JSON in a comment is not taken for one.
 _KIND = "pgtoolset worker database"
 
-#: Seconds that a run of tests takes at the most.
+#: Seconds: no run of tests takes longer.
 _LONGEST_RUN = 86400
 
-#: Seconds after which a draft of another machine is certainly forgotten; it is one for
-#: milliseconds.
+#: Seconds after which a draft of another machine is abandoned. It is in use for milliseconds.
 _DRAFT_AGE = 3600
 
 _DRAFT = re.compile(r"pgtoolset-([0-9a-f]{12})-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]{6}")
@@ -40,10 +38,10 @@ class Owner:
     Attributes:
         machine: the host, since its last start, and the PID namespace.
         pid: the process id.
-        started: when the process began, in ticks since the start of the machine; 0 where it cannot
-            be told.
+        started: when the process began, in ticks since the start of the machine; 0 where that is
+            unknown.
         created: when the mark was made, in seconds since 1970.
-        token: what sets this database apart from others of the process.
+        token: unique for each database of the process.
     """
 
     machine: str
@@ -53,16 +51,15 @@ class Owner:
     token: str
 
     def mark(self) -> str:
-        """The comment that says so."""
+        """Return the comment for the database."""
         return json.dumps({"kind": _KIND, **asdict(self)})
 
     def is_alive(self) -> bool | None:
-        """Whether the process is running; `None` where that cannot be told from here."""
+        """Return whether the process is running, `None` where that cannot be known here."""
         return _is_running(self.pid, self.started) if self.machine == _machine() else None
 
     def is_forgotten(self) -> bool:
-        """Whether nothing is known of the process, and its database is older than a run of tests
-        may be."""
+        """Return whether the process is unknown here and the database older than any run."""
         return self.is_alive() is None and time.time() - self.created > _LONGEST_RUN
 
 
@@ -70,34 +67,33 @@ _FIELDS = {"machine": str, "pid": int, "started": int, "created": int, "token": 
 
 
 def new_owner() -> Owner:
-    """This process, with a token for a new database."""
+    """Return this process as an owner, with the token of a new database."""
     pid = os.getpid()
     return Owner(_machine(), pid, _started(pid) or 0, int(time.time()), uuid4().hex)
 
 
 def owner_in(comment: str | None) -> Owner | None:
-    """The owner that a comment names; `None` where it is not one of ours."""
+    """Return the owner that a comment names, `None` where the comment is not a mark."""
     try:
-        told = json.loads(comment or "")
+        fields = json.loads(comment or "")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(told, dict) or told.pop("kind", None) != _KIND:
+    if not isinstance(fields, dict) or fields.pop("kind", None) != _KIND:
         return None
-    if {name: type(value) for name, value in told.items()} != _FIELDS:
+    if {name: type(value) for name, value in fields.items()} != _FIELDS:
         return None
-    return Owner(**told)
+    return Owner(**fields)
 
 
 def draft_name(owner: Owner) -> str:
-    """The name of a database that is not finished. It says itself whose it is, because it has no
-    comment yet."""
+    """Return the name of an unfinished database. It names the owner: it has no comment yet."""
     return (
         f"pgtoolset-{_digest()}-{owner.pid:x}-{owner.started:x}-{owner.created:x}-{owner.token[:6]}"
     )
 
 
 def is_forgotten_draft(name: str) -> bool:
-    """Whether this is the name of a draft whose maker will not finish it any more."""
+    """Return whether this is the name of a draft that no process will finish."""
     match = _DRAFT.fullmatch(name)
     if match is None:
         return False
@@ -113,7 +109,7 @@ def _machine() -> str:
         namespace = os.readlink("/proc/self/ns/pid")
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        namespace, boot = "", f"{getnode():x}"  # the address of its network card
+        namespace, boot = "", f"{getnode():x}"  # the address of the network card
     return f"{socket.gethostname()} {boot} {namespace}".strip()
 
 
@@ -123,7 +119,7 @@ def _digest() -> str:
 
 def _is_running(pid: int, started: int) -> bool:
     if os.name != "posix":
-        return True  # os.kill would end it; it is better left alone
+        return True  # on Windows os.kill would end the process
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -135,7 +131,7 @@ def _is_running(pid: int, started: int) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began; `None` where that cannot be told. A zombie has never begun."""
+    """Return when a process began, `None` where that is unknown, -1 for a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[19]) if fields[0] not in "ZX" else -1

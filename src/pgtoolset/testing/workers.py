@@ -1,4 +1,4 @@
-"""A database of its own for each pytest-xdist worker, and a session on tables of its own."""
+"""One database for each worker of pytest-xdist: named, made, dropped, and swept after a kill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import Any
 
 from sqlalchemy import URL, make_url
 
-from pgtoolset._arguments import LONGEST_NAME, DatabaseUrl, asyncpg_url, check_name, url_of
+from pgtoolset._arguments import (
+    LONGEST_NAME,
+    DatabaseUrl,
+    asyncpg_url,
+    check_name,
+    shown,
+    url_of,
+)
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.databases import (
     comment_of,
@@ -32,30 +39,29 @@ __all__ = ["create_worker_database", "worker_database_url"]
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
 
-#: The tokens of the databases that blocks of this process hold now.
+#: The tokens of the databases that blocks of this process use now.
 _open: set[str] = set()
 
 
 def worker_database_url(
     database_url: DatabaseUrl, default_test_db: str, *, prefix: str | None = None
 ) -> str:
-    """The URL of this pytest-xdist worker's own database, on the server of another URL.
+    """Return the URL of this pytest-xdist worker's own database.
 
-    The database is called `prefix_gw0`, or `gw0` without a prefix; where pytest-xdist does not run,
-    `default_test_db` stands in for the worker. A name that PostgreSQL could not hold is cut, and a
-    hash of the whole name is put into it, so that two long names do not become one.
+    The database is called `prefix_gw0`, or `gw0` without a prefix. Outside of a worker,
+    `default_test_db` takes the place of the worker's name. A name that is too long for PostgreSQL
+    is cut and contains a hash of the whole name, so two long names stay different.
 
     Args:
-        database_url: a URL for SQLAlchemy or libpq. What is in it, besides the database, stays.
+        database_url: a URL for SQLAlchemy or libpq. Everything in it but the database is kept.
         default_test_db: the name outside of a worker.
-        prefix: what sets your project's databases apart from those of others on the server.
+        prefix: a name that tells your project's databases from others on the server.
 
     Returns:
-        A URL for `create_async_engine`, with the password in it. One that names no driver gets
-        asyncpg.
+        A URL for `create_async_engine`, with the password. A URL without a driver gets asyncpg.
 
     Raises:
-        ValueError, TypeError: an argument is not what it must be.
+        ValueError, TypeError: an argument is wrong.
 
     Example:
         >>> worker_url = worker_database_url(url, "test", prefix="shop")  # .../shop_gw0
@@ -66,7 +72,10 @@ def worker_database_url(
     name = _worker_name(default_test_db, prefix)
     url = parsed.set(database=name).render_as_string(hide_password=False)
     if make_url(url).database != name:
-        raise ValueError(f"{name!r} cannot stand in a URL; give another prefix or default_test_db")
+        raise ValueError(
+            f"prefix and default_test_db make the name {shown(name)}, which no URL can hold: "
+            "give other ones"
+        )
     return url
 
 
@@ -86,13 +95,15 @@ def _worker_name(default_test_db: object, prefix: object) -> str:
 
 def _check_part(what: str, part: object) -> None:
     if not isinstance(part, str):
-        raise TypeError(f"{what} must be a string, not {part!r}")
+        raise TypeError(f"{what} must be a string, not {shown(part)}")
     if not part or "\0" in part:
-        raise ValueError(f"{what} must be a name for a database, and {part!r} is none")
+        raise ValueError(
+            f"{what} must be a string of one or more characters other than NUL, not {shown(part)}"
+        )
     try:
         part.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} is not valid Unicode: {part!r}") from None
+        raise ValueError(f"{what} must be valid Unicode, not {shown(part)}") from None
 
 
 @asynccontextmanager
@@ -104,32 +115,33 @@ async def create_worker_database(
     server_url: DatabaseUrl | None = None,
     template: str | None = None,
 ) -> AsyncIterator[str]:
-    """A database of this pytest-xdist worker's own, for the time of a block.
+    """Create this pytest-xdist worker's own database for the time of a block.
 
-    It is made empty, or as a copy of `template`, and dropped at the end of the block, whatever
-    happened in it and whoever is still connected. A comment on it says which process made it. By
-    that, what a killed run left behind is dropped by the next run on the same machine, whatever its
-    name; what belongs to a process that is alive, or was not made here at all, is never touched.
+    The database is empty, or a copy of `template`. The end of the block drops it, after an error
+    and with connections open too. A comment on the database says which process made it, so the next
+    run on the same machine drops what a killed run left, under any name. A database of a living
+    process, or one that this function has not made, is never touched.
 
     Args:
-        database_url: a URL of the server, and all that a connection needs; see
+        database_url: a URL with all that a connection to the server needs; see
             `worker_database_url`.
-        default_test_db: the name where pytest-xdist does not run.
-        prefix: stands before the name. Two projects on one server, or two runs at a time, need two.
+        default_test_db: the name outside of a worker.
+        prefix: the first part of the name. Two projects on one server, or two runs at a time, need
+            different ones.
         server_url: another URL of the same server, of a role that may create databases;
             `database_url` by default.
         template: a database to copy; see `create_database`.
 
     Yields:
-        The URL that `worker_database_url` gives, ready for `create_async_engine`.
+        The URL that `worker_database_url` returns, for `create_async_engine`.
 
     Raises:
-        DatabaseExistsError: there is a database of that name that was not made here, or whose run
-            is alive.
-        DatabaseInUseError: the template is in use, or a database of that name, made here on another
-            machine.
-        DatabaseNotFoundError: there is no such template.
-        ValueError, TypeError: an argument is not what it must be; before any SQL.
+        DatabaseExistsError: a database of that name exists, and this function has not made it or
+            its run is alive.
+        DatabaseInUseError: the template has sessions, or a database of that name from another
+            machine has.
+        DatabaseNotFoundError: the template does not exist.
+        ValueError, TypeError: an argument is wrong; before any SQL.
 
     Example:
         >>> async with create_worker_database(url, prefix="shop") as worker_url:
@@ -155,7 +167,7 @@ async def create_worker_database(
 
 
 async def _make(server: URL, name: str, template: str | None, owner: Owner) -> None:
-    """Create the database whole: under its name there is never one without a mark."""
+    """Create the database under a draft's name, mark it, and rename it: it never lacks a mark."""
     made = False
     try:
         async with maintenance_connection(server, never=name, rather_not=template) as connection:
@@ -184,9 +196,9 @@ async def _publish(connection: Any, draft: str, name: str, owner: Owner) -> None
 
 
 async def _clear(connection: Any, name: str) -> None:
-    """Drop what a killed run left under this name; raise where it is none."""
-    there, comment = await comment_of(connection, name)
-    if not there:
+    """Drop what a killed run left under this name; raise where the database is another's."""
+    exists, comment = await comment_of(connection, name)
+    if not exists:
         return
     owner = owner_in(comment)
     if owner is None:
@@ -194,49 +206,54 @@ async def _clear(connection: Any, name: str) -> None:
     alive = await asyncio.to_thread(owner.is_alive)
     if alive and (owner.token in _open or owner.pid != os.getpid()):
         raise DatabaseExistsError(
-            f"the database {name!r} belongs to a run that is alive (pid {owner.pid} on this machine): "
-            "give this one another prefix, or wait for the other to end"
+            f"the database {name!r} belongs to a run that is alive (pid {owner.pid} on this "
+            "machine): give this run another prefix, or wait until the other has ended"
         )
     sessions = await users_of(connection, name) if alive is None else []
     if sessions:
         raise DatabaseInUseError(
-            f"the database {name!r} belongs to a run on another machine, or from before a restart ({owner.machine}, "
-            f"pid {owner.pid}), and is in use: {'; '.join(map(str, sessions))}. "
-            "Give this run another prefix, or drop it yourself.",
+            f"the database {name!r} belongs to a run on another machine, or from before a restart "
+            f"({owner.machine}, pid {owner.pid}), and has sessions: "
+            f"{'; '.join(map(str, sessions))}; "
+            "give this run another prefix, or drop the database yourself",
             database=name,
             sessions=sessions,
         )
-    await _drop_if_there(connection, name)
+    await _drop_if_exists(connection, name)
 
 
 def _not_ours(name: str) -> DatabaseExistsError:
     return DatabaseExistsError(
-        f"there is a database {name!r} that create_worker_database has not made, so it is left alone: "
-        "give another prefix or default_test_db, or drop it yourself"
+        f"the database {name!r} exists, and create_worker_database has not made it, so it is kept: "
+        "give another prefix or default_test_db, or drop the database yourself"
     )
 
 
-async def _sweep(connection: Any, but: str) -> None:
-    """Drop what killed runs left under other names. What cannot be dropped is left to the next
-    sweep."""
+async def _sweep(connection: Any, keep: str) -> None:
+    """Drop what killed runs left under other names; leave what cannot be dropped to the next."""
     for name, comment in await comments(connection):
-        if name == but or not await asyncio.to_thread(_is_abandoned, name, comment):
+        if name == keep or not await asyncio.to_thread(_is_abandoned, name, comment):
             continue
         try:
-            async with name_locked(connection, name):
-                # Whoever has the lock may have taken the name for a database of its own meanwhile.
-                there, comment = await comment_of(connection, name)
-                if there and await asyncio.to_thread(_is_abandoned, name, comment):
-                    owner = owner_in(comment)
-                    certain = owner is None or await asyncio.to_thread(owner.is_alive) is False
-                    if certain or not await users_of(connection, name):
-                        await _drop_if_there(connection, name, force=certain)
+            await _drop_abandoned(connection, name)
         except Exception:
             if connection.is_closed():
                 raise
             logger.warning(
                 "the database %r of a killed run could not be dropped", name, exc_info=True
             )
+
+
+async def _drop_abandoned(connection: Any, name: str) -> None:
+    async with name_locked(connection, name):
+        # Another worker may have swept it, and made a new database of that name, in the meantime.
+        exists, comment = await comment_of(connection, name)
+        if not exists or not await asyncio.to_thread(_is_abandoned, name, comment):
+            return
+        owner = owner_in(comment)
+        is_certain = owner is None or await asyncio.to_thread(owner.is_alive) is False
+        if is_certain or not await users_of(connection, name):
+            await _drop_if_exists(connection, name, force=is_certain)
 
 
 def _is_abandoned(name: str, comment: str | None) -> bool:
@@ -254,15 +271,15 @@ async def _give_back(server: URL, name: str, owner: Owner, *, quietly: bool = Fa
         ):
             _, comment = await comment_of(connection, name)
             if owner_in(comment) == owner:
-                await _drop_if_there(connection, name)
+                await _drop_if_exists(connection, name)
     except Exception:
         if not quietly:
             raise
-        # The error of the block is the one to be told; the next run sweeps.
+        # The caller sees the error of the block; the next run sweeps the database.
         logger.warning("the worker database %r could not be dropped", name, exc_info=True)
 
 
-async def _drop_if_there(connection: Any, name: str, *, force: bool = True) -> None:
+async def _drop_if_exists(connection: Any, name: str, *, force: bool = True) -> None:
     try:
         await drop(connection, name, force=force)
     except DatabaseNotFoundError:

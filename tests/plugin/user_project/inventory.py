@@ -1,4 +1,4 @@
-"""The project of somebody who uses pgtoolset: tables, and an API that commits."""
+"""A project that uses pgtoolset: tables, and an API that commits."""
 
 from typing import Annotated
 

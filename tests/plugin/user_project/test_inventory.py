@@ -59,7 +59,9 @@ async def test_application(
     assert inventory.announced == ["lamp"]
 
 
-async def test_nobody_else_sees_it(pg_session: AsyncSession, pg_engine: AsyncEngine) -> None:
+async def test_no_other_connection_sees_it(
+    pg_session: AsyncSession, pg_engine: AsyncEngine
+) -> None:
     """What the sessions of a test have committed is visible to them alone."""
     pg_session.add(Item(name="lamp"))
     await pg_session.commit()
