@@ -113,6 +113,5 @@ async def hang_ups(shop: Shop, witness: Witness, console: Console) -> None:
         f"{stored} of the {size} abandoned orders are stored, each with its goods and its mail"
     )
     console.proves(
-        "whenever a client hangs up, the connection comes back and the transaction is whole "
-        "or gone"
+        "whenever a client hangs up, the connection comes back and the transaction is whole or gone"
     )
