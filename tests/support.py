@@ -169,7 +169,14 @@ class QuietServer(uvicorn.Server):
 async def serving(app: Any) -> AsyncIterator[int]:
     """Serve `app` with uvicorn on a free port of the loopback interface; yields the port."""
     server = QuietServer(
-        uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none")
+        uvicorn.Config(
+            app,
+            port=0,
+            log_level="critical",
+            lifespan="off",
+            ws="none",
+            timeout_keep_alive=3600,  # or a slow client meets a connection that was just closed
+        )
     )
     task = asyncio.create_task(server.serve())
     try:

@@ -1,5 +1,4 @@
-"""The package as a whole: imports, public names, and the private shapes of others that it relies
-on."""
+"""The package as a whole: imports and public names."""
 
 from __future__ import annotations
 
@@ -16,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 import pgtoolset
 import pytest_pgtoolset
 from pgtoolset import errors, protocols, types, values
-from pgtoolset._postgres.connections import VerifiedTransaction
-from pgtoolset._record import innermost
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(pgtoolset.__path__, "pgtoolset."))
 
@@ -178,51 +174,6 @@ def test_version_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib.metadata, "version", not_found)
     monkeypatch.delattr(pgtoolset, "__version__", raising=False)
     assert not hasattr(pgtoolset, "__version__")
-
-
-async def test_shape_of_the_adapter(engine: AsyncEngine) -> None:
-    """The private attributes of SQLAlchemy's adapter and of asyncpg that a verified COMMIT needs
-    are what they were."""
-    async with AsyncSession(engine) as session:
-        await session.execute(text("SELECT 1"))
-        raw: Any = await (await session.connection()).get_raw_connection()
-        transaction = raw.dbapi_connection._transaction
-        assert type(transaction).__module__ == "asyncpg.transaction"
-        assert raw.driver_connection._top_xact is transaction
-
-
-async def test_every_commit_is_verified(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The stand-in really sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next
-    transaction."""
-    commits: list[VerifiedTransaction] = []
-    original = VerifiedTransaction.commit
-
-    async def commit(self: VerifiedTransaction) -> None:
-        commits.append(self)
-        await original(self)
-
-    monkeypatch.setattr(VerifiedTransaction, "commit", commit)
-    db_context = pgtoolset.create_db_context(async_sessionmaker(engine))
-    for _ in range(3):
-        async with db_context() as session:
-            await session.execute(text("SELECT 1"))
-            raw: Any = await (await session.connection()).get_raw_connection()
-            driver = raw.driver_connection
-        assert driver._top_xact is None
-        assert not driver.is_in_transaction()
-    assert len(commits) == 3
-
-
-async def test_private_attributes_of_the_session(engine: AsyncEngine) -> None:
-    """What is read of SessionTransaction beyond its public face, with a default where it is
-    missing, is there."""
-    async with AsyncSession(engine) as session:
-        await session.execute(text("SELECT 1"))
-        level: Any = innermost(session.sync_session)
-        assert session.sync_session.connection() in level._connections
-        assert level._rollback_exception is None
 
 
 def test_dependency_without_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Work that a cancellation must not cut in half."""
+"""Work that a cancellation must not interrupt."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Uncancellable(asyncio.Future[None]):
-    """A future on which a cancelled task keeps waiting; the task hears of the cancellation when the
-    wait is over."""
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        return False
-
-
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end and give its result, or its error, whatever cancels the caller
-    meanwhile.
+    """Run `work` to its end in a task of its own; return its result or raise its error.
 
-    The caller learns what really happened. A cancellation that arrived during the work is not lost:
-    it is delivered at the caller's next suspension, unless whoever asked for it (a timeout, a task
-    group) has withdrawn it by then.
+    A cancellation of the caller that arrives during the work is not lost: the caller gets it at its
+    next suspension, unless the requester (a timeout, a task group) has withdrawn it by then.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -37,10 +27,9 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def uninterrupted_here(work: Coroutine[Any, Any, T]) -> T:
-    """`uninterrupted` in the caller's own task: a third of the price, for work that never cancels
-    its own task.
+    """Run `work` as `uninterrupted` does, but in the caller's task, for a third of the price.
 
-    `asyncio.timeout` does that, so `work` must not use it.
+    `work` must not cancel its own task, as `asyncio.timeout` does.
     """
     inline = _Inline(work)
     try:
@@ -50,9 +39,15 @@ async def uninterrupted_here(work: Coroutine[Any, Any, T]) -> T:
             _deliver_later(inline.request)
 
 
+class _Uncancellable(asyncio.Future[None]):
+    """A future for which a cancelled task keeps waiting; the task is cancelled afterwards."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        return False
+
+
 class _Inline(Awaitable[T]):
-    """Drives `work`, and gives the task that awaits it each future that `work` waits for in a
-    cloak."""
+    """Drives `work`, and hands each future that `work` awaits to the task inside an `_Adapter`."""
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
@@ -61,13 +56,13 @@ class _Inline(Awaitable[T]):
     def __await__(self) -> Generator[Any, None, T]:
         try:
             while True:
-                waited = self._work.send(None)
+                awaited = self._work.send(None)
                 try:
-                    yield None if waited is None else _Cloaked(waited)
+                    yield None if awaited is None else _Adapter(awaited)
                 except asyncio.CancelledError as request:
                     self.request = request
                 except Exception:
-                    pass  # the future's own, which `work` is about to find there
+                    pass  # the error of the future, which `work` finds there at the next send
         except StopIteration as stop:
             result: T = stop.value
             return result
@@ -75,11 +70,12 @@ class _Inline(Awaitable[T]):
             self._work.close()
 
 
-class _Cloaked:
-    """A future for the eyes of a task: wakes it as the real one does, and refuses to be cancelled.
+class _Adapter:
+    """A future as a task uses it, which wakes the task like the real one and refuses to be
+    cancelled.
 
-    A task takes whatever has `_asyncio_future_blocking` for a future. One that is set by a callback
-    of the real one would wake the task an iteration of the event loop later.
+    asyncio takes every object with `_asyncio_future_blocking` for a future. A second future, set by
+    a callback of the real one, would wake the task one iteration of the event loop later.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_future")
@@ -103,15 +99,15 @@ class _Cloaked:
 
 
 def _deliver_later(request: asyncio.CancelledError) -> None:
+    """Cancel the current task again once it has suspended, unless the request is withdrawn."""
     task = asyncio.current_task()
     if task is None or not task.cancelling():
         return
     requests = task.cancelling()
 
     def deliver() -> None:
-        # Runs once the task has suspended or ended. The count falls when the requester takes its
-        # request back, as `asyncio.timeout` does on leaving its block; it stays the same over the
-        # two calls below.
+        # A requester that withdraws, as `asyncio.timeout` does at the end of its block, lowers the
+        # count of requests. The two calls below leave it as it is.
         if not task.done() and task.cancelling() >= requests:
             task.uncancel()
             task.cancel(*request.args)

@@ -1,4 +1,4 @@
-"""A session from its making to its closing, whatever happens in between."""
+"""The end of a session: rolled back and closed, with its connection returned or discarded."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pgtoolset.protocols import ManagedSession
 
 logger = logging.getLogger("pgtoolset")
 
-#: Seconds that a ROLLBACK may take before its connection is given up and discarded.
+#: Seconds that a ROLLBACK may take; then its connection is closed and discarded.
 ROLLBACK_TIMEOUT = 10.0
 
 
 async def abandon(session: Any) -> None:
-    """Roll back what is open. Never raises: the error that led here is the one to be told."""
+    """Roll back the open transaction. Never raises: the caller has an error to report already."""
     if session.in_transaction():
         await uninterrupted(_roll_back(session))
 
 
 async def close(session: ManagedSession) -> None:
-    """Close the session and give its connection back, or discard it. Never raises."""
+    """Close the session, and return its connection or discard it. Never raises."""
     await abandon(session)
     try:
         await session.close()
@@ -35,19 +35,19 @@ async def close(session: ManagedSession) -> None:
 
 
 async def _roll_back(session: Any) -> None:
-    # Cutting the connection ends a ROLLBACK that is not answered; cancelling it would ask the same
-    # server to answer.
-    hang_up = asyncio.get_running_loop().call_later(ROLLBACK_TIMEOUT, _hang_up, session)
+    # To cancel a ROLLBACK that gets no answer would ask the same server for another answer. Closing
+    # the socket needs none.
+    timer = asyncio.get_running_loop().call_later(ROLLBACK_TIMEOUT, _terminate_all, session)
     try:
         await session.rollback()
     except Exception:
         logger.warning("a rollback failed; its connection is discarded", exc_info=True)
         await _discard(session)
     finally:
-        hang_up.cancel()
+        timer.cancel()
 
 
-def _hang_up(session: Any) -> None:
+def _terminate_all(session: Any) -> None:
     sync = sync_session_of(session)
     for connection in () if sync is None else record_of(sync).connections:
         if not connection.closed and not connection.invalidated:

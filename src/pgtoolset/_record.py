@@ -1,10 +1,8 @@
-"""What is known of a session's open transaction: the error that its block swallowed, and who waits
-for its commit.
+"""The record of a session: the error that its open transaction has met, and its callbacks.
 
-SQLAlchemy tells it through events. The listeners on `Session` are registered once, with the first
-session that is recorded, and return at once for a session that is not; those on an engine are
-registered with its first recorded connection.
-https://docs.sqlalchemy.org/en/20/orm/session_events.html
+SQLAlchemy's events fill it. The listeners on `Session` are registered once, with the first session
+that gets a record, and return at once for a session without one; those on a dialect are registered
+with its first recorded connection. https://docs.sqlalchemy.org/en/20/orm/session_events.html
 """
 
 from __future__ import annotations
@@ -13,20 +11,19 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Dialect, PoolProxiedConnection, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
+from pgtoolset._arguments import shown
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.connections import verify_next_commit
 from pgtoolset._postgres.sqlstates import (
-    IN_FAILED_SQL_TRANSACTION,
     breaks_connection,
     driver_error,
     reported_by_server,
@@ -38,170 +35,244 @@ logger = logging.getLogger("pgtoolset")
 
 Callback: TypeAlias = Callable[[], Awaitable[object] | object]
 
+#: In the `info` of a session.
 _KEY = "pgtoolset.record"
-#: By what a checkout gave: SQLAlchemy makes one object for each, and drops it when the connection
-#: goes back.
-_records: WeakKeyDictionary[PoolProxiedConnection, Record] = WeakKeyDictionary()
+
+#: The record that a connection belongs to, by the object that the pool returned for one checkout.
+#: Both sides are weak: the session keeps its record, and the record keeps the connections. So a
+#: session that is dropped without `close()` is collected, and its connection with it.
+_records: WeakKeyDictionary[PoolProxiedConnection, ref[Record]] = WeakKeyDictionary()
+
 _dialects: WeakSet[Dialect] = WeakSet()
-_listening = False
+_is_listening = False
 
 
 class Record:
-    """One per session, emptied whenever its outermost transaction ends."""
+    """The state of the open transaction of one session; emptied when the transaction ends.
 
-    __slots__ = ("aborted", "callbacks", "committed", "connections", "error", "held", "releasing")
+    Attributes:
+        verifies_commits: whether a block of ours is open, so that each `commit()` is verified.
+        connections: the connections of the transaction.
+        error: the error that aborted the transaction, or the first that may have.
+        callbacks: of `on_commit`, each with the level whose rollback removes it.
+        committed: the level that has just been committed.
+        releasing: the savepoint whose RELEASE was sent last, and its connection.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_aborts",
+        "callbacks",
+        "committed",
+        "connections",
+        "error",
+        "releasing",
+        "verifies_commits",
+    )
 
     def __init__(self) -> None:
-        self.held = False
+        self.verifies_commits = False
         self.connections: list[Connection] = []
         self.error: BaseException | None = None
-        self.aborted = False
         self.callbacks: list[tuple[SessionTransaction, Callback]] = []
         self.committed: SessionTransaction | None = None
         self.releasing: tuple[Connection, str] | None = None
+        self._aborts = False
 
-    def saw(self, error: BaseException, *, is_disconnect: bool = False) -> None:
-        """Keep the error that aborted the transaction: the first that came from the server or cost
-        the connection.
+    @property
+    def needs_verified_commit(self) -> bool:
+        """Whether a COMMIT that PostgreSQL answers with ROLLBACK must be an error."""
+        return self.verifies_commits or bool(self.callbacks)
 
-        Until there is one, keep the first of the others: they may have left the transaction intact.
+    def add_connection(self, connection: Connection) -> None:
+        """Note that the transaction uses a connection from now on."""
+        if connection not in self.connections:
+            _records[connection.connection] = ref(self)
+            self.connections.append(connection)
+            _listen_to_dialect(connection.dialect)
+
+    def note_error(self, error: BaseException, *, is_disconnect: bool = False) -> None:
+        """Keep the first error that PostgreSQL reported or that cost the connection.
+
+        Until there is one, keep the first of the others: it may have left the transaction intact.
         """
         aborts = is_disconnect or reported_by_server(error)
-        if self.error is None or (aborts and not self.aborted):
+        if self.error is None or (aborts and not self._aborts):
             self.error = error
-            self.aborted = aborts
+            self._aborts = aborts
 
-    def clear(self) -> None:
+    def forget_error(self) -> None:
+        """Forget the error: its transaction has ended, or is back at a savepoint before it."""
+        self.error = None
+        self._aborts = False
+
+    def move_callbacks(self, level: SessionTransaction, enclosing: SessionTransaction) -> None:
+        """Give the callbacks of a savepoint that ended to the level around it, or drop them."""
+        if self.committed is level:
+            self.callbacks = [
+                (enclosing if each is level else each, callback)
+                for each, callback in self.callbacks
+            ]
+        else:
+            self.callbacks = [entry for entry in self.callbacks if entry[0] is not level]
+
+    def callbacks_to_run(self, transaction: SessionTransaction) -> list[Callback]:
+        """Return the callbacks to run now that the outermost transaction has ended."""
+        if self.committed is not transaction:
+            return []
+        return [callback for _, callback in self.callbacks]
+
+    def empty(self) -> None:
+        """Forget the transaction, which has ended."""
         for connection in self.connections:
-            if _is_open(connection):
-                _records.pop(connection.connection, None)
+            # A closed connection has no entry: it went with the object of its checkout.
+            if _is_open(connection) and record_of_connection(connection.connection) is self:
+                del _records[connection.connection]
         self.connections.clear()
         self.callbacks.clear()
         self.committed = self.releasing = None
-        self.forgive()
-
-    def forgive(self) -> None:
-        """Forget the error: its transaction is over, or back at a savepoint from before it."""
-        self.error = None
-        self.aborted = False
+        self.forget_error()
 
 
 def record_of(session: Session) -> Record:
-    """The record of `session`, from now on kept by its events."""
-    record: Record | None = session.info.get(_KEY)
+    """Return the record of a session; the first call makes it, and SQLAlchemy's events fill it."""
+    record = _existing_record(session)
     if record is None:
         _listen_to_sessions()
         record = session.info[_KEY] = Record()
-        # A transaction that began before has told nobody of its connections. SQLAlchemy shows them
-        # from 2.1.7 on (`SessionTransaction.connections`); what is behind that is the same in every
-        # supported version.
-        transaction = session.get_transaction()
-        for connection in list(getattr(transaction, "_connections", ())):
-            if transaction is not None and isinstance(connection, Connection):
-                _after_begin(session, transaction, connection)
+        # No event has told of the connections of a transaction that began before.
+        for connection in connections_of(session.get_transaction()):
+            record.add_connection(connection)
     return record
 
 
-def hold(session: Session) -> bool:
-    """Keep a record of `session` and hold every `commit()` on it to the truth. False where it is
-    held already.
-
-    `release` undoes it. The method is put on the instance because SQLAlchemy refuses a commit after
-    a failed flush (`PendingRollbackError`) before any event could turn the refusal into the error
-    that names its cause.
-    """
-    record = record_of(session)
-    if record.held:
-        return False
-    record.held = True
-    vars(session)["commit"] = partial(_commit, session, record)
-    return True
+def record_of_connection(connection: PoolProxiedConnection) -> Record | None:
+    """Return the record of the session whose transaction uses a checkout of the pool."""
+    reference = _records.get(connection)
+    return None if reference is None else reference()
 
 
-def release(session: Session) -> None:
-    record_of(session).held = False
-    vars(session).pop("commit", None)
-
-
-def _commit(session: Session, record: Record) -> None:
-    raise_if_aborted(session, record)
-    type(session).commit(session)
-
-
-def raise_if_aborted(session: Session, record: Record) -> None:
-    """Raise `TransactionAbortedError` where the open transaction of `session` cannot be committed
-    any more.
-
-    Costs a round trip only where an error was seen that no savepoint has rolled back. Runs in
-    SQLAlchemy's greenlet.
-    """
-    level = innermost(session)
-    if level is None:
-        return
-    if not level.is_active:
-        raise aborted_by(getattr(level, "_rollback_exception", None) or record.error)
-    if record.error is None:
-        return
-    for connection in record.connections:
-        if connection.invalidated:
-            raise aborted_by(record.error)
-        try:
-            connection.exec_driver_sql("SELECT 1")
-        except DBAPIError as refused:
-            if sqlstate_of(refused) == IN_FAILED_SQL_TRANSACTION or refused.connection_invalidated:
-                raise aborted_by(record.error) from record.error
-            raise
+def innermost(session: Session) -> SessionTransaction | None:
+    """Return the savepoint or transaction that a session is in now, the innermost of them."""
+    return session.get_nested_transaction() or session.get_transaction()
 
 
 def aborted_by(error: BaseException | None) -> TransactionAbortedError:
-    """The error that tells of a lost transaction, caused by the `error` that the block
-    swallowed."""
+    """Return the error for a lost transaction, caused by the error that the block swallowed."""
     if error is None:
-        what = "an error on its connection that SQLAlchemy did not see, such as one of asyncpg's own methods"
+        what = (
+            "an error on its connection that SQLAlchemy did not see, such as one of asyncpg's own "
+            "methods"
+        )
     else:
-        what = f"an error that was caught inside the block ({type(error).__name__}: {driver_error(error)})"
+        name = type(error).__name__
+        what = f"an error that was caught inside the block ({name}: {driver_error(error)})"
     aborted = TransactionAbortedError(
         f"The transaction was aborted by {what}; PostgreSQL has discarded all its work. "
-        "Let the error leave the block, or put the statement that may fail into a nested get_transaction().",
+        "Let the error leave the block, or put the statement that may fail into a nested "
+        "get_transaction().",
         sqlstate=sqlstate_of(error),
     )
     aborted.__cause__ = error
     return aborted
 
 
-def undo_failed_release(record: Record) -> None:
-    """Roll back to the savepoint whose RELEASE was refused in an aborted transaction; SQLAlchemy
-    leaves it at that.
+async def run_callbacks(callbacks: list[Callback]) -> None:
+    """Call each callback in order, after the commit. A failure is logged: it undoes nothing."""
+    for callback in callbacks:
+        try:
+            result = callback()
+            if inspect.isawaitable(result):
+                await result
+        except (Exception, asyncio.CancelledError):
+            # Not its repr: the arguments of a `partial` may hold a password.
+            name = getattr(callback, "__qualname__", None) or shown(callback)
+            logger.exception("on_commit callback %s failed; the transaction is committed", name)
 
-    Runs in SQLAlchemy's greenlet.
-    """
-    if record.releasing is not None:
-        connection, savepoint = record.releasing
-        connection.dialect.do_rollback_to_savepoint(connection, savepoint)
-        record.forgive()
+
+def _existing_record(session: Session) -> Record | None:
+    record: Record | None = session.info.get(_KEY)
+    return record
 
 
-def innermost(session: Session) -> SessionTransaction | None:
-    """The transaction or savepoint that is on top now."""
-    return session.get_nested_transaction() or session.get_transaction()
+def _open_record(connection: Connection | None) -> Record | None:
+    if connection is None or not _is_open(connection):
+        return None
+    return record_of_connection(connection.connection)
+
+
+def _is_open(connection: Connection) -> bool:
+    return not (connection.closed or connection.invalidated)
+
+
+# The listeners on sessions
 
 
 def _listen_to_sessions() -> None:
-    global _listening
-    if not _listening:
-        _listening = True
+    global _is_listening
+    if not _is_listening:
+        _is_listening = True
         event.listen(Session, "after_begin", _after_begin)
         event.listen(Session, "before_commit", _before_session_commit)
         event.listen(Session, "after_commit", _after_commit)
         event.listen(Session, "after_transaction_end", _after_transaction_end)
 
 
-def _listen_to_dialect(dialect: Dialect) -> None:
-    """Hear of errors, and of each COMMIT and savepoint just before it is sent.
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    record = _existing_record(session)
+    if record is not None:
+        record.add_connection(connection)
 
-    An engine with any listener takes SQLAlchemy's slow path at every statement and every checkout:
-    10 us a statement. The dialect's own methods are called at exactly the same moments and cost
-    nothing where they are not called.
+
+def _before_session_commit(session: Session) -> None:
+    # On a lost connection SQLAlchemy refuses the commit with an error of its own before it calls
+    # the dialect.
+    record = _existing_record(session)
+    if record is None or record.error is None or not record.needs_verified_commit:
+        return
+    if not session.in_nested_transaction() and any(
+        connection.invalidated for connection in record.connections
+    ):
+        raise aborted_by(record.error)
+
+
+def _after_commit(session: Session) -> None:
+    record = _existing_record(session)
+    if record is not None:
+        record.committed = innermost(session)
+
+
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    record = _existing_record(session)
+    if record is None:
+        return
+    parent = transaction.parent
+    if parent is None:
+        callbacks = record.callbacks_to_run(transaction)
+        record.empty()
+        if callbacks:
+            # The work is stored. A cancellation waits until the callbacks have run.
+            await_only(uninterrupted(run_callbacks(callbacks)))
+    elif transaction.nested and record.callbacks:
+        record.move_callbacks(transaction, _level_of(parent))
+
+
+def _level_of(transaction: SessionTransaction) -> SessionTransaction:
+    """Return the savepoint or transaction around a flush, which has a transaction of its own."""
+    while not transaction.nested and transaction.parent is not None:
+        transaction = transaction.parent
+    return transaction
+
+
+# The listeners on a dialect
+
+
+def _listen_to_dialect(dialect: Dialect) -> None:
+    """Listen to errors, and to each COMMIT and savepoint just before it is sent.
+
+    An engine with a listener takes SQLAlchemy's slow path at every statement and every checkout:
+    10 us for each statement. The dialect's own methods are called at the same moments, and cost
+    nothing elsewhere.
     """
     if dialect in _dialects:
         return
@@ -223,123 +294,36 @@ def _listen_to_dialect(dialect: Dialect) -> None:
         _before_release_savepoint(connection, name)
         release_savepoint(connection, name)
 
-    vars(dialect).update(
-        do_commit=do_commit,
-        do_rollback_to_savepoint=do_rollback_to_savepoint,
-        do_release_savepoint=do_release_savepoint,
-    )
-
-
-def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    record: Record | None = session.info.get(_KEY)
-    if record is not None and connection not in record.connections:
-        _records[connection.connection] = record
-        record.connections.append(connection)
-        _listen_to_dialect(connection.dialect)
-
-
-def _record_on(connection: Connection | None) -> Record | None:
-    return (
-        _records.get(connection.connection)
-        if connection is not None and _is_open(connection)
-        else None
-    )
-
-
-def _is_open(connection: Connection) -> bool:
-    return not (connection.closed or connection.invalidated)
-
-
-def _before_session_commit(session: Session) -> None:
-    # On a lost connection SQLAlchemy refuses the commit with an error of its own before it asks the
-    # dialect for it.
-    record: Record | None = session.info.get(_KEY)
-    if record is None or record.error is None or not (record.held or record.callbacks):
-        return
-    if not session.in_nested_transaction() and any(
-        connection.invalidated for connection in record.connections
-    ):
-        raise aborted_by(record.error)
-
-
-def _after_commit(session: Session) -> None:
-    record: Record | None = session.info.get(_KEY)
-    if record is not None:
-        record.committed = innermost(session)
-
-
-def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    record: Record | None = session.info.get(_KEY)
-    if record is None:
-        return
-    parent = transaction.parent
-    if parent is None:
-        callbacks = (
-            [callback for _, callback in record.callbacks]
-            if record.committed is transaction
-            else []
-        )
-        record.clear()
-        if callbacks:
-            # The caller will be told that it is committed, so a cancellation waits until they have
-            # run.
-            await_only(uninterrupted(run_callbacks(callbacks)))
-    elif transaction.nested and record.callbacks:
-        committed = record.committed is transaction
-        enclosing = _level(parent)
-        record.callbacks = [
-            (enclosing if level is transaction else level, callback)
-            for level, callback in record.callbacks
-            if committed or level is not transaction
-        ]
-
-
-def _level(transaction: SessionTransaction) -> SessionTransaction:
-    """The savepoint or transaction that `transaction` is part of: a flush has a SessionTransaction
-    of its own."""
-    while not transaction.nested and transaction.parent is not None:
-        transaction = transaction.parent
-    return transaction
-
-
-async def run_callbacks(callbacks: list[Callback]) -> None:
-    """Call each in order. The transaction is committed, so nothing but a log line may come of a
-    failure."""
-    for callback in callbacks:
-        try:
-            result = callback()
-            if inspect.isawaitable(result):
-                await result
-        except (Exception, asyncio.CancelledError):
-            logger.exception(
-                "on_commit callback %r failed; the transaction is committed all the same", callback
-            )
+    if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
+        vars(dialect)["do_commit"] = do_commit
+    vars(dialect)["do_rollback_to_savepoint"] = do_rollback_to_savepoint
+    vars(dialect)["do_release_savepoint"] = do_release_savepoint
 
 
 def _before_commit(dbapi_connection: PoolProxiedConnection) -> None:
-    record = _records.get(dbapi_connection)
-    if record is not None and (record.held or record.callbacks):
-        verify_next_commit(dbapi_connection, lambda: aborted_by(record.error))
+    record = record_of_connection(dbapi_connection)
+    if record is not None and record.needs_verified_commit:
+        error = record.error
+        verify_next_commit(dbapi_connection, lambda: aborted_by(error))
 
 
 def _before_rollback_to_savepoint(connection: Connection) -> None:
-    record = _record_on(connection)
-    # The statement puts an aborted transaction right again. A lost connection it does not bring
-    # back.
+    record = _open_record(connection)
+    # The statement repairs an aborted transaction, but not a lost connection.
     if record is not None:
-        record.forgive()
+        record.forget_error()
 
 
 def _before_release_savepoint(connection: Connection, name: str) -> None:
-    record = _record_on(connection)
+    record = _open_record(connection)
     if record is not None:
         record.releasing = (connection, name)
 
 
 def _on_error(context: ExceptionContext) -> None:
-    record = _record_on(context.connection)
+    record = _open_record(context.connection)
     if record is not None:
         error = context.sqlalchemy_exception or context.original_exception
         if breaks_connection(error):
             context.is_disconnect = True
-        record.saw(error, is_disconnect=context.is_disconnect)
+        record.note_error(error, is_disconnect=context.is_disconnect)

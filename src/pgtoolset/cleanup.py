@@ -1,25 +1,23 @@
-"""`cleanup_tables`: every table of a metadata empty, its sequences restarted, and nothing else
-touched."""
+"""`cleanup_tables`: empty every table of a metadata, restart its sequences, spare the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, MetaData, Table
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._arguments import metadata_of, optional_seconds, sync_session
-from pgtoolset._arguments import milliseconds as to_milliseconds
+from pgtoolset._arguments import metadata_of, milliseconds, optional_seconds, sync_session
+from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
 from pgtoolset._postgres.emptying import Details, Reference, Relation, Trigger
 from pgtoolset._postgres.locks import lock_block, sessions_holding
-from pgtoolset._postgres.lookout import Lookout
-from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
+from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
 from pgtoolset.transactions import get_transaction
@@ -28,16 +26,16 @@ from pgtoolset.values import Blocker, LockMode
 
 __all__ = ["HasMetadata", "cleanup_tables"]
 
-#: TRUNCATE takes a millisecond for each table, and must be given every table that references one of
-#: them. DELETE takes as long for so many pages of a table (8 kB each); for a part of a page where
-#: each row must be looked for in another table, at best through an index. Measured; a factor of two
-#: in either decides nothing.
+#: The costs of TRUNCATE and DELETE, measured; a factor of two in either decides nothing. TRUNCATE
+#: takes a millisecond for each table, and must name every table that references one of them. In
+#: that time DELETE empties so many pages of a table (8 kB each), or a part of a page where
+#: PostgreSQL must look for each row in another table, at best through an index.
 _PAGES_PER_TRUNCATE = 16
 _PAGES_PER_TRUNCATE_REFERENCED = 1 / 8
 
 
 class HasMetadata(Protocol):
-    """What has tables: a declarative base."""
+    """An object with tables: a declarative base."""
 
     @property
     def metadata(self) -> MetaData: ...
@@ -49,45 +47,44 @@ async def cleanup_tables(
     *,
     timeout: Duration | None = "5s",
 ) -> None:
-    """Empty every table of `base.metadata` and restart every identity and serial of theirs,
-    committed.
+    """Empty every table of `base.metadata`, restart its identities and serials, and commit.
 
-    What is open in the session is rolled back first, and every object leaves it. One statement
-    finds the tables that are not empty and the sequences that have moved; only those are touched.
-    No trigger of yours fires.
+    An open transaction of the session is rolled back first, and every object leaves the session.
+    One statement finds the tables that are not empty and the sequences that have moved; only those
+    are touched. No user trigger fires.
 
-    A partitioned table stands for its partitions. Of an inheritance child that the metadata does
-    not have, the rows stay. Tables that the database lacks are skipped, and so are views and
-    foreign tables.
+    A partitioned table stands for its partitions. The rows of an inheritance child stay unless the
+    metadata has the child. Tables that the database lacks are skipped, and so are views and foreign
+    tables.
 
     Args:
-        session: an `AsyncSession`, in whatever state, but not inside a block that is its
-            transaction.
+        session: an `AsyncSession` in any state, but not inside a block such as `session.begin()`.
         base: a declarative base, or a `MetaData`.
-        timeout: what locks may be waited for: seconds, a `timedelta`, a number with a unit of
-            PostgreSQL's settings such as `"500ms"`; `None` waits for ever.
+        timeout: how long to wait for each lock: seconds, a `timedelta`, or a number with a unit of
+            PostgreSQL's settings such as `"500ms"`. `None` waits without limit.
 
     Raises:
-        OutsideReferenceError: rows of a table outside of the metadata reference rows that would go;
-            it says which. Nothing was touched.
-        LockTimeoutError: somebody else's transaction is in the way; it names them. Nothing was
-            touched.
-        TransactionStateError: this is inside a block such as `session.begin()`, which could not go
-            on afterwards.
-        ValueError, TypeError: an argument is not what it must be; before any SQL.
+        OutsideReferenceError: rows of a table outside of the metadata reference rows to delete; the
+            error names the references. Nothing was touched.
+        LockTimeoutError: another transaction is in the way; the error names the blockers. Nothing
+            was touched.
+        TransactionStateError: the session is inside a block such as `session.begin()`, which could
+            not go on afterwards.
+        ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
         >>> await cleanup_tables(session, Base)
+
+    See https://www.postgresql.org/docs/current/sql-truncate.html
     """
     sync = sync_session(session)
-    metadata = metadata_of(base)
-    milliseconds = to_milliseconds(optional_seconds("timeout", timeout))
-    tables = list(metadata.tables.values())
-    bind_arguments = bind_arguments_of(sync, tables) if tables else {}
-    if getattr(sync, "_trans_context_manager", None) is not None:
+    tables = list(metadata_of(base).tables.values())
+    seconds = optional_seconds("timeout", timeout)
+    bind_arguments = bind_arguments_of("base", sync, tables) if tables else {}
+    if is_in_block(sync):
         raise TransactionStateError(
-            "cleanup_tables ends the transaction of its session, and this is inside a block that is one: "
-            "call it after the block, or with another session"
+            "cleanup_tables ends the transaction of its session, and this session is inside a "
+            "block such as session.begin(): call it after the block, or with another session"
         )
     await abandon(session)
     sync.expunge_all()
@@ -95,144 +92,189 @@ async def cleanup_tables(
         return
     try:
         async with get_transaction(session):
-            await _clean(sync, tables, milliseconds, bind_arguments)
+            await _Cleaning(sync, tables, seconds, bind_arguments).run()
     except _NothingToDo:
         pass
 
 
 class _NothingToDo(Exception):
-    """Rolls back a transaction that has only looked."""
+    """Rolls back a transaction that has only read."""
 
 
-async def _clean(
-    session: Session,
-    tables: Sequence[Table],
-    milliseconds: int | None,
-    bind_arguments: dict[str, Any],
-) -> None:
-    names: list[str] = []
-    mode = LockMode.ACCESS_SHARE
+class _Cleaning:
+    """One cleaning, in the transaction of its session."""
 
-    async def holders(outside: AsyncConnection, pid: int) -> list[Blocker]:
-        return await sessions_holding(outside, names, mode, but=pid)
+    def __init__(
+        self,
+        session: Session,
+        tables: Sequence[Table],
+        timeout: float | None,
+        bind_arguments: dict[str, Any],
+    ) -> None:
+        self._session = session
+        self._tables = tables
+        self._timeout = timeout
+        self._bind_arguments = bind_arguments
+        #: Until the tables to empty are known, all of them are wanted, for reading.
+        self._wanted = Wanted("empty the tables", (), LockMode.ACCESS_SHARE.value)
 
-    def work() -> None:
-        nonlocal mode
-        connection = _connection(session, bind_arguments)
-        names[:] = qualified_names(tables, connection.dialect, translation_of(session, connection))
-        lookout.watch(connection)
-        settings = emptying.begin(connection, milliseconds)
+    async def run(self) -> None:
+        async with Lookout(self._timeout, holders=self._holders) as lookout:
+            await greenlet_spawn(self._clean, lookout)
+
+    async def _holders(self, outside: AsyncConnection, pid: int) -> list[Blocker]:
+        mode = LockMode(self._wanted.mode)
+        return await sessions_holding(outside, self._wanted.tables, mode, but=pid)
+
+    def _clean(self, lookout: Lookout) -> None:
+        """Find what to do, and do it. Runs in SQLAlchemy's greenlet."""
+        connection = self._connection()
+        translation = translation_of(self._session, connection)
+        names = qualified_names(self._tables, connection.dialect, translation)
+        self._wanted.tables = names
+        lookout.watch(connection, self._wanted)
+        settings = emptying.begin(connection, milliseconds(self._timeout))
         relations, sequences = emptying.structure_of(connection, names)
-        dirty, moved = emptying.changed(connection, relations, sequences)
-        if not dirty and not moved:
+        filled, moved = emptying.changed(connection, relations, sequences)
+        if not filled and not moved:
             raise _NothingToDo
-        plan = _Plan(
-            relations,
-            dirty,
-            emptying.details_of(connection, relations, dirty) if dirty else Details(),
-        )
-        if dirty:
-            mode = LockMode.ACCESS_EXCLUSIVE if plan.truncated else LockMode.EXCLUSIVE
-            emptied = sorted([*plan.truncated, *plan.deleted], key=lambda relation: relation.name)
-            names[:] = [relation.name for relation in emptied]
-            connection.exec_driver_sql(
-                lock_block([relation.only for relation in emptied], mode, milliseconds or 0)
-            )
-            # Whoever wants to reference a row of these tables waits for the lock from now on.
-            _refuse(emptying.with_rows(connection, plan.from_outside) if plan.from_outside else [])
+        plan = _Plan([], [], [], [])
+        if filled:
+            plan = _plan_of(relations, filled, emptying.details_of(connection, relations, filled))
+            self._lock(connection, plan)
+            # From here on a new reference to a row of these tables waits for the locks.
+            if plan.from_outside:
+                _refuse(emptying.with_rows(connection, plan.from_outside))
         connection.exec_driver_sql(
             emptying.empty_block(plan.truncated, plan.deleted, moved, plan.triggers, settings)
         )
 
-    async with Lookout(None if milliseconds is None else milliseconds / 1000, holders) as lookout:
-        try:
-            await greenlet_spawn(work)
-        except DBAPIError as error:
-            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
-                raise
-            raise await lookout.timed_out(
-                "empty the tables", tables=names, mode=mode.value
-            ) from error
+    def _connection(self) -> Connection:
+        """Return the session's connection, where each statement sees all that is committed."""
+        if isinstance(self._session.get_bind(**self._bind_arguments), Engine):
+            options = {"isolation_level": "READ COMMITTED"}
+            return self._session.connection(
+                bind_arguments=self._bind_arguments, execution_options=options
+            )
+        return self._session.connection(bind_arguments=self._bind_arguments)
 
-
-def _connection(session: Session, bind_arguments: dict[str, Any]) -> Connection:
-    """The session's connection, in a transaction whose every statement sees what is committed."""
-    if isinstance(session.get_bind(**bind_arguments), Engine):
-        options = {"isolation_level": "READ COMMITTED"}
-        return session.connection(bind_arguments=bind_arguments, execution_options=options)
-    return session.connection(bind_arguments=bind_arguments)
+    def _lock(self, connection: Connection, plan: _Plan) -> None:
+        mode = LockMode.ACCESS_EXCLUSIVE if plan.truncated else LockMode.EXCLUSIVE
+        emptied = sorted([*plan.truncated, *plan.deleted], key=lambda relation: relation.name)
+        self._wanted.mode = mode.value
+        self._wanted.tables = [relation.name for relation in emptied]
+        names = [relation.only for relation in emptied]
+        connection.exec_driver_sql(lock_block(names, mode, milliseconds(self._timeout)))
 
 
 def _refuse(references: Sequence[Reference]) -> None:
     if references:
         labels = [reference.label for reference in references]
         raise OutsideReferenceError(
-            f"rows of tables outside of the metadata reference rows that were to be deleted: {', '.join(labels)}. "
-            "Nothing was deleted; empty those tables first, or add them to the metadata.",
+            "rows of tables outside of the metadata reference rows to delete: "
+            f"{', '.join(labels)}. Nothing was deleted; empty those tables first, or add them to "
+            "the metadata.",
             references=labels,
         )
 
 
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """Which tables are truncated, from which all rows are deleted, and what stands in the way.
+    """The tables to empty, and how.
 
     Attributes:
         truncated: tables for TRUNCATE, with every table that references them.
         deleted: tables for DELETE.
         from_outside: the foreign keys of other tables to these.
-        triggers: those that must not fire.
+        triggers: the user triggers of these tables, which must not fire.
     """
 
-    def __init__(
-        self, relations: Sequence[Relation], dirty: Sequence[Relation], details: Details
-    ) -> None:
-        by_oid = {relation.oid: relation for relation in relations}
-        self._tops = {oid: self._top(roots, details) for oid, roots in details.roots.items()}
-        #: By the oid of a table: the tables that reference it, `None` for those outside; itself is
-        #: none of them.
+    truncated: list[Relation]
+    deleted: list[Relation]
+    from_outside: list[Reference]
+    triggers: list[Trigger]
+
+
+def _plan_of(relations: Sequence[Relation], filled: Sequence[Relation], details: Details) -> _Plan:
+    """Choose TRUNCATE or DELETE for each table.
+
+    Args:
+        relations: the tables of the metadata.
+        filled: the tables among them that have rows.
+        details: of the tables that have rows.
+    """
+    graph = _Graph(details)
+    # A partition is emptied with its partitioned table, where that is one of ours.
+    own = [relation for relation in filled if graph.top_of(relation.oid) == relation.oid]
+    truncated = _truncated(own, graph)
+    emptied = {relation.oid for relation in own}
+    return _Plan(
+        truncated=[relation for relation in relations if relation.oid in truncated],
+        deleted=[relation for relation in relations if relation.oid in emptied - truncated],
+        from_outside=_from_outside(details.references, emptied, graph),
+        triggers=[each for each in details.triggers if graph.top_of(each.relation) in emptied],
+    )
+
+
+def _from_outside(
+    references: Iterable[Reference], emptied: set[int], graph: _Graph
+) -> list[Reference]:
+    """Return the foreign keys to emptied tables of tables that the metadata does not have."""
+    return [
+        reference
+        for reference in references
+        if graph.top_of(reference.referenced) in emptied
+        and graph.top_of(reference.referencing) is None
+    ]
+
+
+def _truncated(filled: Sequence[Relation], graph: _Graph) -> set[int]:
+    """Return the oids of the tables for which TRUNCATE is allowed and cheaper than DELETE."""
+    oids = {relation.oid for relation in filled}
+    truncated: set[int] = set()
+    for relation in filled:
+        together = graph.truncated_with(relation.oid)
+        # A TRUNCATE must not touch a table that is empty, or outside of the metadata.
+        if together is not None and together <= oids:
+            if graph.is_truncate_cheaper(relation, len(together - truncated)):
+                truncated |= together
+    return truncated
+
+
+class _Graph:
+    """Which tables reference which. A partition counts as the table that it belongs to."""
+
+    def __init__(self, details: Details) -> None:
+        #: By the oid of a table or partition: the table of the metadata that it belongs to.
+        self._tops = {
+            oid: next(root for root in roots if details.roots[root] == {root})
+            for oid, roots in details.roots.items()
+        }
+        #: By the oid of a table: the tables that reference it, `None` for those outside.
         self._referencing: dict[int, set[int | None]] = {}
         for reference in details.references:
-            referencing = self._tops.get(reference.referencing)
-            self._referencing.setdefault(self._tops[reference.referenced], set()).add(referencing)
-        # A partition goes with the table that it is of, where that is one of these.
-        rest: set[int | None] = {
-            relation.oid for relation in dirty if self._tops.get(relation.oid) == relation.oid
-        }
-        truncated: set[int | None] = set()
-        for oid in [relation.oid for relation in dirty if relation.oid in rest]:
-            together = self._truncated_with(oid)
-            # Tables that are empty, or not ours, are not to be touched.
-            if together <= rest and self._is_cheaper(by_oid[oid], len(together - truncated)):
-                truncated |= together
-        emptied = rest | truncated
-        self.truncated = [relation for relation in relations if relation.oid in truncated]
-        self.deleted = [relation for relation in relations if relation.oid in rest - truncated]
-        self.from_outside = [
-            reference
-            for reference in details.references
-            if self._tops[reference.referenced] in emptied
-            and reference.referencing not in self._tops
-        ]
-        self.triggers: list[Trigger] = [
-            trigger for trigger in details.triggers if self._tops[trigger.relation] in emptied
-        ]
+            referenced = self._tops[reference.referenced]
+            self._referencing.setdefault(referenced, set()).add(self.top_of(reference.referencing))
 
-    @staticmethod
-    def _top(roots: set[int], details: Details) -> int:
-        return next(root for root in roots if details.roots[root] == {root})
+    def top_of(self, oid: int) -> int | None:
+        """Return the table of the metadata that a relation belongs to; `None` for others."""
+        return self._tops.get(oid)
 
-    def _truncated_with(self, oid: int) -> set[int | None]:
-        """All that a TRUNCATE of a table must name; `None` stands for those outside."""
-        found: set[int | None] = {oid}
-        waiting: list[int | None] = [oid]
+    def truncated_with(self, oid: int) -> set[int] | None:
+        """Return all tables that a TRUNCATE of one must name; `None` where one is outside."""
+        found = {oid}
+        waiting = [oid]
         while waiting:
-            table = waiting.pop()
-            new = self._referencing.get(table, set()) - found if table is not None else set()
-            found |= new
-            waiting += new
+            for referencing in self._referencing.get(waiting.pop(), ()):
+                if referencing is None:
+                    return None
+                if referencing not in found:
+                    found.add(referencing)
+                    waiting.append(referencing)
         return found
 
-    def _is_cheaper(self, relation: Relation, tables: int) -> bool:
+    def is_truncate_cheaper(self, relation: Relation, tables: int) -> bool:
+        """Whether a TRUNCATE of so many tables takes less time than a DELETE from this one."""
         if not self._referencing.get(relation.oid):
             return relation.pages > _PAGES_PER_TRUNCATE * tables
         return relation.pages > 1 and relation.pages >= _PAGES_PER_TRUNCATE_REFERENCED * tables

@@ -1,5 +1,4 @@
-"""Sessions for a FastAPI request and for everywhere else: one unit of work each, committed honestly
-or not at all."""
+"""Sessions for a FastAPI request and for everywhere else: one unit of work each."""
 
 from __future__ import annotations
 
@@ -8,23 +7,23 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from pgtoolset._arguments import check_session_maker, new_session, sync_session_of
+from pgtoolset._commits import stop_verifying, verify_commits
+from pgtoolset._compatibility import unsupported
 from pgtoolset._lifecycle import close
-from pgtoolset._record import hold, record_of, release
-from pgtoolset.errors import UnsupportedVersionError
+from pgtoolset._record import record_of
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory
 
 __all__ = ["create_db_context", "create_db_dependency"]
 
 S = TypeVar("S", bound=ManagedSession)
 
-#: Where FastAPI, from 0.121 on, keeps the exit stacks that it unwinds between the endpoint and the
-#: response, and after the response. It is not documented; a test looks for both in every supported
-#: version.
+#: The keys of the ASGI scope where FastAPI, from 0.121 on, keeps two exit stacks: it unwinds the
+#: first between the endpoint and the response, the second after the response. FastAPI does not
+#: document them; see docs/compatibility.md.
 _FUNCTION_STACK = "fastapi_function_astack"
 _REQUEST_STACK = "fastapi_inner_astack"
 
@@ -32,11 +31,11 @@ _REQUEST_STACK = "fastapi_inner_astack"
 def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency[S]:
     """Make a FastAPI dependency whose sessions are committed before the response starts.
 
-    Use it as a plain `Depends(get_db)`. The session is already in a transaction when the endpoint
-    gets it, and no connection is checked out before the first statement. When the endpoint has
-    returned, the transaction is committed and only then the response starts, so a commit that fails
-    gives the client an error; an exception in the endpoint rolls back. What a streaming response
-    writes with the session is committed at the end of the stream.
+    Use it as a plain `Depends(get_db)`. The endpoint gets a session that is in a transaction. The
+    session checks out no connection before its first statement. After the endpoint has returned,
+    the transaction is committed, and only then the response starts: a commit that fails gives the
+    client an error. An exception in the endpoint rolls back. What a streaming response writes is
+    committed at the end of the stream.
 
     Without FastAPI, `async for session in get_db(): ...` and `asynccontextmanager(get_db)` give the
     same unit of work. Leaving the `async for` early (`break`, `return`) rolls back.
@@ -47,13 +46,14 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
 
     Returns:
         A function that returns an async generator of one session. FastAPI, which calls it with the
-        request, sees a coroutine function that returns the session.
+        request, gets a coroutine that returns the session.
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions.
 
-    The dependency raises `TransactionAbortedError` where the endpoint swallowed a database error
-    that aborted the transaction, and `UnsupportedVersionError` with FastAPI older than 0.121.
+    At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
+    swallowed a database error that aborted the transaction, and at its start
+    `UnsupportedVersionError` with FastAPI older than 0.121.
 
     Example:
         >>> engine = create_async_engine(url)
@@ -67,7 +67,7 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     """
     check_session_maker(session_maker)
 
-    async def by_hand() -> AsyncGenerator[S, None]:
+    async def as_generator() -> AsyncGenerator[S, None]:
         unit = UnitOfWork(session_maker)
         try:
             await unit.begin()
@@ -78,7 +78,7 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
 
     connection_type = _http_connection_type()
     if connection_type is None:
-        return by_hand
+        return as_generator
 
     async def in_request(connection: Any) -> S:
         before_response, after_response = _exit_stacks(connection)
@@ -89,29 +89,20 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         return unit.session
 
     def get_db(connection: Any = None) -> Any:
-        return by_hand() if connection is None else in_request(connection)
+        return as_generator() if connection is None else in_request(connection)
 
-    # FastAPI awaits what it calls a coroutine function. For an async generator function it would
-    # make a context manager, a cancel scope and two more coroutines per request: 50 us, more than
-    # all the rest of ours.
-    _mark_coroutine_function(get_db)
-    # FastAPI injects the request, or the websocket, for a parameter of this type. It has a default,
-    # and is not part of the declared type, so that `get_db()` can be called by hand.
-    parameter = inspect.Parameter(
-        "connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type
-    )
-    vars(get_db)["__signature__"] = inspect.Signature([parameter])
+    _make_injectable(get_db, connection_type)
     return get_db
 
 
 def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
     """Make a context manager for sessions outside of a request: jobs, scripts, consumers, tests.
 
-    Each `async with db_context() as session` is one unit of work. The session is already in a
-    transaction, and no connection is checked out before the first statement. The end of the block
-    commits; an exception, cancellation included, rolls everything back and propagates unchanged.
-    The block may `commit()` or `rollback()` by itself and go on; what is open at its end is
-    committed. Afterwards the session is closed, whatever happened.
+    Each `async with db_context() as session` is one unit of work. The session is in a transaction,
+    and checks out no connection before its first statement. The end of the block commits. An
+    exception, cancellation included, rolls everything back and propagates unchanged. The block may
+    call `commit()` or `rollback()` and go on; the transaction that is open at its end is committed.
+    Afterwards the session is closed, however the block ended.
 
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions.
@@ -123,14 +114,16 @@ def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
     Raises:
         TypeError: `session_maker` is not a factory of sessions.
 
-    The block raises `TransactionAbortedError` where it swallowed a database error that aborted the
-    transaction. A cancellation that arrives during the COMMIT itself is delivered after it: the
-    caller is never told that work was rolled back which PostgreSQL has stored.
+    The end of the block raises `TransactionAbortedError` where the block swallowed a database error
+    that aborted the transaction. A cancellation that arrives during the COMMIT is delivered after
+    it, so the caller never takes stored work for rolled back.
 
     Example:
         >>> db_context = create_db_context(session_maker=async_sessionmaker(engine))
         >>> async with db_context() as session:
         ...     session.add(Order(customer="Ada"))
+
+    See https://docs.sqlalchemy.org/en/20/orm/session_basics.html
     """
     check_session_maker(session_maker)
 
@@ -157,16 +150,17 @@ class UnitOfWork(Generic[S]):
         self._sync = sync_session_of(self.session)
 
     async def begin(self) -> None:
+        """Begin the transaction, without a connection."""
         if self._sync is None:
             await self.session.begin()
-        else:
-            hold(self._sync)
-            # The lazy half of `AsyncSession.begin()`: it does no I/O, so it needs no greenlet.
-            if not self._sync.in_transaction():
-                self._sync.begin()
+            return
+        verify_commits(self._sync)
+        # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
+        if not self._sync.in_transaction():
+            self._sync.begin()
 
     async def commit(self) -> None:
-        """Commit what is open; the session stays usable."""
+        """Commit the open transaction; the session stays usable."""
         if self.session.in_transaction():
             await self.session.commit()
 
@@ -176,12 +170,16 @@ class UnitOfWork(Generic[S]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """For an exit stack. An exception is on its way to whoever holds the unit, who closes
-        it."""
-        if exc_type is None and self.session.in_transaction():
-            await self.commit()
-            if self._sync is not None and not self._sync.autobegin:
-                self._sync.begin()
+        """Commit at the exit of FastAPI's stack before the response, unless the endpoint raised.
+
+        After an exception `finish` rolls back, at the exit of the other stack.
+        """
+        if exc_type is not None or not self.session.in_transaction():
+            return
+        await self.commit()
+        # A streaming response may go on, in a session that does not begin a transaction itself too.
+        if self._sync is not None and not self._sync.autobegin:
+            self._sync.begin()
 
     async def finish(
         self,
@@ -189,8 +187,7 @@ class UnitOfWork(Generic[S]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """For an exit stack: commit what a streaming response wrote, unless it failed or was cut,
-        and close."""
+        """Commit what a streaming response wrote, unless it failed or was cancelled, and close."""
         try:
             if exc_type is None and not self._was_cancelled():
                 await self.commit()
@@ -198,46 +195,55 @@ class UnitOfWork(Generic[S]):
             await self.close()
 
     def _was_cancelled(self) -> bool:
-        # A client that hangs up cancels the stream and nobody hears of it: Starlette keeps the
-        # cancellation to itself.
+        # Starlette cancels the stream of a client that hangs up, and raises no error for it.
         return self._sync is not None and isinstance(
             record_of(self._sync).error, asyncio.CancelledError
         )
 
     async def close(self) -> None:
-        """Roll back what is still open and give everything back."""
+        """Roll back the open transaction, close the session and release its connection."""
         if self._sync is not None:
-            release(self._sync)
+            stop_verifying(self._sync)
         await close(self.session)
 
 
 def _http_connection_type() -> type | None:
-    """What a request and a websocket have in common, in FastAPI's eyes; `None` where FastAPI is not
-    installed."""
+    """Return the base class of requests and websockets; `None` where FastAPI is not installed."""
     try:
-        from starlette.requests import HTTPConnection  # FastAPI's own, and a fraction of its import
+        from starlette.requests import HTTPConnection  # FastAPI re-exports it, but imports more
     except ModuleNotFoundError:
         return None
     return HTTPConnection
 
 
-def _mark_coroutine_function(function: Any) -> None:
+def _make_injectable(get_db: Any, connection_type: type) -> None:
+    """Let FastAPI call `get_db` with the request or websocket, and await the result.
+
+    FastAPI passes the connection to a parameter of this type. It has a default and is not part of
+    the declared type, so that `get_db()` can be called without FastAPI.
+
+    For an async generator function FastAPI would make a context manager, a cancel scope and two
+    more coroutines in each request: 50 us, more than all the rest of this module.
+    """
     if sys.version_info >= (3, 12):
-        inspect.markcoroutinefunction(function)
+        inspect.markcoroutinefunction(get_db)
     else:
-        function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+        get_db._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    parameter = inspect.Parameter(
+        "connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type
+    )
+    get_db.__signature__ = inspect.Signature([parameter])
 
 
 def _exit_stacks(connection: Any) -> tuple[AsyncExitStack, AsyncExitStack]:
+    """Return FastAPI's exit stacks before and after the response."""
     before_response = connection.scope.get(_FUNCTION_STACK)
     after_response = connection.scope.get(_REQUEST_STACK)
     if isinstance(before_response, AsyncExitStack) and isinstance(after_response, AsyncExitStack):
         return before_response, after_response
-    try:
-        installed = version("fastapi")
-    except PackageNotFoundError:  # pragma: no cover - FastAPI called us, so something provides it
-        installed = "of unknown version"
-    raise UnsupportedVersionError(
-        f"Depends(get_db) cannot commit before the response: FastAPI {installed} does not keep the exit stacks "
-        f"{_FUNCTION_STACK!r} and {_REQUEST_STACK!r} in the request's scope. Use FastAPI 0.121 or newer."
+    raise unsupported(
+        "fastapi",
+        f"exit stacks {_FUNCTION_STACK!r} and {_REQUEST_STACK!r} in the scope of the request",
+        "Depends(get_db) cannot commit before the response",
+        "Use FastAPI 0.121 or newer.",
     )

@@ -164,7 +164,7 @@ async def _unlock_when_idle(connection: AsyncConnection) -> bool:
 async def _check_open(connection: AsyncConnection) -> None:
     raw: Any = await connection.get_raw_connection()
     # SQLAlchemy's adapter begins a transaction with the first statement.
-    begun = getattr(raw.dbapi_connection, "_transaction", None) is not None
+    begun = raw.dbapi_connection._transaction is not None
     if begun and not raw.driver_connection.is_in_transaction():
         raise TransactionStateError(
             "the test has ended the transaction that its sessions are joined to, by a COMMIT or ROLLBACK of its own "

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from pgtoolset._postgres.servers import server_of
+from pgtoolset._arguments import url_of, with_asyncpg
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.errors import EmbeddedServerError, OutsideReferenceError, PgToolsetError
 from pgtoolset.testing.server import EmbeddedServer, load_embedded
@@ -160,18 +160,10 @@ class Provision:
         for source, url in sources.items():
             if url:
                 try:
-                    parsed = server_of(source, url)
+                    parsed = url_of(source, url)
                 except ValueError as error:
                     raise pytest.UsageError(str(error)) from None
-                if parsed.drivername != "postgresql+asyncpg":
-                    # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for
-                    # it.
-                    query = {
-                        ("ssl" if name == "sslmode" else name): value
-                        for name, value in parsed.query.items()
-                    }
-                    parsed = parsed.set(drivername="postgresql+asyncpg", query=query)
-                return parsed.render_as_string(hide_password=False)
+                return with_asyncpg(parsed).render_as_string(hide_password=False)
         return None
 
     def _version(self) -> Literal[16, 18]:

@@ -14,10 +14,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tests.support import until
+
 
 def tables(*names: str, schema: str | None = None) -> MetaData:
-    """Metadata that knows these tables by their names alone; what they look like is the database's
-    business."""
+    """Return metadata that knows these tables by their names and an id alone."""
     metadata = MetaData(schema=schema)
     for name in names:
         Table(name, metadata, Column("id", Integer, primary_key=True))
@@ -29,17 +30,31 @@ async def counts(sql: asyncpg.Connection, *names: str) -> list[int]:
 
 
 async def files(sql: asyncpg.Connection) -> dict[str, tuple[Any, ...]]:
-    """What changes when a table or sequence is truncated, altered or written: its file, its row in
-    the catalog."""
+    """Return what changes when a table or sequence is truncated, altered or written."""
     rows = await sql.fetch(
-        """SELECT c.oid::regclass::text AS name, c.relfilenode, c.xmin::text, pg_stat_get_tuples_deleted(c.oid)
-           FROM pg_class c WHERE c.relkind IN ('r', 'p', 'S') AND c.relnamespace = 'public'::regnamespace"""
+        """SELECT c.oid::regclass::text AS name, c.relfilenode, c.xmin::text,
+                  pg_stat_get_tuples_deleted(c.oid)
+           FROM pg_class c
+           WHERE c.relkind IN ('r', 'p', 'S') AND c.relnamespace = 'public'::regnamespace"""
     )
     return {row["name"]: tuple(row) for row in rows}
 
 
+async def waiting(sql: asyncpg.Connection) -> None:
+    """Wait until a session of the database waits for a lock."""
+
+    async def waits() -> bool:
+        # In a transaction the view stays as it was at the first query, until this call.
+        await sql.execute("SELECT pg_stat_clear_snapshot()")
+        query = """SELECT EXISTS (SELECT FROM pg_stat_activity
+                   WHERE wait_event_type = 'Lock' AND datname = current_database())"""
+        return bool(await sql.fetchval(query))
+
+    await until(waits)
+
+
 def statements(engine: AsyncEngine) -> list[str]:
-    """What the engine sends from now on."""
+    """Return a list of the statements that the engine sends from now on."""
     sent: list[str] = []
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
     return sent

@@ -1,4 +1,4 @@
-"""`cleanup_tables`: all of ours is empty and restarted, and nothing else has been touched."""
+"""`cleanup_tables`: all tables are empty and restarted, and nothing else was touched."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pgtoolset import (
     get_transaction,
     on_commit,
 )
-from tests.databases.cleaning import counts, files, statements, tables
+from tests.databases.cleaning import counts, files, statements, tables, waiting
 from tests.support import Item, interrupt_everywhere, swallow_error
 
 # What is promised
@@ -88,8 +88,7 @@ async def test_empty_and_restarted(session: AsyncSession, sql: asyncpg.Connectio
 async def test_nothing_to_do(
     own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection
 ) -> None:
-    """Where nothing is to be done nothing is: no table, no sequence, no lock beyond that of
-    reading."""
+    """Where nothing has changed, no table and no sequence is touched, and locks are for reading."""
     before = await files(sql)
     sent = statements(own)
     await cleanup_tables(session, Base)
@@ -104,11 +103,11 @@ async def test_nothing_to_do(
 async def test_touches_only_what_changed(
     own: AsyncEngine, session: AsyncSession, sql: asyncpg.Connection
 ) -> None:
-    """A table that is empty and a sequence that has not moved are as they were, however large the
-    others are."""
+    """An empty table and a sequence that has not moved stay as they are."""
     for rows in (1, 20_000):
         await sql.execute(
-            "INSERT INTO author (id, name) SELECT n, repeat('x', 100) FROM generate_series(1, $1) n",
+            """INSERT INTO author (id, name)
+               SELECT n, repeat('x', 100) FROM generate_series(1, $1) n""",
             rows,
         )
         before = await files(sql)
@@ -131,8 +130,7 @@ async def test_touches_only_what_changed(
 async def test_sequence_of_an_empty_table(
     session: AsyncSession, sql: asyncpg.Connection, move: str
 ) -> None:
-    """A sequence that has moved is restarted though its table is empty, in whatever way it has
-    moved."""
+    """A sequence that has moved in any way is restarted, though its table is empty."""
     await sql.fetch(f"{move} FROM (SELECT 'author_id_seq'::regclass AS s) AS _")
     await cleanup_tables(session, Base)
     assert await sql.fetchrow("SELECT last_value, is_called FROM author_id_seq") == (1, False)
@@ -157,8 +155,7 @@ async def test_one_statement_finds_it(
 
 @pytest.mark.usefixtures("shop")
 async def test_objects_do_not_survive(session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """What was unsaved, flushed or loaded is out of the session: a later flush or commit brings
-    nothing back."""
+    """Unsaved, flushed and loaded objects leave the session, and no flush brings them back."""
     stored = Author(name="stored")
     session.add(stored)
     await session.commit()
@@ -178,8 +175,7 @@ async def test_objects_do_not_survive(session: AsyncSession, sql: asyncpg.Connec
 
 @pytest.mark.usefixtures("shop")
 async def test_failed_transaction(session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """A transaction that has failed, by a statement or a flush, in a savepoint or not, is no
-    obstacle."""
+    """A failed transaction, by a statement or a flush, in a savepoint or not, is no obstacle."""
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     await swallow_error(session)
     await cleanup_tables(session, Base)
@@ -196,8 +192,7 @@ async def test_failed_transaction(session: AsyncSession, sql: asyncpg.Connection
 
 @pytest.mark.usefixtures("shop")
 async def test_in_a_context(own: AsyncEngine, sql: asyncpg.Connection) -> None:
-    """Inside a `db_context` or a `get_transaction` the session goes on afterwards; callbacks of
-    what was rolled back are not called."""
+    """Inside a `db_context` or `get_transaction` the session goes on, without earlier callbacks."""
     called: list[str] = []
     async with create_db_context(async_sessionmaker(own))() as session:
         session.add(Author())
@@ -216,8 +211,7 @@ async def test_in_a_context(own: AsyncEngine, sql: asyncpg.Connection) -> None:
 
 
 async def test_inside_a_transaction_block(session: AsyncSession) -> None:
-    """A block that is the session's transaction could not go on afterwards: refused before any
-    SQL."""
+    """Inside a block such as session.begin() the call is refused before any SQL."""
     async with session.begin():
         with pytest.raises(TransactionStateError, match="block"):
             await cleanup_tables(session, Base)
@@ -229,8 +223,7 @@ async def test_inside_a_transaction_block(session: AsyncSession) -> None:
 
 @pytest.mark.usefixtures("shop")
 async def test_session_on_a_connection(own: AsyncEngine, sql: asyncpg.Connection) -> None:
-    """A session that is joined to a connection's transaction cleans in it, and leaves the settings
-    alone."""
+    """A session joined to a connection's transaction cleans in it and keeps its settings."""
     async with own.connect() as connection:
         await connection.execute(text("SET LOCAL lock_timeout = '7s'"))
         async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
@@ -256,9 +249,7 @@ async def test_isolation_levels(own: AsyncEngine, sql: asyncpg.Connection, level
             await session.execute(text("INSERT INTO author DEFAULT VALUES"))
             await session.commit()
             task = asyncio.create_task(cleanup_tables(session, Base))
-            await asyncio.sleep(
-                0.3
-            )  # by now it waits for the lock; the test holds where it does not
+            await waiting(sql)
         await task
         assert await counts(sql, "author") == [0]
         assert await session.scalar(text("SHOW transaction_isolation")) == {
@@ -288,6 +279,7 @@ async def test_settings_are_unchanged(own: AsyncEngine, sql: asyncpg.Connection)
         ({"base": None}, TypeError),
         ({"base": Base()}, None),
         ({"base": "author"}, TypeError),
+        ({"base": Author()}, TypeError),
         ({"session": None}, TypeError),
         ({"session": Session()}, TypeError),
         ({"timeout": 0}, ValueError),
@@ -321,14 +313,13 @@ async def test_bad_arguments(
 async def test_forgotten_transaction(
     session: AsyncSession, sql: asyncpg.Connection, statement: str
 ) -> None:
-    """A transaction that somebody forgot yields an error that names it, in time, and nothing was
-    touched."""
+    """A forgotten transaction is named in the error, in time, and nothing was touched."""
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     transaction = sql.transaction()
     await transaction.start()
     await sql.execute(statement)
     with pytest.raises(LockTimeoutError, match="who forgot") as raised:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await cleanup_tables(session, Base, timeout="500ms")
     (blocker,) = raised.value.blockers
     assert (blocker.pid, blocker.query) == (sql.get_server_pid(), statement)
@@ -341,8 +332,21 @@ async def test_forgotten_transaction(
 
 
 @pytest.mark.usefixtures("shop")
+async def test_sixty_days(session: AsyncSession, sql: asyncpg.Connection) -> None:
+    """A timeout longer than PostgreSQL's setting can hold waits, and nothing is left of it."""
+    await sql.execute("INSERT INTO author DEFAULT VALUES")
+    async with sql.transaction():
+        await sql.execute("LOCK TABLE author IN ACCESS EXCLUSIVE MODE")
+        task = asyncio.create_task(cleanup_tables(session, Base, timeout="60d"))
+        await waiting(sql)
+    await task
+    assert await counts(sql, "author") == [0]
+    assert await session.scalar(text("SHOW lock_timeout")) == "0"
+
+
+@pytest.mark.usefixtures("shop")
 async def test_reader_is_not_in_the_way(session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """A transaction that has only read a small table is in nobody's way."""
+    """A transaction that has only read a small table does not block the call."""
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     async with sql.transaction():
         await sql.execute("SELECT FROM author")
@@ -368,8 +372,7 @@ async def test_many_at_once(url: str, sql: asyncpg.Connection) -> None:
 
 @pytest.mark.usefixtures("shop")
 async def test_cancelled_everywhere(own: AsyncEngine, sql: asyncpg.Connection) -> None:
-    """Cancelled at any suspension: either all is done or nothing, and the session can be used
-    again."""
+    """Cancelled at any suspension, a call has done all or nothing, and the session is usable."""
 
     async def work(_: int) -> None:
         await sql.execute(
@@ -419,14 +422,14 @@ async def test_any_graph(
     outside: int,
     linked: bool,
 ) -> None:
-    """Whatever references whatever: all of ours is empty and restarted, or rows from outside are
-    told and all stays."""
+    """Whatever references whatever, all tables are emptied, or rows from outside are named."""
     await sql.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     for number in range(6):
         await sql.execute(f"CREATE TABLE t{number} (id serial PRIMARY KEY)")
     for number, (one, other, action, deferrable) in enumerate(edges):
         await sql.execute(
-            f"ALTER TABLE t{one} ADD COLUMN r{number} int REFERENCES t{other} ON DELETE {action} {deferrable}"
+            f"ALTER TABLE t{one} ADD COLUMN r{number} int"
+            f" REFERENCES t{other} ON DELETE {action} {deferrable}"
         )
     for number, count in enumerate(rows):
         await sql.execute(f"INSERT INTO t{number} SELECT FROM generate_series(1, {count})")

@@ -48,7 +48,7 @@ async def exists(connection: asyncpg.Connection, name: str) -> bool:
 
 @pytest.fixture
 async def databases_gone(other: asyncpg.Connection) -> AsyncIterator[None]:
-    """Whatever a test made under the prefix is dropped at its end."""
+    """Drop each database that a test has created under the prefix."""
     yield
     for name in await other.fetch(
         "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", PREFIX
@@ -76,8 +76,7 @@ def connect_to(server_url: str) -> Callable[..., Any]:
 async def test_any_name(
     server_url: str, other: asyncpg.Connection, connect_to: Callable[..., Any], suffix: str
 ) -> None:
-    """Every name that PostgreSQL can hold makes a database of exactly that name, which can be
-    entered and dropped."""
+    """Every name that PostgreSQL can hold makes a database of exactly that name."""
     name = f"{PREFIX} {suffix}"
     await create_database(name, server_url=server_url)
     connection = await connect_to(name)
@@ -101,8 +100,7 @@ async def test_any_name(
     ],
 )
 async def test_bad_names(name: Any, error: type[Exception]) -> None:
-    """What PostgreSQL would cut short or cannot hold is refused before any SQL: here is no server
-    at all."""
+    """A name that PostgreSQL cannot hold is refused before any SQL: there is no server here."""
     nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
     with pytest.raises(error, match="db_name"):
         await create_database(name, server_url=nowhere)
@@ -127,8 +125,7 @@ async def test_bad_names(name: Any, error: type[Exception]) -> None:
 async def test_any_url(
     server_url: str, other: asyncpg.Connection, driver: str, database: str | None
 ) -> None:
-    """A URL for SQLAlchemy or libpq, a string or an object, with any database in it or none, finds
-    the server."""
+    """A URL of any form, with any database or none in it, finds the server."""
     url = make_url(server_url).set(drivername=driver)
     url = URL.create(driver, url.username, url.password, url.host, url.port, database, url.query)
     name = f"{PREFIX} url"
@@ -148,8 +145,7 @@ async def test_url_of_the_database_itself(server_url: str, other: asyncpg.Connec
 
 
 async def test_arguments_of_the_url(server_url: str, other: asyncpg.Connection) -> None:
-    """What SQLAlchemy's dialect takes from the URL for itself does not trouble the driver; libpq's
-    words are known."""
+    """Parameters of SQLAlchemy's dialect and of libpq in the URL are understood."""
     url = make_url(server_url)
     with_cache = url.update_query_dict({"prepared_statement_cache_size": "0"})
     await create_database(f"{PREFIX} 1", server_url=with_cache)
@@ -173,8 +169,7 @@ async def test_arguments_of_the_url(server_url: str, other: asyncpg.Connection) 
     ],
 )
 async def test_bad_urls(url: Any, error: type[Exception]) -> None:
-    """A URL that leads to no PostgreSQL is refused, and the refusal keeps its password to
-    itself."""
+    """A URL that leads to no PostgreSQL is refused, and the error does not show its password."""
     for call in (create_database, drop_database, seal_database):
         with pytest.raises(error, match="server_url") as raised:
             await call("fine", server_url=url)
@@ -184,7 +179,7 @@ async def test_bad_urls(url: Any, error: type[Exception]) -> None:
 async def test_maintenance_database_is_closed(
     server_url: str, other: asyncpg.Connection, connect_to: Callable[..., Any]
 ) -> None:
-    """Where `postgres` lets nobody in, the database of the URL will do."""
+    """Where `postgres` refuses connections, the database of the URL is used."""
     name = f"{PREFIX} door"
     await create_database(name, server_url=server_url)
     url = make_url(server_url).set(database=name)
@@ -201,7 +196,7 @@ async def test_maintenance_database_is_closed(
 
 
 async def test_no_server() -> None:
-    """A server that cannot be reached is told at once, by the driver's own error."""
+    """A server that cannot be reached is the driver's own error, at once."""
     with pytest.raises(OSError):
         await create_database("fine", server_url="postgresql+asyncpg://nobody@127.0.0.1:1/x")
 
@@ -210,7 +205,7 @@ async def test_no_server() -> None:
 
 
 async def test_exists_already(server_url: str, connect_to: Callable[..., Any]) -> None:
-    """A database that exists is an error, or with exist_ok none and left as it is."""
+    """A database that exists is an error, or with exist_ok accepted and left as it is."""
     name = f"{PREFIX} twice"
     await create_database(name, server_url=server_url)
     connection = await connect_to(name)
@@ -223,8 +218,7 @@ async def test_exists_already(server_url: str, connect_to: Callable[..., Any]) -
 
 
 async def test_not_there(server_url: str) -> None:
-    """A database that does not exist is an error to drop, to seal and to copy; with missing_ok none
-    to drop."""
+    """A missing database cannot be dropped, sealed or copied; missing_ok accepts it."""
     name = f"{PREFIX} missing"
     with pytest.raises(DatabaseNotFoundError, match=name):
         await drop_database(name, server_url=server_url)
@@ -236,8 +230,7 @@ async def test_not_there(server_url: str) -> None:
 
 
 async def test_created_by_many_at_once(server_url: str, other: asyncpg.Connection) -> None:
-    """Of many calls at a time one creates the database, with exist_ok the others agree, without it
-    they say so."""
+    """Of many calls at a time one creates the database, and the others learn that it exists."""
     for number in range(3):
         name = f"{PREFIX} race {number}"
         await asyncio.gather(
@@ -257,7 +250,7 @@ async def test_created_by_many_at_once(server_url: str, other: asyncpg.Connectio
 
 
 async def test_copy(server_url: str, connect_to: Callable[..., Any]) -> None:
-    """A template gives what is in it."""
+    """The copy of a template has its tables and rows."""
     await create_database(f"{PREFIX} model", server_url=server_url)
     connection = await connect_to(f"{PREFIX} model")
     await connection.execute("CREATE TABLE number AS SELECT generate_series(1, 3) AS n")
@@ -271,14 +264,15 @@ async def test_copy(server_url: str, connect_to: Callable[..., Any]) -> None:
 async def test_template_is_left_in_time(
     server_url: str, other: asyncpg.Connection, connect_to: Any
 ) -> None:
-    """A template that is in use is waited for, and who wants to enter it meanwhile waits too."""
+    """A template in use is waited for, and new sessions wait until it is copied."""
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
     connection = await connect_to(model)
     work = asyncio.create_task(create_database(copy, server_url=server_url, template=model))
 
     async def creating() -> bool:
-        query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%' AND state = 'active')"
+        query = """SELECT EXISTS (SELECT FROM pg_stat_activity
+                   WHERE query LIKE 'CREATE DATABASE%' AND state = 'active')"""
         return bool(await other.fetchval(query))
 
     await until(creating)
@@ -298,8 +292,7 @@ async def test_template_is_left_in_time(
 async def test_template_stays_in_use(
     server_url: str, connect_to: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A template that nobody leaves is an error that names who is in it, and nothing was
-    created."""
+    """A template that stays in use is an error that names its sessions, and nothing was created."""
     monkeypatch.setattr(databases, "TRIES", 1)
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
@@ -314,8 +307,7 @@ async def test_template_stays_in_use(
 
 
 async def test_sealed_template(server_url: str, connect_to: Any) -> None:
-    """A sealed template has nobody in it and lets nobody in, is copied at once, and its copies are
-    open."""
+    """A sealed template refuses connections, is copied at once, and its copies accept them."""
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
     connection = await connect_to(model)
@@ -334,8 +326,7 @@ async def test_sealed_template(server_url: str, connect_to: Any) -> None:
 
 
 async def test_drop_in_use(server_url: str, other: asyncpg.Connection, connect_to: Any) -> None:
-    """Without force a database in use stays, and the error names who is in it; with force it is
-    gone, and they too."""
+    """A database in use stays, and the error names its sessions; force ends them and drops it."""
     name = f"{PREFIX} busy"
     await create_database(name, server_url=server_url)
     connection = await connect_to(name, application_name="busy one")
@@ -349,7 +340,7 @@ async def test_drop_in_use(server_url: str, other: asyncpg.Connection, connect_t
 
 
 async def test_drop_by_force_under_an_engine(server_url: str, other: asyncpg.Connection) -> None:
-    """A pool that still has connections is no obstacle for force."""
+    """A pool that still has connections does not prevent a drop by force."""
     name = f"{PREFIX} pool"
     await create_database(name, server_url=server_url)
     engine = create_async_engine(make_url(server_url).set(database=name))
@@ -365,7 +356,8 @@ async def test_drop_by_force_under_an_engine(server_url: str, other: asyncpg.Con
 
 
 async def backends(other: asyncpg.Connection) -> int:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    query = """SELECT count(*) FROM pg_stat_activity
+               WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"""
     return int(await other.fetchval(query))
 
 
@@ -398,8 +390,7 @@ async def test_create_is_cancelled_everywhere(server_url: str, other: asyncpg.Co
 async def test_create_is_cancelled_while_it_waits(
     server_url: str, other: asyncpg.Connection, connect_to: Any
 ) -> None:
-    """Cancelled while PostgreSQL waits for the template, a call ends at once and has created
-    nothing."""
+    """Cancelled while PostgreSQL waits for the template, a call has created nothing."""
     model, copy = f"{PREFIX} model", f"{PREFIX} copy"
     await create_database(model, server_url=server_url)
     connection = await connect_to(model)
@@ -434,8 +425,7 @@ async def test_drop_is_cancelled_everywhere(
 
 
 async def test_autovacuum_is_in_nobodys_way() -> None:
-    """PostgreSQL ends its own autovacuum worker for a DROP DATABASE, so it is not named as somebody
-    to be ended."""
+    """An autovacuum worker, which PostgreSQL itself ends, is not named as a session in the way."""
     settings = {
         "autovacuum_naptime": "1s",
         "autovacuum_vacuum_cost_delay": "100ms",
@@ -465,5 +455,6 @@ async def test_autovacuum_is_in_nobodys_way() -> None:
 
 async def is_vacuumed(onlooker: asyncpg.Connection) -> bool:
     return await onlooker.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'vacuumed' AND backend_type = 'autovacuum worker')"
+        """SELECT EXISTS (SELECT FROM pg_stat_activity
+           WHERE datname = 'vacuumed' AND backend_type = 'autovacuum worker')"""
     )

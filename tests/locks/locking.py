@@ -59,30 +59,32 @@ class Seat(Base):
 
 
 async def locks_of(connection: asyncpg.Connection, pid: int) -> set[tuple[str, str]]:
-    """The (table, mode) pairs that a backend holds on tables of ours."""
+    """Return the (table, mode) pairs that a backend holds on tables of the tests."""
     rows = await connection.fetch(
         """SELECT c.relname, l.mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-           WHERE l.pid = $1 AND l.granted AND c.relkind = 'r' AND c.relnamespace <> 'pg_catalog'::regnamespace""",
+           WHERE l.pid = $1 AND l.granted AND c.relkind = 'r'
+             AND c.relnamespace <> 'pg_catalog'::regnamespace""",
         pid,
     )
     return {(row["relname"], row["mode"]) for row in rows}
 
 
 async def left_behind(connection: asyncpg.Connection) -> list[str]:
-    """What other sessions of the database hold, or wait for, that a test should have given back."""
+    """Return the locks that other sessions of the database hold or wait for."""
     rows = await connection.fetch(
         """SELECT l.locktype || ' ' || l.mode AS lock FROM pg_locks l
-           WHERE l.pid <> pg_backend_pid() AND l.locktype IN ('relation', 'advisory', 'transactionid', 'tuple')
+           WHERE l.pid <> pg_backend_pid()
+             AND l.locktype IN ('relation', 'advisory', 'transactionid', 'tuple')
              AND (l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                   OR l.locktype = 'transactionid')
-             AND l.pid IN (SELECT pid FROM pg_stat_activity
-                           WHERE datname = current_database() AND backend_type = 'client backend')"""
+             AND l.pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+                             AND backend_type = 'client backend')"""
     )
     return [row["lock"] for row in rows]
 
 
 async def nothing_left(connection: asyncpg.Connection) -> None:
-    """Wait until nobody holds anything: a backend whose socket was cut needs a moment to notice."""
+    """Wait until no other session holds a lock; a backend notices late that it was cut off."""
 
     async def empty() -> bool:
         return not await left_behind(connection)
@@ -91,16 +93,18 @@ async def nothing_left(connection: asyncpg.Connection) -> None:
 
 
 async def pid_of(session: AsyncSession) -> int:
+    """Return the pid of the session's backend."""
     return int(await session.scalar(text("SELECT pg_backend_pid()")) or 0)
 
 
 async def settings_of(session: AsyncSession) -> str:
+    """Return the `lock_timeout` of the session."""
     return str(await session.scalar(text("SELECT current_setting('lock_timeout')")))
 
 
 @asynccontextmanager
 async def holding(connection: asyncpg.Connection, statement: str) -> AsyncIterator[int]:
-    """A transaction of another session that has run `statement` and stays open; yields its pid."""
+    """Open a transaction of another session that has run `statement`, and yield its pid."""
     async with connection.transaction():
         await connection.execute(statement)
         yield connection.get_server_pid()
@@ -108,7 +112,7 @@ async def holding(connection: asyncpg.Connection, statement: str) -> AsyncIterat
 
 @asynccontextmanager
 async def closing(session: AsyncSession) -> AsyncIterator[AsyncSession]:
-    """The session, closed at the end by the library's own means, whatever cancels the block."""
+    """Yield the session, and close it as the library does, whatever cancels the block."""
     try:
         yield session
     finally:
@@ -119,11 +123,12 @@ async def waiting(connection: asyncpg.Connection, count: int = 1) -> None:
     """Wait until so many sessions wait for a lock."""
 
     async def enough() -> bool:
-        return (
-            await connection.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            )
-            >= count
+        # In a transaction the view stays as it was at the first query, until this call.
+        await connection.execute("SELECT pg_stat_clear_snapshot()")
+        waiters = await connection.fetchval(
+            """SELECT count(*) FROM pg_stat_activity
+               WHERE wait_event_type = 'Lock' AND datname = current_database()"""
         )
+        return bool(waiters >= count)
 
     await until(enough)

@@ -1,5 +1,4 @@
-"""`advisory_lock`: held until the block or the transaction ends, and never carried into the
-pool."""
+"""`advisory_lock`: held until its transaction ends, and never carried into the pool."""
 
 from __future__ import annotations
 
@@ -13,41 +12,80 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from pgtoolset import LockTimeoutError, TransactionAbortedError, advisory_lock, get_transaction
-from tests.locks.locking import nothing_left, settings_of
-from tests.support import insert, stored, swallow_error
+from pgtoolset import (
+    LockTimeoutError,
+    TransactionAbortedError,
+    TransactionStateError,
+    advisory_lock,
+    create_db_context,
+    get_transaction,
+)
+from pgtoolset._arguments import advisory_numbers
+from tests.locks.locking import holding, nothing_left, settings_of, waiting
+from tests.support import Item, insert, stored, swallow_error
 
 Maker = async_sessionmaker[AsyncSession]
+
+TAKE = "SELECT pg_advisory_xact_lock(42)"
 
 
 async def is_free(other: asyncpg.Connection, key: int = 42) -> bool:
     """Whether another session could have the lock now."""
-    if await other.fetchval("SELECT pg_try_advisory_lock($1)", key):
-        await other.execute(f"SELECT pg_advisory_unlock({key})")
-        return True
-    return False
+    async with other.transaction():
+        return bool(await other.fetchval("SELECT pg_try_advisory_xact_lock($1)", key))
 
 
-@pytest.mark.parametrize("nested", [False, True])
-async def test_until_the_block_ends(
-    session_maker: Maker, other: asyncpg.Connection, nested: bool
+# How long it is held
+
+
+async def test_outermost_ends_with_the_block(
+    session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """Outermost and nested, it is held during the block and free after it; nested the transaction
-    goes on."""
+    """Outermost, the commit at the end of the block releases the lock."""
     async with session_maker() as session:
-        if nested:
-            await session.begin()
-            await insert(session, 1)
         async with advisory_lock(session, 42) as held:
             assert held is True
             assert not await is_free(other)
             await insert(session, 2)
+        assert not session.in_transaction()
         assert await is_free(other)
-        assert await stored(other) == (set() if nested else {2})
-        assert session.in_transaction() == nested
-        await session.commit()
-    assert await stored(other) == ({1, 2} if nested else {2})
+        assert await stored(other) == {2}
     await nothing_left(other)
+
+
+async def test_nested_holds_until_the_outermost_ends(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """Nested, the lock outlives its block and ends with the outermost transaction."""
+    async with session_maker() as session, get_transaction(session):
+        await insert(session, 1)
+        async with advisory_lock(session, 42) as held:
+            assert held is True
+            assert not await is_free(other)
+            await insert(session, 2)
+        assert not await is_free(other)
+        assert await stored(other) == set()
+    assert await is_free(other)
+    assert await stored(other) == {1, 2}
+    await nothing_left(other)
+
+
+async def test_nested_ends_with_the_rollback_of_its_level(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """An exception in the block, or in a block around it, releases the lock with its savepoint."""
+    async with session_maker() as session, get_transaction(session):
+        with pytest.raises(KeyError):
+            async with advisory_lock(session, 42):
+                raise KeyError
+        assert await is_free(other)
+        with pytest.raises(KeyError):
+            async with get_transaction(session):
+                async with advisory_lock(session, 42):
+                    pass
+                assert not await is_free(other)
+                raise KeyError
+        assert await is_free(other)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -55,8 +93,8 @@ async def test_until_the_block_ends(
 async def test_until_the_transaction_ends(
     engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, nested: bool, end: str
 ) -> None:
-    """A commit, a rollback or a close inside the block releases it, before the connection is in the
-    pool again."""
+    """A commit, rollback or close inside the block releases the lock before the pool has it."""
+    held = text("SELECT 1 FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'")
     async with session_maker() as session:
         if nested:
             await session.begin()
@@ -67,9 +105,7 @@ async def test_until_the_transaction_ends(
                 assert await is_free(other)
                 for _ in range(5):
                     async with engine.connect() as connection:
-                        assert not (await connection.scalars(text(
-                            "SELECT 1 FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'"
-                        ))).all()  # fmt: skip
+                        assert not (await connection.scalars(held)).all()
         except InvalidRequestError:
             assert end == "close"
     await nothing_left(other)
@@ -80,8 +116,7 @@ async def test_until_the_transaction_ends(
 async def test_aborted_transaction(
     session_maker: Maker, other: asyncpg.Connection, nested: bool, swallowed: bool
 ) -> None:
-    """PostgreSQL refuses to unlock in an aborted transaction; the lock is free after the block all
-    the same."""
+    """After an error in the block, raised or swallowed, the lock is free after the block."""
     async with session_maker() as session:
         if nested:
             await session.begin()
@@ -104,7 +139,7 @@ async def test_aborted_transaction(
 async def test_lost_connection(
     engine: AsyncEngine, other: asyncpg.Connection, nested: bool
 ) -> None:
-    """With its connection the lock is gone, and the pool goes on."""
+    """A lost connection takes its lock with it, and the pool goes on."""
     async with AsyncSession(engine) as session:
         if nested:
             await session.begin()
@@ -119,19 +154,125 @@ async def test_lost_connection(
         assert held
 
 
+async def test_same_key_twice(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """A block inside a block of the same key does not wait for itself, whatever the modes are."""
+    async with session_maker() as session:
+        async with advisory_lock(session, 42):
+            async with advisory_lock(session, 42), advisory_lock(session, 42, shared=True):
+                pass
+            assert not await is_free(other)
+        assert await is_free(other)
+        async with advisory_lock(session, 42, shared=True):
+            async with advisory_lock(session, 42):
+                pass
+            assert not await is_free(other)
+        assert await is_free(other)
+
+
+async def test_same_key_twice_and_rolled_back(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """The rollback of the inner block leaves the outer one its lock."""
+    async with session_maker() as session, advisory_lock(session, 42):
+        with pytest.raises(KeyError):
+            async with advisory_lock(session, 42):
+                raise KeyError
+        assert not await is_free(other)
+    assert await is_free(other)
+
+
+async def test_session_bound_to_a_connection(
+    engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """On a connection of the caller's own, the lock ends with that connection's transaction."""
+    async with engine.connect() as connection:
+        async with connection.begin():
+            async with AsyncSession(
+                connection, join_transaction_mode="create_savepoint"
+            ) as session:
+                async with advisory_lock(session, 42):
+                    assert not await is_free(other)
+                assert not await is_free(other)
+        assert await is_free(other)
+    async with engine.connect() as connection:
+        async with AsyncSession(connection) as session:
+            async with advisory_lock(session, 42):
+                await session.commit()
+                assert await is_free(other)
+
+
+# What it is for
+
+
+async def test_only_one_at_a_time(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """Of many read-modify-writes at a time, each waits for the one before."""
+    async with session_maker() as session, session.begin():
+        await insert(session, 1)
+
+    async def increment_alone() -> None:
+        async with session_maker() as session, advisory_lock(session, "counter"):
+            await increment(session)
+
+    await asyncio.gather(*(increment_alone() for _ in range(20)))
+    assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"
+
+
+async def test_only_one_at_a_time_nested(session_maker: Maker, other: asyncpg.Connection) -> None:
+    """In a transaction that goes on after the block, no increment is lost either."""
+    db_context = create_db_context(session_maker)
+    async with db_context() as session:
+        await insert(session, 1)
+
+    async def increment_nested() -> None:
+        async with db_context() as session:
+            async with get_transaction(session):
+                async with advisory_lock(session, "counter"):
+                    await increment(session)
+            # The work is not committed yet: whoever had the lock now would read the old number.
+            await session.execute(text("SELECT pg_sleep(0.005)"))
+
+    await asyncio.gather(*(increment_nested() for _ in range(20)))
+    assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"
+
+
+async def increment(session: AsyncSession) -> None:
+    """Read a number and write the next one, without a lock on the row in between."""
+    number = int(await session.scalar(text("SELECT '0' || name FROM item WHERE id = 1")) or 0)
+    await session.execute(
+        text("UPDATE item SET name = :name WHERE id = 1"), {"name": str(number + 1)}
+    )
+
+
+async def test_pending_changes_are_not_the_blocks(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """Changes that were pending before the block survive its rollback."""
+    async with session_maker() as session:
+        session.add(Item(id=1))
+        with pytest.raises(KeyError):
+            async with advisory_lock(session, 42):
+                session.add(Item(id=2))
+                raise KeyError
+        await session.commit()
+    assert await stored(other) == {1}
+
+
+# Variants
+
+
 @pytest.mark.parametrize("nested", [False, True])
 async def test_nowait(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
-    """With `nowait` the block is told `False` where somebody else has it, and takes nothing of
-    theirs with it."""
-    await other.execute("SELECT pg_advisory_lock(42)")
-    async with session_maker() as session:
+    """With `nowait` the block yields `False` where another session has the lock, and goes on."""
+    async with holding(other, TAKE), session_maker() as session:
         if nested:
             await session.begin()
         async with advisory_lock(session, 42, nowait=True) as held:
             assert held is False
-        async with advisory_lock(session, 43, nowait=True) as held:
+            await insert(session, 1)
+        async with advisory_lock(session, 43, nowait=True, timeout="60d") as held:
             assert held is True
-    await other.execute("SELECT pg_advisory_unlock(42)")
+        await session.commit()
+    assert await stored(other) == {1}
     async with session_maker() as session, advisory_lock(session, 42, nowait=True) as held:
         assert held is True
     await nothing_left(other)
@@ -139,7 +280,7 @@ async def test_nowait(session_maker: Maker, other: asyncpg.Connection, nested: b
 
 @pytest.mark.parametrize("nested", [False, True])
 async def test_shared(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
-    """Several hold it together, and nobody alone meanwhile."""
+    """Several sessions share the lock, and none has it alone meanwhile."""
     async with session_maker() as one, session_maker() as two:
         if nested:
             await one.begin()
@@ -150,6 +291,9 @@ async def test_shared(session_maker: Maker, other: asyncpg.Connection, nested: b
         ):
             assert held
             assert not await is_free(other)
+        assert await is_free(other) == (not nested)
+        await one.commit()
+        await two.commit()
         assert await is_free(other)
 
 
@@ -173,8 +317,7 @@ async def test_keys(
     objsubid: int,
     nested: bool,
 ) -> None:
-    """The lock in pg_locks is the key's: all of a bigint, both int4, the first 64 bits of a
-    string's SHA-256."""
+    """The lock in pg_locks is a bigint, two int4, or the first 64 bits of a string's SHA-256."""
     if isinstance(key, str):
         digest = hashlib.sha256(key.encode()).digest()
         classid, objid = int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
@@ -190,12 +333,9 @@ async def test_keys(
 
 
 def test_string_keys_are_stable() -> None:
-    """A string is the same lock for ever: another process, another version, another Python."""
-    from pgtoolset.locks.advisory import key_numbers
-
-    assert key_numbers("") == (
-        int.from_bytes(bytes.fromhex("e3b0c44298fc1c14"), "big", signed=True),
-    )
+    """A string is the same lock for ever: in another process, another version, another Python."""
+    empty = int.from_bytes(bytes.fromhex("e3b0c44298fc1c14"), "big", signed=True)
+    assert advisory_numbers("key", "") == (empty,)
 
 
 @pytest.mark.parametrize(
@@ -218,89 +358,85 @@ def test_string_keys_are_stable() -> None:
 async def test_bad_arguments(
     session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
-    """What cannot be meant is refused by the call itself: no SQL, no transaction."""
+    """A bad argument is refused by the call itself, by its name: no SQL, no transaction."""
     async with session_maker() as session:
-        with pytest.raises(error):
+        with pytest.raises(error, match=f"^{next(iter(arguments))}"):
             advisory_lock(**({"session": session, "key": 1} | arguments))
         assert not session.in_transaction()
 
 
-@pytest.mark.parametrize("nested", [False, True])
-async def test_timeout(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
-    """A timeout is a `LockTimeoutError` that names the holder; `lock_timeout` is as it was, the
-    transaction usable."""
-    await other.execute("SELECT pg_advisory_lock(42)")
-    try:
-        async with session_maker() as session:
-            if nested:
-                await session.begin()
-                await insert(session, 1)
-                await session.execute(text("SET LOCAL lock_timeout = '1234ms'"))
-            with pytest.raises(LockTimeoutError, match="advisory lock 42") as caught:
-                async with advisory_lock(session, 42, timeout="200ms"):
-                    pass
-            assert [blocker.pid for blocker in caught.value.blockers] == [other.get_server_pid()]
-            assert (caught.value.tables, caught.value.mode, caught.value.timeout) == (
-                (),
-                "EXCLUSIVE",
-                0.2,
-            )
-            assert await settings_of(session) == ("1234ms" if nested else "0")
-            async with advisory_lock(session, 43, timeout="200ms"):
-                assert await settings_of(session) == ("1234ms" if nested else "0")
-            await session.commit()
-        assert await stored(other) == ({1} if nested else set())
-    finally:
-        await other.execute("SELECT pg_advisory_unlock(42)")
+async def test_autocommit_is_refused(engine: AsyncEngine, other: asyncpg.Connection) -> None:
+    """In AUTOCOMMIT the lock would end with its own statement: an error, not an open block."""
+    async with AsyncSession(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        with pytest.raises(TransactionStateError, match="AUTOCOMMIT"):
+            async with advisory_lock(session, 42):
+                raise AssertionError("the block runs without its lock")
     await nothing_left(other)
 
 
-async def test_same_key_twice(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A block inside a block of the same key does not wait for itself, and leaves the outer one its
-    lock."""
-    async with session_maker() as session, get_transaction(session):
-        async with advisory_lock(session, 42):
-            async with advisory_lock(session, 42), advisory_lock(session, 42, shared=True):
-                pass
-            assert not await is_free(other)
-        assert await is_free(other)
-        async with advisory_lock(session, 42, shared=True):
-            async with advisory_lock(session, 42):
-                pass
-            assert not await is_free(other)
-        assert await is_free(other)
+# Time
 
 
-async def test_session_bound_to_a_connection(
-    engine: AsyncEngine, other: asyncpg.Connection
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("nested", [False, True])
+async def test_timeout(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
+    """A timeout names the holder; `lock_timeout` is as it was, and the transaction is usable."""
+    async with holding(other, TAKE) as pid, session_maker() as session:
+        if nested:
+            await session.begin()
+            await insert(session, 1)
+            await session.execute(text("SET LOCAL lock_timeout = '1234ms'"))
+        with pytest.raises(LockTimeoutError, match="advisory lock 42") as caught:
+            async with advisory_lock(session, 42, timeout="200ms"):
+                pass
+        error = caught.value
+        assert [blocker.pid for blocker in error.blockers] == [pid]
+        assert (error.tables, error.mode, error.timeout) == ((), "EXCLUSIVE", 0.2)
+        assert await settings_of(session) == ("1234ms" if nested else "0")
+        async with advisory_lock(session, 43, timeout="200ms"):
+            assert await settings_of(session) == ("1234ms" if nested else "0")
+        await session.commit()
+    assert await stored(other) == ({1} if nested else set())
+    await nothing_left(other)
+
+
+async def test_lock_timeout_of_the_connection(
+    session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """On a connection of the caller's own, in a transaction that goes on, it is released with the
-    block."""
-    async with engine.connect() as connection, connection.begin():
-        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+    """Without a timeout the connection's own `lock_timeout` holds."""
+    async with holding(other, TAKE), session_maker() as session, get_transaction(session):
+        await session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+        with pytest.raises(LockTimeoutError):
             async with advisory_lock(session, 42):
-                assert not await is_free(other)
-            assert await is_free(other)
-    async with engine.connect() as connection:
-        async with AsyncSession(connection) as session:
-            async with advisory_lock(session, 42):
-                await session.commit()
-                assert await is_free(other)
+                pass
 
 
-async def test_only_one_at_a_time(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """What it is for: a read-modify-write by many, each waiting for the one before."""
-    async with session_maker() as session, session.begin():
-        await insert(session, 1)
+@pytest.mark.parametrize("nested", [False, True])
+async def test_sixty_days(session_maker: Maker, other: asyncpg.Connection, nested: bool) -> None:
+    """A timeout longer than PostgreSQL's setting can hold waits, and the setting is restored."""
+    async with session_maker() as session:
+        if nested:
+            await session.begin()
+        async with holding(other, TAKE):
+            task = asyncio.create_task(setting_inside(session))
+            await waiting(other)
+        assert await task == "0"
 
-    async def increment() -> None:
-        async with session_maker() as session, advisory_lock(session, "counter"):
-            number = int(
-                await session.scalar(text("SELECT '0' || name FROM item WHERE id = 1")) or 0
-            )
-            await session.execute(
-                text("UPDATE item SET name = :name WHERE id = 1"), {"name": str(number + 1)}
-            )
 
-    await asyncio.gather(*(increment() for _ in range(20)))
-    assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"
+async def setting_inside(session: AsyncSession) -> str:
+    """Return the `lock_timeout` inside a block that may be waited for for 60 days."""
+    async with advisory_lock(session, 42, timeout="60d"):
+        return await settings_of(session)
+
+
+async def test_an_error_does_not_show_a_url(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """A URL that is used as a key stays out of the error."""
+    url = "postgresql://till:secret@host/shop"
+    take = f"SELECT pg_advisory_xact_lock({advisory_numbers('key', url)[0]})"
+    async with holding(other, take), session_maker() as session:
+        with pytest.raises(LockTimeoutError, match="advisory lock a URL") as caught:
+            async with advisory_lock(session, url, timeout="50ms"):
+                pass
+    assert "secret" not in str(caught.value)

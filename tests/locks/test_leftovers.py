@@ -1,5 +1,4 @@
-"""Locks of all three kinds under cancellations, commits and errors anywhere: nothing stays
-behind."""
+"""Locks of all kinds under cancellations, commits and errors anywhere leave nothing behind."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ Maker = async_sessionmaker[AsyncSession]
 
 @pytest.fixture(autouse=True)
 async def accounts(engine: AsyncEngine, other: asyncpg.Connection) -> None:
-    """Three accounts, and an engine that has connected: SQLAlchemy 2.0 loses a very first
-    connection if cancelled."""
+    """Store three accounts and connect once: SQLAlchemy 2.0 loses a cancelled first connection."""
     await other.execute("INSERT INTO account (id, balance) SELECT generate_series(1, 3), 0")
     async with engine.connect():
         pass
@@ -73,7 +71,7 @@ async def test_cancelled_everywhere(
     nested: bool,
     blocked: bool,
 ) -> None:
-    """Cancelled at any suspension, with the lock free and with it taken: nothing stays behind."""
+    """Cancelled at any suspension, with the lock free or taken, a call leaves nothing behind."""
     pool: Any = engine.pool
     db_context = create_db_context(session_maker)
     lock, in_the_way = KINDS[kind]
@@ -180,8 +178,7 @@ async def unit(chance: random.Random, session: AsyncSession, depth: int = 0) -> 
 async def test_random_interleavings(
     engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, seed: int
 ) -> None:
-    """Nested locks, commits, rollbacks, errors and cancellations in any order: in the end nobody
-    holds anything."""
+    """After nested locks, commits, errors and cancellations in any order, no lock is held."""
     chance = random.Random(seed)
 
     async def run(seed: int) -> None:
@@ -191,7 +188,9 @@ async def test_random_interleavings(
                 async with session_maker() as session:
                     await unit(own, session)
             except (LockTimeoutError, KeyError, DBAPIError, InvalidRequestError):
-                pass  # a deadlock, as nested locks keep no common order; or SQLAlchemy's, of a block after its commit
+                # A deadlock, since nested locks keep no common order, or SQLAlchemy's error for a
+                # block after its commit.
+                pass
 
     tasks = [asyncio.create_task(run(chance.getrandbits(30))) for _ in range(4)]
     for task in chance.sample(tasks, 2):

@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
-    create_async_engine,
 )
 
 from pgtoolset import (
@@ -51,8 +50,7 @@ Maker = async_sessionmaker[AsyncSession]
 async def test_conflict_table(
     session_maker: Maker, other: asyncpg.Connection, held: LockMode
 ) -> None:
-    """Every mode against every mode, from two sessions: PostgreSQL's table, which our own copy
-    agrees with."""
+    """Every mode conflicts with every other as in PostgreSQL, and our table says the same."""
     async with session_maker() as one, lock_tables(one, [Item], mode=held):
         for wanted in LockMode:
             async with session_maker() as two:
@@ -72,7 +70,7 @@ async def test_conflict_table(
 
 @pytest.mark.parametrize("mode", ["EXCLUSIVE", "exclusive", LockMode.EXCLUSIVE])
 async def test_mode_spellings(session_maker: Maker, other: asyncpg.Connection, mode: Any) -> None:
-    """A member, its value and its name, in any case; without one it is SHARE UPDATE EXCLUSIVE."""
+    """A mode is a member, its value or its name, in any case; SHARE UPDATE EXCLUSIVE by default."""
     async with session_maker() as session:
         async with lock_tables(session=session, tables=[Item], mode=mode) as same:
             assert same is session
@@ -117,7 +115,7 @@ async def test_mode_spellings(session_maker: Maker, other: asyncpg.Connection, m
 async def test_bad_arguments(
     session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
-    """What cannot be meant is refused by the call itself: no SQL, no transaction."""
+    """A bad argument is refused by the call itself: no SQL, no transaction."""
     async with session_maker() as session:
         with pytest.raises(error):
             lock_tables(session, **({"tables": [Item]} | arguments))
@@ -125,7 +123,7 @@ async def test_bad_arguments(
 
 
 async def test_bad_session(session_maker: Maker) -> None:
-    """A lock needs the session's connection: a synchronous session and a factory are refused."""
+    """A synchronous session and a factory are refused: a lock needs the session's connection."""
     async with session_maker() as session:
         for wrong in (session.sync_session, session_maker, None):
             with pytest.raises(TypeError):
@@ -135,13 +133,14 @@ async def test_bad_session(session_maker: Maker) -> None:
 @pytest.mark.parametrize(
     ("timeout", "milliseconds"),
     [
-        (5, 5000), (0.25, 250), (timedelta(minutes=1), 60000), ("500ms", 500), ("5s", 5000), (" 1.5 min ", 90000),
-        ("2h", 7200000), ("1d", 86400000), ("500us", 1), ("0.0001s", 1), (0.001, 1),
+        (5, 5000), (0.25, 250), (timedelta(minutes=1), 60000), ("500ms", 500), ("5s", 5000),
+        (" 1.5 min ", 90000), ("2h", 7200000), ("1d", 86400000), ("500us", 1), ("0.0001s", 1),
+        (0.001, 1),
         ("60d", 2**31 - 1), (timedelta.max, 2**31 - 1), (10**400, 2**31 - 1),
     ],
 )  # fmt: skip
 def test_timeout_spellings(timeout: Any, milliseconds: int) -> None:
-    """Seconds, a timedelta, a number with a unit; rounded up to PostgreSQL's milliseconds."""
+    """A timeout is seconds, a timedelta or a number with a unit, rounded up to milliseconds."""
     from pgtoolset._arguments import milliseconds as to_milliseconds
     from pgtoolset._arguments import seconds
 
@@ -153,8 +152,7 @@ def test_timeout_spellings(timeout: Any, milliseconds: int) -> None:
 
 @pytest.mark.usefixtures("odd_tables")
 async def test_names(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Reserved words, mixed case, schemas and worse; of joined inheritance, every table of the
-    class."""
+    """Reserved words, mixed case and schemas are quoted; a class locks every table that it maps."""
     async with session_maker() as session:
         async with lock_tables(session, [Order, Dog, Animal.__table__], mode="SHARE") as locked:
             held = {
@@ -196,7 +194,8 @@ async def test_schema_translate_map(
                 await session.connection(execution_options={"schema_translate_map": translation})
             async with lock_tables(session, [Item, Order], mode="SHARE"):
                 oids = await other.fetch(
-                    "SELECT relation::regclass::text AS name FROM pg_locks WHERE mode = 'ShareLock' AND pid = $1",
+                    """SELECT relation::regclass::text AS name FROM pg_locks
+                       WHERE mode = 'ShareLock' AND pid = $1""",
                     await pid_of(session),
                 )
                 assert {row["name"] for row in oids} == {f'"{SCHEMA}".item', '"order"'}
@@ -205,8 +204,7 @@ async def test_schema_translate_map(
 
 
 async def test_missing_table(session_maker: Maker) -> None:
-    """A table that the database lacks is PostgreSQL's own error, and the outer transaction survives
-    it."""
+    """A missing table is PostgreSQL's own error, and the outer transaction survives it."""
     async with session_maker() as session, session.begin():
         with pytest.raises(DBAPIError) as caught:
             async with lock_tables(session, [Order]):
@@ -216,8 +214,7 @@ async def test_missing_table(session_maker: Maker) -> None:
 
 
 async def test_one_statement(session_maker: Maker, caplog: pytest.LogCaptureFixture) -> None:
-    """All the tables, with the timeout set and restored, in one statement; a free lock asks for
-    nothing more."""
+    """All tables are locked, and the timeout is set and restored, by one statement."""
     with caplog.at_level("INFO", logger="sqlalchemy.engine.Engine"):
         async with session_maker() as session, session.begin():
             await session.execute(text("SELECT 1"))
@@ -238,8 +235,7 @@ async def test_one_statement(session_maker: Maker, caplog: pytest.LogCaptureFixt
 
 
 async def test_autocommit_is_refused(engine: AsyncEngine) -> None:
-    """In AUTOCOMMIT a lock would be gone at once: that is an error, not a block without
-    protection."""
+    """In AUTOCOMMIT a lock would end with its own statement: an error, not an open block."""
     async with AsyncSession(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
         with pytest.raises(TransactionStateError, match="AUTOCOMMIT"):
             async with lock_tables(session, [Item]):
@@ -252,7 +248,7 @@ async def test_autocommit_is_refused(engine: AsyncEngine) -> None:
 async def test_outermost_ends_with_the_block(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """Outermost, the block is a transaction: committed at its end, and the lock is gone."""
+    """Outermost, the block is a transaction: it commits at its end, and the lock is released."""
     async with session_maker() as session:
         async with lock_tables(session, [Item]):
             await insert(session, 1)
@@ -269,8 +265,7 @@ async def test_outermost_ends_with_the_block(
 async def test_nested_holds_until_the_outermost_ends(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """Nested, the lock outlives its block and ends with the outermost transaction, or with its own
-    rollback."""
+    """Nested, the lock outlives its block until the outermost ends or its level rolls back."""
     async with session_maker() as session, get_transaction(session):
         pid = await pid_of(session)
         async with lock_tables(session, [Item], mode="SHARE"):
@@ -285,8 +280,7 @@ async def test_nested_holds_until_the_outermost_ends(
 async def test_after_a_timeout_the_outer_transaction_is_usable(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """The earlier writes of the outer transaction are still there, later ones work, and all is
-    committed."""
+    """After a timeout the earlier and later writes of the outer transaction are committed."""
     async with holding(other, "LOCK TABLE account"):
         async with session_maker() as session, get_transaction(session):
             await insert(session, 1)
@@ -310,8 +304,7 @@ async def test_lock_timeout_is_restored(
     setting: str,
     timeout: Any,
 ) -> None:
-    """`lock_timeout` is as it was, when the block starts and after a failure, and a session's own
-    after the commit."""
+    """`lock_timeout` is as it was in the block, after a failure and after the commit."""
     arguments: dict[str, Any] = {"nowait": True} if timeout == "nowait" else {"timeout": timeout}
     async with session_maker() as session:
         connection = await session.connection()
@@ -359,11 +352,7 @@ async def test_no_snapshot_before_the_lock(
 
     async with holding(other, "LOCK TABLE item"):
         task = asyncio.create_task(count())
-        async with session_maker() as watcher:
-            connection = await watcher.connection()
-            raw = (await connection.get_raw_connection()).driver_connection
-            assert raw is not None
-            await waiting(raw)
+        await waiting(other)
         await other.execute("INSERT INTO item (id, name) VALUES (7, '')")
     assert await task == [7]
 
@@ -374,8 +363,7 @@ async def test_no_snapshot_before_the_lock(
 async def test_opposite_orders_never_deadlock(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """Two tasks that name the same tables in opposite orders, 200 rounds: no deadlock, no
-    timeout."""
+    """Two tasks that name the same tables in opposite orders never deadlock, in 200 rounds."""
     tables: list[Any] = [Item, Account, Part, Item.__table__]
 
     async def work(order: list[Any]) -> None:
@@ -393,19 +381,19 @@ async def test_opposite_orders_never_deadlock(
 # Time
 
 
-@pytest.mark.parametrize("timeout", [0.2, "200ms", timedelta(milliseconds=200)])
+@pytest.mark.parametrize("timeout", [1.0, "1000ms", timedelta(seconds=1)])
 @pytest.mark.parametrize("isolation_level", ["READ COMMITTED", "REPEATABLE READ"])
 async def test_timeout_is_one_budget(
     session_maker: Maker, database_url: str, timeout: Any, isolation_level: Any
 ) -> None:
-    """All the tables together: two of them are taken one after the other, and the whole takes no
-    longer."""
+    """One budget holds for all the tables, though they are taken one after the other."""
     holders = [await asyncpg.connect(plain_url(database_url)) for _ in range(2)]
     try:
         for holder, table in zip(holders, ["account", "item"], strict=True):
             await holder.execute(f"BEGIN; LOCK TABLE {table}")
+        # Counted anew, the wait for the second table would end after 1.7 s at the earliest.
         asyncio.get_running_loop().call_later(
-            0.15, lambda: asyncio.ensure_future(holders[0].execute("ROLLBACK"))
+            0.7, lambda: asyncio.ensure_future(holders[0].execute("ROLLBACK"))
         )
         async with (
             session_maker() as session,
@@ -416,16 +404,15 @@ async def test_timeout_is_one_budget(
             with pytest.raises(LockTimeoutError) as caught:
                 async with lock_tables(session, [Item, Account], timeout=timeout):
                     pass
-            assert 0.19 <= time.monotonic() - start <= 0.3
-        assert caught.value.timeout == 0.2
+            assert 0.99 <= time.monotonic() - start <= 1.65
+        assert caught.value.timeout == 1.0
     finally:
         for holder in holders:
             await holder.close()
 
 
 async def test_timeouts_under_load(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Five waiters at once, with a pool that they exhaust: each is told within 1.5 times its
-    timeout, and by whom."""
+    """Five waiters that exhaust the pool fail in time, and each error names the holder."""
     async with holding(other, "LOCK TABLE item") as pid:
 
         async def wait(timeout: float) -> None:
@@ -435,7 +422,8 @@ async def test_timeouts_under_load(session_maker: Maker, other: asyncpg.Connecti
                 with pytest.raises(LockTimeoutError) as caught:
                     async with lock_tables(session, [Item], timeout=timeout):
                         pass
-                assert time.monotonic() - start < 1.5 * timeout
+                # Half as long again on a quiet machine.
+                assert time.monotonic() - start < 3 * timeout
                 assert pid in {blocker.pid for blocker in caught.value.blockers}
 
         await asyncio.gather(*(wait(timeout) for timeout in (0.6, 0.7, 0.8, 0.9, 1.0)))
@@ -452,139 +440,27 @@ async def test_no_timeout_waits(session_maker: Maker, other: asyncpg.Connection)
                     return True
 
         task = asyncio.create_task(work())
-        await asyncio.sleep(0.3)
+        await waiting(other)
+        await asyncio.sleep(0.2)  # four times the setting
         assert not task.done()
     assert await task
 
 
-# Blockers
-
-
-@pytest.mark.parametrize("arguments", [{"timeout": 0.4}, {"nowait": True}, {"timeout": 0.05}])
-@pytest.mark.parametrize("outermost", [True, False])
-async def test_blockers_are_named(
-    session_maker: Maker, database_url: str, arguments: dict[str, Any], outermost: bool
+@pytest.mark.parametrize("isolation_level", ["READ COMMITTED", "REPEATABLE READ"])
+async def test_sixty_days(
+    session_maker: Maker, other: asyncpg.Connection, isolation_level: Any
 ) -> None:
-    """The error has who was in the way: pid, application, state, query, age; and its message says
-    so in words."""
-    holder = await asyncpg.connect(
-        plain_url(database_url), server_settings={"application_name": "the till"}
-    )
-    try:
-        await holder.execute("BEGIN")
-        await holder.execute("INSERT INTO item (id, name) VALUES (9, '')")
-        async with session_maker() as session:
-            if not outermost:
-                await session.begin()
-            with pytest.raises(LockTimeoutError) as caught:
-                async with lock_tables(session, [Account, Item], mode="EXCLUSIVE", **arguments):
-                    pass
-        error = caught.value
-        assert isinstance(error, TimeoutError)
-        assert error.mode == "EXCLUSIVE"
-        assert error.tables == ("account", "item")
-        assert error.timeout == arguments.get("timeout", 0)
-        [blocker] = error.blockers
-        assert blocker.pid == holder.get_server_pid()
-        assert (blocker.application_name, blocker.state) == ("the till", "idle in transaction")
-        assert blocker.query == "INSERT INTO item (id, name) VALUES (9, '')"
-        assert blocker.transaction_age is not None
-        assert timedelta(0) < blocker.transaction_age < timedelta(minutes=1)
-        for word in (
-            "account, item",
-            "EXCLUSIVE",
-            f"pid {blocker.pid}",
-            "the till",
-            "idle in transaction",
-            "INSERT",
+    """A timeout longer than PostgreSQL's setting can hold waits, and the setting is restored."""
+
+    async def work() -> str:
+        async with (
+            session_maker() as session,
+            get_transaction(session, isolation_level=isolation_level),
         ):
-            assert word in str(error)
-    finally:
-        await holder.close()
+            async with lock_tables(session, [Account, Item], timeout=timedelta(days=60)):
+                return await settings_of(session)
 
-
-async def test_blockers_that_the_role_may_not_see(
-    database_url: str, other: asyncpg.Connection
-) -> None:
-    """Where the role may not see other roles' sessions the error has the pid, and says why it has
-    no more."""
-    await other.execute(
-        "DROP ROLE IF EXISTS pgtoolset_clerk; CREATE ROLE pgtoolset_clerk LOGIN SUPERUSER"
-    )
-    await other.execute(
-        "ALTER ROLE pgtoolset_clerk NOSUPERUSER; GRANT ALL ON item TO pgtoolset_clerk"
-    )
-    engine = create_async_engine(database_url.replace("://postgres@", "://pgtoolset_clerk@"))
-    try:
-        async with holding(other, "LOCK TABLE item") as pid, AsyncSession(engine) as session:
-            try:
-                await session.connection()
-            except Exception:
-                pytest.skip("this server does not let a second role in")
-            with pytest.raises(LockTimeoutError, match="may not see") as caught:
-                async with lock_tables(session, [Item], timeout=0.2):
-                    pass
-            [blocker] = caught.value.blockers
-            assert (blocker.pid, blocker.state, blocker.query, blocker.transaction_age) == (
-                pid,
-                None,
-                None,
-                None,
-            )
-    finally:
-        await engine.dispose()
-        await other.execute("DROP OWNED BY pgtoolset_clerk; DROP ROLE pgtoolset_clerk")
-
-
-async def test_session_bound_to_a_connection(
-    engine: AsyncEngine, other: asyncpg.Connection
-) -> None:
-    """A session on a connection of the caller's own: blockers are looked for over another one."""
-    async with engine.connect() as connection, holding(other, "LOCK TABLE item") as pid:
-        async with AsyncSession(connection) as session:
-            with pytest.raises(LockTimeoutError) as caught:
-                async with lock_tables(session, [Item], timeout=0.2):
-                    pass
-    assert [blocker.pid for blocker in caught.value.blockers] == [pid]
-
-
-async def test_errors_of_the_block_keep_their_type(
-    session_maker: Maker, other: asyncpg.Connection
-) -> None:
-    """Even a lock error: only the failure to take our own locks is ours to translate."""
-    async with holding(other, "LOCK TABLE account"), session_maker() as session:
-        with pytest.raises(DBAPIError) as caught:
-            async with lock_tables(session, [Item]):
-                await session.execute(text("LOCK TABLE account NOWAIT"))
-        assert getattr(caught.value.orig, "sqlstate", None) == "55P03"
-        raised = LockTimeoutError("mine", tables=(), mode="SHARE", timeout=1.0)
-        with pytest.raises(LockTimeoutError) as mine:
-            async with lock_tables(session, [Item]):
-                raise raised
-        assert mine.value is raised
-
-
-async def test_deadlock_propagates(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A deadlock with somebody who does not keep the order is told as what it is."""
-    await other.execute("BEGIN; SET LOCAL deadlock_timeout = '30s'; LOCK TABLE item")
-    async with session_maker() as session:
-        with pytest.raises(DBAPIError) as caught:
-            async with lock_tables(session, [Account]):
-                theirs = asyncio.create_task(other.execute("LOCK TABLE account"))
-                await asyncio.sleep(0.1)
-                async with lock_tables(session, [Item], timeout="10s"):
-                    pass
-        assert getattr(caught.value.orig, "sqlstate", None) == "40P01"
-    await theirs
-    await other.execute("ROLLBACK")
-
-
-async def test_holder_that_disappears(session_maker: Maker, database_url: str) -> None:
-    """The lock is had as soon as its holder is gone, in the middle of the look for it too."""
-    for delay in (0.1, 0.45, 0.55):
-        holder = await asyncpg.connect(plain_url(database_url))
-        await holder.execute("BEGIN; LOCK TABLE item")
-        asyncio.get_running_loop().call_later(delay, holder.terminate)
-        async with session_maker() as session:
-            async with lock_tables(session, [Item], timeout=1.0):
-                assert await session.scalar(text("SELECT 1")) == 1
+    async with holding(other, "LOCK TABLE item"):
+        task = asyncio.create_task(work())
+        await waiting(other)
+    assert await task == "0"

@@ -66,8 +66,7 @@ async def command(*arguments: str, answer: str = "", url: str = "") -> tuple[int
 async def test_who_waits_for_whom(
     engine: AsyncEngine, database_url: str, other: asyncpg.Connection, through: str
 ) -> None:
-    """Relation, mode, blockers and the time, the longest wait first; through whatever reaches the
-    database."""
+    """Each wait has relation, mode, blockers and time, the longest first, over any source."""
     async with jam(
         database_url, other, "LOCK TABLE item", "LOCK TABLE item IN SHARE MODE", "SELECT FROM item"
     ) as pids:
@@ -88,8 +87,7 @@ async def test_who_waits_for_whom(
 
 
 async def test_row_waits(engine: AsyncEngine, database_url: str, other: asyncpg.Connection) -> None:
-    """Who waits for a row waits for a transaction; the table is told all the same. A later look
-    sees what is new."""
+    """A wait for a row has its table, and a later query in the transaction sees new waits."""
     await other.execute("INSERT INTO item (id, name) VALUES (1, '')")
     lock = "SELECT FROM item WHERE id = 1 FOR UPDATE"
     async with async_sessionmaker(engine)() as session, session.begin():
@@ -108,7 +106,7 @@ async def test_wrong_source() -> None:
 
 
 async def test_tree(database_url: str, other: asyncpg.Connection) -> None:
-    """Waiters stand below those in their way; nobody waiting is said in words."""
+    """Waiters stand below the sessions in their way, and the absence of waits is said in words."""
     code, out, _ = await command("locks", plain_url(database_url))
     assert (code, out) == (0, "No session waits for a lock.\n")
     async with jam(
@@ -125,8 +123,7 @@ async def test_tree(database_url: str, other: asyncpg.Connection) -> None:
 
 
 def test_tree_of_a_deadlock_and_of_hostile_names() -> None:
-    """Those who wait for each other are shown once each, and what others wrote cannot command the
-    terminal."""
+    """Sessions of a deadlock are shown once each, and foreign text cannot command the terminal."""
 
     def wait(pid: int, *blocked_by: int) -> LockWait:
         return LockWait(pid, blocked_by, None, "SHARE", None, "evil\x1b[2J", "SELECT\n1")
@@ -139,7 +136,7 @@ def test_tree_of_a_deadlock_and_of_hostile_names() -> None:
 
 
 async def test_json(database_url: str, other: asyncpg.Connection) -> None:
-    """For programs: the waits, and those in the way who wait for nobody; times in seconds."""
+    """JSON has the waits and the blockers that wait for nothing, with times in seconds."""
     async with jam(database_url, other, "LOCK TABLE item", "SELECT FROM item") as pids:
         code, out, _ = await command("locks", database_url, "--json")
     report = json.loads(out)
@@ -151,7 +148,7 @@ async def test_json(database_url: str, other: asyncpg.Connection) -> None:
 
 
 async def test_watch(database_url: str, other: asyncpg.Connection) -> None:
-    """It looks again and again, one line of JSON a look, until it is interrupted."""
+    """It asks again and again, one line of JSON each time, until it is interrupted."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pgtoolset.cli", "locks", database_url, "--json", "--watch", "0.1"),
         stdout=asyncio.subprocess.PIPE,
@@ -175,8 +172,7 @@ async def test_watch(database_url: str, other: asyncpg.Connection) -> None:
 async def test_terminate(
     database_url: str, other: asyncpg.Connection, answer: str, options: list[str], ends: bool
 ) -> None:
-    """It shows whom it is about to end, and ends it only when that is confirmed: no answer is
-    no."""
+    """It shows the session that it is about to end, and ends it only when that is confirmed."""
     async with jam(database_url, other, "LOCK TABLE item", "SELECT FROM item") as pids:
         code, out, _ = await command(
             "locks", database_url, "--terminate", str(pids[0]), *options, answer=answer
@@ -200,11 +196,10 @@ async def test_terminate(
 
 
 async def test_mistakes(database_url: str) -> None:
-    """Each mistake is one line on standard error, without a traceback, and the exit code says whose
-    it is."""
+    """Each mistake is one line on standard error, without a traceback, with its exit code."""
     for arguments, code, says in (
         (["locks"], 1, "DATABASE_URL"),
-        (["locks", "mysql://x"], 1, "must start with postgresql"),
+        (["locks", "mysql://x"], 1, "URL of a PostgreSQL server"),
         (["locks", "postgresql://nobody@/nothing?host=/nowhere"], 1, "nothing"),
         (["locks", database_url, "--terminate", "2147483647"], 1, "no session with pid"),
         (["locks", database_url, "--terminate", "-1"], 2, "PID"),

@@ -1,4 +1,4 @@
-"""The fixture of the tests of Many-to-Many writes."""
+"""The fixtures of the tests of Many-to-Many writes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.m2m import models
 async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
     """The tables, empty before and after."""
     await models.create(engine)
-    await models.empty(engine)
     yield
     await models.empty(engine)
 
 
 @pytest.fixture
 async def session(engine: AsyncEngine, tables: None) -> AsyncIterator[AsyncSession]:
+    """A session on the empty tables."""
     async with AsyncSession(engine, expire_on_commit=False) as session:
         yield session

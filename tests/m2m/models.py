@@ -40,6 +40,7 @@ from sqlalchemy import (
     func,
     select,
     text,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import INET, INT8RANGE, JSONB, Range
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -394,6 +395,30 @@ class Lowered(TypeDecorator[str]):
         return func.lower(bindparam, type_=String())
 
 
+class Hexadecimal(TypeDecorator[bytes]):
+    """Stored as hexadecimal text, by the database: encoded twice, it is another key."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        return LargeBinary()
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return func.convert_to(func.encode(bindparam, "hex"), "UTF8", type_=LargeBinary())
+
+    def column_expression(self, column: Any) -> Any:
+        stored = func.convert_from(type_coerce(column, LargeBinary()), "UTF8")
+        return type_coerce(func.decode(stored, "hex"), self)
+
+
+class Numbers(TypeDecorator[tuple[int, ...]]):
+    """An array behind a decorator."""
+
+    impl = ARRAY(Integer, as_tuple=True)
+    cache_ok = True
+
+
 KEY_TYPES: dict[str, tuple[Any, list[Any]]] = {
     "uuid": (Uuid(), [uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)]),
     "uuid_text": (Uuid(as_uuid=False), [str(uuid.UUID(int=number)) for number in (1, 2, 3)]),
@@ -412,9 +437,58 @@ KEY_TYPES: dict[str, tuple[Any, list[Any]]] = {
     "range": (INT8RANGE(), [Range(1, 5), Range(None, 1, bounds="()"), Range(5, 6)]),
     "inet": (INET(), [ip_address("10.0.0.1"), ip_address("::1")]),
     "float": (Float(), [1.5, float("inf"), -0.25]),
-    "bind_expression": (Lowered(), ["a", "b", "c"]),
+    "bind_expression": (Lowered(), ["a", "b", "c", "d"]),
+    "variant": (String(20).with_variant(Lowered(), "postgresql"), ["a", "b", "c"]),
+    "hexadecimal": (Hexadecimal(), [b"a", b"b", b"\xff\x00", b""]),
+    "array": (ARRAY(Integer, as_tuple=True), [(1, 2), (2,), (), (2, 1)]),
+    "array_of_text": (ARRAY(Text, as_tuple=True), [("abcd", 'ä,"'), ("{}", "NULL")]),
+    "decorated_array": (Numbers(), [(1,), (2, 3)]),
 }
 KEYED: dict[str, tuple[Any, Any, Table]] = {}
+
+lamp_lamp = Table(
+    "m2m_lamp_lamp",
+    Base.metadata,
+    Column("one", Lowered(), ForeignKey("m2m_lamp.id"), primary_key=True),
+    Column("other", Lowered(), ForeignKey("m2m_lamp.id"), primary_key=True),
+    Column("number", Integer, default=lambda: next(counter)),
+)
+
+loose_lamp = Table(
+    "m2m_loose_lamp",
+    Base.metadata,
+    Column("one", Lowered(), ForeignKey("m2m_lamp.id")),
+    Column("other", Lowered(), ForeignKey("m2m_lamp.id")),
+    Column("number", Integer, default=lambda: next(counter)),
+)
+
+coded_lamp = Table(
+    "m2m_coded_lamp",
+    Base.metadata,
+    Column("one", ForeignKey("m2m_lamp.code"), primary_key=True),
+    Column("other", ForeignKey("m2m_lamp.code"), primary_key=True),
+)
+
+
+def _lamps(table: Table, column: str) -> Any:
+    return relationship(
+        "Lamp",
+        secondary=table,
+        primaryjoin=lambda: Lamp.__table__.c[column] == table.c.one,
+        secondaryjoin=lambda: Lamp.__table__.c[column] == table.c.other,
+    )
+
+
+class Lamp(Base):
+    """Keys in lower case, with a default for each row, without a constraint, and by a code."""
+
+    __tablename__ = "m2m_lamp"
+
+    id: Mapped[str] = mapped_column(Lowered(), primary_key=True)
+    code: Mapped[str | None] = mapped_column(unique=True)
+    others: Mapped[list[Lamp]] = _lamps(lamp_lamp, "id")
+    loose: Mapped[list[Lamp]] = _lamps(loose_lamp, "id")
+    coded: Mapped[list[Lamp]] = _lamps(coded_lamp, "code")
 
 
 def _keyed(name: str, type_: Any) -> None:
@@ -448,19 +522,27 @@ for _name, (_type, _) in KEY_TYPES.items():
     _keyed(_name, _type)
 
 
+_created: set[str] = set()
+
+
 async def create(engine: AsyncEngine) -> None:
-    async with engine.begin() as connection:
-        await connection.execute(text('CREATE SCHEMA IF NOT EXISTS "m2m_Schema"'))
-        await connection.run_sync(Base.metadata.create_all)
+    """The tables, which stay: one by one they take seconds."""
+    if str(engine.url) not in _created:
+        async with engine.begin() as connection:
+            await connection.execute(text('CREATE SCHEMA IF NOT EXISTS "m2m_Schema"'))
+            await connection.run_sync(Base.metadata.create_all)
+        _created.add(str(engine.url))
 
 
 async def empty(engine: AsyncEngine) -> None:
+    """Truncate the tables that have rows."""
     async with engine.begin() as connection:
-        names = ", ".join(
-            connection.dialect.identifier_preparer.format_table(table)
-            for table in Base.metadata.sorted_tables
-        )
-        await connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+        format_table = connection.dialect.identifier_preparer.format_table
+        names = [format_table(table) for table in Base.metadata.sorted_tables]
+        looks = (f"SELECT {at} WHERE EXISTS (SELECT FROM {n})" for at, n in enumerate(names))
+        found = await connection.scalars(text(" UNION ALL ".join(looks)))
+        if filled := [names[at] for at in found]:
+            await connection.execute(text(f"TRUNCATE {', '.join(filled)} RESTART IDENTITY CASCADE"))
 
 
 async def pairs(session: AsyncSession, table: Table) -> set[tuple[Any, ...]]:

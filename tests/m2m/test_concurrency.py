@@ -1,4 +1,4 @@
-"""Many at once: no lost set, no mixture, no deadlock; and what a cancellation leaves."""
+"""Many calls at once: no lost set, no mixture, no deadlock; and what a cancellation leaves."""
 
 from __future__ import annotations
 
@@ -50,6 +50,19 @@ async def add(engine: AsyncEngine, keys: set[int]) -> None:
         )
 
 
+async def until_one_waits(other: asyncpg.Connection) -> None:
+    """Return once a statement in this database waits for a lock."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    async def waits() -> bool:
+        return bool(await other.fetchval(waiting))
+
+    await until(waits)
+
+
 async def test_sets(session: AsyncSession, engine: AsyncEngine) -> None:
     """Of sets at the same time the result is one of them, in 200 rounds."""
     await store(session)
@@ -87,12 +100,7 @@ async def test_a_set_waits_for_another(
     post = await session.get_one(Post, 1)
     await m2m_set(session, post, Post.tags, pks=[1, 2])
     task = asyncio.create_task(replace(engine, {3}))
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-
-    async def waits() -> bool:
-        return bool(await other.fetchval(waiting))
-
-    await until(waits)
+    await until_one_waits(other)
     await session.commit()
     await task
     assert await keys_of(session, 1) == {3}
@@ -170,8 +178,10 @@ async def test_cancelled_everywhere(session: AsyncSession, engine: AsyncEngine) 
     assert await interrupt_everywhere(work, check) > 3
 
 
-async def test_cancelled_and_committed(session: AsyncSession, engine: AsyncEngine) -> None:
-    """Who swallows a cancellation and commits has the one set or the other, and a collection that
+async def test_cancelled_and_committed(
+    session: AsyncSession, engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """A caller that swallows a cancellation has the one set or the other, and a collection that
     shows it."""
     await store(session)
     await replace(engine, {1, 2})
@@ -180,7 +190,7 @@ async def test_cancelled_and_committed(session: AsyncSession, engine: AsyncEngin
         post = await session.get_one(Post, 1)
         await session.refresh(post, ["tags"])
         task = asyncio.create_task(m2m_set(session, post, Post.tags, pks=[3]))
-        await asyncio.sleep(0.2)
+        await until_one_waits(other)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

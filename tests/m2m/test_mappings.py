@@ -65,9 +65,9 @@ async def test_a_column_of_both_keys(session: AsyncSession) -> None:
     assert await m2m_add(session, course, Course.students, pks=[(1, "ann")]) == 1
     assert await pairs(session, course_student) == {(1, 7, "ann")}
     assert await m2m_set(session, course, Course.students, pks=[(1, "ann")]) == (0, 0)
-    with pytest.raises(ValueError, match="share school"):
+    with pytest.raises(ValueError, match=r"^pks: .*share the column school"):
         await m2m_add(session, course, Course.students, pks=[(2, "bob")])
-    with pytest.raises(ValueError, match="share school"):
+    with pytest.raises(ValueError, match=r"^links: .*share the column school"):
         await m2m_add_many(session, Course.students, [(course, (2, "bob"))])
     assert await m2m_set(session, course, Course.students) == (0, 1)
 
@@ -187,16 +187,6 @@ async def test_types_of_keys(session: AsyncSession, name: str) -> None:
     assert await m2m_add_many(session, left.rights, links, ignore_conflicts=True) == 0
     assert await m2m_remove(session, related[0], right.lefts, owner) == 1
     assert await m2m_remove(session, owner, left.rights, pks=values) == len(values) - 1
-
-
-async def test_a_longer_key_is_not_cut_off(session: AsyncSession) -> None:
-    """A key that is longer than its column is not taken for the row that begins like it."""
-    left, right, table = KEYED["varchar"]
-    owner = left(id="abc")
-    session.add_all([owner, right(id="abc")])
-    await m2m_add(session, owner, left.rights, pks=["abc"])
-    assert await m2m_remove(session, owner, left.rights, pks=["abcd"]) == 0
-    assert len(await pairs(session, table)) == 1
 
 
 async def rows(session: AsyncSession) -> dict[int, Any]:

@@ -3,9 +3,10 @@ pairs."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,9 +21,17 @@ from tests.m2m import models
 SIZE = 4
 
 
+def plainly(key: Any, how: int) -> Any:
+    """A key as it is, and with the tuple around it that every key can have."""
+    return (key,) if how % 2 and not isinstance(key, tuple) else key
+
+
 @dataclass(frozen=True)
 class Shape:
-    """A mapping, the keys of its instances by number, and the pair of numbers of a row."""
+    """A mapping, the keys of its instances by number, and the pair of numbers of a row.
+
+    `owner_spelling` and `related_spelling` give a key in one of its spellings, chosen by a number.
+    """
 
     owner: Any
     attribute: str
@@ -32,7 +41,15 @@ class Shape:
     related_keys: list[Any]
     table: Any
     columns: tuple[str, ...]
-    values: tuple[dict[str, Any] | None, ...] = (None,)
+    owner_spelling: Callable[[Any, int], Any] = plainly
+    related_spelling: Callable[[Any, int], Any] = plainly
+
+
+def keyed(name: str, keys: list[Any], spelling: Callable[[Any, int], Any]) -> Shape:
+    """The mapping with keys of a type in `KEY_TYPES`."""
+    left, right, table = models.KEYED[name]
+    columns = ("left", "right")
+    return Shape(left, "rights", right, "lefts", keys, keys, table, columns, spelling, spelling)
 
 
 numbers = list(range(1, SIZE + 1))
@@ -50,6 +67,8 @@ SHAPES = {
         composite_b,
         models.composite_link,
         ("a2", "a1", "b1", "b2"),
+        lambda key, how: (key, {"one": key[1], "two": key[0]}, list(key))[how % 3],
+        lambda key, how: (key, {"text": key[1], "number": key[0]}, list(key))[how % 3],
     ),
     "self-referential": Shape(
         models.Person,
@@ -70,16 +89,44 @@ SHAPES = {
         numbers,
         models.box_thing,
         ("box", "thing"),
-        (None, {"note": "n"}),
     ),
     "no unique constraint": Shape(
         models.Shelf, "loose", models.Thing, None, numbers, numbers, models.loose, ("box", "thing")
+    ),
+    "lower case": keyed(
+        "bind_expression",
+        list("abcd"),
+        lambda key, how: (key, key.upper(), (key.upper(),))[how % 3],
+    ),
+    "lower case, with a default for each row": Shape(
+        models.Lamp,
+        "others",
+        models.Lamp,
+        None,
+        list("abcd"),
+        list("abcd"),
+        models.lamp_lamp,
+        ("one", "other"),
+        lambda key, how: (key, key.upper())[how % 2],
+        lambda key, how: (key, key.upper())[how % 2],
+    ),
+    "hexadecimal": keyed("hexadecimal", [b"a", b"", b"61", b"\xff"], plainly),
+    "UUID": keyed(
+        "uuid",
+        [UUID(int=number) for number in numbers],
+        lambda key, how: (key, str(key), key.hex, {"id": str(key)})[how % 4],
+    ),
+    "array": keyed(
+        "array",
+        [((),), ((1,),), ((1, 2),), ((2, 1),)],
+        lambda key, how: (key, key[0], list(key[0]), {"id": key[0]})[how % 4],
     ),
 }
 
 index = st.integers(0, SIZE - 1)
 indexes = st.lists(index, max_size=6)
-by_key = st.booleans()
+#: Which spelling of the first key, of the next the next one; `None`: instances.
+by_key = st.none() | st.integers(0, 3)
 operations = st.recursive(
     st.one_of(
         st.tuples(st.just("add"), index, indexes, by_key),
@@ -91,27 +138,20 @@ operations = st.recursive(
             st.just(None),
             by_key,
         ),
-        st.tuples(st.just("load"), index, st.just(None), st.just(False)),
+        st.tuples(st.just("load"), index, st.just(None), st.just(None)),
     ),
     lambda inner: st.tuples(
         st.sampled_from(["rolled back", "released"]),
         st.lists(inner, max_size=4),
         st.just(None),
-        st.just(False),
+        st.just(None),
     ),
     max_leaves=12,
 )
 
 
-@pytest.fixture
-async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    await models.create(engine)
-    yield
-    await models.empty(engine)
-
-
 class Undone(Exception):
-    pass
+    """Rolls a savepoint back."""
 
 
 class Run:
@@ -148,12 +188,7 @@ class Run:
                     await self.session.refresh(instance, [attribute])
         elif name == "add_many":
             new = set(first)
-            links = [
-                (self.shape.owner_keys[o], self.shape.related_keys[r])
-                if by_key
-                else (self.owners[o], self.related[r])
-                for o, r in first
-            ]
+            links = [self.link(o, r, by_key, at) for at, (o, r) in enumerate(first)]
             added = await m2m_add_many(self.session, self.attribute, links, ignore_conflicts=True)
             assert added == len(new - self.pairs)
             self.pairs |= new
@@ -161,10 +196,22 @@ class Run:
             await self.of_one_owner(name, first, second, by_key)
         await self.check()
 
-    async def of_one_owner(self, name: str, owner: int, numbers: list[int], by_key: bool) -> None:
+    def link(self, owner: int, related: int, by_key: int | None, at: int) -> tuple[Any, Any]:
+        shape = self.shape
+        if by_key is None:
+            return self.owners[owner], self.related[related]
+        return (
+            shape.owner_spelling(shape.owner_keys[owner], by_key + at),
+            shape.related_spelling(shape.related_keys[related], by_key + 2 * at),
+        )
+
+    async def of_one_owner(
+        self, name: str, owner: int, numbers: list[int], by_key: int | None
+    ) -> None:
         instance = self.owners[owner]
-        args = () if by_key else tuple(self.related[number] for number in numbers)
-        pks = [self.shape.related_keys[number] for number in numbers] if by_key else []
+        links = [self.link(owner, number, by_key, at) for at, number in enumerate(numbers)]
+        given = [related for _, related in links]
+        args, pks = (tuple(given), []) if by_key is None else ((), given)
         new = {(owner, number) for number in numbers}
         mine = {pair for pair in self.pairs if pair[0] == owner}
         if name == "add":

@@ -1,4 +1,4 @@
-"""Both implementations of each hot module, or the one that there is.
+"""Both implementations of each hot module, or the interpreted one where no other is installed.
 
 These tests need no database and nothing from the folder above: wheels are tested with them on every
 platform.
@@ -13,12 +13,12 @@ import pytest
 
 
 def implementations(name: str) -> list[ModuleType]:
-    """The module as it is interpreted and, where that is installed, as it is compiled."""
+    """The interpreted module and, where it is installed, the compiled one."""
     found = [importlib.import_module(f"pgtoolset._native.{name}")]
     try:
         found.append(importlib.import_module(f"pgtoolset._native.{name}_c"))
     except ModuleNotFoundError:
-        pass  # test_choice.py sees to it that it is there where it must be
+        pass  # test_choice.py fails where it must be installed
     return found
 
 

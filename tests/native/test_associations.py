@@ -1,5 +1,4 @@
-"""The builder of association rows: instances and keys in, columns out; what is in doubt is left to
-the caller."""
+"""The builder of association rows: instances and keys in, columns out."""
 
 from __future__ import annotations
 
@@ -64,7 +63,7 @@ def deleted(number: int) -> Tag:
 
 
 def test_instances_then_keys(associations: AssociationRows) -> None:
-    """The columns have the keys of the instances first, in order, and each of them once."""
+    """The columns have the keys of the instances first, in order, and each key once."""
     tags = [known(Tag, id=3), known(SpecialTag, id=1), known(Tag, id=3)]
     assert associations.key_columns(Tag, tags, [1, (2,), 2], 1, (0,)) == [[3, 1, 2]]
     assert associations.key_columns(Tag, (), (), 1, (0,)) == [[]]
@@ -76,8 +75,7 @@ def test_instances_then_keys(associations: AssociationRows) -> None:
 
 
 def test_composite(associations: AssociationRows) -> None:
-    """A column for each position that is wanted, and what counts as once is decided by those
-    alone."""
+    """There is a column for each wanted position, and only the wanted columns tell rows apart."""
     seats = [known(Seat, row=1, number=2), known(Seat, row=1, number=3)]
     keys = [(1, 2), (2, 2)]
     assert associations.key_columns(Seat, seats, keys, 2, (0, 1)) == [[1, 1, 2], [2, 3, 2]]
@@ -88,8 +86,7 @@ def test_composite(associations: AssociationRows) -> None:
 
 
 def test_pairs(associations: AssociationRows) -> None:
-    """The owners' columns come first; a pair that is given twice, by instance and by key, counts
-    once."""
+    """The owners' columns come first; a pair that is given by instance and by key counts once."""
     tag, seat = known(Tag, id=1), known(Seat, row=5, number=6)
     links = [(tag, seat), (1, (5, 6)), ((1,), seat), (2, (5, 7))]
     both = (Tag, Seat)
@@ -124,9 +121,8 @@ def test_pairs(associations: AssociationRows) -> None:
         pytest.param(object, id="object"),
     ],
 )
-def test_whatever_is_in_doubt(associations: AssociationRows, stranger: Callable[[], Any]) -> None:
-    """The position of what needs a closer look is told, whether it stands among instances, keys or
-    links."""
+def test_doubtful_items(associations: AssociationRows, stranger: Callable[[], Any]) -> None:
+    """The position of an item that needs a closer look is returned: an instance, key or link."""
     tags, odd = [known(Tag, id=1), known(Tag, id=2)], stranger()
     assert associations.key_columns(Tag, [*tags, odd, *tags], [], 1, (0,)) == 2
     assert associations.key_columns(Tag, tags, [7, odd, 8], 1, (0,)) == 3
@@ -138,12 +134,12 @@ def test_whatever_is_in_doubt(associations: AssociationRows, stranger: Callable[
 
 @pytest.mark.parametrize("link", [None, 1, "ab", (), (1,), (1, 2, 3), [1, 2], {1: 2, 3: 4}])
 def test_no_pair(associations: AssociationRows, link: Any) -> None:
-    """So is the position of a link that is no tuple of two."""
+    """The position of a link that is not a tuple of two is returned."""
     assert associations.pair_columns((Tag, Tag), [(1, 2), link], (1, 1), ((0,), (0,))) == 1
 
 
 def test_reads_no_attribute(associations: AssociationRows) -> None:
-    """Expired and detached instances are never asked for anything that would be loaded."""
+    """No attribute of an expired or detached instance is read, so nothing is loaded."""
     tag = known(Tag, id=1)
     with Session() as session:
         session.add(tag)
@@ -156,7 +152,7 @@ def test_reads_no_attribute(associations: AssociationRows) -> None:
 
 
 class State:
-    """What is read of SQLAlchemy's state, with anything in it."""
+    """The part of SQLAlchemy's state that is read, with arbitrary values."""
 
     def __init__(self, key: Any, deleted: bool) -> None:
         self.key = key
@@ -191,7 +187,7 @@ positions = st.lists(st.integers(0, 2), min_size=1, max_size=3)
 
 
 def outcome(call: Callable[[], Any]) -> tuple[Any, ...]:
-    """What a call returns, told apart to the last type, or what it raises."""
+    """The answer of a call with the types and identities of its values, or the error."""
     try:
         result = call()
     except Exception as error:
@@ -214,8 +210,7 @@ def test_key_columns_alike(
     width: int,
     wanted: Sequence[int],
 ) -> None:
-    """Compiled and interpreted agree on whatever comes in, to the objects that come out and to the
-    errors."""
+    """Compiled and interpreted give the same objects and the same errors for any arguments."""
     arguments = (Instance, some, keys, width, wanted)
     assert outcome(lambda: associations.key_columns(*arguments)) == outcome(
         lambda: interpreted.key_columns(*arguments)
@@ -233,7 +228,7 @@ def test_pair_columns_alike(
     widths: tuple[int, int],
     wanted: tuple[Sequence[int], Sequence[int]],
 ) -> None:
-    """The same for pairs."""
+    """Compiled and interpreted agree on pairs."""
     arguments = ((Instance, Instance), links, widths, wanted)
     theirs = outcome(lambda: interpreted.pair_columns(*arguments))
     assert outcome(lambda: associations.pair_columns(*arguments)) == theirs
@@ -241,8 +236,7 @@ def test_pair_columns_alike(
 
 @given(st.lists(st.integers(0, 9) | st.text("ab", max_size=2), max_size=9))
 def test_each_once(associations: AssociationRows, keys: list[Any]) -> None:
-    """Keys come out as a dictionary would have them: each once, in the order in which they first
-    came."""
+    """Each key comes out once, in the order of first occurrence, as from a dictionary."""
     assert associations.key_columns(Tag, (), keys, 1, (0,)) == [list(dict.fromkeys(keys))]
     links = [(key, 0) for key in keys]
     found = list(dict.fromkeys(keys))
@@ -257,8 +251,7 @@ EDGES = [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64
 
 @given(st.lists(st.sampled_from(EDGES) | st.integers(-(2**65), 2**65), max_size=20))
 def test_numbers_of_any_size_once(associations: AssociationRows, keys: list[int]) -> None:
-    """Numbers that are the same modulo 2 ** 64 are different keys, and zero is one like any
-    other."""
+    """Numbers that are equal modulo 2 ** 64 are different keys, and zero is a key."""
     assert associations.key_columns(Tag, (), keys, 1, (0,)) == [list(dict.fromkeys(keys))]
     assert associations.key_columns(Tag, (), [*keys, *keys], 1, (0,)) == [list(dict.fromkeys(keys))]
 
@@ -270,8 +263,7 @@ def test_numbers_of_any_size_once(associations: AssociationRows, keys: list[int]
         pytest.param(lambda: list(range(10_000)), id="neighbours"),
         pytest.param(lambda: [-number for number in range(10_000)], id="negative"),
         pytest.param(lambda: [number << 40 for number in range(10_000)], id="far apart"),
-        # What the hash of the compiled module has in one place: a multiple of the inverse of its
-        # factor.
+        # Multiples of the inverse of the factor in the compiled module's hash: one place for all.
         pytest.param(
             lambda: [number * 0xF1DE83E19937733D % 2**63 for number in range(10_000)],
             id="colliding",
@@ -281,8 +273,7 @@ def test_numbers_of_any_size_once(associations: AssociationRows, keys: list[int]
 def test_many_numbers_once(
     associations: AssociationRows, numbers: Callable[[], list[int]], repeat: int | None
 ) -> None:
-    """One that is there twice among very many is found, wherever it is and however they are
-    spread."""
+    """One duplicate among very many is found at any place and for any distribution."""
     keys = numbers()
     assert associations.key_columns(Tag, (), keys, 1, (0,)) == [keys]
     if repeat is not None:

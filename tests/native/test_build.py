@@ -97,7 +97,7 @@ def files_of(wheel: Path) -> dict[str, int]:
 
 
 def installed(wheel: Path, **variables: str) -> str:
-    """What `pgtoolset.implementation` is of a package out of this wheel."""
+    """The value of `pgtoolset.implementation` in the package of this wheel."""
     target = wheel.parent / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
@@ -124,8 +124,8 @@ def no_compiler(tmp_path: Path) -> dict[str, str]:
 
 
 def test_wheel_with_compiled_modules(source: Path) -> None:
-    """The wheel has each compiled module, its stub beside it, no generated C; the source tree stays
-    as it was."""
+    """The wheel has each compiled module with its stub and no generated C; the source tree is
+    unchanged."""
     before = {path for path in source.rglob("*") if path.is_relative_to(source / "src")}
     wheel, _ = wheel_of(source, PGTOOLSET_REQUIRE_EXTENSIONS="1")
     names = [name for name in files_of(wheel) if name.startswith("pgtoolset/_native/")]
@@ -159,8 +159,7 @@ def test_sdist_builds_the_same_wheel(source: Path, tmp_path: Path) -> None:
 
 
 def test_sdist_has_its_tests(source: Path, tmp_path: Path) -> None:
-    """Whoever packages the sdist for a distribution can test it: all of the tests, and what they
-    read, or none."""
+    """The sdist can be tested: it has all of the tests and all files that they read."""
     for name in TESTED:
         shutil.copytree(ROOT / name, source / name, ignore=IGNORED)
     wanted = {
@@ -191,8 +190,7 @@ def test_sdist_has_its_tests(source: Path, tmp_path: Path) -> None:
 
 
 def test_no_compiler(source: Path, no_compiler: dict[str, str]) -> None:
-    """Without a compiler there is a warning, and a package that works without the compiled
-    modules."""
+    """Without a compiler there is a warning, and the package works without compiled modules."""
     wheel, output = wheel_of(source, **no_compiler)
     assert "no-such-compiler" in output
     assert 'building extension "pgtoolset._native.comparator_c" failed' in output
@@ -210,8 +208,7 @@ def test_no_compiler_but_required(source: Path, no_compiler: dict[str, str]) -> 
 
 
 def test_no_cython(source: Path, tmp_path: Path) -> None:
-    """Without Cython there is a warning and a pure wheel; where the modules are required, an
-    error."""
+    """Without Cython there is a warning and a pure wheel, or an error where C is required."""
     hidden = tmp_path / "hidden" / "Cython"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ModuleNotFoundError(__name__)")
@@ -246,23 +243,22 @@ def test_no_extensions_wanted(source: Path) -> None:
     ],
 )
 def test_contradictions(source: Path, variables: dict[str, str], message: str) -> None:
-    """What cannot be meant is an error that says so."""
+    """Contradictory and unknown values of the variables are errors that say so."""
     result = run(source, "setup.py", "--version", variables=variables)
     assert result.returncode == 1
     assert message in result.stderr
 
 
 def test_wheels_for_each_python() -> None:
-    """What pyproject.toml calls supported is what it has wheels built for, and the last one without
-    a GIL too."""
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    """Wheels are built for every supported Python, and for the last one without a GIL too."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     name = "Programming Language :: Python :: 3."
     minors = [
         int(each.removeprefix(name))
-        for each in told["project"]["classifiers"]
+        for each in settings["project"]["classifiers"]
         if each.startswith(name)
     ]
     assert minors == [*range(minors[0], minors[-1] + 1)]
-    assert told["project"]["requires-python"] == f">=3.{minors[0]}"
+    assert settings["project"]["requires-python"] == f">=3.{minors[0]}"
     wheels = [f"cp3{minor}-*" for minor in minors]
-    assert told["tool"]["cibuildwheel"]["build"].split() == [*wheels, f"cp3{minors[-1]}t-*"]
+    assert settings["tool"]["cibuildwheel"]["build"].split() == [*wheels, f"cp3{minors[-1]}t-*"]

@@ -1,5 +1,4 @@
-"""Which implementation is in use: chosen at import, forced by PGTOOLSET_IMPL, visible as
-`pgtoolset.implementation`."""
+"""The implementation in use: chosen at import, forced by PGTOOLSET_IMPL."""
 
 from __future__ import annotations
 
@@ -12,11 +11,12 @@ import pytest
 import pgtoolset
 from pgtoolset import _native
 
-#: What a program does first, to make the compiled modules missing, one of them, broken or present,
-#: whatever is installed.
+#: The first lines of a program: they make the compiled modules missing, half missing, broken or
+#: present, whatever is installed.
 MISSING = """
 import sys
-sys.modules["pgtoolset._native.comparator_c"] = sys.modules["pgtoolset._native.associations_c"] = None
+sys.modules["pgtoolset._native.comparator_c"] = None
+sys.modules["pgtoolset._native.associations_c"] = None
 """
 HALF = """
 import sys, types
@@ -36,7 +36,7 @@ import sys, types
 for name in ("pgtoolset._native.comparator_c", "pgtoolset._native.associations_c"):
     sys.modules[name] = types.ModuleType(name)
 """
-TELL = """
+PRINT = """
 import pgtoolset
 from pgtoolset import _native
 print(pgtoolset.implementation, _native.row_comparator.__name__, _native.association_rows.__name__)
@@ -47,7 +47,7 @@ def run(prelude: str, forced: str | None) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PGTOOLSET_IMPL"}
     if forced is not None:
         environment["PGTOOLSET_IMPL"] = forced
-    program = f"{prelude}\n{TELL}"
+    program = f"{prelude}\n{PRINT}"
     return subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
@@ -58,7 +58,7 @@ C = "c pgtoolset._native.comparator_c pgtoolset._native.associations_c"
 
 
 @pytest.mark.parametrize(
-    ("prelude", "forced", "told"),
+    ("prelude", "forced", "printed"),
     [
         (PRESENT, None, C),
         (PRESENT, "", C),
@@ -71,17 +71,15 @@ C = "c pgtoolset._native.comparator_c pgtoolset._native.associations_c"
         (BROKEN, None, PYTHON),
     ],
 )
-def test_choice(prelude: str, forced: str | None, told: str) -> None:
-    """Compiled where both modules are there, interpreted otherwise; PGTOOLSET_IMPL leaves no
-    choice."""
+def test_choice(prelude: str, forced: str | None, printed: str) -> None:
+    """Compiled where both modules can be imported, else interpreted; PGTOOLSET_IMPL forces one."""
     result = run(prelude, forced)
-    assert (result.returncode, result.stdout.strip()) == (0, told), result.stderr
+    assert (result.returncode, result.stdout.strip()) == (0, printed), result.stderr
 
 
 @pytest.mark.parametrize("prelude", [MISSING, HALF, BROKEN])
 def test_forced_but_missing(prelude: str) -> None:
-    """Forcing what is missing is an ImportError that says what is missing, and what to do about
-    it."""
+    """Forcing a missing implementation is an ImportError that says what to do."""
     result = run(prelude, "c")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
@@ -104,8 +102,7 @@ def test_forced_to_nonsense(value: str) -> None:
 
 
 def test_this_run() -> None:
-    """What this run was told to test is what it tests, and both slots are filled from the same
-    side."""
+    """This run tests the forced implementation, and both modules are of the same one."""
     forced = os.environ.get("PGTOOLSET_IMPL")
     assert pgtoolset.implementation == _native.implementation
     assert not forced or pgtoolset.implementation == forced

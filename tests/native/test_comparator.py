@@ -1,4 +1,4 @@
-"""The row comparator: what counts as a change."""
+"""The row comparator: which differences are changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pgtoolset.protocols import RowComparator
 
 
 class Array:
-    """Answers a comparison with another array, as numpy does."""
+    """Compares to another array, as NumPy's arrays do."""
 
     def __init__(self, *items: float) -> None:
         self.items = items
@@ -74,8 +74,7 @@ nan = float("nan")
     ],
 )
 def test_same(comparator: RowComparator, left: Any, right: Any) -> None:
-    """Equal values are the same, and so are those that no `==` calls equal although nothing has
-    changed."""
+    """Equal values are the same, and so are unchanged values whose `==` does not say so."""
     assert comparator.same_value(left, right)
     assert comparator.same_value(right, left)
 
@@ -98,7 +97,7 @@ def test_same(comparator: RowComparator, left: Any, right: Any) -> None:
     ],
 )
 def test_different(comparator: RowComparator, left: Any, right: Any) -> None:
-    """A change is a change, whatever the values think of being compared."""
+    """A change is found even where the values refuse to be compared."""
     assert not comparator.same_value(left, right)
     assert not comparator.same_value(right, left)
 
@@ -120,7 +119,7 @@ values = st.recursive(
 
 @given(values)
 def test_a_copy_is_the_same(comparator: RowComparator, value: Any) -> None:
-    """A value that was sent twice is no change."""
+    """A value that is sent again is not a change."""
 
     def copy(value: Any) -> Any:
         if isinstance(value, list):
@@ -142,8 +141,7 @@ def test_a_copy_is_the_same(comparator: RowComparator, value: Any) -> None:
 def test_changed_rows(
     comparator: RowComparator, one: list[Any], other: list[Any], width: int
 ) -> None:
-    """Rows are told apart by their keys and, where there are no texts, by nothing but their
-    values."""
+    """Rows are matched by their keys and, without texts, compared by their values alone."""
     keys: list[tuple[int, ...]] = [(number,) * width for number in range(4)]
     before = [(*key, *one, None) for key in keys]
     known = {key if width == 2 else key[0]: row for key, row in zip(keys, before, strict=True)}
@@ -163,8 +161,7 @@ def test_changed_rows(
 
 @given(values, values)
 def test_texts_decide(comparator: RowComparator, one: Any, other: Any) -> None:
-    """Where both rows have a text, it alone says whether they are the same, and no value is
-    asked."""
+    """Where both rows have a text only that is compared, and no value is."""
     known = {1: (1, one, b"a"), 2: (2, one, b"a"), 3: (3, one, None)}
     assert comparator.changed_rows(
         [(1, other, b"a"), (2, one, b"b"), (3, one, b"a")], known, 1
@@ -185,8 +182,7 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @given(lines, st.data())
 def test_changed_lines(comparator: RowComparator, before: list[bytes], data: st.DataObject) -> None:
-    """What only one side has is found, in its order, whatever was changed, added, removed and
-    moved."""
+    """Lines of one side alone are found in order, after any changes, additions, removals, moves."""
     after = data.draw(st.permutations(before) | st.just(before))
     after = [
         line
@@ -204,8 +200,7 @@ def test_changed_lines(comparator: RowComparator, before: list[bytes], data: st.
 
 
 def test_changed_lines_of_many(comparator: RowComparator) -> None:
-    """The same for many lines: with some moved to the end, the other way round, with nothing in
-    common."""
+    """Many lines are compared too: with some moved to the end, reversed, with none in common."""
     before = [b"(%d,new)" % number for number in range(3000)]
     moved = [line for line in before if not line.endswith(b"7,new)")]
     moved += [line.replace(b"new", b"paid") for line in before if line.endswith(b"7,new)")]
@@ -256,8 +251,7 @@ def test_same_value_alike(comparator: RowComparator, one: Any, other: Any) -> No
 def test_changed_rows_alike(
     comparator: RowComparator, rows: list[Any], known: dict[Any, Any], width: int
 ) -> None:
-    """The same for whatever is given as rows: empty ones, values, unhashable keys. Errors
-    included."""
+    """Compiled and interpreted agree on any rows: empty, odd values, unhashable keys, errors."""
     theirs = outcome(interpreted.changed_rows, rows, known, width)
     assert outcome(comparator.changed_rows, rows, known, width) == theirs
 
@@ -266,6 +260,6 @@ def test_changed_rows_alike(
     "arguments", [("a", b"b"), (b"a", "b"), (None, b""), (b"", 1), (bytearray(b"a"), b"b")]
 )
 def test_no_bytes(comparator: RowComparator, arguments: tuple[Any, Any]) -> None:
-    """What is not bytes is a TypeError, whichever of the two is in use."""
+    """Lines that are not bytes are a TypeError in both implementations."""
     with pytest.raises(TypeError):
         comparator.changed_lines(*arguments)

@@ -1,7 +1,7 @@
-"""What others change while it is read: the answer may be any, and the process goes on.
+"""Arguments that change while they are read: any answer is allowed, a crash is not.
 
-Without a GIL another thread does that at any step. With one, and in the same thread, a value does
-it that has code of its own, at the steps where that is called.
+Without a GIL another thread can change them at any step. With one, the code of a value can do it in
+the same thread, wherever that code is called.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import pytest
 
 from pgtoolset.protocols import AssociationRows, RowComparator
 
-#: What reading something that changes can say of it. A TypeError or a SystemError would be of a
-#: value that nobody gave.
+#: The errors that a changing argument can cause. A TypeError or a SystemError would be about a
+#: value that was never given.
 CONFUSED = (IndexError, KeyError, RuntimeError, ValueError)
 
 ROWS = 200
@@ -41,7 +41,7 @@ class Instance:
 
 @contextmanager
 def meanwhile(*disturbances: Callable[[], object]) -> Iterator[None]:
-    """A thread for each of these, which does it again and again until the block ends."""
+    """Run each in a thread of its own, again and again, until the block ends."""
     over = threading.Event()
     failures: list[BaseException] = []
 
@@ -68,8 +68,7 @@ def meanwhile(*disturbances: Callable[[], object]) -> Iterator[None]:
 
 
 def read(function: Callable[[], Any], check: Callable[[Any], object]) -> None:
-    """Call it in several threads, many times in each; every answer passes the check, every error is
-    a confused one."""
+    """Call it many times in several threads; answers pass the check, errors are in `CONFUSED`."""
     wrong: list[BaseException] = []
     barrier = threading.Barrier(READERS)
 
@@ -95,8 +94,8 @@ def read(function: Callable[[], Any], check: Callable[[Any], object]) -> None:
 
 @contextmanager
 def no_reference_lost(objects: Sequence[Any]) -> Iterator[None]:
-    """In the end each of these has as many references as it had: one too few, and it is used after
-    it was freed."""
+    """Each object has as many references at the end as at the start; with fewer it is freed too
+    early."""
     gc.collect()
     counts = [sys.getrefcount(each) for each in objects]
     yield
@@ -105,8 +104,7 @@ def no_reference_lost(objects: Sequence[Any]) -> Iterator[None]:
 
 
 def shaken(values: list[Any], source: Sequence[Any]) -> Callable[[], None]:
-    """Empties a list, fills it, and makes it longer and shorter, so that its memory is another one
-    each time."""
+    """Empty, fill, lengthen and shorten a list, so that its memory moves each time."""
     chance = random.Random(len(source))
 
     def shake() -> None:
@@ -120,7 +118,7 @@ def shaken(values: list[Any], source: Sequence[Any]) -> Callable[[], None]:
 
 
 def numbers(start: int) -> list[int]:
-    """Numbers that exist once each, so that a list which drops one may free it."""
+    """Numbers with one reference each, so that a list that drops one frees it."""
     return [start + number for number in range(ROWS)]
 
 
@@ -179,8 +177,7 @@ def test_lists_of_pairs(associations: AssociationRows) -> None:
 
 
 def test_rows_and_what_is_known(comparator: RowComparator) -> None:
-    """Rows come and go, each is longer and shorter, and the last look is forgotten and known
-    again."""
+    """Rows come and go and change their length, and the last poll is forgotten and known again."""
     values = [float(number) for number in numbers(10**6)]
     texts = [b"%d" % number for number in numbers(10**6)]
     source = [
@@ -215,8 +212,7 @@ def test_rows_and_what_is_known(comparator: RowComparator) -> None:
 
 @pytest.mark.parametrize("is_growing", [False, True], ids=["values only", "keys and values"])
 def test_documents(comparator: RowComparator, is_growing: bool) -> None:
-    """Documents that are compared get other values under their keys, other keys, and longer and
-    shorter lists."""
+    """Documents get other values, other keys and lists of other lengths while being compared."""
     # Two NaNs are the same, but no `==` says so: everything is walked through, to the end.
     ours, theirs = ([float("nan") for _ in range(ROWS)] for _ in range(2))
 
@@ -255,8 +251,7 @@ def test_documents(comparator: RowComparator, is_growing: bool) -> None:
 
 
 class Meddler:
-    """An instance of `Instance` and equal to everything; changes what it stands in whenever it is
-    asked about that."""
+    """An instance of `Instance`, equal to everything, that changes its container when asked."""
 
     def __init__(self, meddle: Callable[[], object]) -> None:
         self._meddle = meddle
@@ -275,7 +270,7 @@ class Meddler:
 
 
 class Key(UUID):
-    """A key that does the same when it is looked up."""
+    """A key that changes its container when it is looked up."""
 
     meddle: Callable[[], object] = staticmethod(lambda: None)
 
@@ -310,8 +305,7 @@ def test_a_value_that_meddles(
     meddle: Callable[[list[Any], dict[Any, Any]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The code of a value changes what it stands in, once its turn has come; with a GIL that
-    happens too."""
+    """The code of a value changes its container while that is read, with a GIL too."""
     values: list[Any] = []
     document: dict[Any, Any] = {}
     meddled: list[str] = []

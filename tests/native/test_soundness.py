@@ -1,4 +1,4 @@
-"""What compiled code can get wrong and interpreted code cannot: references, and threads."""
+"""Faults that only compiled code can have: references and threads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEXT = [(number, [number + 0.5], b"text" if number % 10 else None) for number in
 
 
 def everything(comparator: RowComparator, associations: AssociationRows) -> list[Any]:
-    """Each function on so many rows, errors and what is in doubt included."""
+    """Every function on many rows, errors and doubtful items included."""
     one, both = ((0,), (1, 1)), (Instance, Instance)
     results: list[Any] = [
         associations.key_columns(Instance, INSTANCES, KEYS, 1, (0,)),
@@ -65,8 +65,7 @@ def everything(comparator: RowComparator, associations: AssociationRows) -> list
 
 
 def test_nothing_leaks(comparator: RowComparator, associations: AssociationRows) -> None:
-    """After a million rows no object has a reference more or less than before, and no memory has
-    gone."""
+    """After a million rows no object has more or fewer references, and no memory is lost."""
     watched: list[Any] = [*INSTANCES[:50], *KEYS[:50], *BEFORE[:50], *KNOWN.values(), *NEXT[:50]]
     watched += [instance._sa_instance_state.key for instance in INSTANCES[:50]]
     everything(comparator, associations)
@@ -83,7 +82,7 @@ def test_nothing_leaks(comparator: RowComparator, associations: AssociationRows)
 
 
 def _growth(comparator: RowComparator, associations: AssociationRows) -> int:
-    """How many bytes more there are after half a million rows than before them."""
+    """The growth of memory in bytes over half a million rows."""
     before: int | None = None
     for _ in range(6):
         everything(comparator, associations)
@@ -95,7 +94,7 @@ def _growth(comparator: RowComparator, associations: AssociationRows) -> int:
 
 
 def test_threads(comparator: RowComparator, associations: AssociationRows) -> None:
-    """Threads that call everything at once, on the same objects, each get what one alone gets."""
+    """Threads that call everything at once on the same objects get the answers of one thread."""
     expected = everything(comparator, associations)
     wrong: list[Any] = []
     barrier = threading.Barrier(8)
@@ -134,8 +133,7 @@ print(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def test_the_gil_stays_off(comparator: ModuleType, associations: ModuleType) -> None:
-    """On a free-threaded Python the compiled modules do not switch the GIL back on, whatever else
-    here has done so."""
+    """On a free-threaded Python the compiled modules do not switch the GIL on."""
     modules = [each for each in (comparator, associations) if each.__name__.endswith("_c")]
     if not modules:
         pytest.skip("interpreted modules load nothing")

@@ -26,8 +26,7 @@ def server() -> Iterator[EmbeddedServer]:
 async def test_rollback_that_hangs(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """released: where the ROLLBACK is not answered in time, the connection is discarded and the
-    error propagates."""
+    """released: a connection whose ROLLBACK gets no answer in time is discarded."""
     monkeypatch.setattr(_lifecycle, "ROLLBACK_TIMEOUT", 0.3)
     engine = create_async_engine(server.url(), pool_size=1, max_overflow=0)
     pool: Any = engine.pool

@@ -13,7 +13,12 @@ import asyncpg
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgtoolset import (
@@ -28,11 +33,11 @@ from tests.support import Item, Part, insert, stored, swallow_error
 Open = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 
-def by_context(session_maker: async_sessionmaker[AsyncSession]) -> Open:
+def by_context(session_maker: Any) -> Open:
     return create_db_context(session_maker=session_maker)
 
 
-def by_dependency(session_maker: async_sessionmaker[AsyncSession]) -> Open:
+def by_dependency(session_maker: Any) -> Open:
     return asynccontextmanager(create_db_dependency(session_maker=session_maker))
 
 
@@ -79,8 +84,7 @@ async def test_one_unit_in_transaction_when_yielded(opened: Open) -> None:
 async def test_one_unit_rolls_back(
     opened: Open, other: asyncpg.Connection, error: BaseException
 ) -> None:
-    """one unit: any exception, cancellation included, rolls everything back and propagates
-    unchanged."""
+    """one unit: any exception rolls everything back and propagates unchanged."""
     with pytest.raises(type(error)) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -92,7 +96,7 @@ async def test_one_unit_rolls_back(
 async def test_one_unit_database_error_propagates_unchanged(
     opened: Open, other: asyncpg.Connection
 ) -> None:
-    """one unit: a database error that nobody swallows is the error that the caller sees."""
+    """one unit: a database error that leaves the block reaches the caller as it is."""
     with pytest.raises(DBAPIError) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -102,8 +106,7 @@ async def test_one_unit_database_error_propagates_unchanged(
 
 
 async def test_lazy(opened: Open, checkouts: list[str], engine: AsyncEngine) -> None:
-    """lazy: no connection is checked out before the first statement, and none for a block without
-    any."""
+    """lazy: no connection is checked out before the first statement."""
     async with opened() as session:
         session.add(Item(id=1))
         session.expunge_all()
@@ -186,8 +189,7 @@ SWALLOW = [
 
 @pytest.mark.parametrize("swallow", SWALLOW)
 async def test_honest(opened: Open, other: asyncpg.Connection, swallow: Any) -> None:
-    """honest: a block that swallowed an error that aborted the transaction raises, with that error
-    as the cause."""
+    """honest: a block that swallowed an error which aborted the transaction raises."""
     with pytest.raises(TransactionAbortedError) as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -202,11 +204,11 @@ async def test_honest(opened: Open, other: asyncpg.Connection, swallow: Any) -> 
 async def test_honest_explicit_commit(
     opened: Open, other: asyncpg.Connection, swallow: Any, how: str
 ) -> None:
-    """honest: an explicit commit() inside the block is held to the same; after a rollback the block
-    can go on."""
+    """honest: an explicit commit() raises likewise; after a rollback the block can go on."""
     expected = TransactionAbortedError
     if how == "transaction" and swallow is by_flush:
-        expected = PendingRollbackError  # SQLAlchemy's transaction object refuses by itself, before any hook
+        # The transaction object of SQLAlchemy refuses before any event.
+        expected = PendingRollbackError
     async with opened() as session:
         await insert(session, 1)
         swallowed = await swallow(session)
@@ -228,8 +230,7 @@ async def test_honest_explicit_commit(
 
 
 async def test_honest_error_outside_sqlalchemy(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that SQLAlchemy never saw, on asyncpg's own connection, is not lost
-    either."""
+    """honest: an error on asyncpg's own connection, which SQLAlchemy does not see, raises too."""
     with pytest.raises(TransactionAbortedError, match="asyncpg") as caught:
         async with opened() as session:
             await insert(session, 1)
@@ -253,8 +254,7 @@ async def test_honest_message_names_the_error(opened: Open) -> None:
 
 
 async def test_honest_about_harmless_errors(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that left the transaction intact, on the client's side, does not cost the
-    block its work."""
+    """honest: an error of the driver that leaves the transaction intact loses no work."""
     async with opened() as session:
         await insert(session, 1)
         with pytest.raises(DBAPIError):
@@ -263,7 +263,7 @@ async def test_honest_about_harmless_errors(opened: Open, other: asyncpg.Connect
 
 
 async def test_honest_after_savepoint(opened: Open, other: asyncpg.Connection) -> None:
-    """honest: an error that a savepoint has undone is no reason to refuse the commit."""
+    """honest: an error that a savepoint has undone does not prevent the commit."""
     async with opened() as session:
         await insert(session, 1)
         with pytest.raises(DBAPIError):
@@ -275,7 +275,7 @@ async def test_honest_after_savepoint(opened: Open, other: asyncpg.Connection) -
 async def test_honest_clean_block_pays_nothing(
     opened: Open, engine: AsyncEngine, other: asyncpg.Connection, statements: list[str]
 ) -> None:
-    """honest: a clean block sends BEGIN, its statements and COMMIT, and nothing else."""
+    """honest: a clean block sends only BEGIN, its statements and COMMIT."""
     sent: list[str] = []
 
     def listen(dbapi_connection: Any, *_: object) -> None:
@@ -292,8 +292,7 @@ async def test_honest_clean_block_pays_nothing(
 async def test_commit_that_fails(
     opened: Open, other: asyncpg.Connection, engine: AsyncEngine
 ) -> None:
-    """honest: an error of the COMMIT itself, here of a deferred foreign key, propagates as it
-    is."""
+    """honest: an error of the COMMIT itself, of a deferred foreign key, propagates unchanged."""
     with pytest.raises(IntegrityError):
         async with opened() as session:
             await insert(session, 1)
@@ -303,8 +302,7 @@ async def test_commit_that_fails(
 
 @pytest.mark.parametrize("end", [None, KeyError("k"), asyncio.CancelledError()])
 async def test_released(opened: Open, engine: AsyncEngine, end: BaseException | None) -> None:
-    """released: after a commit, an error and a cancellation the session is closed and its
-    connection is back."""
+    """released: after any end the session is closed and its connection is in the pool."""
     pool: Any = engine.pool
     with pytest.raises(type(end)) if end is not None else nullcontext():
         async with opened() as session:
@@ -335,9 +333,8 @@ async def test_released_when_the_connection_is_lost(
     assert await stored(other) == {2}
 
 
-async def test_not_a_jail_commit(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: the block may commit by itself and go on; what is open at the end is
-    committed."""
+async def test_free_to_commit_commit(opened: Open, other: asyncpg.Connection) -> None:
+    """free to commit: the block may commit and go on; its end commits the rest."""
     async with opened() as session:
         await insert(session, 1)
         await session.commit()
@@ -346,8 +343,8 @@ async def test_not_a_jail_commit(opened: Open, other: asyncpg.Connection) -> Non
     assert await stored(other) == {1, 2}
 
 
-async def test_not_a_jail_rollback(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: the block may roll back by itself and go on."""
+async def test_free_to_commit_rollback(opened: Open, other: asyncpg.Connection) -> None:
+    """free to commit: the block may roll back and go on."""
     async with opened() as session:
         await insert(session, 1)
         await session.rollback()
@@ -355,8 +352,10 @@ async def test_not_a_jail_rollback(opened: Open, other: asyncpg.Connection) -> N
     assert await stored(other) == {2}
 
 
-async def test_not_a_jail_exception_after_commit(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: what the block has committed stays, what came after goes with the exception."""
+async def test_free_to_commit_exception_after_commit(
+    opened: Open, other: asyncpg.Connection
+) -> None:
+    """free to commit: an exception rolls back only the work after the last commit."""
     with pytest.raises(KeyError):
         async with opened() as session:
             await insert(session, 1)
@@ -366,8 +365,8 @@ async def test_not_a_jail_exception_after_commit(opened: Open, other: asyncpg.Co
     assert await stored(other) == {1}
 
 
-async def test_not_a_jail_close(opened: Open, other: asyncpg.Connection) -> None:
-    """not a jail: a block that has closed its session ends without an error."""
+async def test_free_to_commit_close(opened: Open, other: asyncpg.Connection) -> None:
+    """free to commit: a block that has closed its session ends without an error."""
     async with opened() as session:
         await insert(session, 1)
         await session.close()
@@ -429,20 +428,30 @@ async def coroutine_maker() -> object:
 
 @pytest.mark.parametrize("create", [create_db_context, create_db_dependency])
 @pytest.mark.parametrize(
-    "session_maker", [None, 3, "maker", coroutine_maker, AsyncSession(), object()]
+    "session_maker",
+    [None, 3, "postgresql://u:secret@host/db", coroutine_maker, AsyncSession(), object()],
 )
 def test_bad_session_maker(create: Any, session_maker: Any) -> None:
     """A session maker that is not one is refused at once, by the name of the argument."""
-    with pytest.raises(TypeError, match="session_maker"):
+    with pytest.raises(TypeError, match=r"^session_maker must") as caught:
         create(session_maker=session_maker)
+    assert "secret" not in str(caught.value)
+
+
+async def test_factory_of_scoped_sessions(session_maker: async_sessionmaker[AsyncSession]) -> None:
+    """A factory that makes an `async_scoped_session` is refused, with what to pass instead."""
+    scoped: Any = async_scoped_session(session_maker, scopefunc=lambda: 1)
+    for opened in (by_context(lambda: scoped), by_dependency(lambda: scoped)):
+        with pytest.raises(TypeError, match=r"^session_maker must make .*: scoped\(\)$"):
+            async with opened():
+                raise AssertionError("must not be reached")
 
 
 @pytest.mark.parametrize(
     "session_maker", [sync_maker(), Session, lambda: None, lambda: "session", dict]
 )
 async def test_bad_session(session_maker: Any) -> None:
-    """A factory that makes something else than async sessions is found out when it makes one,
-    before any SQL."""
+    """A factory that makes something else than an async session is refused, before any SQL."""
     with pytest.raises(TypeError, match="session_maker"):
         async with create_db_context(session_maker=session_maker)():
             raise AssertionError("must not be reached")

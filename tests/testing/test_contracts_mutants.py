@@ -495,9 +495,9 @@ async def test_change_waiters(mutant: type[MemoryWatcher], broken: str) -> None:
 
 
 class WatchesEverything(MemoryWatcher):
-    def _watch(self, model: Any, pk_value: Any, columns: Any) -> Any:
-        super()._watch(model, pk_value, columns)
-        return super()._watch(model, pk_value, None)
+    def changes(self, model: Any, pk_value: Any, *, columns: Any = None) -> Any:
+        super().changes(model, pk_value, columns=columns).end()
+        return super().changes(model, pk_value)
 
 
 class ClosesQuietly(MemoryWatcher):
@@ -509,12 +509,12 @@ class ClosesQuietly(MemoryWatcher):
 class WakesOne(MemoryWatcher):
     """Gives a change to the first waiter alone."""
 
-    def _watch(self, model: Any, pk_value: Any, columns: Any) -> Any:
-        first = not self._open
-        watched = super()._watch(model, pk_value, columns)
-        if not first:
-            watched.stop()
-        return watched
+    def changes(self, model: Any, pk_value: Any, *, columns: Any = None) -> Any:
+        is_first = not self._open
+        changes = super().changes(model, pk_value, columns=columns)
+        if not is_first:
+            self._store.listeners.remove(changes._check)
+        return changes
 
 
 @pytest.mark.parametrize(

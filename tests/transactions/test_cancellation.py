@@ -86,8 +86,7 @@ async def test_cancellation_message_is_kept() -> None:
 
 
 async def test_ends_with_the_result_when_nothing_is_awaited_afterwards() -> None:
-    """A task that ends with the work ends with its result: it was told so, and there is nothing
-    left to cancel."""
+    """A task that ends with the work has its result: there is no suspension left to cancel."""
     work = Work()
     task = asyncio.create_task(uninterrupted(work.run()))
     await work.started.wait()
@@ -122,8 +121,7 @@ async def test_timeout_that_expires_during_the_work_and_more_follows() -> None:
 
 
 async def test_anyio_cancel_scope() -> None:
-    """An anyio scope that is cancelled during the work is cancelled after it, and only within the
-    scope."""
+    """A cancelled scope of anyio ends after the work, and cancels nothing outside of it."""
     work = Work()
     asyncio.get_running_loop().call_later(0.05, work.release.set)
     log: list[object] = []

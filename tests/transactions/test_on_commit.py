@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -14,19 +17,20 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from pgtoolset import (
     TransactionAbortedError,
     TransactionStateError,
+    _blocks,
     create_db_context,
     get_transaction,
     on_commit,
 )
+from pgtoolset._blocks import foreign_callbacks
 from tests.support import insert, stored, swallow_error
-from tests.transactions.plain_session import PlainSession
+from tests.transactions.plain_session import PlainManagedSession, PlainSession
 
 Maker = async_sessionmaker[AsyncSession]
 
 
 async def test_order_and_kinds(session_maker: Maker) -> None:
-    """Sync and async callbacks run in registration order, after the commit, before control
-    returns."""
+    """Sync and async callbacks run in registration order, before control returns."""
     log: list[object] = []
 
     async def later() -> None:
@@ -60,9 +64,8 @@ async def test_after_the_commit(session_maker: Maker, other: asyncpg.Connection)
 
 
 @pytest.mark.parametrize("how", ["session.commit()", "transaction.commit()", "run_sync"])
-async def test_whoever_commits(session_maker: Maker, how: str) -> None:
-    """An explicit commit runs them too, once, and a callback registered later belongs to the next
-    transaction."""
+async def test_explicit_commit(session_maker: Maker, how: str) -> None:
+    """An explicit commit runs the callbacks of its transaction, once."""
     log: list[str] = []
     async with create_db_context(session_maker)() as session:
         await session.execute(text("SELECT 1"))
@@ -124,8 +127,7 @@ async def test_forgotten_with_its_level(session_maker: Maker) -> None:
 async def test_forgotten_with_a_swallowed_flush_error(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """A savepoint that SQLAlchemy rolled back after a failed flush forgets its callbacks as
-    well."""
+    """A savepoint that a failed flush rolled back drops its callbacks."""
     from tests.support import Item
 
     log: list[str] = []
@@ -142,8 +144,7 @@ async def test_forgotten_with_a_swallowed_flush_error(
 
 
 async def test_forgotten_when_the_commit_is_none(session_maker: Maker) -> None:
-    """In a plain session too, a COMMIT that PostgreSQL answers with ROLLBACK runs none and
-    raises."""
+    """In a plain session a COMMIT that PostgreSQL answers with ROLLBACK runs no callback."""
     log: list[str] = []
     async with session_maker() as session:
         await session.execute(text("SELECT 1"))
@@ -190,13 +191,15 @@ async def test_one_that_raises(
     async def cancelled() -> None:
         raise asyncio.CancelledError
 
-    def bad() -> None:
+    def bad(url: str = "") -> None:
         raise KeyError("sync trouble")
+
+    of_a_url = partial(bad, "postgresql://u:secret@host/db")
 
     with caplog.at_level(logging.ERROR, "pgtoolset"):
         async with create_db_context(session_maker)() as session:
             await insert(session, 1)
-            for callback in (bad, bad_async, cancelled, lambda: log.append("next")):
+            for callback in (bad, bad_async, cancelled, of_a_url, lambda: log.append("next")):
                 on_commit(session, callback)
     assert log == ["next"]
     assert await stored(other) == {1}
@@ -204,12 +207,14 @@ async def test_one_that_raises(
         KeyError,
         ValueError,
         asyncio.CancelledError,
+        KeyError,
     ]
+    assert "a partial" in caplog.messages[-1]
+    assert not any("secret" in message for message in caplog.messages)
 
 
 async def test_cancellation_while_they_run(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A cancellation that arrives while callbacks run is delivered when all have run: they belong
-    to the commit."""
+    """A cancellation that arrives while callbacks run is delivered after the last of them."""
     log: list[str] = []
     running = asyncio.Event()
 
@@ -236,8 +241,7 @@ async def test_cancellation_while_they_run(session_maker: Maker, other: asyncpg.
 
 
 async def test_callback_uses_the_database(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """A callback may open a session of its own, register callbacks there, and use the very
-    session."""
+    """A callback may open a session of its own, and use the session that committed."""
     db_context = create_db_context(session_maker)
     log: list[str] = []
 
@@ -261,8 +265,7 @@ async def test_callback_uses_the_database(session_maker: Maker, other: asyncpg.C
 
 
 async def test_with_a_double() -> None:
-    """The same rules hold for a session without SQLAlchemy's events, by the blocks of
-    get_transaction."""
+    """The same rules hold for the blocks of a session of another kind."""
     log: list[str] = []
     session = PlainSession(set())
 
@@ -300,9 +303,58 @@ async def test_outside_a_transaction(session_maker: Maker) -> None:
                 on_commit(double, lambda: None)
 
 
-async def test_bad_callback(session_maker: Maker) -> None:
+@pytest.mark.parametrize("bad", ["postgresql://u:secret@host/db", None, 3])
+async def test_bad_callback(session_maker: Maker, bad: Any) -> None:
     """A callback that cannot be called is refused at the registration."""
     async with session_maker() as session, get_transaction(session):
-        bad: Any = "callback"
-        with pytest.raises(TypeError, match="callback"):
+        with pytest.raises(TypeError, match=r"^callback must be a function") as caught:
             on_commit(session, bad)
+    assert "secret" not in str(caught.value)
+
+
+class SlottedSession:
+    """A session that allows no weak reference and no hash."""
+
+    __slots__ = ("_session",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self._session = PlainSession(set())
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+async def test_with_a_session_of_any_class() -> None:
+    """A session of another kind needs neither a hash nor weak references, and is only itself."""
+    log: list[str] = []
+    sessions: Any = SlottedSession(), SlottedSession()
+    async with get_transaction(sessions[0]), get_transaction(sessions[1]):
+        on_commit(sessions[0], lambda: log.append("first"))
+        on_commit(sessions[1], lambda: log.append("second"))
+    assert log == ["second", "first"]
+    for session in sessions:
+        with pytest.raises(TransactionStateError):
+            on_commit(session, lambda: None)
+
+
+async def entered(session: PlainSession) -> Any:
+    """Enter a block of a session that is never left; returns the block."""
+    block = get_transaction(session)
+    await block.__aenter__()
+    return block
+
+
+def test_forgotten_in_the_middle_of_a_block() -> None:
+    """A session that is collected inside its block leaves nothing that another could meet."""
+    session = PlainManagedSession(set())
+    block = asyncio.run(entered(session))
+    assert foreign_callbacks(session) == []
+    gone = weakref.ref(session)
+    del block, session
+    gc.collect()
+    assert gone() is None
+    assert not _blocks._OpenBlocks._by_id

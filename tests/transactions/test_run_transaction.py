@@ -9,7 +9,12 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 
 from pgtoolset import TransactionAbortedError, on_commit, run_transaction, transactions
 from tests.support import Account, insert, stored
@@ -45,8 +50,7 @@ async def test_returns_the_result(session_maker: Maker, other: asyncpg.Connectio
 async def test_serialization_failures(
     session_maker: Maker, account: None, other: asyncpg.Connection
 ) -> None:
-    """Concurrent read-modify-write under SERIALIZABLE: every call succeeds and no update is
-    lost."""
+    """Under SERIALIZABLE every concurrent read-modify-write succeeds, and no update is lost."""
     calls = 0
 
     async def withdraw(session: AsyncSession) -> None:
@@ -104,7 +108,9 @@ async def test_failure_at_the_commit(
         """
         CREATE OR REPLACE FUNCTION refuse_once() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            IF nextval('refusals') <= 2 THEN RAISE EXCEPTION 'provoked' USING ERRCODE = '40001'; END IF;
+            IF nextval('refusals') <= 2 THEN
+                RAISE EXCEPTION 'provoked' USING ERRCODE = '40001';
+            END IF;
             RETURN NULL;
         END $$;
         CREATE SEQUENCE refusals;
@@ -174,7 +180,7 @@ async def test_other_errors_propagate_at_once(
 async def test_swallowed_serialization_failure(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """Work that swallowed a serialization failure is held to the truth, and is tried again."""
+    """Work that swallowed a serialization failure is tried again."""
     calls = 0
 
     async def work(session: AsyncSession) -> int:
@@ -236,7 +242,8 @@ async def test_options(session_maker: Maker) -> None:
             await session.execute(raise_sqlstate("40001"))
         row = await session.execute(
             text(
-                "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+                "SELECT current_setting('transaction_isolation'),"
+                " current_setting('transaction_read_only')"
             )
         )
         return tuple(row.one())  # type: ignore[return-value]
@@ -252,8 +259,7 @@ async def test_options(session_maker: Maker) -> None:
 async def test_backoff(
     session_maker: Maker, monkeypatch: pytest.MonkeyPatch, engine: AsyncEngine
 ) -> None:
-    """Full jitter under an exponential ceiling with a limit, and no connection held while it
-    waits."""
+    """The pause has full jitter under an exponential limit, and holds no connection."""
     ceilings: list[float] = []
     pool: Any = engine.pool
 
@@ -307,15 +313,26 @@ async def nothing(session: AsyncSession) -> None:
         ({"isolation_level": "SNAPSHOT"}, ValueError),
         ({"read_only": "yes"}, TypeError),
         ({"work": None}, TypeError),
+        ({"work": "postgresql://u:secret@host/db"}, TypeError),
+        ({"attempts": "postgresql://u:secret@host/db"}, TypeError),
         ({"session_maker": None}, TypeError),
+        ({"session_maker": "postgresql://u:secret@host/db"}, TypeError),
     ],
 )
 async def test_bad_argument(
     session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
     """A bad argument is refused by its name, before any SQL and before work is called."""
-    with pytest.raises(error, match=next(iter(arguments))):
+    with pytest.raises(error, match=f"^{next(iter(arguments))} must be") as caught:
         await run_transaction(**{"session_maker": session_maker, "work": nothing, **arguments})
+    assert "secret" not in str(caught.value)
+
+
+async def test_async_scoped_session() -> None:
+    """A factory that makes an `async_scoped_session` is refused, with what to pass instead."""
+    scoped: Any = async_scoped_session(async_sessionmaker(), scopefunc=lambda: 1)
+    with pytest.raises(TypeError, match=r"^session_maker must make .*scoped\(\)$"):
+        await run_transaction(lambda: scoped, nothing)
 
 
 async def test_work_that_is_not_async(session_maker: Maker) -> None:

@@ -22,6 +22,7 @@ from pgtoolset import (
     TransactionStateError,
     create_db_context,
     get_transaction,
+    on_commit,
 )
 from pgtoolset.testing import MemoryDatabase
 from tests.support import Account, Item, Part, insert, stored, swallow_error
@@ -51,8 +52,7 @@ async def test_outermost_commits(session_maker: Maker, other: asyncpg.Connection
 
 
 async def test_outermost_rolls_back(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Outermost: an exception rolls back and propagates unchanged; the session can be used
-    again."""
+    """Outermost: an exception rolls back and propagates unchanged."""
     error = KeyError("k")
     async with session_maker() as session:
         with pytest.raises(KeyError) as caught:
@@ -84,8 +84,7 @@ async def test_nested_is_a_savepoint(session_maker: Maker, other: asyncpg.Connec
 async def test_nested_in_a_transaction_of_others(
     session_maker: Maker, other: asyncpg.Connection
 ) -> None:
-    """In a session that is already in a transaction, by `begin()` or by autobegin, it is a
-    savepoint."""
+    """After `begin()` or autobegin a block is a savepoint."""
     async with session_maker() as session:
         async with session.begin():
             await insert(session, 1)
@@ -144,8 +143,7 @@ async def test_works_with_async_scoped_session(
 
 
 async def test_works_with_a_double() -> None:
-    """It works with the double as with the database; with any `TransactionalSession`: see
-    test_contracts_own.py."""
+    """It works with the double as with the database."""
     database = MemoryDatabase()
     async with create_db_context(database.session)() as session:
         await session.put(Item, 1)
@@ -257,8 +255,7 @@ async def test_commit_error_is_unchanged(session_maker: Maker, other: asyncpg.Co
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_isolation_level(session_maker: Maker, level: Any) -> None:
-    """`isolation_level` in SQLAlchemy's spelling; the next transaction on the connection has the
-    default again."""
+    """`isolation_level` holds for this transaction and no longer."""
     async with session_maker() as session:
         async with get_transaction(session, isolation_level=level):
             assert await options_of(session) == (level.lower(), "off", "off")
@@ -317,8 +314,7 @@ async def test_durable(session_maker: Maker, other: asyncpg.Connection) -> None:
 async def test_options_nested(
     session_maker: Maker, options: Any, other: asyncpg.Connection
 ) -> None:
-    """`durable` or any other option while nested is a TransactionStateError that names it, before
-    any SQL."""
+    """An option of the outermost transaction is refused while nested, before any SQL."""
     sent: list[str] = []
     async with session_maker() as session, get_transaction(session):
         await insert(session, 1)
@@ -338,9 +334,12 @@ async def test_options_nested(
         ({"isolation_level": "SNAPSHOT"}, ValueError),
         ({"isolation_level": "serializable"}, ValueError),
         ({"isolation_level": "AUTOCOMMIT"}, ValueError),
-        ({"isolation_level": 3}, ValueError),
-        ({"isolation_level": []}, ValueError),
+        ({"isolation_level": 3}, TypeError),
+        ({"isolation_level": []}, TypeError),
+        ({"isolation_level": "postgresql://u:secret@host/db"}, ValueError),
         ({"durable": 1}, TypeError),
+        ({"durable": 0}, TypeError),
+        ({"durable": None}, TypeError),
         ({"durable": "yes"}, TypeError),
         ({"read_only": "no"}, TypeError),
         ({"deferrable": 0}, TypeError),
@@ -349,23 +348,35 @@ async def test_options_nested(
 async def test_bad_option(
     session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
-    """A bad option is refused at the call, by the name of the argument."""
+    """A bad option is refused at the call, by the name of the argument, and no URL is shown."""
     async with session_maker() as session:
-        with pytest.raises(error, match=next(iter(arguments))):
+        with pytest.raises(error, match=f"^{next(iter(arguments))} must be") as caught:
             get_transaction(session, **arguments)
+        assert "secret" not in str(caught.value)
         assert not session.in_transaction()
 
 
-@pytest.mark.parametrize("session", [None, "session", object(), Session(), async_sessionmaker()])
-def test_bad_session(session: Any) -> None:
+@pytest.mark.parametrize(
+    "session", [None, "postgresql://u:secret@host/db", object(), Session(), async_sessionmaker()]
+)
+@pytest.mark.parametrize("function", [get_transaction, lambda session: on_commit(session, print)])
+def test_bad_session(function: Any, session: Any) -> None:
     """A session that is not one, or not an async one, is refused at the call."""
-    with pytest.raises(TypeError, match="session"):
-        get_transaction(session)
+    with pytest.raises(TypeError, match=r"^session must be") as caught:
+        function(session)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [get_transaction, lambda session: on_commit(session, print)])
+def test_async_scoped_session(function: Any) -> None:
+    """For an `async_scoped_session` the error says to pass the session that a call of it gives."""
+    scoped: Any = async_scoped_session(async_sessionmaker(), scopefunc=lambda: 1)
+    with pytest.raises(TypeError, match=r"^session must be .*: scoped\(\)$"):
+        function(scoped)
 
 
 async def test_options_need_sqlalchemy() -> None:
-    """Other sessions cannot be asked for an isolation level: that would be a promise that nobody
-    keeps."""
+    """A session of another kind takes no isolation level: a TypeError, and no transaction."""
     session = PlainSession(set())
     with pytest.raises(TypeError, match="isolation_level"):
         async with get_transaction(session, isolation_level="SERIALIZABLE"):
@@ -392,8 +403,7 @@ async def test_concurrent_sessions_are_independent(
 async def test_session_joined_to_a_connection(
     engine: AsyncEngine, other: asyncpg.Connection
 ) -> None:
-    """In a session joined to an outer transaction a commit is a savepoint's: the outer transaction
-    decides."""
+    """In a session joined to an outer transaction a commit releases a savepoint."""
     async with engine.connect() as connection:
         outer = await connection.begin()
         maker = async_sessionmaker(connection, join_transaction_mode="create_savepoint")

@@ -8,7 +8,9 @@ fit, before any SQL. The message begins with the name of the argument. It shows 
 from pgtoolset._arguments.keys import KeyParser, PrimaryKey, parse_key, parse_keys
 from pgtoolset._arguments.mappings import (
     check_columns,
+    check_count,
     check_flag,
+    check_function,
     check_iterable,
     check_mode,
     check_predicate,
@@ -16,6 +18,7 @@ from pgtoolset._arguments.mappings import (
     metadata_of,
     tables_of,
 )
+from pgtoolset._arguments.names import LONGEST_NAME, advisory_numbers, check_name
 from pgtoolset._arguments.relationships import check_relationship
 from pgtoolset._arguments.sessions import (
     check_engine,
@@ -27,15 +30,28 @@ from pgtoolset._arguments.sessions import (
 )
 from pgtoolset._arguments.shown import shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
+from pgtoolset._arguments.transactions import NO_OPTIONS, IsolationLevel, TransactionOptions
+from pgtoolset._arguments.urls import DatabaseUrl, UrlObject, asyncpg_url, url_of, with_asyncpg
 
 __all__ = [
+    "LONGEST_NAME",
+    "NO_OPTIONS",
+    "DatabaseUrl",
+    "IsolationLevel",
     "KeyParser",
     "PrimaryKey",
+    "TransactionOptions",
+    "UrlObject",
+    "advisory_numbers",
+    "asyncpg_url",
     "check_columns",
+    "check_count",
     "check_engine",
     "check_flag",
+    "check_function",
     "check_iterable",
     "check_mode",
+    "check_name",
     "check_predicate",
     "check_relationship",
     "check_session_maker",
@@ -52,4 +68,6 @@ __all__ = [
     "sync_session",
     "sync_session_of",
     "tables_of",
+    "url_of",
+    "with_asyncpg",
 ]

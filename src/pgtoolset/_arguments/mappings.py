@@ -24,6 +24,26 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, not {shown(value)}")
 
 
+def check_count(name: str, value: object) -> None:
+    """Raise `TypeError` for a value that is not an `int`, `ValueError` for one below 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {shown(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {shown(value)}")
+
+
+def check_function(name: str, what: str, value: object) -> None:
+    """Raise `TypeError` for a value that cannot be called.
+
+    Args:
+        name: the argument.
+        what: the description of such a value: `"a function without parameters"`.
+        value: what the caller gave.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be {what}, not {shown(value)}")
+
+
 def check_predicate(name: str, value: object) -> None:
     """Raise `TypeError` for a value that is neither `None` nor a plain function."""
     if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
@@ -132,6 +152,6 @@ def _mapped_tables(model: Any) -> list[Table]:
 def metadata_of(base: object) -> MetaData:
     """Return the metadata that is given as itself or by a declarative base."""
     metadata = base if isinstance(base, MetaData) else getattr(base, "metadata", None)
-    if not isinstance(metadata, MetaData):
+    if not isinstance(metadata, MetaData) or hasattr(base, "_sa_instance_state"):
         raise TypeError(f"base must be a declarative base or a MetaData, not {shown(base)}")
     return metadata

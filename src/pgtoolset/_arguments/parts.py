@@ -131,13 +131,15 @@ class _Uuid(Part):
         return value if self._as_uuid else str(value)
 
     def are_exact(self, values: Collection[Any]) -> bool:
-        return self._as_uuid and set(map(type, values)) <= {UUID}
+        # asyncpg has a subclass of its own.
+        return self._as_uuid and all(issubclass(kind, UUID) for kind in set(map(type, values)))
 
 
 class _Number(Part):
     """NUMERIC: PostgreSQL rounds a parameter to the scale, and would find another key's row."""
 
     def __init__(self, type_: sqltypes.Numeric[Any]) -> None:
+        self._as_decimal = type_.asdecimal
         self._whole: int | None = None
         self._scale: int | None = type_.scale
         if type_.precision is not None:
@@ -154,7 +156,8 @@ class _Number(Part):
             raise ValueError(f"a number with at most {self._scale} decimal places")
         if self._whole is not None and digits and digits.adjusted() >= self._whole:
             raise ValueError(f"a number with at most {self._whole} digits before the point")
-        return value
+        # The driver would send all binary digits of a float: 1.4899999... for 1.49.
+        return Decimal(str(value)) if isinstance(value, float) and self._as_decimal else value
 
 
 class _Moment(Part):

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pgtoolset._arguments import seconds
+from pgtoolset._arguments import seconds, url_of, with_asyncpg
 from pgtoolset._postgres.sqlstates import driver_error
 
 __all__ = [
@@ -89,23 +89,10 @@ def parse_url(url: str | None) -> URL:
     """Return the URL for SQLAlchemy with asyncpg, whatever driver it names."""
     if not url:
         raise CommandError("there is no URL: pass one, or set DATABASE_URL")
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
-        raise CommandError("the URL must start with postgresql:// or postgres://")
     try:
-        parsed = make_url(f"postgresql+asyncpg://{rest}")
-    except (ArgumentError, ValueError):
-        # Without the error, which may quote a part of the password.
-        raise CommandError(
-            "the URL cannot be parsed: it must be postgresql://user:password@host:port/name, "
-            "with special characters of the password percent-encoded"
-        ) from None
-    # SQLAlchemy passes the query to asyncpg, whose name for libpq's sslmode is ssl.
-    return parsed.set(
-        query={
-            ("ssl" if name == "sslmode" else name): value for name, value in parsed.query.items()
-        }
-    )
+        return with_asyncpg(url_of("URL", url))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def without_secrets(url: URL) -> str:

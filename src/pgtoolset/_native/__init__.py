@@ -1,8 +1,8 @@
-"""The two hot modules, each behind a slot that is typed by its protocol.
+"""The two hot modules, each in a variable that is typed by its protocol.
 
 Each has one source and two names: interpreted it is `comparator`, compiled it is `comparator_c`.
-The compiled ones are taken where both are there. The environment variable PGTOOLSET_IMPL, `c` or
-`python`, leaves no choice.
+The compiled modules are used where both can be imported. The environment variable PGTOOLSET_IMPL,
+`c` or `python`, forces one of the two.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def _chosen() -> tuple[Literal["c", "python"], AssociationRows, RowComparator]:
     except ImportError as error:
         if forced:
             raise ImportError(
-                f"PGTOOLSET_IMPL=c, but the compiled modules of pgtoolset cannot be imported: {error}. Install a wheel "
-                "that has them, or build with a C compiler and PGTOOLSET_REQUIRE_EXTENSIONS=1; or unset PGTOOLSET_IMPL"
+                "PGTOOLSET_IMPL=c, but the compiled modules of pgtoolset cannot be imported: "
+                f"{error}. Install a wheel that has them, or build with a C compiler and "
+                "PGTOOLSET_REQUIRE_EXTENSIONS=1; or unset PGTOOLSET_IMPL"
             ) from error
         return _interpreted()
 
 
-#: Which of the two is in use.
+#: Which implementation is in use.
 implementation: Literal["c", "python"]
 association_rows: AssociationRows
 row_comparator: RowComparator

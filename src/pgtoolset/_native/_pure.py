@@ -1,5 +1,6 @@
-"""What the hot modules use of `cython` at run time, for where Cython is not installed, and for type
-checkers.
+"""Stand-ins for the parts of `cython` that the hot modules use.
+
+They are used where Cython is not installed, and by type checkers.
 
 See https://cython.readthedocs.io/en/latest/src/tutorial/pure.html
 """
@@ -13,7 +14,7 @@ __all__ = ["Py_ssize_t", "bint", "cfunc", "compiled", "p_const_char"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
-#: Whether the module has been compiled. Cython puts `True` in its place when it does so.
+#: Whether the module has been compiled. Cython replaces it by `True` when it compiles.
 compiled: bool = False
 
 Py_ssize_t: TypeAlias = int
@@ -22,12 +23,12 @@ p_const_char: TypeAlias = Any
 
 
 def cfunc(function: F) -> F:
-    """A function that only its module calls, so that it can be one of C."""
+    """Mark a function that only its module calls, so that it can become a C function."""
     return function
 
 
 if TYPE_CHECKING:
-    # What stands only where the module is compiled.
+    # Used only in code that runs compiled.
     NULL: Any
     longlong: TypeAlias = int
     p_longlong: TypeAlias = Any

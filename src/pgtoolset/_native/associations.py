@@ -1,10 +1,10 @@
 """The rows of an association table: instances or keys in, one list of values per key column out.
 
-Every row of every call passes through here once, so this is one pass: whether an instance is of the
-class and has an identity, or a key is one beyond doubt; its values; each row once. What is not
-beyond doubt ends the pass, and is left to the caller, who knows how to look closer and what to say.
-Keys come from the identity that SQLAlchemy keeps of each instance; an attribute of the mapping is
-never read, because reading an expired one would load it.
+Every row of every call passes through here once, so this is one pass. It checks that an instance is
+of the class and has an identity, and that a key is of a plain type; it collects the values, and
+takes each row once. The first item that fails a check ends the pass: the caller then looks closer
+and raises the error. Keys come from the identity that SQLAlchemy keeps for each instance. An
+attribute of the mapping is never read, because reading an expired one would load it.
 """
 
 from __future__ import annotations
@@ -34,20 +34,19 @@ def key_columns(
     width: int,
     positions: Sequence[int],
 ) -> list[list[Any]] | int:
-    """The keys of `instances` of `class_`, and then `keys`, each once: a list for each of
-    `positions` in them.
+    """Return the keys of `instances`, then `keys`, each once: a list for each of `positions`.
 
     Args:
-        class_: what the instances must be of.
+        class_: the class of the instances.
         instances: each with an identity, and not deleted.
-        keys: each a tuple of `width` values, or where that is 1 the value. A value is an `int`, a
-            `str` or a `UUID`.
+        keys: each a tuple of `width` values, or the value where `width` is 1. A value is an `int`,
+            a `str` or a `UUID`.
         width: the number of columns of a key.
-        positions: those of them that are wanted.
+        positions: the columns that are wanted.
 
     Returns:
-        The lists; or how many of `instances` and `keys`, in this order, came before one that is not
-        like that.
+        The lists; or the number of items, first of `instances`, then of `keys`, before the first
+        item that is neither such an instance nor such a key.
     """
     count: cython.Py_ssize_t = width
     at: cython.Py_ssize_t = positions[0]
@@ -93,17 +92,16 @@ def pair_columns(
     widths: tuple[int, int],
     positions: tuple[Sequence[int], Sequence[int]],
 ) -> list[list[Any]] | int:
-    """The pairs of owner and related, each once: first the lists of the owners' columns, then those
-    of the related.
+    """Return the pairs of owner and related, each once, as lists: the owners' columns come first.
 
     Args:
-        classes: those of owners and of related.
-        links: tuples of two, each an instance or a key, as `key_columns` wants them.
+        classes: the classes of owners and of related.
+        links: tuples of two, each an instance or a key as `key_columns` takes them.
         widths: the numbers of columns of their keys.
-        positions: the columns of either that are wanted.
+        positions: the columns of each that are wanted.
 
     Returns:
-        The lists; or how many of `links` came before one that is not like that.
+        The lists; or the number of links before the first that is not such a tuple.
     """
     owner_class, related_class = classes
     owner_width: cython.Py_ssize_t = widths[0]
@@ -140,11 +138,10 @@ def _column(keys: list[Any], position: cython.Py_ssize_t) -> list[Any]:
 
 @cython.cfunc
 def _key_of(item: Any, class_: Any, width: cython.Py_ssize_t) -> Any:
-    """The key that an instance has, or that `item` is; `None` where neither is beyond doubt."""
+    """Return the key of an instance, or `item` where it is a key; `None` where it is neither."""
     kind = type(item)
     if kind is not class_:
-        # Asking a mapped class about an instance takes a call of its metaclass, so what is quicker
-        # comes first.
+        # `isinstance` with a mapped class calls its metaclass, so the quicker checks come first.
         if width == 1 and (kind is int or kind is str):
             return item
         if kind is tuple:
@@ -168,14 +165,13 @@ def _is_key(key: Any, width: cython.Py_ssize_t) -> cython.bint:
 
 @cython.cfunc
 def _is_scalar(kind: Any) -> cython.bint:
-    """Whether a value of this type can be nothing but a column of a key."""
+    """Whether a value of this type can be one column of a key."""
     return kind is int or kind is str or issubclass(kind, UUID)
 
 
 @cython.cfunc
 def _once(rows: list[Any]) -> list[Any]:
-    # Nearly always there is nothing to drop, and that is found out sooner than a dictionary is
-    # filled.
+    # Nearly always there are no duplicates; to find that out takes less than to fill a dictionary.
     return rows if _is_distinct(rows) else list(dict.fromkeys(rows))
 
 
@@ -190,20 +186,19 @@ def _is_distinct(rows: list[Any]) -> cython.bint:
 
 @cython.cfunc
 def _are_distinct_numbers(rows: list[Any]) -> cython.Py_ssize_t:
-    """1 for yes, 0 for no; -1 where that is for a set to find out, which is slower because it looks
-    at objects."""
+    """Return 1 for yes, 0 for no, and -1 where a set has to decide, which is slower."""
     count: cython.Py_ssize_t = len(rows)
     bits: cython.Py_ssize_t = 3
     while (cython.cast(cython.Py_ssize_t, 1) << bits) < 2 * count:
         bits += 1
     size: cython.Py_ssize_t = cython.cast(cython.Py_ssize_t, 1) << bits
-    # A hash table with open addressing. Zero is an empty place, and so has none.
+    # A hash table with open addressing. Zero marks an empty place, so it is counted separately.
     table: cython.p_longlong = cython.cast(
         cython.p_longlong, calloc(size, cython.sizeof(cython.longlong))
     )
     if table is cython.NULL:
         return -1
-    # 2 ** 64 / the golden ratio: it sends neighbours far away from one another.
+    # 2 ** 64 / the golden ratio: neighbours get places that are far from one another.
     spread: cython.ulonglong = 0x9E3779B97F4A7C15
     number: cython.longlong
     place: cython.Py_ssize_t
@@ -224,7 +219,7 @@ def _are_distinct_numbers(rows: list[Any]) -> cython.Py_ssize_t:
                 place = (place + 1) & (size - 1)
                 collisions += 1
             if collisions > 4 * count:
-                return -1  # somebody has chosen these numbers
+                return -1  # these numbers may have been chosen to collide
             table[place] = number
     except OverflowError:
         return -1

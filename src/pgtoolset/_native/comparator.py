@@ -1,10 +1,11 @@
-"""Finds what changed between two looks at many rows: all of both looks in, what differs out.
+"""Finds the changes between two polls of many rows: both results in, the differences out.
 
-Flat and stateless, so that it profits from being compiled. Most looks are compared as text, all
-rows of one in a single value, and no object is made of a row that is as it was. Rows whose text
-differs are fetched and compared by their values. Two looks at the same value make two objects, so
-equality has to be sane for every type that a codec can produce: NaN is itself, an `__eq__` that
-raises or answers with an array decides nothing, and nothing needs to be hashable but the key.
+The functions are flat and stateless, so that they gain from being compiled. Most results are
+compared as text, all rows of a poll in one value, and no object is made for a row that has not
+changed. Rows whose text differs are fetched and compared by their values. Two polls make two
+objects of one value, so equality has to work for every type that a codec can produce: NaN equals
+itself, an `__eq__` that raises or returns an array decides nothing, and only keys need to be
+hashable.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ __all__ = ["changed_lines", "changed_rows", "same_value"]
 
 
 def changed_lines(before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]]:
-    """The lines of `before` that `after` does not have, and those of `after` that `before` does not
-    have.
+    """Return the lines of `before` that are not in `after`, and those of `after` not in `before`.
 
     Args:
-        before: lines, with a newline between each two. None is empty, and none is there twice.
+        before: lines, separated by newlines; no line is empty or occurs twice.
         after: the same; as a rule nearly the same lines, nearly in the same order.
     """
     if type(before) is not bytes or type(after) is not bytes:
-        raise TypeError(f"lines are bytes, not {type(before).__name__} and {type(after).__name__}")
+        raise TypeError(
+            f"lines must be bytes, not {type(before).__name__} and {type(after).__name__}"
+        )
     gone: list[bytes] = []
     added: list[bytes] = []
     if before == after:
@@ -55,15 +57,14 @@ def changed_lines(before: bytes, after: bytes) -> tuple[list[bytes], list[bytes]
 def changed_rows(
     rows: Sequence[Sequence[Any]], known: Mapping[Any, Sequence[Any]], width: int
 ) -> list[int]:
-    """The positions of the rows that differ from what is known under their key, or are not known at
-    all.
+    """Return the positions of the rows that are new or differ from the known row with their key.
 
     Args:
-        rows: the rows of a look, each with its key in front and its text at the end. Where texts
-            are missing, the values decide.
-        known: the row of the last look by its key: the first value, or with a `width` above 1 a
-            tuple.
-        width: how many values make the key.
+        rows: the rows of a poll, each with its key in front and its text at the end. Without a
+            text, the values are compared.
+        known: the rows of the last poll by their keys: the first value, or a tuple where `width` is
+            above 1.
+        width: the number of values of a key.
     """
     changed: list[int] = []
     position: cython.Py_ssize_t = 0
@@ -82,7 +83,7 @@ def _same_row(before: Any, row: Any) -> cython.bint:
     if text is not None and before[-1] is not None:
         return bool(text == before[-1])
     try:
-        # In C, and true for almost every row of almost every look.
+        # In C, and true for almost every row of almost every poll.
         if before == row:
             return True
     except Exception:
@@ -91,7 +92,7 @@ def _same_row(before: Any, row: Any) -> cython.bint:
 
 
 def same_value(left: Any, right: Any) -> bool:
-    """Whether two values are the same for somebody who waits for a change."""
+    """Whether two values are the same to a waiter for changes."""
     if left is right:
         return True
     try:
@@ -125,14 +126,13 @@ def _same_items(left: Any, right: Any) -> cython.bint:
 
 @cython.cfunc
 def _alike(left: Any, right: Any) -> cython.bint:
-    """Of values that will not say whether they are equal: whether they look the same, to the last
-    byte if they can."""
+    """Compare two values without `==`: by their `repr`, and by their bytes where they have them."""
     if type(left) is not type(right):
         return False
     try:
         if repr(left) != repr(right):
             return False
-        if hasattr(left, "tobytes"):  # an array, whose repr leaves out the middle
+        if hasattr(left, "tobytes"):  # an array; its repr leaves out the middle
             return bool(left.tobytes() == right.tobytes())
         return True
     except Exception:
@@ -143,7 +143,7 @@ def _alike(left: Any, right: Any) -> cython.bint:
 def _end(
     data: cython.p_const_char, start: cython.Py_ssize_t, size: cython.Py_ssize_t
 ) -> cython.Py_ssize_t:
-    """Where the line ends that begins at `start`."""
+    """Return the end of the line that begins at `start`."""
     found: cython.p_const_char = cython.cast(
         cython.p_const_char, memchr(data + start, 10, size - start)
     )
@@ -152,10 +152,10 @@ def _end(
 
 @cython.cfunc
 def _walk(before: bytes, after: bytes, gone: list[bytes], added: list[bytes]) -> cython.bint:
-    """Go through both side by side, in C alone; whether that got to the ends, or the order is
-    another one altogether.
+    """Go through both side by side in C; `False` where their orders are too different for that.
 
-    Collects what has no partner where it stands. A line that has moved is collected on both sides.
+    A line without a partner at its place is collected. One that has moved is collected on both
+    sides.
     """
     old: cython.p_const_char = before
     new: cython.p_const_char = after
@@ -166,17 +166,16 @@ def _walk(before: bytes, after: bytes, gone: list[bytes], added: list[bytes]) ->
     i_end: cython.Py_ssize_t
     j_end: cython.Py_ssize_t
     end: cython.Py_ssize_t
-    patience: cython.Py_ssize_t = 64
+    credit: cython.Py_ssize_t = 64
     while i < old_size and j < new_size:
         i_end = _end(old, i, old_size)
         j_end = _end(new, j, new_size)
         if i_end - i == j_end - j and memcmp(old + i, new + j, i_end - i) == 0:
             i = i_end + 1
             j = j_end + 1
-            patience += 1
+            credit += 1
             continue
-        # What stands there may be the one after next to it: then one line has gone from here, or
-        # has come.
+        # The line may equal the next one on the other side: then one line was removed or added.
         if i_end < old_size:
             end = _end(old, i_end + 1, old_size)
             if end - i_end - 1 == j_end - j and memcmp(old + i_end + 1, new + j, j_end - j) == 0:
@@ -193,8 +192,8 @@ def _walk(before: bytes, after: bytes, gone: list[bytes], added: list[bytes]) ->
         added.append(after[j:j_end])
         i = i_end + 1
         j = j_end + 1
-        patience -= 2
-        if patience < 0:
+        credit -= 2
+        if credit < 0:
             return False
     while i < old_size:
         i_end = _end(old, i, old_size)

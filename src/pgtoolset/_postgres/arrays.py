@@ -1,5 +1,7 @@
-"""Any number of values as one parameter: typed arrays, for every type that a key or a default can
-have.
+"""Any number of values as one parameter: arrays, for each type that a key or a default can have.
+
+A value travels in an array of a type that neither cuts nor rounds it, and is compared with a column
+as the ORM compares a single value: with the type's `bind_expression`, if it has one.
 
 See https://www.postgresql.org/docs/current/functions-array.html (unnest) and
 https://docs.sqlalchemy.org/en/20/core/custom_types.html
@@ -7,7 +9,7 @@ https://docs.sqlalchemy.org/en/20/core/custom_types.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -27,15 +29,21 @@ from sqlalchemy import (
 )
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+__all__ = ["Elements", "among", "array_text", "element", "equals", "is_bound_as_it_is", "unnest"]
+
+#: For what a type is on PostgreSQL while a statement is made. It never connects.
+_DIALECT: Dialect = PGDialect()  # type: ignore[no-untyped-call]
 
 
 class Elements(TypeDecorator[list[Any]]):
     """An array whose elements are bound as `item` binds a single value, a `TypeDecorator` included.
 
-    It is cast to the type without its length or precision: a cast to VARCHAR(3)[] would cut a
-    longer key off silently, and then find the row of another.
+    The type of the array has no length or precision: a cast to VARCHAR(3)[] would cut a longer key,
+    and then find the row of another key.
     """
 
     impl = ARRAY
@@ -46,44 +54,53 @@ class Elements(TypeDecorator[list[Any]]):
         self.item = item
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return postgresql.ARRAY(_unlimited(_plain(self.item, dialect)), dimensions=1).dialect_impl(
-            dialect
-        )
+        plain = _plain(self.item, dialect)
+        # unnest would take an array of arrays apart to the last element, so they travel as text.
+        item = Text() if isinstance(plain, ARRAY) else _without_limits(plain)
+        return postgresql.ARRAY(item, dimensions=1).dialect_impl(dialect)
 
     def bind_processor(self, dialect: Dialect) -> Any:
         item = self.item.dialect_impl(dialect).bind_processor(dialect)
-        literal = isinstance(_plain(self.item, dialect), ARRAY)
+        is_array = isinstance(_plain(self.item, dialect), ARRAY)
 
         def process(values: list[Any] | None) -> Any:
-            if values is None or (item is None and not literal):
+            if values is None or (item is None and not is_array):
                 return values
             processed = values if item is None else [item(value) for value in values]
-            return [_literal(value) for value in processed] if literal else processed
+            return [_literal(value) for value in processed] if is_array else processed
 
         return process
 
 
-def unnest(name: str, columns: dict[str, Column[Any]]) -> TableValuedAlias:
-    """`unnest($1::int[], $2::text[]) AS name(a, b)`: a row for each element of the parameters `a`
-    and `b`."""
+def unnest(
+    name: str, columns: Mapping[str, Column[Any]], *, ordinality: str | None = None
+) -> TableValuedAlias:
+    """Return `unnest($1::int[], $2::text[]) AS name(a, b)`, whose parameters are `a` and `b`.
+
+    Args:
+        name: the alias.
+        columns: the columns that the elements are meant for, by the names of the parameters.
+        ordinality: the name of a further column that counts the rows from 1.
+    """
     arrays = [
         bindparam(parameter, type_=Elements(each.type)) for parameter, each in columns.items()
     ]
     outputs = [column(parameter, each.type) for parameter, each in columns.items()]
-    return func.unnest(*arrays).table_valued(*outputs).render_derived(name=name)
+    numbered: dict[str, Any] = {} if ordinality is None else {"with_ordinality": ordinality}
+    return func.unnest(*arrays).table_valued(*outputs, **numbered).render_derived(name=name)
 
 
 def among(columns: Mapping[str, Column[Any]]) -> ColumnElement[bool]:
-    """True of the rows whose key is one of those in the parameters, arrays of one length.
+    """Return a condition that holds for the rows whose key is in the parameters.
 
     Args:
-        columns: the columns of the key, by the names of the parameters.
+        columns: the columns of the key, by the names of the parameters: arrays of one length.
     """
     if len(columns) == 1:
         ((name, only),) = columns.items()
-        if not _is_bound_by_an_expression(only):
+        if is_bound_as_it_is(only):
             return only == any_(bindparam(name, type_=Elements(only.type)))
-    rows = unnest("wanted", dict(columns))
+    rows = unnest("wanted", columns)
     wanted = select(*(element(rows.c[name], each) for name, each in columns.items()))
     if len(columns) == 1:
         return only.in_(wanted)
@@ -95,52 +112,37 @@ def equals(target: Column[Any], value: ColumnElement[Any]) -> ColumnElement[bool
     return target == element(value, target)
 
 
-def _is_bound_by_an_expression(target: Column[Any]) -> bool:
-    probe: Any = column("probe", target.type)
-    return isinstance(target.type, ARRAY) or target.type.bind_expression(probe) is not None
-
-
 def element(value: ColumnElement[Any], target: Column[Any]) -> ColumnElement[Any]:
-    """An element of `unnest` as a value of the column that it is meant for."""
-    bound = target.type.bind_expression(value)  # type: ignore[arg-type]
-    if bound is not None:
-        return bound
-    return cast(value, target.type) if isinstance(target.type, ARRAY) else value
+    """Return an element of `unnest` in the form in which its column stores it.
+
+    Apply it once: a `bind_expression` that encodes would encode the value twice.
+    """
+    plain = _plain(target.type, _DIALECT)
+    if isinstance(plain, ARRAY):
+        value = cast(value, _array_without_limits(plain))
+    # `dialect_impl` chooses among the variants of a type, as SQLAlchemy's compiler does.
+    bound = target.type.dialect_impl(_DIALECT).bind_expression(value)  # type: ignore[arg-type]
+    return value if bound is None else bound
 
 
-def _plain(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """The type that the dialect stores `type_` as, without the decorators around it."""
-    while isinstance(type_, TypeDecorator):
-        type_ = type_.type_engine(dialect)
-    return type_.dialect_impl(dialect)
-
-
-def _unlimited(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    if isinstance(type_, ARRAY):
-        return Text()  # unnest would take an array of arrays apart to the last element
-    if isinstance(type_, sqltypes.Enum) and type_.native_enum:
-        return type_
-    if isinstance(type_, sqltypes.CHAR):
-        return _BlankPadded()
-    if isinstance(type_, postgresql.CITEXT):
-        return type_
-    if isinstance(type_, sqltypes.String):
-        return Text()
-    if isinstance(type_, Numeric) and not isinstance(type_, sqltypes.Float):
-        return Numeric()
-    if isinstance(type_, sqltypes.DateTime):
-        return sqltypes.DateTime(timezone=type_.timezone)
-    if isinstance(type_, sqltypes.Time):
-        return sqltypes.Time(timezone=type_.timezone)
-    if isinstance(type_, postgresql.INTERVAL | sqltypes.Interval):
-        return postgresql.INTERVAL()
-    return type_
+def is_bound_as_it_is(target: Column[Any]) -> bool:
+    """Whether `element` leaves the elements for a column as they are."""
+    probe: ColumnElement[Any] = column("probe", target.type)
+    return element(probe, target) is probe
 
 
 def array_text(values: Sequence[Any]) -> str:
-    """An array of strings, integers and UUIDs as its text."""
+    """Return the text of an array of strings, integers and UUIDs."""
     quoted = [_quoted(each) if isinstance(each, str) else str(each) for each in values]
     return f"{{{','.join(quoted)}}}"
+
+
+def _plain(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type that the dialect stores `type_` as, without the decorators around it."""
+    plain = type_.dialect_impl(dialect)
+    while isinstance(plain, TypeDecorator):
+        plain = plain.type_engine(dialect).dialect_impl(dialect)
+    return plain
 
 
 class _BlankPadded(sqltypes.UserDefinedType[str]):
@@ -152,8 +154,44 @@ class _BlankPadded(sqltypes.UserDefinedType[str]):
         return "BPCHAR"
 
 
+#: The same type without its length or precision, by the first kind that fits.
+_WITHOUT_LIMITS: tuple[tuple[type[Any], Callable[[Any], TypeEngine[Any]]], ...] = (
+    (postgresql.DOMAIN, lambda type_: _without_limits(_plain(type_.data_type, _DIALECT))),
+    (sqltypes.Enum, lambda type_: type_ if type_.native_enum else Text()),
+    (sqltypes.CHAR, lambda type_: _BlankPadded()),
+    (postgresql.CITEXT, lambda type_: type_),
+    (sqltypes.String, lambda type_: Text()),
+    (sqltypes.Float, lambda type_: type_),
+    (Numeric, lambda type_: Numeric()),
+    (sqltypes.DateTime, lambda type_: sqltypes.DateTime(timezone=type_.timezone)),
+    (sqltypes.Time, lambda type_: sqltypes.Time(timezone=type_.timezone)),
+    (postgresql.INTERVAL, lambda type_: postgresql.INTERVAL()),
+    (sqltypes.Interval, lambda type_: postgresql.INTERVAL()),
+    (postgresql.BIT, lambda type_: postgresql.BIT(varying=True)),
+)
+
+
+def _without_limits(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    for kind, unlimited in _WITHOUT_LIMITS:
+        if isinstance(type_, kind):
+            return unlimited(type_)
+    return type_
+
+
+def _array_without_limits(type_: ARRAY[Any]) -> TypeEngine[Any]:
+    """The same array without lengths: PostgreSQL does not compare VARCHAR[] with TEXT[]."""
+    item = _plain(type_.item_type, _DIALECT)
+    unlimited = _without_limits(item)
+    if isinstance(unlimited, Text) and not isinstance(item, Text):
+        unlimited = sqltypes.VARCHAR()
+    return postgresql.ARRAY(unlimited)
+
+
 def _literal(value: Any) -> str | None:
-    """An array in PostgreSQL's text form. https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO"""
+    """An array in PostgreSQL's text form.
+
+    See https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
     return None if value is None else f"{{{','.join(_literal_element(each) for each in value)}}}"
 
 

@@ -1,10 +1,8 @@
-"""What is done with the connection of the driver itself: a COMMIT that cannot lie or be cut in
-half, and a hang-up.
+"""The connection of asyncpg below a connection of SQLAlchemy.
 
 In an aborted transaction PostgreSQL answers COMMIT with the command tag ROLLBACK and no error.
-asyncpg reads that tag and SQLAlchemy's adapter drops it. Here it is looked at, at no cost: it is
-part of the answer to a COMMIT that is sent anyway. See
-https://www.postgresql.org/docs/current/sql-commit.html and
+asyncpg returns that tag, and SQLAlchemy's adapter drops it. `verify_next_commit` reads it, without
+a further round trip. See https://www.postgresql.org/docs/current/sql-commit.html and
 https://www.postgresql.org/docs/current/protocol-message-formats.html (CommandComplete).
 """
 
@@ -16,41 +14,67 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 
 from pgtoolset._cancellation import uninterrupted_here
+from pgtoolset._compatibility import unsupported
 
 
 def terminate(connection: Connection) -> None:
-    """Drop the connection on the floor, without a word to a server that may not be listening."""
+    """Close the socket at once, without a message to a server that may not answer."""
     driver: Any = connection.connection.driver_connection
     if driver is not None:
         driver.terminate()
 
 
 def has_one_backend(connection: Connection) -> bool:
-    """Whether two statements outside a transaction meet the same backend, as far as this side can
-    tell.
+    """Whether two statements outside a transaction reach the same backend of PostgreSQL.
 
-    Behind a pooler of transactions they do not, and a statement that was prepared is gone when it
-    is executed. Nobody can ask for one, but asyncpg has to go without its cache of statements
-    there, and nowhere else.
+    Behind a pooler in transaction mode they may not: the next backend does not know a statement
+    that the last one prepared. The driver does not say, but asyncpg must not cache statements
+    there. An asyncpg that does not say whether it caches counts as behind a pooler: that is correct
+    everywhere, at the price of a BEGIN.
     """
-    return bool(getattr(connection.connection.driver_connection, "_stmt_cache_enabled", True))
+    return bool(getattr(connection.connection.driver_connection, "_stmt_cache_enabled", False))
+
+
+def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
+    """Return asyncpg's transaction that SQLAlchemy's adapter has begun; `None` before the first
+    statement.
+
+    Raises:
+        UnsupportedVersionError: the adapter does not have the attribute that keeps it.
+    """
+    adapter: Any = connection.dbapi_connection
+    try:
+        return adapter._transaction
+    except AttributeError:
+        raise unsupported(
+            "sqlalchemy",
+            f"attribute _transaction of {type(adapter).__name__}",
+            "pgtoolset cannot see whether a transaction has begun",
+        ) from None
 
 
 def verify_next_commit(connection: PoolProxiedConnection, aborted: Callable[[], Exception]) -> None:
-    """Have the COMMIT that `connection` is about to send checked; `aborted()` is raised where it
-    rolled back.
+    """Check the COMMIT that `connection` is about to send; raise `aborted()` where it rolled back.
 
-    Meant for SQLAlchemy's `commit` event, which fires just before the COMMIT. SQLAlchemy's adapter
-    keeps asyncpg's transaction in an attribute and calls its `commit()`; a stand-in takes its place
-    for that one call. Where the adapter or the driver does not have the expected shape nothing is
-    changed: errors that SQLAlchemy saw are still noticed, by `pgtoolset._record`. A test pins the
-    shape for every supported version.
+    Call it just before the COMMIT. SQLAlchemy's adapter keeps asyncpg's transaction in an attribute
+    and calls `commit()` on it; a stand-in takes its place for that call.
+
+    Raises:
+        UnsupportedVersionError: the adapter or asyncpg does not have the attributes for that. The
+            COMMIT must not be sent then: its answer could not be trusted.
     """
-    adapter: Any = connection.dbapi_connection
+    transaction = begun_transaction(connection)
+    if transaction is None:
+        return  # no statement has run, so no COMMIT is sent
     driver: Any = connection.driver_connection
-    transaction = getattr(adapter, "_transaction", None)
-    if transaction is not None and hasattr(driver, "_top_xact"):
-        adapter._transaction = VerifiedTransaction(driver, transaction, aborted)
+    if not hasattr(driver, "_top_xact"):
+        raise unsupported(
+            "asyncpg",
+            "attribute _top_xact of Connection",
+            "The answer to a COMMIT cannot be checked, so it is not sent",
+        )
+    adapter: Any = connection.dbapi_connection
+    adapter._transaction = VerifiedTransaction(driver, transaction, aborted)
 
 
 class VerifiedTransaction:
@@ -64,15 +88,16 @@ class VerifiedTransaction:
         self._aborted = aborted
 
     async def commit(self) -> None:
+        """Send COMMIT and wait for its answer, whatever cancels the caller in between."""
         try:
-            # A COMMIT that was sent and not awaited to its end is neither success nor failure for
-            # the caller.
+            # A caller who left before the answer would know neither of success nor of failure.
             tag = await uninterrupted_here(self._driver.execute("COMMIT;"))
         finally:
-            # What asyncpg's own `Transaction.commit` does, whatever became of the COMMIT.
+            # asyncpg's own `Transaction.commit` resets it too, however the COMMIT ended.
             self._driver._top_xact = None
         if tag != "COMMIT":
             raise self._aborted()
 
     async def rollback(self) -> None:
+        """Roll back as asyncpg's own transaction does."""
         await self._transaction.rollback()

@@ -1,4 +1,4 @@
-"""The SQL of whole databases: making and dropping them, and asking who is in one.
+"""The SQL of whole databases: create and drop them, and find the sessions in one.
 
 https://www.postgresql.org/docs/current/sql-createdatabase.html and
 https://www.postgresql.org/docs/current/sql-dropdatabase.html
@@ -23,39 +23,18 @@ from pgtoolset.values import Blocker
 
 logger = logging.getLogger("pgtoolset")
 
-#: PostgreSQL cuts longer identifiers, so two of them may be one. NAMEDATALEN is 64, one byte of it
-#: a terminator.
-#: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS
-LONGEST_NAME = 63
-
 _USERS = ACTIVITY.format(
-    # A prepared transaction has no pid. An autovacuum worker is ended by PostgreSQL itself where it
-    # is in the way.
-    pids="""SELECT s.pid FROM pg_stat_activity AS s WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
+    # A prepared transaction has no pid. PostgreSQL itself ends an autovacuum worker in the way.
+    pids="""SELECT s.pid FROM pg_stat_activity AS s
+            WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
               AND s.backend_type IS DISTINCT FROM 'autovacuum worker'
             UNION ALL SELECT 0 FROM pg_prepared_xacts AS x WHERE x.database = $1"""
 )
 
-_COMMENTS = "SELECT d.datname AS name, shobj_description(d.oid, 'pg_database') AS comment FROM pg_database AS d"
-
-
-def check_name(what: str, name: object) -> str:
-    """The name, or the error that says why PostgreSQL cannot hold it."""
-    if not isinstance(name, str):
-        raise TypeError(f"{what} must be a string, not {name!r}")
-    if not name:
-        raise ValueError(f"{what} must not be empty")
-    if "\0" in name:
-        raise ValueError(f"{what} must not contain a NUL character: {name!r}")
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} is not valid Unicode: {name!r}") from None
-    if length > LONGEST_NAME:
-        raise ValueError(
-            f"{what} must be at most {LONGEST_NAME} bytes in UTF-8, and {name!r} has {length}"
-        )
-    return name
+_COMMENTS = (
+    "SELECT d.datname AS name, shobj_description(d.oid, 'pg_database') AS comment"
+    " FROM pg_database AS d"
+)
 
 
 def create_statement(name: str, template: str | None) -> str:
@@ -69,18 +48,18 @@ def drop_statement(name: str, *, force: bool) -> str:
 
 
 async def users_of(connection: Any, name: str) -> list[Blocker]:
-    """The sessions, and prepared transactions, that are in a database, this one excepted."""
+    """Return the other sessions, and the prepared transactions, that use a database."""
     return [Blocker(*row) for row in await connection.fetch(_USERS, name)]
 
 
 async def execute_or_undo(
     connection: Any, url: URL, statement: str, undo: Callable[[], Awaitable[object]]
 ) -> None:
-    """Run a statement; where the caller is cancelled meanwhile, it has not happened, or is undone.
+    """Run a statement; if the caller is cancelled meanwhile, cancel the statement or undo it.
 
-    The driver's own way to cancel a statement does not tell whether it was done nevertheless. Here
-    PostgreSQL is asked to cancel it over another connection, and its answer to the statement itself
-    is waited for.
+    The driver's own way to cancel a statement does not report whether it succeeded nevertheless.
+    Here another connection asks PostgreSQL to cancel it, and PostgreSQL's answer to the statement
+    itself is awaited.
     """
     task = asyncio.ensure_future(connection.execute(statement))
     try:
@@ -98,24 +77,24 @@ async def _take_back(
             async with maintenance_connection(url, never="") as other:
                 await other.execute(f"SELECT pg_cancel_backend({connection.get_server_pid()})")
     except Exception:
-        logger.debug("a statement could not be cancelled, and is waited for", exc_info=True)
+        logger.debug("a statement could not be cancelled, and is awaited", exc_info=True)
     await asyncio.wait([task])
     if not task.cancelled() and task.exception() is None:
         try:
             await undo()
         except Exception:
-            # The cancellation is what the caller must hear of.
-            logger.warning("what a cancelled call had made could not be undone", exc_info=True)
+            # The caller must receive the cancellation.
+            logger.warning("a cancelled call has created a database that remains", exc_info=True)
 
 
 async def comment_of(connection: Any, name: str) -> tuple[bool, str | None]:
-    """Whether there is such a database, and the comment on it."""
+    """Return whether a database exists, and the comment on it."""
     row = await connection.fetchrow(f"{_COMMENTS} WHERE d.datname = $1", name)
     return row is not None, None if row is None else row["comment"]
 
 
 async def comments(connection: Any) -> list[tuple[str, str | None]]:
-    """The names of all databases, and the comments on them."""
+    """Return the names of all databases, and the comments on them."""
     return [(row["name"], row["comment"]) for row in await connection.fetch(_COMMENTS)]
 
 
@@ -129,8 +108,7 @@ def rename_statement(name: str, new_name: str) -> str:
 
 @asynccontextmanager
 async def name_locked(connection: Any, name: str) -> AsyncIterator[None]:
-    """A block that no other one for the same name, over a connection to the same database, overlaps
-    with."""
+    """Open a block for a name that excludes each other block for it on the same database."""
     key = int.from_bytes(
         blake2b(f"pgtoolset database {name}".encode(), digest_size=8).digest(), signed=True
     )
@@ -138,5 +116,5 @@ async def name_locked(connection: Any, name: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if not connection.is_closed():  # which has unlocked it
+        if not connection.is_closed():  # a closed one holds no lock
             await connection.execute(f"SELECT pg_advisory_unlock({key})")

@@ -1,4 +1,4 @@
-"""The SQL that finds what is not empty, and empties it.
+"""The SQL that finds the tables which are not empty, and empties them.
 
 https://www.postgresql.org/docs/current/catalogs.html,
 https://www.postgresql.org/docs/current/sql-truncate.html and
@@ -11,34 +11,37 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from pgtoolset._postgres.quoting import do_block, literal, quoted
 
-#: What one cleaning at a time in a database holds. Two would each read what the other wants to
-#: truncate.
-_TURN = 0x70675F636C65616E
+#: The advisory lock of a cleaning. Two at a time would deadlock: each would have read the tables
+#: that the other wants to truncate.
+_CLEANING = 0x70675F636C65616E
 
 _BEGIN = text(f"""
-SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('row_security') AS row_security,
+SELECT current_setting('lock_timeout') AS lock_timeout,
+       current_setting('row_security') AS row_security,
        set_config('lock_timeout', :timeout, true), set_config('row_security', 'off', true),
-       pg_advisory_xact_lock({_TURN})
+       pg_advisory_xact_lock({_CLEANING})
 """)
 
 _STRUCTURE = text("""
 WITH ours AS MATERIALIZED (
   SELECT DISTINCT c.oid, c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
   FROM unnest(CAST(:names AS text[])) AS given(name)
-  JOIN pg_class AS c ON c.oid = to_regclass(given.name) JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  JOIN pg_class AS c ON c.oid = to_regclass(given.name)
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p'))
 SELECT array_agg(f.kind), array_agg(f.oid), array_agg(f.name), array_agg(f.start) FROM (
 SELECT o.relkind::text AS kind, o.oid, o.name, NULL::bigint AS start FROM ours AS o
 UNION ALL
 SELECT s.relkind::text, s.oid, quote_ident(n.nspname) || '.' || quote_ident(s.relname), q.seqstart
 FROM pg_depend AS d
-JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace AS n ON n.oid = s.relnamespace
+JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+JOIN pg_namespace AS n ON n.oid = s.relnamespace
 JOIN pg_sequence AS q ON q.seqrelid = s.oid
--- An array, because the planner takes the tables for fewer than they are, and would go through them for each sequence.
+-- An array, because the planner estimates too few tables, and would scan them for each sequence.
 WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY (ARRAY(SELECT o.oid FROM ours AS o))
   AND d.refobjsubid > 0 AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
 ORDER BY name) AS f
@@ -46,28 +49,35 @@ ORDER BY name) AS f
 
 _DETAILS = text("""
 WITH member AS MATERIALIZED (
-  SELECT t.oid, t.oid AS root FROM unnest(CAST(:dirty AS oid[])) AS t(oid)
+  SELECT t.oid, t.oid AS root FROM unnest(CAST(:filled AS oid[])) AS t(oid)
   UNION
-  SELECT p.relid::oid, t.oid FROM unnest(CAST(:partitioned AS oid[])) AS t(oid), pg_partition_tree(t.oid) AS p
+  SELECT p.relid::oid, t.oid
+  FROM unnest(CAST(:partitioned AS oid[])) AS t(oid), pg_partition_tree(t.oid) AS p
 )
 SELECT 'member' AS kind, m.oid AS a, m.root AS b, '' AS name, '' AS detail,
-       CASE WHEN m.root = ANY(CAST(:dirty AS oid[]))
+       CASE WHEN m.root = ANY(CAST(:filled AS oid[]))
             THEN pg_relation_size(m.oid) / current_setting('block_size')::bigint ELSE 0 END AS pages
 FROM member AS m
 UNION ALL
 SELECT 'reference', f.conrelid, f.confrelid,
        CASE WHEN f.conrelid IN (SELECT m.oid FROM member AS m) THEN '' ELSE
-         CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END || quote_ident(n.nspname) || '.' || quote_ident(c.relname)
-         || ' WHERE ' || (SELECT string_agg(quote_ident(a.attname) || ' IS NOT NULL', ' AND ') FROM pg_attribute AS a
-                          WHERE a.attrelid = f.conrelid AND a.attnum = ANY(f.conkey)) END,
+         CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END
+         || quote_ident(n.nspname) || '.' || quote_ident(c.relname) || ' WHERE '
+         || (SELECT string_agg(quote_ident(a.attname) || ' IS NOT NULL', ' AND ')
+             FROM pg_attribute AS a WHERE a.attrelid = f.conrelid AND a.attnum = ANY(f.conkey)) END,
        n.nspname || '.' || c.relname || ' (' || f.conname || ')', 0
-FROM pg_constraint AS f JOIN pg_class AS c ON c.oid = f.conrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+FROM pg_constraint AS f
+JOIN pg_class AS c ON c.oid = f.conrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE f.contype = 'f' AND f.conparentid = 0 AND f.confrelid IN (SELECT m.oid FROM member AS m)
 UNION ALL
-SELECT 'trigger', t.tgrelid, t.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), t.tgname,
-       CASE t.tgenabled WHEN 'A' THEN 1 ELSE 0 END
-FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype & 40 <> 0  -- on DELETE (8) or TRUNCATE (32)
+SELECT 'trigger', t.tgrelid, t.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
+       t.tgname, CASE t.tgenabled WHEN 'A' THEN 1 ELSE 0 END
+FROM pg_trigger AS t
+JOIN pg_class AS c ON c.oid = t.tgrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+  AND t.tgtype & 40 <> 0  -- on DELETE (8) or TRUNCATE (32)
   AND t.tgrelid IN (SELECT m.oid FROM member AS m)
 ORDER BY kind, name, detail
 """)
@@ -75,8 +85,14 @@ ORDER BY kind, name, detail
 
 @dataclass(slots=True)
 class Relation:
-    """A table, by its quoted and qualified name. A partitioned one stands for its partitions
-    too."""
+    """A table of the metadata. A partitioned one stands for its partitions.
+
+    Attributes:
+        oid: its object id.
+        name: quoted and qualified.
+        partitioned: whether it has partitions in place of rows.
+        pages: its size in pages, with its partitions; known where it has rows.
+    """
 
     oid: int
     name: str
@@ -85,14 +101,13 @@ class Relation:
 
     @property
     def only(self) -> str:
-        """The name where SQL means this table's own rows; those of inheritance children belong to
-        the children."""
+        """The name for statements that must spare the rows of inheritance children."""
         return self.name if self.partitioned else f"ONLY {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedSequence:
-    """A sequence that a column of one of the tables owns, and where it starts."""
+    """A sequence that a column of one of the tables owns, and its first value."""
 
     oid: int
     name: str
@@ -104,11 +119,11 @@ class Reference:
     """A foreign key to one of the tables.
 
     Attributes:
-        referencing: the oid of the table that has it.
-        referenced: the oid of the table, or partition, that it points to.
-        rows: what finds the rows of the referencing table that point somewhere; empty where it is
-            one of the tables.
-        label: the table and the constraint, for people.
+        referencing: the oid of the table that has the key.
+        referenced: the oid of the table, or partition, that the key points to.
+        rows: a table and a condition, for the rows that reference some row; empty where the
+            referencing table is one of the tables itself.
+        label: the table and the constraint, for a message.
     """
 
     referencing: int
@@ -119,7 +134,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A trigger of the user's that an emptying would fire."""
+    """A user trigger that fires on DELETE or TRUNCATE.
+
+    Attributes:
+        relation: the oid of its table or partition.
+        table: the quoted and qualified name of that.
+        name: quoted.
+        always: whether it is enabled as ALWAYS.
+    """
 
     relation: int
     table: str
@@ -129,8 +151,14 @@ class Trigger:
 
 @dataclass(slots=True)
 class Details:
-    """What matters for emptying tables, besides their rows. `roots`: the tables that a partition is
-    of, and itself."""
+    """The partitions, foreign keys and triggers of the tables to empty.
+
+    Attributes:
+        roots: by the oid of a table or partition: the tables of the metadata that its rows belong
+            to. A table belongs to itself.
+        references: the foreign keys to one of them.
+        triggers: the user triggers on them.
+    """
 
     roots: dict[int, set[int]] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)
@@ -138,10 +166,13 @@ class Details:
 
 
 def begin(connection: Connection, milliseconds: int | None) -> dict[str, str]:
-    """Wait for the turn, at the most so long, as for every lock from now on; the earlier values of
-    the settings.
+    """Wait for other cleanings, and return the settings that this one changes.
 
     With `row_security` off, a policy that would hide rows from this role is an error.
+
+    Args:
+        connection: in a transaction.
+        milliseconds: how long to wait for each lock from now on; `None` waits without limit.
     """
     row = connection.execute(_BEGIN, {"timeout": str(milliseconds or 0)}).one()
     return {"lock_timeout": row.lock_timeout, "row_security": row.row_security}
@@ -150,8 +181,7 @@ def begin(connection: Connection, milliseconds: int | None) -> dict[str, str]:
 def structure_of(
     connection: Connection, names: Sequence[str]
 ) -> tuple[list[Relation], list[OwnedSequence]]:
-    """Those of the tables that exist, each once, and the sequences that their columns own. Takes no
-    lock on them."""
+    """Return the tables that exist, each once, and their sequences, without a lock on them."""
     relations: list[Relation] = []
     sequences: list[OwnedSequence] = []
     # One row of arrays: SQLAlchemy takes longer for a row than PostgreSQL does for a table.
@@ -167,7 +197,7 @@ def structure_of(
 def changed(
     connection: Connection, relations: Sequence[Relation], sequences: Sequence[OwnedSequence]
 ) -> tuple[list[Relation], list[OwnedSequence]]:
-    """Those that have rows, and those that have moved: one statement, whatever their number."""
+    """Return the tables that have rows and the sequences that have moved, by one statement."""
     filled = _array(f"EXISTS (SELECT FROM {relation.only})" for relation in relations)
     version: Any = connection.dialect.server_version_info
     moved = _moved_by_function(sequences) if version >= (18,) else _moved_by_reading(sequences)
@@ -179,32 +209,42 @@ def changed(
 
 
 def details_of(
-    connection: Connection, relations: Sequence[Relation], dirty: Sequence[Relation]
+    connection: Connection, relations: Sequence[Relation], filled: Sequence[Relation]
 ) -> Details:
-    """The foreign keys to the `dirty` ones and their triggers; their pages are written into
-    them."""
+    """Return the details of the tables that have rows, and write their pages into them.
+
+    Args:
+        connection: in a transaction.
+        relations: the tables of the metadata.
+        filled: the tables among them that have rows.
+    """
     found = Details(roots={relation.oid: {relation.oid} for relation in relations})
-    pages = {relation.oid: 0 for relation in relations}
     parameters = {
         "partitioned": [relation.oid for relation in relations if relation.partitioned],
-        "dirty": [relation.oid for relation in dirty],
+        "filled": [relation.oid for relation in filled],
     }
+    pages = dict.fromkeys(found.roots, 0)
     for row in connection.execute(_DETAILS, parameters):
-        match row.kind:
-            case "member":
-                found.roots.setdefault(row.a, set()).add(row.b)
-                pages[row.b] += row.pages
-            case "reference":
-                found.references.append(Reference(row.a, row.b, row.name, row.detail))
-            case "trigger":
-                found.triggers.append(Trigger(row.a, row.name, quoted(row.detail), row.pages == 1))
-    for relation in dirty:
+        if row.kind == "member":
+            pages[row.b] += row.pages
+        _add(found, row)
+    for relation in filled:
         relation.pages = pages[relation.oid]
     return found
 
 
+def _add(found: Details, row: Row[Any]) -> None:
+    match row.kind:
+        case "member":
+            found.roots.setdefault(row.a, set()).add(row.b)
+        case "reference":
+            found.references.append(Reference(row.a, row.b, row.name, row.detail))
+        case "trigger":
+            found.triggers.append(Trigger(row.a, row.name, quoted(row.detail), row.pages == 1))
+
+
 def with_rows(connection: Connection, references: Sequence[Reference]) -> list[Reference]:
-    """Those foreign keys that some row uses."""
+    """Return the foreign keys by which some row references another."""
     used = _array(f"EXISTS (SELECT FROM {reference.rows})" for reference in references)
     row = connection.exec_driver_sql(f"SELECT {used}").one()
     return [reference for reference, is_used in zip(references, row[0], strict=True) if is_used]
@@ -217,13 +257,12 @@ def empty_block(
     triggers: Sequence[Trigger],
     settings: dict[str, str],
 ) -> str:
-    """One statement that empties the tables, fires no trigger of the user's and restores
-    `settings`.
+    """Return one statement that empties the tables, fires no user trigger and restores settings.
 
-    The DELETEs are one statement too: foreign keys are checked at its end, when the rows of all the
-    tables are gone, so their order does not matter, and they may form a cycle.
+    The DELETEs are one statement inside it: PostgreSQL checks foreign keys at its end, when the
+    rows of all the tables are gone. So their order does not matter, and they may form a cycle.
     """
-    # A constraint that waits for the commit would be in the way of ALTER TABLE and TRUNCATE.
+    # ALTER TABLE and TRUNCATE are refused while a deferred constraint is to be checked.
     statements = ["SET CONSTRAINTS ALL IMMEDIATE"]
     statements += [
         f"ALTER TABLE ONLY {trigger.table} DISABLE TRIGGER {trigger.name}" for trigger in triggers
@@ -234,7 +273,7 @@ def empty_block(
         parts = ", ".join(
             f"d{n} AS (DELETE FROM {relation.only})" for n, relation in enumerate(deleted)
         )
-        # In a WITH, a rule that would keep the rows is an error.
+        # In a WITH, PostgreSQL refuses a rule that would keep the rows.
         statements.append(f"EXECUTE {literal(f'WITH {parts} SELECT')}")
     for trigger in triggers:
         mode = "ALWAYS " if trigger.always else ""
@@ -254,17 +293,18 @@ def _moved_by_reading(sequences: Sequence[OwnedSequence]) -> str:
 
 
 def _moved_by_function(sequences: Sequence[OwnedSequence]) -> str:
-    """The same from PostgreSQL 18 on: the plan does not depend on the sequences, so a restart does
-    not throw it away.
+    """The same from PostgreSQL 18 on, by a plan that a restart of a sequence does not invalidate.
 
-    The function gives NULL where the role may not read the sequence. Restarting it will tell the
-    reason.
+    The function returns NULL where the role may not read the sequence. That counts as moved, so
+    that the error of the restart says why.
     """
     rows = ", ".join(f"({n}, {each.oid}, {each.start})" for n, each in enumerate(sequences))
     if not rows:
         return "CAST(ARRAY[] AS bool[])"
-    return f"""(SELECT array_agg(coalesce(d.is_called OR d.last_value <> s.start, true) ORDER BY s.n)
-        FROM (VALUES {rows}) AS s(n, oid, start), pg_get_sequence_data(s.oid::oid::regclass) AS d)"""
+    moved = "coalesce(d.is_called OR d.last_value <> s.start, true)"
+    return f"""(SELECT array_agg({moved} ORDER BY s.n)
+        FROM (VALUES {rows}) AS s(n, oid, start),
+             pg_get_sequence_data(s.oid::oid::regclass) AS d)"""
 
 
 def _array(expressions: Iterable[str]) -> str:

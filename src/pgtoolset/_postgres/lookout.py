@@ -1,5 +1,4 @@
-"""Finding who is in the way of a lock while it is waited for: when the wait is over, the evidence
-is gone."""
+"""Find the sessions that block a lock while it is waited for: afterwards the evidence is gone."""
 
 from __future__ import annotations
 
@@ -7,73 +6,96 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.locks import backend_pid, sessions_blocking
 from pgtoolset._postgres.outside import outside_connection
+from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.values import Blocker
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
 
-#: Asks, over a connection from outside, who holds what was wanted; not to be reported: the backend
-#: of this pid.
+#: Returns the sessions that hold the wanted locks, except the backend with this pid. The connection
+#: is one outside of the pool.
 FindHolders: TypeAlias = Callable[[AsyncConnection, int], Awaitable[list[Blocker]]]
 
-#: Seconds before the end of the wait at which a connection is opened for the look, and of the last
-#: look, at the most. Of a short wait it is a part: four fifths and a tenth.
+#: Seconds before the end of the wait at which a connection is opened to find the blockers, and at
+#: which they are asked for the last time. A short wait has less: four fifths and a tenth of it.
 _OPEN_BEFORE = 1.0
-_LOOK_BEFORE = 0.05
+_ASK_BEFORE = 0.05
 
-#: Seconds that the error may come later for the sake of naming the blockers: of a wait a quarter,
-#: but at the most _GRACE. Less than _SHORT_GRACE is not enough to connect and ask on a busy
-#: machine.
+#: Seconds by which the error may be late so that it can name the blockers: a quarter of the wait,
+#: at most _GRACE and at least _SHORT_GRACE, which is enough to connect and ask on a busy machine.
 _GRACE = 1.0
 _SHORT_GRACE = 0.25
 
 
-class Lookout:
-    """Looks out for blockers during a block that waits for a lock.
+@dataclass(slots=True)
+class Wanted:
+    """The locks that a statement asks for, as an error describes them.
 
-    For the first fifth of the wait, or more, it is nothing but a timer, so a lock that is free
-    costs no statement, no task and no connection. Then it connects past the pool, which may be
-    exhausted by those very waiters, and asks the server. Where the block does not wait, or nobody
-    was seen, `holders` asks afterwards who has what was wanted.
-
-    Args:
-        seconds: how long the block waits at the most; 0 where it does not wait, `None` where there
-            is no end.
-        holders: asks for holders after the failure; `None` where the server cannot tell.
+    Attributes:
+        action: what the statement does, after "Could not": `"lock orders in EXCLUSIVE mode"`.
+        tables: the qualified names of the tables.
+        mode: the lock mode.
     """
 
-    __slots__ = (
-        "_began",
-        "_connection",
-        "_error",
-        "_failed",
-        "_holders",
-        "_seconds",
-        "_seen",
-        "_task",
-        "_timer",
-    )
+    action: str
+    tables: Sequence[str]
+    mode: str
 
-    def __init__(self, seconds: float | None, holders: FindHolders | None = None) -> None:
-        self._connection: Connection | None = None
-        self._seconds = seconds
+
+class Lookout:
+    """A block that waits for locks; where it fails, its error names the blockers.
+
+    The error of PostgreSQL that reports a refused lock becomes a `LockTimeoutError`. A lock that is
+    free costs no statement, no task and no connection: until the last second of the wait, or the
+    last four fifths of a short one, there is only a timer. Then the blockers are asked for, over a
+    connection outside of the pool, which these very waiters may have exhausted.
+
+    Args:
+        timeout: the seconds after which PostgreSQL ends the wait; 0 where it does not wait at all,
+            `None` where there is no limit.
+        holders: asked after the failure where nothing was found during the wait; `None` where the
+            server cannot answer that.
+        limits_statement: whether `statement_timeout` ends the wait as well as `lock_timeout`.
+    """
+
+    __slots__ = ("_began", "_holders", "_limits_statement", "_search", "_timeout", "_timer")
+
+    #: What to find, and for whom, once `watch` was called.
+    _search: _Search | None
+
+    def __init__(
+        self,
+        timeout: float | None,
+        *,
+        holders: FindHolders | None = None,
+        limits_statement: bool = False,
+    ) -> None:
+        self._timeout = timeout
         self._holders = holders
-        self._seen: list[Blocker] = []
-        self._error: Exception | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._limits_statement = limits_statement
+        self._search = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> Self:
+    def watch(self, connection: Connection, wanted: Wanted) -> None:
+        """Start the clock: the next statement on `connection` asks for the locks."""
         self._began = time.monotonic()
+        self._search = _Search(connection, wanted, self._timeout, self._holders)
+        if self._timeout:
+            delay = self._timeout - min(_OPEN_BEFORE, self._timeout * 4 / 5)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._search.start)
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -84,80 +106,134 @@ class Lookout:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._search is None:
+            return
+        try:
+            if isinstance(exc, DBAPIError) and self._is_timeout(exc):
+                waited = self._waited() if self._timeout is None else self._timeout
+                raise await self._search.error(waited) from exc
+        finally:
+            await self._search.stop()
+
+    def _is_timeout(self, error: DBAPIError) -> bool:
+        sqlstate = sqlstate_of(error)
+        if sqlstate == QUERY_CANCELED and self._limits_statement and self._timeout:
+            # A cancellation before that time has another cause.
+            return self._waited() >= self._timeout
+        return sqlstate == LOCK_NOT_AVAILABLE
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._began
+
+
+class _Search:
+    """Finds the sessions that block the backend of `connection`, in a task of its own.
+
+    Attributes:
+        found: the blockers that the last query has returned.
+    """
+
+    __slots__ = (
+        "_began",
+        "_connection",
+        "_failed",
+        "_failure",
+        "_holders",
+        "_task",
+        "_timeout",
+        "_wanted",
+        "found",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        wanted: Wanted,
+        timeout: float | None,
+        holders: FindHolders | None,
+    ) -> None:
+        self._began = time.monotonic()
+        self._connection = connection
+        self._wanted = wanted
+        self._timeout = timeout
+        self._holders = holders
+        self._task: asyncio.Task[None] | None = None
+        #: Set when PostgreSQL has refused the lock.
+        self._failed = asyncio.Event()
+        #: What went wrong with the search itself.
+        self._failure: Exception | None = None
+        self.found: list[Blocker] = []
+
+    def start(self) -> None:
+        """Connect and ask, in the background."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the search, whatever cancels the caller meanwhile."""
         if self._task is not None:
             self._task.cancel()
             await uninterrupted(_ended(self._task))
 
-    def watch(self, connection: Connection) -> None:
-        """The lock is about to be asked for on this connection: the wait begins now."""
-        self._connection = connection
-        self._began = time.monotonic()
-        if self._seconds:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(
-                self._seconds - min(_OPEN_BEFORE, self._seconds * 4 / 5), self._start
-            )
-
-    @property
-    def waited(self) -> float:
-        """The seconds since the wait began."""
-        return time.monotonic() - self._began
-
-    async def timed_out(self, what: str, *, tables: Sequence[str], mode: str) -> LockTimeoutError:
-        """The error that names whoever was in the way. `what` says what could not be done: "lock
-        orders"."""
-        seconds = self._seconds
+    async def error(self, waited: float) -> LockTimeoutError:
+        """Return the error for a lock that was refused after so many seconds."""
         if self._task is None:
-            self._start()
+            self.start()
         assert self._task is not None
         self._failed.set()
-        await asyncio.wait(
-            [self._task], timeout=min(_GRACE, max(_SHORT_GRACE, seconds / 4)) if seconds else _GRACE
-        )
-        waited = self.waited if seconds is None else seconds
+        grace = min(_GRACE, max(_SHORT_GRACE, self._timeout / 4)) if self._timeout else _GRACE
+        await asyncio.wait([self._task], timeout=grace)
+        wanted = self._wanted
         within = f"within {waited:g} s" if waited else "without waiting"
         return LockTimeoutError(
-            f"Could not {what} {within}: {self._account()}",
-            tables=tables,
-            mode=mode,
+            f"Could not {wanted.action} {within}: {self._account()}",
+            tables=wanted.tables,
+            mode=wanted.mode,
             timeout=waited,
-            blockers=self._seen,
+            blockers=self.found,
         )
 
-    def _start(self) -> None:
-        self._failed = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._look())
-
-    async def _look(self) -> None:
-        if self._connection is None:
-            return  # refused before the lock was asked for
+    async def _run(self) -> None:
         try:
             pid = backend_pid(self._connection)
             async with outside_connection(self._connection.engine) as outside:
-                if self._seconds:
-                    self._seen = await sessions_blocking(outside, pid)
-                    last = self._seconds - min(_LOOK_BEFORE, self._seconds / 10) - self.waited
-                    if not await _within(last, self._failed):
-                        self._seen = await sessions_blocking(outside, pid) or self._seen
-                if not self._seen and self._holders is not None:
+                if self._timeout:
+                    await self._ask_during_the_wait(outside, pid, self._timeout)
+                if not self.found and self._holders is not None:
                     await self._failed.wait()
-                    self._seen = await self._holders(outside, pid)
+                    self.found = await self._holders(outside, pid)
         except Exception as error:
-            # The lock may still be had; and where it is not, that is what the caller must hear of.
-            logger.debug("looking for the blockers of a lock failed", exc_info=True)
-            self._error = error
+            # The lock may still be granted. Where it is not, that is the error to report.
+            logger.debug("the search for the blockers of a lock failed", exc_info=True)
+            self._failure = error
+
+    async def _ask_during_the_wait(
+        self, outside: AsyncConnection, pid: int, timeout: float
+    ) -> None:
+        """Ask at once, and again shortly before the end, when the blockers may be others."""
+        self.found = await sessions_blocking(outside, pid)
+        waited = time.monotonic() - self._began
+        last = timeout - min(_ASK_BEFORE, timeout / 10) - waited
+        if not await _is_set_within(last, self._failed):
+            self.found = await sessions_blocking(outside, pid) or self.found
 
     def _account(self) -> str:
-        if self._seen:
-            verb = "is" if len(self._seen) == 1 else "are"
-            return f"in the way {verb} {'; '.join(map(str, self._seen))}. End that first, or wait longer (timeout)."
-        if self._error is not None:
-            return f"who is in the way could not be seen ({type(self._error).__name__}: {self._error})."
-        return "who is in the way could not be seen in time. `pgtoolset locks URL` shows who waits for whom."
+        """The blockers in words, or the reason why none can be named."""
+        if self.found:
+            verb = "is" if len(self.found) == 1 else "are"
+            return (
+                f"in the way {verb} {'; '.join(map(str, self.found))}. End the transaction in the "
+                "way, or wait longer (timeout)."
+            )
+        if self._failure is not None:
+            kind = type(self._failure).__name__
+            return f"the sessions in the way could not be found ({kind}: {self._failure})."
+        return (
+            "the sessions in the way were not found in time. The command `pgtoolset locks URL` "
+            "shows which sessions wait for which."
+        )
 
 
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    """Whether the event is set within some seconds."""
+async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:

@@ -1,5 +1,4 @@
-"""A connection outside of the pool, for a look at the server while the session's own connection
-waits."""
+"""A connection outside of the pool, to ask the server while the session's own connection waits."""
 
 from __future__ import annotations
 
@@ -12,11 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 @asynccontextmanager
 async def outside_connection(engine: Engine) -> AsyncIterator[AsyncConnection]:
-    """Connect as `engine` does, but past its pool, which may be exhausted; every statement is
-    committed at once.
+    """Yield a connection in AUTOCOMMIT that is made as `engine` makes its own, outside of the pool.
 
-    `Pool.recreate()` gives an empty pool that makes its connections in the same way: with the same
-    arguments, and the same listeners, such as one that fetches a password.
+    The pool may be exhausted. `Pool.recreate()` returns an empty pool that connects in the same
+    way: with the same arguments and the same listeners, such as one that fetches a password.
     """
     own = AsyncEngine(Engine(engine.pool.recreate(), engine.dialect, engine.url))
     try:

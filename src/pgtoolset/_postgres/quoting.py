@@ -1,4 +1,4 @@
-"""Names, strings and bodies of code as SQL writes them, where they cannot be parameters.
+"""Names, strings and blocks of code in SQL, where they cannot be parameters.
 
 https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 
 def quoted(name: str) -> str:
+    """Return the name as a quoted identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(string: str) -> str:
-    """The string as SQL writes it, whatever `standard_conforming_strings` is."""
+    """Return the string as a literal, whatever `standard_conforming_strings` is."""
     doubled = string.replace("'", "''")
     return f"E'{doubled}'".replace("\\", "\\\\") if "\\" in doubled else f"'{doubled}'"
 
 
 def do_block(body: str) -> str:
-    """A DO statement with this body in PL/pgSQL."""
+    """Return a DO statement with this body in PL/pgSQL."""
     tag = "$pgtoolset$"
     while tag in body:
         tag = f"{tag[:-1]}_$"

@@ -1,6 +1,6 @@
-"""SQLSTATE codes, and where to find them in an error.
+"""SQLSTATE codes, and where an error carries one.
 
-Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+https://www.postgresql.org/docs/current/errcodes-appendix.html
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ INVALID_CATALOG_NAME = "3D000"
 OBJECT_IN_USE = "55006"
 UNIQUE_VIOLATION = "23505"
 
-#: A transaction that failed so may succeed when it is run again from its start.
+#: A transaction that failed with one of these may succeed when it runs again from its start.
 #: https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 RETRYABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """The driver's own error, inside SQLAlchemy's two layers around it; any other error is given
-    back."""
+    """Return the driver's error from inside SQLAlchemy's two layers, or `error` itself."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig.__cause__ or error.orig
     return error
 
 
 def sqlstate_of(error: BaseException | None) -> str | None:
-    """The SQLSTATE that `error` carries, as SQLAlchemy wrapped it, as the driver raised it, or as
-    our own error."""
+    """Return the SQLSTATE of an error of SQLAlchemy, of the driver or of this library."""
     if error is None:
         return None
     state = getattr(driver_error(error), "sqlstate", None)
@@ -40,16 +38,15 @@ def sqlstate_of(error: BaseException | None) -> str | None:
 
 
 def reported_by_server(error: BaseException) -> bool:
-    """Whether PostgreSQL itself raised `error`. asyncpg uses the same classes for what it refuses
-    on its own."""
+    """Whether PostgreSQL sent the error. asyncpg raises errors of the same classes by its own
+    checks, but those have no severity."""
     return getattr(driver_error(error), "severity", None) is not None
 
 
 def breaks_connection(error: BaseException) -> bool:
-    """Whether asyncpg lost track of its conversation with the server, as it may when the server
-    ends the session.
+    """Whether asyncpg lost its place in the protocol, as when the server ends the session.
 
-    SQLAlchemy takes such a connection for a sound one until asyncpg has noticed the closed socket
-    too.
+    SQLAlchemy keeps such a connection until asyncpg has seen that the socket is closed. The class
+    is compared by its name, because the driver is not imported here.
     """
     return type(driver_error(error)).__name__ == "InternalClientError"

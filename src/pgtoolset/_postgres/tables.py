@@ -1,4 +1,4 @@
-"""Tables as the statements of a session find them: their engine, schema translation and names."""
+"""The engine, the schema translation and the names of tables in the statements of a session."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from sqlalchemy.orm import Session
 __all__ = ["bind_arguments_of", "qualified_names", "translation_of"]
 
 
-def bind_arguments_of(sync: Session, tables: Sequence[Table]) -> dict[str, Any]:
-    """What finds the one engine that all the tables are on."""
+def bind_arguments_of(name: str, sync: Session, tables: Sequence[Table]) -> dict[str, Any]:
+    """Return the bind arguments that lead a session to the engine of all the tables.
+
+    `ValueError` where they are on more than one engine; `name` is the argument that named them.
+    """
     if len({id(sync.get_bind(clause=table)) for table in tables}) > 1:
         names = ", ".join(table.fullname for table in tables)
-        raise ValueError(f"tables must be on one engine, for this to be one transaction: {names}")
+        raise ValueError(
+            f"{name} must have all tables on one engine, since this is one transaction: {names}"
+        )
     return {"clause": tables[0]}
 
 
 def translation_of(session: Session, connection: Connection) -> Mapping[str | None, str | None]:
-    """The `schema_translate_map` that a statement of the session would get."""
+    """Return the `schema_translate_map` of the session's statements."""
     of_session = getattr(session, "execution_options", None) or {}
     options = {**connection.get_execution_options(), **of_session}
     return options.get("schema_translate_map") or {}
@@ -29,8 +34,10 @@ def translation_of(session: Session, connection: Connection) -> Mapping[str | No
 def qualified_names(
     tables: Iterable[Table], dialect: Dialect, translation: Mapping[str | None, str | None]
 ) -> list[str]:
-    """The names as SQL writes them, in the global order: that of the plain schema and table
-    names."""
+    """Return the quoted and qualified names, in the order of the plain schema and table names.
+
+    That order is the same for every caller, so two that lock the same tables do not deadlock.
+    """
     default = dialect.default_schema_name
     quote = dialect.identifier_preparer
     names: dict[tuple[str, str], str] = {}

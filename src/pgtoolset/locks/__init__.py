@@ -1,5 +1,4 @@
-"""Locks that say who is in the way: of tables, of rows, and of keys that only the application
-knows."""
+"""Locks on tables, on rows and on keys of the application, with errors that name the blockers."""
 
 from pgtoolset.locks.advisory import advisory_lock
 from pgtoolset.locks.rows import lock_rows

@@ -1,19 +1,12 @@
-"""`lock_rows`: row locks in the order of the keys, and the rows as they were locked."""
+"""`lock_rows`: row locks in the order of the keys, and the rows with the values as locked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import (
-    Select,
-    Table,
-    Text,
-    cast,
-    literal_column,
-    select,
-    text,
-)
+from sqlalchemy import Connection, Select, Table, Text, cast, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper
@@ -23,17 +16,16 @@ from pgtoolset._arguments import (
     check_flag,
     check_mode,
     mapper_of,
+    milliseconds,
     optional_seconds,
     parse_keys,
     sync_session,
 )
-from pgtoolset._arguments import milliseconds as to_milliseconds
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.arrays import among
-from pgtoolset._postgres.locks import isolation_level_of, sessions_owning
-from pgtoolset._postgres.lookout import Lookout
-from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
-from pgtoolset.errors import LockTimeoutError, TransactionStateError
+from pgtoolset._postgres.locks import refuse_autocommit, sessions_owning
+from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
+from pgtoolset.errors import LockTimeoutError
 from pgtoolset.transactions import get_transaction
 from pgtoolset.types import Duration, PrimaryKeys, RowLockModeSpelling
 from pgtoolset.values import Blocker, RowLockMode
@@ -42,6 +34,7 @@ __all__ = ["lock_rows"]
 
 M = TypeVar("M")
 
+#: The arguments of SQLAlchemy's `with_for_update` for each mode.
 _STRENGTH: dict[RowLockMode, dict[str, bool]] = {
     RowLockMode.UPDATE: {},
     RowLockMode.NO_KEY_UPDATE: {"key_share": True},
@@ -49,25 +42,28 @@ _STRENGTH: dict[RowLockMode, dict[str, bool]] = {
     RowLockMode.KEY_SHARE: {"read": True, "key_share": True},
 }
 
-#: `lock_timeout` counts for each row anew, so the statement as a whole is limited too, a little
-#: later: where a single row is in the way, the more telling error comes first. A shorter
-#: `statement_timeout` of the caller's stays.
+#: PostgreSQL counts `lock_timeout` for each row separately, so `statement_timeout` limits all the
+#: rows together. A shorter `statement_timeout` of the caller's stays.
 _LIMIT = text("""
-SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeout') AS statement,
-       set_config('lock_timeout', :lock, true),
+SELECT e.lock, e.statement, set_config('lock_timeout', :lock, true),
        set_config('statement_timeout', CASE
-           WHEN CAST(current_setting('statement_timeout') AS interval) > CAST('0' AS interval)
-            AND CAST(current_setting('statement_timeout') AS interval) < CAST(CAST(:statement AS text) AS interval)
-           THEN current_setting('statement_timeout') ELSE CAST(:statement AS text) END, true)
+           WHEN CAST(e.statement AS interval) > CAST('0' AS interval)
+            AND CAST(e.statement AS interval) < CAST(CAST(:statement AS text) AS interval)
+           THEN e.statement ELSE CAST(:statement AS text) END, true)
+FROM (SELECT current_setting('lock_timeout') AS lock,
+             current_setting('statement_timeout') AS statement OFFSET 0) AS e
 """)
-_RESTORE = text(
-    "SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)"
-)
-_PATIENCE = 1.2
+_RESTORE = text("""
+SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)
+""")
 
-_MEMBERS = text(
-    "SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))"
-)
+#: How much longer the statement may take than the wait for a single row: where one row is in the
+#: way, the error of `lock_timeout` comes first, which says more.
+_STATEMENT_SHARE = 1.2
+
+_MEMBERS = text("""
+SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))
+""")
 
 
 async def lock_rows(
@@ -80,33 +76,32 @@ async def lock_rows(
     nowait: bool = False,
     timeout: Duration | None = None,
 ) -> Sequence[M]:
-    """Lock rows in the order of their keys until the transaction ends, and return them with the
-    values as locked.
+    """Lock rows until the transaction ends, and return them with the values as locked.
 
-    Two callers that lock the same rows never deadlock on them, whatever order they name them in.
-    Pending changes of the session are flushed first, so none is overwritten. In a session without a
-    transaction it begins one, as any query does.
+    PostgreSQL locks the rows in the order of their keys, so two callers that name the same rows
+    never deadlock on them. Pending changes of the session are flushed first, so that none is
+    overwritten. A session that is not in a transaction begins one, as any query does.
 
     Args:
         session: an `AsyncSession`.
         model: the mapped class.
-        pks: primary keys: scalars, or tuples in the mapper's order for a composite one.
+        pks: primary keys: scalars, or tuples in the mapper's order or mappings for a composite key.
         mode: a `RowLockMode`, its value or its name, in any case.
-        skip_locked: leave out what somebody else has locked.
+        skip_locked: leave out the rows that another session has locked.
         nowait: do not wait at all.
-        timeout: what all the rows together may be waited for: seconds, a `timedelta`, or a number
-            with a unit such as `"500ms"`. `None` leaves that to the connection's `lock_timeout`,
-            which by default is for ever.
+        timeout: how long to wait for all the rows together: seconds, a `timedelta`, or a number
+            with a unit such as `"500ms"`. `None` leaves that to the connection's `lock_timeout`;
+            PostgreSQL's default waits without limit.
 
     Returns:
-        The instances in key order. A row that does not exist, or was skipped, is not among them.
+        The instances in the order of their keys, without rows that do not exist or were skipped.
 
     Raises:
-        LockTimeoutError: a row was not to be had in time; it names who was in the way. With
+        LockTimeoutError: a row could not be locked in time; the error names the blockers. With
             `timeout` or `nowait` the transaction is still usable.
-        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would be gone
-            at once.
-        ValueError, TypeError: an argument is not what it must be; before any SQL.
+        TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would end
+            with its own statement.
+        ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
         >>> for account in await lock_rows(session, Account, [2, 1], timeout="500ms"):
@@ -121,151 +116,137 @@ async def lock_rows(
     check_flag("skip_locked", skip_locked)
     check_flag("nowait", nowait)
     if skip_locked and nowait:
-        raise ValueError("skip_locked and nowait exclude each other")
-    milliseconds = None if nowait else to_milliseconds(optional_seconds("timeout", timeout))
-    if nowait:
-        optional_seconds("timeout", timeout)
+        raise ValueError("skip_locked and nowait exclude each other; pass one of them")
+    seconds = optional_seconds("timeout", timeout)
     if not keys:
         return []
     statement = _statement(mapper, lock_mode, skip_locked, nowait)
-    request = _Request(mapper, keys, lock_mode, 0 if nowait else milliseconds, statement)
-    if session.in_transaction() and (nowait or milliseconds is not None):
-        # PostgreSQL keeps the locks of a savepoint that is released.
-        async with get_transaction(session):
-            return await request.run(session)
-    fresh = not session.in_transaction()
-    try:
-        return await request.run(session)
-    except LockTimeoutError:
-        if fresh:
+    locks = _RowLocks(mapper, keys, lock_mode, 0 if nowait else seconds, statement)
+    return await _take(session, locks)
+
+
+async def _take(session: Any, locks: _RowLocks) -> Sequence[Any]:
+    """Take the locks so that a failure leaves the session as it was."""
+    if not session.in_transaction():
+        try:
+            return await locks.take(session)
+        except LockTimeoutError:
             await abandon(session)
-        raise
+            raise
+    if locks.timeout is None:
+        return await locks.take(session)
+    # PostgreSQL keeps the locks of a savepoint that is released.
+    async with get_transaction(session):
+        return await locks.take(session)
 
 
-class _Request:
-    """What is wanted of which rows."""
+@dataclass(frozen=True, slots=True)
+class _RowLocks:
+    """The row locks of one call.
 
-    __slots__ = ("_keys", "_mapper", "_milliseconds", "_mode", "_statement")
+    Attributes:
+        timeout: in seconds, for all of them; 0 does not wait, `None` sets no limit.
+        statement: selects the rows for update; its parameters are the keys.
+    """
 
-    def __init__(
-        self,
-        mapper: Mapper[Any],
-        keys: list[PrimaryKey],
-        mode: RowLockMode,
-        milliseconds: int | None,
-        statement: Select[Any],
-    ) -> None:
-        self._mapper = mapper
-        self._keys = keys
-        self._mode = mode
-        self._milliseconds = milliseconds
-        self._statement = statement
+    mapper: Mapper[Any]
+    keys: list[PrimaryKey]
+    mode: RowLockMode
+    timeout: float | None
+    statement: Select[Any]
 
-    async def run(self, session: Any) -> Sequence[Any]:
+    async def take(self, session: Any) -> Sequence[Any]:
+        """Lock the rows and return the instances."""
         await session.flush()
         connection: AsyncConnection = await session.connection(
-            bind_arguments={"mapper": self._mapper}
+            bind_arguments={"mapper": self.mapper}
         )
         assert connection.sync_connection is not None
-        if isolation_level_of(connection.sync_connection) == "AUTOCOMMIT":
-            raise TransactionStateError(
-                "a row lock lasts until the transaction ends, and in AUTOCOMMIT that is at once; "
-                "use a session of an engine that is not in AUTOCOMMIT"
-            )
-        seconds = None if self._milliseconds is None else self._milliseconds / 1000
-        earlier: dict[str, Any] | None = None
-        if self._milliseconds:
-            limits = {
-                "lock": f"{self._milliseconds}ms",
-                "statement": f"{round(self._milliseconds * _PATIENCE)}ms",
-            }
-            row = (await connection.execute(_LIMIT, limits)).one()
-            earlier = {"lock": row.lock, "statement": row.statement}
-        async with Lookout(seconds, self._owners(session)) as lookout:
-            lookout.watch(connection.sync_connection)
-            try:
-                result = await session.scalars(
-                    self._statement,
-                    _parameters(self._keys),
-                    execution_options={"populate_existing": True},
-                )
-                rows: Sequence[Any] = result.unique().all()
-            except DBAPIError as error:
-                if not self._is_timeout(error, lookout.waited):
-                    raise
-                table = self._mapper.local_table
-                name = table.fullname if isinstance(table, Table) else str(table)
-                what = f"lock {len(self._keys)} row{'s' * (len(self._keys) != 1)} of {name} in {self._mode.value} mode"
-                raise await lookout.timed_out(what, tables=[name], mode=self._mode.value) from error
+        refuse_autocommit(connection.sync_connection)
+        earlier = await self._set_limits(connection)
+        rows = await self._select(session, connection.sync_connection)
         if earlier is not None:
             await connection.execute(_RESTORE, earlier)
         return rows
 
-    def _is_timeout(self, error: DBAPIError, waited: float) -> bool:
-        sqlstate = sqlstate_of(error)
-        if sqlstate == QUERY_CANCELED and self._milliseconds:
-            return waited >= self._milliseconds / 1000
-        return sqlstate == LOCK_NOT_AVAILABLE
+    async def _set_limits(self, connection: AsyncConnection) -> dict[str, str] | None:
+        """Set the timeouts in the transaction, and return the earlier ones; `None` if they stay."""
+        if not self.timeout:
+            return None
+        limits = {
+            "lock": f"{milliseconds(self.timeout)}ms",
+            "statement": f"{milliseconds(self.timeout * _STATEMENT_SHARE)}ms",
+        }
+        row = (await connection.execute(_LIMIT, limits)).one()
+        return {"lock": row.lock, "statement": row.statement}
 
-    def _owners(self, session: Any) -> Any:
-        """Asks whose transactions have locked or changed the rows: the system column `xmax`
-        tells."""
-        table = self._mapper.primary_key[0].table
-        rows = (
-            select(cast(literal_column("xmax"), Text))
-            .select_from(table)
-            .where(among(_columns(self._mapper)))
-        )
+    async def _select(self, session: Any, connection: Connection) -> Sequence[Any]:
+        async with Lookout(
+            self.timeout, holders=self._holders(session), limits_statement=True
+        ) as lookout:
+            lookout.watch(connection, self._wanted())
+            result = await session.scalars(
+                self.statement,
+                _parameters(self.keys),
+                execution_options={"populate_existing": True},
+            )
+            rows: Sequence[Any] = result.unique().all()
+        return rows
+
+    def _wanted(self) -> Wanted:
+        table = self.mapper.local_table
+        name = table.fullname if isinstance(table, Table) else str(table)
+        rows = f"{len(self.keys)} row{'s' * (len(self.keys) != 1)}"
+        action = f"lock {rows} of {name} in {self.mode.value} mode"
+        return Wanted(action, [name], self.mode.value)
+
+    def _holders(self, session: Any) -> FindHolders:
+        """Return a function that finds the sessions which have locked or changed the rows."""
         options = getattr(session.sync_session, "execution_options", None) or {}
+        translation = options.get("schema_translate_map")
 
-        async def owners(outside: AsyncConnection, pid: int) -> list[Blocker]:
-            translation = options.get("schema_translate_map")
+        async def holders(outside: AsyncConnection, pid: int) -> list[Blocker]:
             if translation is not None:
                 outside = await outside.execution_options(schema_translate_map=translation)
-            xids = [
-                xid for xid in await outside.scalars(rows, _parameters(self._keys)) if xid != "0"
-            ]
-            found = await sessions_owning(outside, xids, but=pid)
-            if not found:
-                members: list[str] = []
-                for xid in dict.fromkeys(xids):
-                    members += await _members(outside, xid)
-                found = await sessions_owning(outside, members, but=pid)
-            return found
+            # The system column xmax has the transaction that has locked, changed or deleted a row.
+            xmax = select(cast(literal_column("xmax"), Text)).where(among(_columns(self.mapper)))
+            xmax = xmax.select_from(self.mapper.primary_key[0].table)
+            found = await outside.scalars(xmax, _parameters(self.keys))
+            xids = [xid for xid in dict.fromkeys(found) if xid != "0"]
+            owners = await sessions_owning(outside, xids, but=pid)
+            if owners:
+                return owners
+            members = [member for xid in xids for member in await _members(outside, xid)]
+            return await sessions_owning(outside, members, but=pid)
 
-        return owners
+        return holders
 
 
 async def _members(outside: AsyncConnection, xid: str) -> list[str]:
-    """Several transactions that share a row lock stand in `xmax` as one number; what it means, a
-    function tells."""
+    """Return the transactions that share a row lock: in `xmax` one number stands for them all."""
     try:
         return list(await outside.scalars(_MEMBERS, {"xid": xid}))
-    except DBAPIError:  # it is the number of a transaction, and one that has ended
+    except DBAPIError:  # the number is that of a single transaction, which has ended
         return []
 
 
 def _columns(mapper: Mapper[Any]) -> dict[str, Any]:
-    """The columns of the primary key, by the names of the parameters."""
-    return {f"k{at}": column for at, column in enumerate(mapper.primary_key)}
+    """Return the columns of the primary key, by the names of their parameters."""
+    return {f"k{position}": column for position, column in enumerate(mapper.primary_key)}
 
 
 def _parameters(keys: list[PrimaryKey]) -> dict[str, list[Any]]:
-    return {f"k{at}": list(values) for at, values in enumerate(zip(*keys, strict=True))}
+    """Return the values of each column of the keys, by the names of their parameters."""
+    columns = zip(*keys, strict=True)
+    return {f"k{position}": list(values) for position, values in enumerate(columns)}
 
 
 def _statement(
-    mapper: Mapper[Any],
-    mode: RowLockMode,
-    skip_locked: bool,
-    nowait: bool,
+    mapper: Mapper[Any], mode: RowLockMode, skip_locked: bool, nowait: bool
 ) -> Select[Any]:
-    # Without OF, PostgreSQL would try to lock what is joined for eager loading too, and refuses to.
-    return (
-        select(mapper)
-        .where(among(_columns(mapper)))
-        .order_by(*mapper.primary_key)
-        .with_for_update(
-            of=list(mapper.tables), skip_locked=skip_locked, nowait=nowait, **_STRENGTH[mode]
-        )
+    """Return the SELECT ... FOR UPDATE of the rows whose keys are its parameters."""
+    statement = select(mapper).where(among(_columns(mapper))).order_by(*mapper.primary_key)
+    # Without OF, PostgreSQL would also try to lock the outer joins of eager loading, and refuse to.
+    return statement.with_for_update(
+        of=list(mapper.tables), skip_locked=skip_locked, nowait=nowait, **_STRENGTH[mode]
     )

@@ -1,4 +1,4 @@
-"""`list_lock_waits`: who waits for whom, now."""
+"""`list_lock_waits`: the sessions that wait for locks now."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from pgtoolset._arguments import shown
 from pgtoolset._postgres.locks import waits
 from pgtoolset.types import LockWaitSource
 from pgtoolset.values import LockWait
@@ -16,18 +17,18 @@ __all__ = ["list_lock_waits"]
 async def list_lock_waits(
     connection_or_session: LockWaitSource,
 ) -> Sequence[LockWait]:
-    """Every session of the database that waits for a lock now, and who is in its way.
+    """Return each session of the database that waits for a lock, with the sessions in its way.
 
     Args:
         connection_or_session: an `AsyncConnection` or an `AsyncSession`, which is in a transaction
-            afterwards as after any query; or an `AsyncEngine`, which lends a connection for the
-            look.
+            afterwards as after any query, or an `AsyncEngine`, which lends a connection for the
+            query.
 
     Returns:
-        The waits, the longest first. What the role may not see of other roles' sessions is `None`.
+        The waits, the longest first. An attribute that this role may not see is `None`.
 
     Raises:
-        TypeError: it is none of the three.
+        TypeError: the argument is not one of the three.
 
     Example:
         >>> for wait in await list_lock_waits(session):
@@ -41,6 +42,6 @@ async def list_lock_waits(
     if isinstance(connection_or_session, AsyncConnection | AsyncSession):
         return await waits(connection_or_session)
     raise TypeError(
-        f"connection_or_session must be an AsyncConnection, an AsyncSession or an AsyncEngine, "
-        f"not {connection_or_session!r}"
+        "connection_or_session must be an AsyncConnection, an AsyncSession or an AsyncEngine, "
+        f"not {shown(connection_or_session)}"
     )

@@ -1,5 +1,4 @@
-"""Many-to-many associations, written directly: no collection is loaded, and any number goes in one
-statement."""
+"""Many-to-many associations, written without loading a collection: one statement for any number."""
 
 from pgtoolset.m2m.writes import m2m_add, m2m_add_many, m2m_remove, m2m_set
 

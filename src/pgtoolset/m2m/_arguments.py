@@ -1,4 +1,4 @@
-"""What the caller hands in, judged before any SQL."""
+"""What only these functions take, checked before any SQL: instances, values and links."""
 
 from __future__ import annotations
 
@@ -9,135 +9,104 @@ from sqlalchemy import ClauseElement
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 
+from pgtoolset._arguments import shown
 from pgtoolset.m2m._associations import Association, End
 
-Key = tuple[Any, ...]
 
+def check_instances(session: Session, name: str, end: End, instances: Iterable[Any]) -> None:
+    """Raise unless each is of the class, and has an identity or gets one by a flush of `session`.
 
-def check_instances(
-    session: Session, association: Association, end: End, instances: Sequence[Any]
-) -> None:
-    """Each is of the class, and has an identity or will have one after a flush of `session`."""
+    Args:
+        session: the session that will be flushed.
+        name: the argument, for messages.
+        end: the end whose instances these are to be.
+        instances: what the caller gave.
+    """
     class_ = end.mapper.class_
-    doomed = session.deleted or ()
+    deleted = session.deleted or ()
     for instance in instances:
-        if isinstance(instance, class_):
-            state: Any = instance_state(instance)
-            if (
-                state.key is not None
-                and not state._deleted
-                and (not doomed or instance not in doomed)
-            ):
-                continue
-            if state.key is not None:
-                raise ValueError(f"{association.name}: {_told(end, instance)} has been deleted")
-            if state.session is None:
-                raise ValueError(
-                    f"{association.name}: {_told(end, instance)} is transient; add it to the session first"
-                )
-            if state.session is not session:
-                raise ValueError(
-                    f"{association.name}: {_told(end, instance)} is pending in another session; flush that first"
-                )
-        else:
-            hint = (
-                "; unpack a collection with *"
-                if isinstance(instance, list | tuple | set | frozenset)
-                else ""
-            )
-            hint = hint or (
-                "" if hasattr(instance, "_sa_instance_state") else "; a primary key goes into pks"
-            )
+        if not isinstance(instance, class_):
             raise TypeError(
-                f"{association.name} takes instances of {end.name}, not {instance!r}{hint}"
+                f"{name} must be an instance of {end.name}, not {shown(instance)}"
+                f"{_advice(name, instance)}"
             )
+        state: Any = instance_state(instance)
+        if state.key is None:
+            _check_pending(session, name, end, state)
+        elif state._deleted or (deleted and instance in deleted):
+            raise ValueError(f"{name}: this instance of {end.name} has been deleted")
 
 
-def listed(name: str, what: str, values: Iterable[Any]) -> list[Any]:
-    """Any iterable as a list, but a string or a mapping."""
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be an iterable of {what}, not {values!r}")
-    return list(values)
-
-
-def check_key(association: Association, end: End, key: Any) -> Key:
-    """One primary key as a tuple."""
-    width = len(end.mapper.primary_key)
-    if hasattr(key, "_sa_instance_state"):
-        raise TypeError(
-            f"{association.name}: expected {end.name} or a primary key of it, not {key!r}"
-        )
-    if isinstance(key, tuple | list):
-        if len(key) != width:
-            raise ValueError(
-                f"{association.name}: a primary key of {end.name} has {_columns(end)}; {key!r} does not fit"
-            )
-        found = tuple(key)
-    elif width > 1:
+def _check_pending(session: Session, name: str, end: End, state: Any) -> None:
+    """Raise `ValueError` for an instance without an identity that `session` will not flush."""
+    if state.session is None:
         raise ValueError(
-            f"{association.name}: a primary key of {end.name} is a tuple of {_columns(end)}, not {key!r}"
+            f"{name}: this instance of {end.name} is transient; add it to the session first"
         )
-    else:
-        found = (key,)
-    for value in found:
-        if value is None:
-            raise ValueError(f"{association.name}: None is no primary key of {end.name}")
-        if isinstance(value, Mapping | set | list):
-            raise TypeError(f"{association.name}: {value!r} is no primary key of {end.name}")
-    return found
+    if state.session is not session:
+        raise ValueError(
+            f"{name}: this instance of {end.name} is pending in another session; flush that first"
+        )
+
+
+def _advice(name: str, given: Any) -> str:
+    """What to pass in place of something that is not an instance."""
+    if isinstance(given, list | tuple | set | frozenset):
+        return "; unpack a collection with *"
+    if name == "related" and not hasattr(given, "_sa_instance_state"):
+        return "; a primary key goes into pks"
+    return ""
 
 
 def check_values(association: Association, values: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Values for extra columns, by column name."""
+    """Return the values for extra columns, by column name."""
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise TypeError(f"values must be a mapping of column names to values, not {values!r}")
+        raise TypeError(f"values must be a mapping of column names to values, not {shown(values)}")
     names = {column.name for column in association.extras}
     for name, value in values.items():
         if name not in names:
+            known = ", ".join(sorted(names)) or "there are no extra columns"
             raise ValueError(
-                f"{association.name}: {name!r} is not among the extra columns of {association.table.name}: "
-                f"{', '.join(sorted(names)) or 'it has none'}"
+                f"values: {shown(name)} is not an extra column of the association table "
+                f"{association.table.name}: {known}"
             )
         if isinstance(value, ClauseElement):
-            raise TypeError(
-                f"{association.name}: values takes values, not the SQL expression {value}"
-            )
+            raise TypeError(f"values: {name} must be a value, not an SQL expression")
     return values
 
 
 def check_links(
     session: Session, association: Association, links: Sequence[Any]
 ) -> list[tuple[Any, Any]]:
-    """Pairs of owner and related; a key among them becomes a tuple, an instance stays."""
-    checked: list[tuple[Any, Any]] = []
+    """Return the pairs of owner and related: instances as they are, keys as parsed tuples."""
     owner, related = association.owner, association.related
-    owner_class, related_class = owner.mapper.class_, related.mapper.class_
-    for link in links:
-        if not isinstance(link, tuple | list):
-            raise TypeError(f"links must consist of pairs (owner, related); {link!r} is none")
-        if len(link) != 2:
-            raise ValueError(
-                f"links must consist of pairs (owner, related); {link!r} has {len(link)} elements"
-            )
-        one, other = link
-        if not isinstance(one, owner_class):
-            one = check_key(association, owner, one)
-        if not isinstance(other, related_class):
-            other = check_key(association, related, other)
-        checked.append((one, other))
-    for end, at in ((owner, 0), (related, 1)):
-        instances = {id(link[at]): link[at] for link in checked if not isinstance(link[at], tuple)}
-        check_instances(session, association, end, list(instances.values()))
+    checked = [
+        (_instance_or_key(owner, one), _instance_or_key(related, other))
+        for one, other in map(_check_link, links)
+    ]
+    for position, end in enumerate((owner, related)):
+        instances = (link[position] for link in checked if not isinstance(link[position], tuple))
+        check_instances(session, "links", end, instances)
     return checked
 
 
-def _columns(end: End) -> str:
-    names = [end.mapper.get_property_by_column(column).key for column in end.mapper.primary_key]
-    return f"{len(names)} column{'s' if len(names) > 1 else ''} ({', '.join(names)})"
+def _check_link(link: Any) -> Sequence[Any]:
+    if not isinstance(link, tuple | list):
+        raise TypeError(f"links must hold pairs (owner, related), not {shown(link)}")
+    if len(link) != 2:
+        raise ValueError(
+            f"links must hold pairs (owner, related); {shown(link)} has {len(link)} elements"
+        )
+    return link
 
 
-def _told(end: End, instance: Any) -> str:
-    # Not its repr, which may read attributes that are expired.
-    return f"<{type(instance).__name__} at {id(instance):#x}>"
+def _instance_or_key(end: End, given: Any) -> Any:
+    if isinstance(given, end.mapper.class_):
+        return given
+    if hasattr(given, "_sa_instance_state"):
+        raise TypeError(
+            f"links: expected an instance or a primary key of {end.name}, not {shown(given)}"
+        )
+    return end.parser.parse("links", given)

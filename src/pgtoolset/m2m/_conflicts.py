@@ -1,6 +1,7 @@
 """INSERT ... ON CONFLICT that is compiled once.
 
-SQLAlchemy 2.0 has no cache key for its own, and so compiles that anew at every call; 2.1 has one.
+SQLAlchemy 2.0 has no cache key for its own ON CONFLICT, so it compiles such a statement at every
+call; 2.1 has one.
 https://docs.sqlalchemy.org/en/20/dialects/postgresql.html#insert-on-conflict-upsert and
 https://docs.sqlalchemy.org/en/20/core/connections.html#sql-caching
 """
@@ -45,7 +46,7 @@ class _Overwrite(OnConflictDoUpdate):
 
 
 def skip_conflicts(statement: Insert, target: Sequence[Column[Any]]) -> Insert:
-    """`statement` with ON CONFLICT (target) DO NOTHING."""
+    """Return `statement` with ON CONFLICT (target) DO NOTHING."""
     statement = statement.on_conflict_do_nothing(index_elements=target)
     if not _HAS_CACHE_KEY:
         statement._post_values_clause = _Skip(index_elements=target)
@@ -55,8 +56,10 @@ def skip_conflicts(statement: Insert, target: Sequence[Column[Any]]) -> Insert:
 def overwrite_conflicts(
     statement: Insert, target: Sequence[Column[Any]], columns: Sequence[Column[Any]]
 ) -> Insert:
-    """`statement` with ON CONFLICT (target) DO UPDATE, which gives `columns` the values that were
-    to be inserted."""
+    """Return `statement` with ON CONFLICT (target) DO UPDATE.
+
+    A row that is in the way gets the values for `columns` that were to be inserted.
+    """
     values: dict[Any, Any] = {
         column.key: literal_column("DEFAULT")
         if column.identity is not None and column.identity.always

@@ -1,7 +1,8 @@
 """The columns of an association table beyond the keys: values that were given, and defaults.
 
-SQLAlchemy evaluates a Python-side default once for an INSERT ... SELECT; a row inserted by itself
-would get one of its own. So they are evaluated here, once per row.
+SQLAlchemy evaluates a Python-side default once for an INSERT ... SELECT, and once per row for rows
+that are inserted one by one. The rows here are to get what the ORM's get, so the defaults are
+evaluated here, once per row.
 https://docs.sqlalchemy.org/en/20/core/defaults.html
 """
 
@@ -13,13 +14,13 @@ from typing import Any
 from sqlalchemy import Column, FromClause, Select, bindparam
 from sqlalchemy.schema import Sequence as DatabaseSequence
 
-from pgtoolset._postgres.arrays import element
 from pgtoolset.m2m._associations import Association
 
 
 class Extras:
-    """The extra columns that an INSERT names, given the names of those with a value. The others
-    default by themselves.
+    """The extra columns that an INSERT names, given the names of those with a value.
+
+    The other columns get their defaults from PostgreSQL.
 
     Attributes:
         columns: in the order of `expressions`.
@@ -29,65 +30,72 @@ class Extras:
     def __init__(self, association: Association, given: frozenset[str]) -> None:
         self.columns: list[Column[Any]] = []
         self.array_columns: dict[str, Column[Any]] = {}
-        self._given: dict[str, Column[Any]] = {}
-        self._scalars: dict[str, Any] = {}
-        self._scalar_columns: dict[str, Column[Any]] = {}
         self._expressions: list[Any] = []
+        self._given: dict[str, Column[Any]] = {}
+        self._defaults: dict[str, Any] = {}
+        self._scalar_columns: dict[str, Column[Any]] = {}
         for at, column in enumerate(association.extras):
-            default: Any = column.default
             if column.name in given:
-                self._given[f"v{at}"] = self._scalar_columns[f"v{at}"] = column
-                self._add(column, bindparam(f"v{at}", type_=column.type))
-            elif isinstance(default, DatabaseSequence):
-                self._add(column, default.next_value())
-            elif default is None:
-                continue
-            elif default.is_callable:
-                self.array_columns[f"x{at}"] = column
-                self._add(column, f"x{at}")
-            elif default.is_clause_element:
-                argument = default.arg
-                self._add(
-                    column, argument.scalar_subquery() if isinstance(argument, Select) else argument
-                )
-            else:
-                self._scalars[f"v{at}"] = default.arg
-                self._scalar_columns[f"v{at}"] = column
-                self._add(column, bindparam(f"v{at}", type_=column.type))
+                self._given[f"v{at}"] = column
+                self._add_scalar(f"v{at}", column)
+            elif column.default is not None:
+                self._add_default(at, column, column.default)
+
+    def _add_default(self, at: int, column: Column[Any], default: Any) -> None:
+        if isinstance(default, DatabaseSequence):
+            self._add(column, default.next_value())
+        elif default.is_callable:
+            self.array_columns[f"x{at}"] = column
+            self._add(column, f"x{at}")
+        elif default.is_clause_element:
+            is_query = isinstance(default.arg, Select)
+            self._add(column, default.arg.scalar_subquery() if is_query else default.arg)
+        else:
+            self._defaults[f"v{at}"] = default.arg
+            self._add_scalar(f"v{at}", column)
+
+    def _add_scalar(self, name: str, column: Column[Any]) -> None:
+        self._scalar_columns[name] = column
+        self._add(column, bindparam(name, type_=column.type))
 
     def _add(self, column: Column[Any], expression: Any) -> None:
         self.columns.append(column)
         self._expressions.append(expression)
 
     def expressions(self, rows: FromClause, prefix: str = "") -> list[Any]:
-        """What the columns are to be; `rows` has what differs from row to row, under the
-        parameters' names."""
+        """Return the values for the columns, as expressions.
+
+        Args:
+            rows: has the values that differ from row to row, as they are stored.
+            prefix: of the names of its columns, before the name of the parameter.
+        """
         return [
-            element(rows.c[prefix + expression], column)
-            if isinstance(expression, str)
-            else expression
-            for column, expression in zip(self.columns, self._expressions, strict=True)
+            rows.c[prefix + expression] if isinstance(expression, str) else expression
+            for expression in self._expressions
         ]
 
     def scalar_expressions(self) -> list[Any]:
-        """What the columns are to be, where there is one row and `array_columns` is empty."""
+        """Return the values for the columns of one row, where `array_columns` is empty."""
         return self._expressions
 
     def parameters(
         self, values: Mapping[str, Any], keys: Mapping[Column[Any], Any], rows: int
     ) -> dict[str, Any]:
-        """The values of the parameters; `keys` has a list per key column, or the one value that all
-        rows have."""
-        parameters = self._scalars | {
-            name: values[column.name] for name, column in self._given.items()
-        }
+        """Return the values of the parameters, Python-side defaults evaluated once per row.
+
+        Args:
+            values: what the caller gave, by column name.
+            keys: a list per key column, or the one value that all rows have.
+            rows: how many rows there are.
+        """
+        parameters = dict(self._defaults)
+        parameters |= {name: values[column.name] for name, column in self._given.items()}
         if not self.array_columns:
             return parameters
         known = {column.key: value for column, value in keys.items()}
         known |= {column.key: parameters[name] for name, column in self._scalar_columns.items()}
-        context = Row(
-            known, {column.key for column, value in keys.items() if isinstance(value, list)}
-        )
+        lists = {column.key for column, value in keys.items() if isinstance(value, list)}
+        context = RowContext(known, lists)
         for name, column in self.array_columns.items():
             default: Any = column.default
             evaluated = []
@@ -98,9 +106,11 @@ class Extras:
         return parameters
 
 
-class Row:
-    """What a context-sensitive default is called with: the parameters of its row, as in
-    SQLAlchemy's own context."""
+class RowContext:
+    """What a context-sensitive default is called with: the parameters of its row.
+
+    It has this much of SQLAlchemy's own context.
+    """
 
     def __init__(self, values: dict[str, Any], lists: set[str]) -> None:
         self._values = values
@@ -124,15 +134,6 @@ class Row:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"a default of an association table is called with the parameters of its row alone, through "
-            f"get_current_parameters(); there is no {name!r} here"
+            "a default of an association table is called with the parameters of its row alone, "
+            f"through get_current_parameters(); there is no {name!r} here"
         )
-
-
-def extras_of(association: Association, values: Mapping[str, Any]) -> Extras:
-    """The extra columns where `values` are given; made once for each set of names."""
-    names = frozenset(values)
-    known: Extras | None = association.shapes.get(names)
-    if known is None:
-        known = association.shapes[names] = Extras(association, names)
-    return known

@@ -1,5 +1,7 @@
-"""Many-to-many associations, written directly: no collection is loaded, and any number goes in one
-statement."""
+"""The four functions that write association tables.
+
+Each reads the same way: check the arguments, resolve the keys, execute one statement.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +10,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from pgtoolset._arguments import check_flag, sync_session
-from pgtoolset.m2m import _statements as statements
-from pgtoolset.m2m._arguments import (
-    check_instances,
-    check_values,
-    listed,
-)
-from pgtoolset.m2m._associations import association_of
-from pgtoolset.m2m._extras import extras_of
-from pgtoolset.m2m._keys import check_shared
-from pgtoolset.m2m._preparing import (
-    Touched,
-    divided,
-    ends_of,
-    execute,
-    lock_owner,
-    owner_and_columns,
-    pair_columns,
-    parameters_of,
-)
+from pgtoolset._arguments import check_flag
+from pgtoolset.m2m._replacement import replacement
+from pgtoolset.m2m._statements import deletion, insertion, insertion_of_one
+from pgtoolset.m2m._writer import LinkWriter, OwnerWriter
 from pgtoolset.types import ManyToMany, PrimaryKeys, Related
 from pgtoolset.values import M2MChange
 
@@ -43,32 +29,34 @@ async def m2m_add(
     ignore_conflicts: bool = False,
     values: Mapping[str, Any] | None = None,
 ) -> int:
-    """Associate `instance` with each of `related` and `pks` in one INSERT, whatever their number.
+    """Associate `instance` with each of `related` and `pks` in one INSERT.
 
-    Nothing is lazily loaded: expired, detached and never-loaded instances work. Pending ones, and
-    everything else that the session has pending, are flushed first. Collections that show the
-    association are expired afterwards.
+    Nothing is lazily loaded: expired, detached and never-loaded instances work. Pending instances
+    and all other pending changes of the session are flushed first. Loaded collections that show the
+    new associations are expired afterwards.
 
     Args:
         session: an `AsyncSession`; the rows belong to its transaction.
         instance: the owner, an instance of the class that has the relationship.
         rel_attr: the Many-to-Many relationship, `Post.tags`.
-        related: instances of the related class. One that occurs twice counts once.
-        pks: primary keys of more of them; a composite one is a tuple in the mapper's order.
+        related: instances of the related class. Duplicates count once.
+        pks: primary keys of more related rows, each a value or, for a composite key, a tuple in the
+            mapper's order or a mapping of attribute names. Duplicates count once, in whatever
+            spelling.
         ignore_conflicts: skip associations that exist, in place of an `IntegrityError`.
         values: extra columns of the association table, by column name, the same for every row.
             Defaults, Python-side ones included, are evaluated once per row.
 
     Returns:
-        How many rows were inserted.
+        The number of rows inserted.
 
     Raises:
-        TypeError: `rel_attr` is no writable Many-to-Many relationship, or an argument is of the
-            wrong class.
-        ValueError: an instance is transient or deleted, a key does not fit, or `values` names an
-            unknown column; all of these before any SQL.
+        TypeError: `rel_attr` is not a writable Many-to-Many relationship, or an argument or a key
+            is of a wrong type; before any SQL.
+        ValueError: an instance is transient or deleted, a key does not fit its column, or `values`
+            names an unknown column; before any SQL.
         RowNotFoundError: the association table refers to a unique column that is not the primary
-            key, and the row of a key among `pks` is not there to be looked at.
+            key, and there is no row with one of `pks` to read it from.
         sqlalchemy.exc.IntegrityError: an association exists already, or a row that it refers to
             does not.
 
@@ -80,39 +68,24 @@ async def m2m_add(
     See https://www.postgresql.org/docs/current/sql-insert.html and
     https://docs.sqlalchemy.org/en/20/orm/basic_relationships.html#many-to-many
     """
-    association = association_of(rel_attr)
     check_flag("ignore_conflicts", ignore_conflicts)
-    given = check_values(association, values)
-    sync = sync_session(session)
-    check_instances(sync, association, association.owner, [instance])
-    keys = listed("pks", "primary keys", pks)
-    if not related and not keys:
+    writer = OwnerWriter(session, rel_attr, instance, related, pks, values)
+    if writer.is_empty:
         return 0
-    owner, columns = await owner_and_columns(session, sync, association, instance, related, keys)
-    extras = extras_of(association, given)
+    await writer.resolve_keys()
+    association, extras = writer.association, writer.extras
     one = (
-        len(columns[0]) == 1
+        writer.has_one_row
         and not extras.array_columns
         and (association.unique or not ignore_conflicts)
     )
-    shape = ("add", frozenset(given), ignore_conflicts, one)
-    statement = association.statements.get(shape)
-    if statement is None:
-        statement = association.statements[shape] = (
-            statements.insertion_of_one(association, extras, ignore_conflicts=ignore_conflicts)
-            if one
-            else statements.insertion(
-                association, extras, many=False, ignore_conflicts=ignore_conflicts
-            )
+    if one:
+        statement = association.once(insertion_of_one, extras, ignore_conflicts=ignore_conflicts)
+    else:
+        statement = association.once(
+            insertion, extras, many=False, ignore_conflicts=ignore_conflicts
         )
-    parameters = parameters_of(
-        association, owner, [column[0] for column in columns] if one else columns
-    )
-    if extras.columns:
-        named = dict(zip(association.pair, parameters.values(), strict=True))
-        parameters |= extras.parameters(given, named, len(columns[0]))
-    ends = ends_of(association, instance, related, keys)
-    return int((await execute(session, sync, association, statement, parameters, *ends)).rowcount)
+    return int((await writer.execute(statement, one=one)).rowcount)
 
 
 async def m2m_remove(
@@ -122,21 +95,20 @@ async def m2m_remove(
     *related: Related,
     pks: PrimaryKeys = (),
 ) -> int:
-    """Undo the associations of `instance` with `related` and `pks` in one DELETE; those that do not
-    exist are no error.
+    """Remove the associations of `instance` with `related` and `pks` in one DELETE.
 
-    As with `m2m_add`, nothing is lazily loaded, what is pending is flushed first, and collections
-    are expired.
+    An association that does not exist is skipped. As with `m2m_add`, nothing is lazily loaded,
+    pending changes are flushed first, and loaded collections are expired.
 
     Args:
-        session: an `AsyncSession`.
-        instance: the owner.
+        session: an `AsyncSession`; the change belongs to its transaction.
+        instance: the owner, an instance of the class that has the relationship.
         rel_attr: the Many-to-Many relationship, `Post.tags`.
         related: instances of the related class.
-        pks: primary keys of more of them; a composite one is a tuple in the mapper's order.
+        pks: primary keys of more related rows, as in `m2m_add`.
 
     Returns:
-        How many rows were deleted.
+        The number of rows deleted.
 
     Raises:
         TypeError, ValueError, RowNotFoundError: as `m2m_add`.
@@ -148,19 +120,12 @@ async def m2m_remove(
 
     See https://www.postgresql.org/docs/current/sql-delete.html
     """
-    association = association_of(rel_attr)
-    sync = sync_session(session)
-    check_instances(sync, association, association.owner, [instance])
-    keys = listed("pks", "primary keys", pks)
-    if not related and not keys:
+    writer = OwnerWriter(session, rel_attr, instance, related, pks)
+    if writer.is_empty:
         return 0
-    owner, columns = await owner_and_columns(session, sync, association, instance, related, keys)
-    statement = association.statements.get("remove")
-    if statement is None:
-        statement = association.statements["remove"] = statements.deletion(association)
-    parameters = parameters_of(association, owner, columns)
-    ends = ends_of(association, instance, related, keys)
-    return int((await execute(session, sync, association, statement, parameters, *ends)).rowcount)
+    await writer.resolve_keys()
+    statement = writer.association.once(deletion)
+    return int((await writer.execute(statement)).rowcount)
 
 
 async def m2m_set(
@@ -172,27 +137,30 @@ async def m2m_set(
     values: Mapping[str, Any] | None = None,
     keep_existing: bool = False,
 ) -> M2MChange:
-    """Make the associations of `instance` exactly `related` and `pks`, as if all had been deleted
-    and these inserted.
+    """Make the associations of `instance` exactly `related` and `pks`.
 
-    What is there and wanted stays; only where the association table has columns beyond the keys it
-    is rewritten, with `values` and defaults, unless `keep_existing`. Of two calls for one owner at
-    the same time, the second waits for the first one's transaction (its row is locked FOR NO KEY
-    UPDATE), and the result is that of one of them, never a mixture. Under REPEATABLE READ and
-    SERIALIZABLE the second is a serialization failure; `run_transaction` tries it again.
+    The table is left as if every association of the owner had been deleted and these inserted, by
+    the smallest change. Associations that stay keep their rows. Where the association table has
+    columns beyond the keys those rows are rewritten, with `values` and defaults, unless
+    `keep_existing`.
+
+    The owner's row is locked FOR NO KEY UPDATE: of two calls for one owner at the same time the
+    second waits for the first one's transaction, and the result is that of one of them, never a
+    mixture. Under REPEATABLE READ and SERIALIZABLE the second call raises a serialization failure,
+    which `run_transaction` tries again.
 
     Args:
-        session: an `AsyncSession`.
-        instance: the owner.
+        session: an `AsyncSession`; the change belongs to its transaction.
+        instance: the owner, an instance of the class that has the relationship.
         rel_attr: the Many-to-Many relationship, `Post.tags`.
-        related: instances of the related class; none, and no `pks` either, clears.
-        pks: primary keys of more of them; a composite one is a tuple in the mapper's order.
+        related: instances of the related class. Without any, and without `pks`, the set is empty.
+        pks: primary keys of more related rows, as in `m2m_add`.
         values: extra columns of the association table, by column name, the same for every row that
             is written.
         keep_existing: leave the extra columns of associations that exist already as they are.
 
     Returns:
-        How many associations were added and how many removed; one that was only rewritten counts as
+        The numbers of associations added and removed. A row that is only rewritten counts as
         neither.
 
     Raises:
@@ -205,27 +173,14 @@ async def m2m_set(
 
     See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS
     """
-    association = association_of(rel_attr)
     check_flag("keep_existing", keep_existing)
-    given = check_values(association, values)
-    sync = sync_session(session)
-    check_instances(sync, association, association.owner, [instance])
-    keys = listed("pks", "primary keys", pks)
-    owner, columns = await owner_and_columns(session, sync, association, instance, related, keys)
-    extras = extras_of(association, given)
+    writer = OwnerWriter(session, rel_attr, instance, related, pks, values)
+    await writer.resolve_keys()
+    await writer.lock_owner()
+    association = writer.association
     rewrite = bool(association.extras) and not keep_existing
-    shape = ("set", frozenset(given), rewrite)
-    statement = association.statements.get(shape)
-    if statement is None:
-        statement = association.statements[shape] = statements.replacement(
-            association, extras, rewrite=rewrite
-        )
-    parameters = parameters_of(association, owner, columns)
-    named = dict(zip(association.pair, parameters.values(), strict=True))
-    parameters |= extras.parameters(given, named, len(columns[0]))
-    await lock_owner(session, association, owner)
-    ends = ends_of(association, instance, related, None)
-    added, removed = (await execute(session, sync, association, statement, parameters, *ends)).one()
+    statement = association.once(replacement, writer.extras, rewrite=rewrite)
+    added, removed = (await writer.replace(statement)).one()
     return M2MChange(added, removed)
 
 
@@ -237,21 +192,21 @@ async def m2m_add_many(
     ignore_conflicts: bool = False,
     values: Mapping[str, Any] | None = None,
 ) -> int:
-    """Associate every pair of owner and related in one INSERT, whatever their number.
+    """Associate every pair of owner and related in one INSERT.
 
-    As with `m2m_add`, nothing is lazily loaded, what is pending is flushed first, and collections
-    are expired.
+    As with `m2m_add`, nothing is lazily loaded, pending changes are flushed first, and loaded
+    collections are expired.
 
     Args:
-        session: an `AsyncSession`.
+        session: an `AsyncSession`; the rows belong to its transaction.
         rel_attr: the Many-to-Many relationship, `Post.tags`.
-        links: pairs (owner, related), each of the two an instance or a primary key. A pair that
-            occurs twice counts once.
+        links: pairs (owner, related), each an instance or a primary key as in the `pks` of
+            `m2m_add`. Duplicates count once.
         ignore_conflicts: skip associations that exist, in place of an `IntegrityError`.
         values: extra columns of the association table, by column name, the same for every row.
 
     Returns:
-        How many rows were inserted.
+        The number of rows inserted.
 
     Raises:
         TypeError, ValueError, RowNotFoundError, sqlalchemy.exc.IntegrityError: as `m2m_add`.
@@ -263,27 +218,12 @@ async def m2m_add_many(
 
     See https://www.postgresql.org/docs/current/functions-array.html
     """
-    association = association_of(rel_attr)
     check_flag("ignore_conflicts", ignore_conflicts)
-    given = check_values(association, values)
-    sync = sync_session(session)
-    pairs = listed("links", "pairs (owner, related)", links)
-    if not pairs:
+    writer = LinkWriter(session, rel_attr, links, values)
+    if writer.is_empty:
         return 0
-    columns, width = await pair_columns(session, sync, association, pairs)
-    check_shared(association, columns[:width], columns[width:])
-    extras = extras_of(association, given)
-    shape = ("add_many", frozenset(given), ignore_conflicts)
-    statement = association.statements.get(shape)
-    if statement is None:
-        statement = association.statements[shape] = statements.insertion(
-            association, extras, many=True, ignore_conflicts=ignore_conflicts
-        )
-    parameters = parameters_of(association, columns[:width], columns[width:])
-    named = dict(zip(association.pair, parameters.values(), strict=True))
-    parameters |= extras.parameters(given, named, len(columns[0]))
-    ends: list[Touched] = []
-    for at, end in enumerate((association.owner, association.related)):
-        if end.collections:
-            ends.append((end, *divided(end, [pair[at] for pair in pairs])))
-    return int((await execute(session, sync, association, statement, parameters, *ends)).rowcount)
+    await writer.resolve_keys()
+    statement = writer.association.once(
+        insertion, writer.extras, many=True, ignore_conflicts=ignore_conflicts
+    )
+    return int((await writer.execute(statement)).rowcount)

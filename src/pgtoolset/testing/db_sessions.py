@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, MetaData
-from sqlalchemy.exc import CircularDependencyError, DBAPIError
+from sqlalchemy import Connection, MetaData
+from sqlalchemy.exc import CircularDependencyError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -16,12 +16,10 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
-from pgtoolset._arguments import metadata_of
+from pgtoolset._arguments import DatabaseUrl, asyncpg_url, metadata_of, url_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._lifecycle import close
-from pgtoolset._postgres.lookout import Lookout
-from pgtoolset._postgres.servers import asyncpg_url, server_of
-from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
+from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset.cleanup import HasMetadata, cleanup_tables
 
@@ -35,7 +33,7 @@ PATIENCE = 5
 
 @asynccontextmanager
 async def create_db_session(
-    database_url: str | URL,
+    database_url: DatabaseUrl,
     base: HasMetadata | MetaData,
     *,
     echo: bool = False,
@@ -74,7 +72,7 @@ async def create_db_session(
         ...     await session.commit()
     """
     metadata = metadata_of(base)
-    url = asyncpg_url(server_of("database_url", database_url))
+    url = asyncpg_url(url_of("database_url", database_url))
     engine = create_async_engine(url, echo=echo, **(engine_kwargs or {}))
     maker = async_sessionmaker(engine, expire_on_commit=expire_on_commit, **(session_kwargs or {}))
     session = maker()
@@ -139,16 +137,9 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {', '.join(names)}")
             metadata.drop_all(connection)
 
-    async with Lookout(PATIENCE) as lookout:
-        try:
-            async with engine.begin() as connection:
-                assert connection.sync_connection is not None
-                lookout.watch(connection.sync_connection)
-                await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * PATIENCE}")
-                await connection.run_sync(drop)
-        except DBAPIError as error:
-            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
-                raise
-            raise await lookout.timed_out(
-                "drop the tables", tables=names, mode="ACCESS EXCLUSIVE"
-            ) from error
+    wanted = Wanted("drop the tables", names, "ACCESS EXCLUSIVE")
+    async with Lookout(PATIENCE) as lookout, engine.begin() as connection:
+        assert connection.sync_connection is not None
+        lookout.watch(connection.sync_connection, wanted)
+        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * PATIENCE}")
+        await connection.run_sync(drop)

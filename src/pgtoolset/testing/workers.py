@@ -12,10 +12,9 @@ from typing import Any
 
 from sqlalchemy import URL, make_url
 
+from pgtoolset._arguments import LONGEST_NAME, DatabaseUrl, asyncpg_url, check_name, url_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.databases import (
-    LONGEST_NAME,
-    check_name,
     comment_of,
     comment_statement,
     comments,
@@ -23,7 +22,7 @@ from pgtoolset._postgres.databases import (
     rename_statement,
     users_of,
 )
-from pgtoolset._postgres.servers import asyncpg_url, maintenance_connection, server_of
+from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset._postgres.sqlstates import DUPLICATE_DATABASE, UNIQUE_VIOLATION, sqlstate_of
 from pgtoolset.databases import create, drop
 from pgtoolset.errors import DatabaseExistsError, DatabaseInUseError, DatabaseNotFoundError
@@ -38,7 +37,7 @@ _open: set[str] = set()
 
 
 def worker_database_url(
-    database_url: str | URL, default_test_db: str, *, prefix: str | None = None
+    database_url: DatabaseUrl, default_test_db: str, *, prefix: str | None = None
 ) -> str:
     """The URL of this pytest-xdist worker's own database, on the server of another URL.
 
@@ -63,7 +62,7 @@ def worker_database_url(
 
     See https://pytest-xdist.readthedocs.io/en/stable/how-to.html#identifying-the-worker-process-during-a-test
     """
-    parsed = asyncpg_url(server_of("database_url", database_url))
+    parsed = asyncpg_url(url_of("database_url", database_url))
     name = _worker_name(default_test_db, prefix)
     url = parsed.set(database=name).render_as_string(hide_password=False)
     if make_url(url).database != name:
@@ -98,11 +97,11 @@ def _check_part(what: str, part: object) -> None:
 
 @asynccontextmanager
 async def create_worker_database(
-    database_url: str | URL,
+    database_url: DatabaseUrl,
     default_test_db: str = "test_db",
     *,
     prefix: str | None = None,
-    server_url: str | URL | None = None,
+    server_url: DatabaseUrl | None = None,
     template: str | None = None,
 ) -> AsyncIterator[str]:
     """A database of this pytest-xdist worker's own, for the time of a block.
@@ -138,7 +137,7 @@ async def create_worker_database(
     """
     url = worker_database_url(database_url, default_test_db, prefix=prefix)
     name = str(make_url(url).database)
-    server = server_of("server_url", database_url if server_url is None else server_url)
+    server = url_of("server_url", database_url if server_url is None else server_url)
     if template is not None:
         check_name("template", template)
     owner = await asyncio.to_thread(new_owner)

@@ -26,6 +26,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import PrimaryKey
+from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
@@ -103,9 +104,7 @@ class RowQuery:
         """Return whether the waiter's session holds a connection of the pool that it polls over."""
         transaction = self._session.get_transaction()
         pool = getattr(self.bind, "pool", None)
-        return any(
-            getattr(each, "pool", None) is pool for each in getattr(transaction, "_connections", ())
-        )
+        return any(connection.engine.pool is pool for connection in connections_of(transaction))
 
     def run(self, connection: Connection) -> Any:
         """Return the row as a detached instance, or `None`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_type
 
+from pydantic import PostgresDsn
 from sqlalchemy import MetaData, make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
@@ -29,6 +30,7 @@ async def clean(session: MySession) -> None:
 async def use(url: str) -> None:
     assert_type(await create_database("name", server_url=url), None)
     await create_database("name", server_url=make_url(url), template="template0", exist_ok=True)
+    await create_database("name", server_url=PostgresDsn(url))
     assert_type(await drop_database("name", server_url=url, missing_ok=True, force=True), None)
 
 

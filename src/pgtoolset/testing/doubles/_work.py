@@ -160,6 +160,7 @@ class Work:
     def commit(self) -> list[Callback]:
         """Commit all levels; return the callbacks that are to run now."""
         if not self.levels:
+            self._check_block()
             return []
         if self._error is not None:
             raise aborted_by(self._error)
@@ -207,10 +208,11 @@ class Work:
             statement: what `execute` was given.
             parameters: what `execute` was given.
         """
+        # A failure that was asked for is used up, even where the statement would fail anyway.
+        error = self.store.next_failure("STATEMENT")
         self._check_block()
         if not self.levels:
             self.begin()
-        error = self.store.next_failure("STATEMENT")
         if self._has_failed_commit:
             raise InvalidRequestError("the COMMIT of this session failed; roll it back first")
         if self._error is not None:

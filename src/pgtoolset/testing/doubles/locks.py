@@ -11,6 +11,7 @@ from sqlalchemy import FromClause, Table
 from sqlalchemy.dialects import postgresql
 
 from pgtoolset._arguments import (
+    advisory_numbers,
     check_flag,
     check_mode,
     mapper_of,
@@ -24,7 +25,6 @@ from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset.errors import LockTimeoutError
-from pgtoolset.locks.advisory import key_numbers
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.testing.doubles import _rows as rows
 from pgtoolset.testing.doubles._locking import Request, Resource
@@ -40,7 +40,8 @@ __all__ = ["MemoryLocks"]
 S = TypeVar("S", bound=TransactionalSession)
 M = TypeVar("M")
 
-_dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+_new_dialect: Any = postgresql.dialect
+_dialect = _new_dialect()
 _dialect.default_schema_name = "public"
 
 _APPLICATION = "MemorySession"
@@ -95,7 +96,7 @@ class MemoryLocks:
     ) -> AbstractAsyncContextManager[bool]:
         """As `pgtoolset.advisory_lock`."""
         work = work_of(session)
-        numbers = key_numbers(key)
+        numbers = advisory_numbers("key", key)
         check_flag("shared", shared)
         check_flag("nowait", nowait)
         limit = _limit(timeout, nowait)

@@ -1,0 +1,74 @@
+"""The options of a transaction: checked here, and sent by `pgtoolset._blocks`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from pgtoolset._arguments.mappings import check_flag
+from pgtoolset._arguments.shown import shown
+
+IsolationLevel: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+
+#: What SQLAlchemy calls them as execution options of a connection.
+#: https://docs.sqlalchemy.org/en/20/dialects/postgresql.html#setting-read-only-deferrable
+_EXECUTION_OPTIONS = {
+    "isolation_level": "isolation_level",
+    "read_only": "postgresql_readonly",
+    "deferrable": "postgresql_deferrable",
+}
+
+#: The driver's BEGIN can say READ ONLY and DEFERRABLE, but not the opposite.
+_OPPOSITES = {
+    "read_only": "SET TRANSACTION READ WRITE",
+    "deferrable": "SET TRANSACTION NOT DEFERRABLE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionOptions:
+    """The options of an outermost transaction; `None` leaves the server's default."""
+
+    durable: bool = False
+    isolation_level: IsolationLevel | None = None
+    read_only: bool | None = None
+    deferrable: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_flag("durable", self.durable)
+        _check_isolation_level(self.isolation_level)
+        for name in ("read_only", "deferrable"):
+            if getattr(self, name) is not None:
+                check_flag(name, getattr(self, name))
+
+    def names(self) -> list[str]:
+        """Return the names of the options that were given."""
+        return ["durable"] * self.durable + list(self._settings())
+
+    def execution_options(self) -> dict[str, Any]:
+        """Return the execution options of the connection, for its BEGIN."""
+        return {_EXECUTION_OPTIONS[name]: value for name, value in self._settings().items()}
+
+    def statements(self) -> list[str]:
+        """Return the statements that say the rest, for the start of the transaction."""
+        settings = self._settings()
+        return [statement for name, statement in _OPPOSITES.items() if settings.get(name) is False]
+
+    def _settings(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in _EXECUTION_OPTIONS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_isolation_level(level: object) -> None:
+    if level is None:
+        return
+    levels = get_args(IsolationLevel)
+    known = f"isolation_level must be one of {', '.join(levels)}, not {shown(level)}"
+    if not isinstance(level, str):
+        raise TypeError(known)
+    if level not in levels:
+        raise ValueError(known)
+
+
+#: A block without options, as nearly every one is.
+NO_OPTIONS = TransactionOptions()

@@ -1,0 +1,300 @@
+"""The block of `get_transaction`: a transaction, a savepoint, or a block of a session of another
+kind than SQLAlchemy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+from weakref import ref
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import greenlet_spawn
+
+from pgtoolset._arguments import NO_OPTIONS, TransactionOptions, shown, sync_session_of
+from pgtoolset._cancellation import uninterrupted
+from pgtoolset._commits import stop_verifying, undo_failed_release, verify_commits
+from pgtoolset._compatibility import error_of_failed_flush
+from pgtoolset._lifecycle import abandon
+from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
+from pgtoolset._record import Callback, aborted_by, innermost, record_of, run_callbacks
+from pgtoolset.errors import TransactionStateError
+from pgtoolset.protocols import TransactionalSession
+
+S = TypeVar("S", bound=TransactionalSession)
+
+
+class TransactionBlock(AbstractAsyncContextManager[S]):
+    """Finds out on entering whether it is a transaction or a savepoint."""
+
+    __slots__ = ("_block", "_options", "_session")
+
+    _block: AbstractAsyncContextManager[Any]
+
+    def __init__(self, session: S, options: TransactionOptions = NO_OPTIONS) -> None:
+        self._session = session
+        self._options = options
+
+    async def __aenter__(self) -> S:
+        self._block = _block_of(self._session, self._options)
+        await self._block.__aenter__()
+        return self._session
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._block.__aexit__(exc_type, exc, traceback)
+
+
+def _block_of(session: Any, options: TransactionOptions) -> AbstractAsyncContextManager[Any]:
+    sync = sync_session_of(session)
+    nested: bool = session.in_transaction()
+    if options is not NO_OPTIONS:
+        _check_applicable(options, session, sync, nested)
+    if sync is None:
+        return _ForeignBlock(session, nested)
+    return _Savepoint(session, sync) if nested else _Transaction(session, sync, options)
+
+
+def _check_applicable(
+    options: TransactionOptions, session: object, sync: Session | None, nested: bool
+) -> None:
+    """Raise where the block cannot have the options that were given, before any SQL."""
+    names = options.names()
+    if nested and names:
+        raise TransactionStateError(
+            f"{', '.join(names)}: only an outermost transaction can have that, and the session is "
+            "already in a transaction; end that transaction first, or open another session"
+        )
+    settings = [name for name in names if name != "durable"]
+    if sync is None and settings:
+        raise TypeError(
+            f"{', '.join(settings)}: only an AsyncSession can have that, and the session is "
+            f"{shown(session)}"
+        )
+
+
+class _Transaction(AbstractAsyncContextManager[None]):
+    """An outermost block of an `AsyncSession`.
+
+    A class, as all blocks here: one that is dropped in its middle is collected, while the event
+    loop would first run a generator to its end.
+    """
+
+    __slots__ = ("_is_verifying", "_options", "_session", "_sync")
+
+    def __init__(self, session: Any, sync: Session, options: TransactionOptions) -> None:
+        self._session = session
+        self._sync = sync
+        self._options = options
+        self._is_verifying = False
+
+    async def __aenter__(self) -> None:
+        # False where a unit of work around this block verifies the commits of the session already.
+        self._is_verifying = verify_commits(self._sync)
+        try:
+            # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
+            self._sync.begin()
+            if self._options is not NO_OPTIONS:
+                await _send_options(self._session, self._options)
+        except BaseException:
+            await self._abandon()
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            await self._abandon()
+            return
+        try:
+            # The block may have ended the transaction, and begun another one or none.
+            if self._sync.in_transaction():
+                await self._session.commit()
+        except BaseException:
+            await self._abandon()
+            raise
+        self._stop_verifying()
+
+    async def _abandon(self) -> None:
+        try:
+            await abandon(self._session)
+        finally:
+            self._stop_verifying()
+
+    def _stop_verifying(self) -> None:
+        if self._is_verifying:
+            stop_verifying(self._sync)
+
+
+async def _send_options(session: Any, options: TransactionOptions) -> None:
+    execution_options = options.execution_options()
+    if execution_options:
+        await session.connection(execution_options=execution_options)
+    for statement in options.statements():
+        await session.execute(text(statement))
+
+
+class _Savepoint(AbstractAsyncContextManager[None]):
+    """A nested block of an `AsyncSession`."""
+
+    __slots__ = ("_block", "_level", "_record", "_sync")
+
+    _level: SessionTransaction | None
+
+    def __init__(self, session: Any, sync: Session) -> None:
+        self._sync = sync
+        self._record = record_of(sync)
+        self._block = session.begin_nested()
+
+    async def __aenter__(self) -> None:
+        await self._block.__aenter__()
+        self._level = innermost(self._sync)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            await self._block.__aexit__(exc_type, exc, traceback)
+        elif self._is_rolled_back():
+            await self._raise_rolled_back()
+        else:
+            await self._release()
+
+    def _is_rolled_back(self) -> bool:
+        """Whether a flush has failed, so that SQLAlchemy is back at the savepoint already."""
+        level = self._level
+        return level is not None and not level.is_active and level is innermost(self._sync)
+
+    async def _raise_rolled_back(self) -> None:
+        assert self._level is not None
+        failure = aborted_by(error_of_failed_flush(self._level) or self._record.error)
+        await self._block.__aexit__(type(failure), failure, None)
+        raise failure
+
+    async def _release(self) -> None:
+        swallowed = self._record.error
+        try:
+            await self._block.__aexit__(None, None, None)
+        except DBAPIError as error:
+            if sqlstate_of(error) != IN_FAILED_SQL_TRANSACTION:
+                raise
+            # The block has swallowed the error that aborted the transaction. SQLAlchemy takes the
+            # savepoint for ended, but PostgreSQL still has it.
+            await greenlet_spawn(undo_failed_release, self._record)
+            raise aborted_by(swallowed or error) from (swallowed or error)
+
+
+# Sessions without SQLAlchemy's events: the blocks themselves run the callbacks.
+
+
+class _ForeignBlock(AbstractAsyncContextManager[None]):
+    """A block of a session of another kind."""
+
+    __slots__ = ("_block", "_callbacks", "_open_blocks")
+
+    def __init__(self, session: TransactionalSession, nested: bool) -> None:
+        # A nested block in a transaction that is not ours has no callbacks: its commit is not seen.
+        self._open_blocks = _OpenBlocks.of(session) if nested else _OpenBlocks(session)
+        self._callbacks: list[Callback] = []
+        self._block: AbstractAsyncContextManager[Any] = (
+            session.begin_nested() if nested else session.begin()
+        )
+
+    async def __aenter__(self) -> None:
+        if self._open_blocks is not None:
+            self._open_blocks.enter(self._callbacks)
+        try:
+            await self._block.__aenter__()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        try:
+            suppressed = await self._block.__aexit__(exc_type, exc, traceback)
+        finally:
+            enclosing = self._leave()
+        if exc_type is None and enclosing is not None:
+            enclosing.extend(self._callbacks)
+        elif exc_type is None and self._callbacks:
+            await uninterrupted(run_callbacks(self._callbacks))
+        return suppressed
+
+    def _leave(self) -> list[Callback] | None:
+        """Close this block; return the callbacks of the block around it, where there is one."""
+        if self._open_blocks is None:
+            return None
+        self._open_blocks.leave(self._callbacks)
+        return self._open_blocks.innermost
+
+
+class _OpenBlocks:
+    """The open blocks of one session of another kind, each with its callbacks."""
+
+    #: By the id of the session, because its class need not be hashable.
+    _by_id: ClassVar[dict[int, _OpenBlocks]] = {}
+
+    __slots__ = ("_blocks", "_key", "_session")
+
+    def __init__(self, session: object) -> None:
+        self._key = id(session)
+        self._session = self._reference(session)
+        self._blocks: list[list[Callback]] = []
+
+    @classmethod
+    def of(cls, session: object) -> _OpenBlocks | None:
+        """Return the open blocks of a session, `None` outside of them."""
+        found = cls._by_id.get(id(session))
+        return found if found is not None and found._session() is session else None
+
+    @property
+    def innermost(self) -> list[Callback] | None:
+        """The callbacks of the innermost block."""
+        return self._blocks[-1] if self._blocks else None
+
+    def enter(self, callbacks: list[Callback]) -> None:
+        self._by_id[self._key] = self
+        self._blocks.append(callbacks)
+
+    def leave(self, callbacks: list[Callback]) -> None:
+        self._blocks[:] = [block for block in self._blocks if block is not callbacks]
+        if not self._blocks and self._by_id.get(self._key) is self:
+            del self._by_id[self._key]
+
+    def _reference(self, session: object) -> Callable[[], object]:
+        """Refer to the session, and forget its blocks when it is collected in the middle of one.
+
+        Otherwise a later session at the same address would take them for its own.
+        """
+        by_id, key = self._by_id, self._key
+        try:
+            return ref(session, lambda _: by_id.pop(key, None))
+        except TypeError:
+            # A class with `__slots__` may allow no weak reference. The session then lives as long
+            # as its block, and no other has its address.
+            return lambda: session
+
+
+def foreign_callbacks(session: object) -> list[Callback] | None:
+    """Return the callbacks of the innermost block of a session, `None` outside of any."""
+    blocks = _OpenBlocks.of(session)
+    return None if blocks is None else blocks.innermost

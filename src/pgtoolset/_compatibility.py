@@ -1,0 +1,87 @@
+"""Names of other packages that are not public, and the error for a version that lacks one.
+
+A function here uses the public name where the installed version has one. `docs/compatibility.md`
+lists every private name that the library uses, and `tests/test_compatibility.py` finds each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from importlib.metadata import PackageNotFoundError, version
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session, SessionTransaction
+
+from pgtoolset.errors import UnsupportedVersionError
+
+_IS_CONNECTIONS_PUBLIC = hasattr(SessionTransaction, "connections")
+
+
+def unsupported(
+    package: str, missing: str, consequence: str, advice: str = ""
+) -> UnsupportedVersionError:
+    """Return the error for an installed package that lacks a name which the library needs.
+
+    Args:
+        package: its name on PyPI.
+        missing: the name that the installed version does not have.
+        consequence: what the library cannot do without it.
+        advice: which version to use; a general sentence by default.
+    """
+    advice = advice or "Use a version that docs/compatibility.md lists, or a newer pgtoolset."
+    return UnsupportedVersionError(
+        f"{consequence}: {package} {_installed_version(package)} has no {missing}. {advice}"
+    )
+
+
+def connections_of(transaction: SessionTransaction | None) -> Collection[Connection]:
+    """Return the connections that a transaction of a session uses, without taking one.
+
+    They are public as `SessionTransaction.connections` from SQLAlchemy 2.1.7 on.
+    """
+    if transaction is None:
+        return ()
+    if _IS_CONNECTIONS_PUBLIC:
+        return transaction.connections
+    try:
+        entries = transaction._connections.values()
+    except AttributeError:
+        raise unsupported(
+            "sqlalchemy",
+            "SessionTransaction.connections",
+            "pgtoolset cannot find the connections of a transaction",
+        ) from None
+    return {connection for connection, *_ in entries}
+
+
+def error_of_failed_flush(transaction: SessionTransaction) -> BaseException | None:
+    """Return the error of the flush that made SQLAlchemy roll `transaction` back.
+
+    `None` where SQLAlchemy does not keep it: the caller then names the last error of a statement.
+    """
+    error: BaseException | None = getattr(transaction, "_rollback_exception", None)
+    return error
+
+
+def is_in_block(session: Session) -> bool:
+    """Whether a block such as `with session.begin()` is open, which its own end must close."""
+    try:
+        return session._trans_context_manager is not None
+    except AttributeError:
+        raise unsupported(
+            "sqlalchemy",
+            "Session._trans_context_manager",
+            "pgtoolset cannot see whether a session is inside an open block",
+        ) from None
+
+
+def _installed_version(package: str) -> str:
+    # The metadata of a package is in a file, and this may run in an event loop.
+    loaded: str | None = getattr(sys.modules.get(package), "__version__", None)
+    if loaded is not None:
+        return loaded
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of an unknown version"

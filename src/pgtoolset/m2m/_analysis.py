@@ -1,0 +1,245 @@
+"""The association behind an attribute such as `Post.tags`: which tables and columns, which keys.
+
+See https://docs.sqlalchemy.org/en/20/orm/basic_relationships.html#many-to-many
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from sqlalchemy import BinaryExpression, BooleanClauseList, Column, ColumnElement, Index, Table
+from sqlalchemy import types as sqltypes
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Mapper, QueryableAttribute, RelationshipProperty
+from sqlalchemy.schema import PrimaryKeyConstraint, UniqueConstraint
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import Grouping
+
+from pgtoolset._arguments import KeyParser, shown
+from pgtoolset._postgres.arrays import is_bound_as_it_is
+from pgtoolset.m2m._associations import Association, End
+
+#: In the `info` of a relationship: its association, which is forgotten with the mapping.
+_INFO = "pgtoolset.m2m"
+
+#: Types of which PostgreSQL compares values as Python compares them.
+_COMPARED_ALIKE = (
+    sqltypes.Integer,
+    sqltypes.Boolean,
+    sqltypes.Date,
+    sqltypes.String,
+    sqltypes.Uuid,
+)
+
+
+def association_of(rel_attr: object) -> Association:
+    """Return the association behind an attribute, analysed once; `TypeError` for anything else."""
+    if not isinstance(rel_attr, QueryableAttribute):
+        raise TypeError(
+            "rel_attr must be a Many-to-Many relationship, written as in Post.tags, "
+            f"not {shown(rel_attr)}"
+        )
+    prop: Any = rel_attr.property
+    if not isinstance(prop, RelationshipProperty):
+        raise TypeError(
+            f"rel_attr: {rel_attr} is not a relationship, so it is not a Many-to-Many relationship"
+        )
+    # An `info` can be copied to another relationship.
+    known_of, known = prop.info.get(_INFO, (None, None))
+    if known is None or known_of is not prop:
+        known = _analyse(prop)
+        prop.info[_INFO] = prop, known
+    association: Association = known
+    return association
+
+
+def _analyse(prop: RelationshipProperty[Any]) -> Association:
+    name = f"{prop.parent.class_.__name__}.{prop.key}"
+    table = _writable_table(name, prop)
+    owner_pairs: Any = prop.synchronize_pairs
+    related_pairs: Any = prop.secondary_synchronize_pairs
+    _check_conditions(name, prop.primaryjoin, owner_pairs)
+    _check_conditions(name, prop.secondaryjoin, related_pairs)
+    owner_columns = tuple(column for _, column in owner_pairs)
+    related_columns = tuple(column for _, column in related_pairs)
+    pair = {*owner_columns, *related_columns}
+    unique_keys = list(_unique_keys(table))
+    return Association(
+        name=name,
+        table=table,
+        owner=_end(prop.parent, owner_pairs, table, related_columns),
+        related=_end(prop.mapper, related_pairs, table, owner_columns),
+        shared=_shared(name, owner_columns, related_columns),
+        extras=tuple(
+            column for column in table.columns if column not in pair and column.computed is None
+        ),
+        unique=any(key == pair and is_target for key, is_target in unique_keys),
+        collides=any(_may_collide(key, pair) for key, _ in unique_keys),
+    )
+
+
+def _writable_table(name: str, prop: RelationshipProperty[Any]) -> Table:
+    """Return the association table, or raise `TypeError` where it cannot be written."""
+    if prop.secondary is None:
+        raise TypeError(
+            f"rel_attr: {name} is not a Many-to-Many relationship: it has no association table "
+            "(`secondary`)"
+        )
+    if prop.viewonly:
+        raise TypeError(
+            f"rel_attr: {name} is a Many-to-Many relationship that is only read (`viewonly`); "
+            "write through another"
+        )
+    if not isinstance(prop.secondary, Table):
+        raise TypeError(
+            f"rel_attr: the `secondary` of the Many-to-Many relationship {name} must be a Table, "
+            f"not {shown(prop.secondary)}"
+        )
+    return prop.secondary
+
+
+def _check_conditions(name: str, join: Any, pairs: Collection[Any]) -> None:
+    """Raise `TypeError` where a join has more than the equality of its keys."""
+    conditions = list(_conditions_of(join))
+    if len(conditions) != len(pairs) or not all(map(_is_equality, conditions)):
+        raise TypeError(
+            f"rel_attr: the Many-to-Many relationship {name} has conditions beyond its keys "
+            f"({join}), so its collection is not all of an owner's rows; write through a "
+            "relationship without them"
+        )
+
+
+def _shared(
+    name: str, owner: tuple[Column[Any], ...], related: tuple[Column[Any], ...]
+) -> dict[int, int]:
+    """Return where the columns of both ends are among the related, and among the owner's."""
+    shared = {at: owner.index(column) for at, column in enumerate(related) if column in owner}
+    if len(shared) == len(related):
+        raise TypeError(
+            f"rel_attr: both ends of the Many-to-Many relationship {name} are the same columns "
+            "of its association table"
+        )
+    return shared
+
+
+def _end(mapper: Mapper[Any], pairs: Any, table: Table, others: tuple[Column[Any], ...]) -> End:
+    columns = tuple(column for _, column in pairs)
+    referenced = tuple(column for column, _ in pairs)
+    attributes = tuple(mapper.get_property_by_column(column).key for column in referenced)
+    known = _key_positions(mapper)
+    width = len(mapper.primary_key)
+    positions = tuple([known[name] for name in attributes if name in known])
+    is_key, is_whole_key = len(positions) == len(attributes), set(positions) == set(range(width))
+    return End(
+        mapper=mapper,
+        parser=KeyParser(mapper),
+        columns=columns,
+        referenced=referenced,
+        attributes=attributes,
+        positions=positions if is_key else None,
+        key_order=tuple(map(positions.index, range(width))) if is_key and is_whole_key else None,
+        width=width,
+        collections=_collections(mapper, set(columns), table, others),
+        has_one_spelling=all(map(_has_one_spelling, [*mapper.primary_key, *columns])),
+    )
+
+
+def _key_positions(mapper: Mapper[Any]) -> dict[str, int]:
+    """Return where in the primary key the value of an attribute is, by the attribute's name."""
+    positions = {
+        mapper.get_property_by_column(column).key: at
+        for at, column in enumerate(mapper.primary_key)
+    }
+    for each in mapper.iterate_to_root():
+        # The key of a joined table may have an attribute of its own, which always equals that of
+        # the table above.
+        if each.inherit_condition is None:
+            continue
+        for condition in filter(_is_equality, _conditions_of(each.inherit_condition)):
+            names = {
+                mapper.get_property_by_column(side).key
+                for side in (condition.left, condition.right)
+            }
+            for position in [positions[name] for name in names if name in positions]:
+                positions.update(dict.fromkeys(names, position))
+    return positions
+
+
+def _collections(
+    mapper: Mapper[Any], columns: set[Any], table: Table, others: tuple[Any, ...]
+) -> tuple[str, ...]:
+    """Return the names of the attributes that show rows of `table` and can be out of date."""
+    found: dict[str, None] = {}
+    for each in mapper.self_and_descendants:
+        for relationship in each.relationships:
+            # Dynamic and write-only ones are read by a query at each use.
+            if relationship.secondary is table and relationship.lazy not in (
+                "dynamic",
+                "write_only",
+            ):
+                local: set[Any] = {column for _, column in relationship.synchronize_pairs}
+                if local == columns or local != set(others):
+                    found[relationship.key] = None
+    return tuple(found)
+
+
+def _conditions_of(join: Any) -> Iterator[Any]:
+    """Yield the conditions of a join that are combined by AND."""
+    if isinstance(join, Grouping):
+        yield from _conditions_of(join.element)
+    elif isinstance(join, BooleanClauseList) and join.operator is operators.and_:
+        for clause in join.clauses:
+            yield from _conditions_of(clause)
+    else:
+        yield join
+
+
+def _is_equality(condition: ColumnElement[Any]) -> bool:
+    return (
+        isinstance(condition, BinaryExpression)
+        and condition.operator is operators.eq
+        and isinstance(condition.left, Column)
+        and isinstance(condition.right, Column)
+    )
+
+
+def _unique_keys(table: Table) -> Iterator[tuple[set[Any], bool]]:
+    """Yield the columns of each unique constraint, and whether ON CONFLICT can name them."""
+    for constraint in table.constraints:
+        if isinstance(constraint, PrimaryKeyConstraint | UniqueConstraint) and constraint.columns:
+            yield set(constraint.columns), not constraint.deferrable
+    for index in table.indexes:
+        if index.unique:
+            yield set(index.columns), not _is_partial(index)
+
+
+def _is_partial(index: Index) -> bool:
+    where = index.dialect_options["postgresql"]["where"]
+    return where is not None or not all(isinstance(each, Column) for each in index.expressions)
+
+
+def _may_collide(key: set[Any], pair: set[Any]) -> bool:
+    """Whether a unique key may refuse a row because of one that has another pair."""
+    return key < pair or not all(map(_is_generated, key - pair))
+
+
+def _is_generated(column: Column[Any]) -> bool:
+    """Whether each row gets a value of its own, as of a surrogate key."""
+    return column.primary_key and (
+        column.server_default is not None or column.table.autoincrement_column is column
+    )
+
+
+def _has_one_spelling(column: Column[Any]) -> bool:
+    """Whether PostgreSQL tells values of a column apart exactly where Python does."""
+    type_: Any = column.type
+    if not isinstance(type_, _COMPARED_ALIKE) or not is_bound_as_it_is(column):
+        return False
+    if isinstance(type_, sqltypes.Uuid):
+        return type_.as_uuid
+    if isinstance(type_, sqltypes.Enum):
+        return type_.enum_class is None  # a member can be given by its label
+    # CHAR ignores blanks at the end; CITEXT and some collations ignore the case.
+    is_padded = isinstance(type_, sqltypes.CHAR | postgresql.CITEXT)
+    return not is_padded and getattr(type_, "collation", None) is None

@@ -1,0 +1,58 @@
+"""The rows of a call as a statement has them: parameters, and arrays in the form that is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, FromClause, bindparam, func, literal_column, select
+
+from pgtoolset._postgres.arrays import element, unnest
+from pgtoolset.m2m._associations import Association
+
+Columns = dict[str, Column[Any]]
+
+
+def owner_parameters(association: Association) -> Columns:
+    """Return the columns of the owner's key by the names of their parameters."""
+    return {f"o{at}": column for at, column in enumerate(association.owner.columns)}
+
+
+def related_parameters(association: Association) -> Columns:
+    """Return the columns of the related key by the names of their parameters."""
+    return {f"r{at}": column for at, column in enumerate(association.related_columns)}
+
+
+def is_of_owner(association: Association) -> list[ColumnElement[bool]]:
+    """Return conditions that hold for the rows of the one owner in the parameters."""
+    return [
+        column == bindparam(name, type_=column.type)
+        for name, column in owner_parameters(association).items()
+    ]
+
+
+def stored_rows(keys: Mapping[str, Column[Any]], extras: Columns, name: str) -> FromClause:
+    """Return a subquery of the arrays' rows, each key once, in the order of the keys.
+
+    The values have the form in which their columns store them, so whatever is joined with the
+    subquery or inserted from it needs no further look at types: where a type stores strings in
+    lower case, "A" and "a" are one row here.
+
+    Args:
+        keys: columns by the names of the parameters.
+        extras: more columns that have a value for each row; they do not tell rows apart.
+        name: the alias.
+    """
+    columns = {**keys, **extras}
+    rows = unnest("rows", columns)
+    stored = {each: element(rows.c[each], column) for each, column in columns.items()}
+    labelled = [value.label(each) for each, value in stored.items()]
+    if not extras:
+        ordered = select(*labelled).order_by(*(stored[each] for each in keys))
+        return ordered.distinct().subquery(name)
+    # DISTINCT would compare the extra columns too.
+    number = func.row_number().over(partition_by=[stored[each] for each in keys])
+    numbered = select(*labelled, number.label("number")).subquery("numbered")
+    first = numbered.c.number == literal_column("1")
+    once = select(*(numbered.c[each] for each in columns)).where(first)
+    return once.order_by(*(numbered.c[each] for each in keys)).subquery(name)

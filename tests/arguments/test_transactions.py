@@ -1,0 +1,90 @@
+"""`_arguments.transactions`: the options of a transaction, and counts and functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pgtoolset._arguments import (
+    NO_OPTIONS,
+    TransactionOptions,
+    check_count,
+    check_function,
+)
+
+URL = "postgresql+asyncpg://user:secret@host/database"
+
+
+@pytest.mark.parametrize(
+    ("options", "execution_options", "statements"),
+    [
+        ({}, {}, []),
+        ({"durable": True}, {}, []),
+        ({"isolation_level": "SERIALIZABLE"}, {"isolation_level": "SERIALIZABLE"}, []),
+        ({"read_only": True}, {"postgresql_readonly": True}, []),
+        (
+            {"read_only": False},
+            {"postgresql_readonly": False},
+            ["SET TRANSACTION READ WRITE"],
+        ),
+        (
+            {"deferrable": False, "read_only": True},
+            {"postgresql_readonly": True, "postgresql_deferrable": False},
+            ["SET TRANSACTION NOT DEFERRABLE"],
+        ),
+    ],
+)
+def test_options(
+    options: dict[str, Any], execution_options: dict[str, Any], statements: list[str]
+) -> None:
+    """Each option goes into the BEGIN, or into a statement where the driver has no word for it."""
+    checked = TransactionOptions(**options)
+    assert checked.execution_options() == execution_options
+    assert checked.statements() == statements
+    assert set(checked.names()) == set(options)
+    assert (checked == NO_OPTIONS) == (not options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("isolation_level", "SNAPSHOT", ValueError),
+        ("isolation_level", "read committed", ValueError),
+        ("isolation_level", URL, ValueError),
+        ("isolation_level", b"SERIALIZABLE", TypeError),
+        ("isolation_level", ["SERIALIZABLE"], TypeError),
+        *(
+            (name, value, TypeError)
+            for name in ("durable", "read_only", "deferrable")
+            for value in (0, "yes", [], URL)
+        ),
+        ("durable", None, TypeError),
+    ],
+)
+def test_wrong_option(name: str, value: Any, error: type[Exception]) -> None:
+    """A wrong option is refused by its name, and no URL is shown."""
+    with pytest.raises(error, match=f"^{name} must be") as caught:
+        TransactionOptions(**{name: value})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(0, ValueError), (-3, ValueError), (True, TypeError), (1.0, TypeError), (URL, TypeError)],
+)
+def test_count(value: Any, error: type[Exception]) -> None:
+    """A count is an int of at least 1."""
+    check_count("attempts", 1)
+    with pytest.raises(error, match=r"^attempts must be") as caught:
+        check_count("attempts", value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 3, URL, object()])
+def test_function(value: Any) -> None:
+    """What cannot be called is no function."""
+    check_function("work", "a function", print)
+    with pytest.raises(TypeError, match=r"^work must be a function, not") as caught:
+        check_function("work", "a function", value)
+    assert "secret" not in str(caught.value)

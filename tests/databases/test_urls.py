@@ -1,0 +1,126 @@
+"""URLs as arguments: every form is taken, and no error shows one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import PostgresDsn, SecretStr, TypeAdapter
+from sqlalchemy import URL, make_url
+
+from pgtoolset import create_database, drop_database
+from pgtoolset._arguments import asyncpg_url, url_of, with_asyncpg
+from pgtoolset.databases import seal_database
+from pgtoolset.testing import create_db_session, create_worker_database, worker_database_url
+from tests.support import Base
+
+TEXT = "postgresql+asyncpg://till:se%40cret@host:5432/shop?application_name=till"
+
+
+class OwnUrl:
+    """An object of another library whose `str()` is a URL."""
+
+    def __init__(self, text: str = TEXT) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class Unprintable:
+    """An object that cannot be shown, with a secret in its error."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("secret")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [TEXT, make_url(TEXT), TypeAdapter(PostgresDsn).validate_python(TEXT), OwnUrl()],
+    ids=["str", "URL", "PostgresDsn", "object"],
+)
+def test_forms(url: Any) -> None:
+    """A string, a SQLAlchemy URL, a PostgresDsn and an object whose str() is a URL are the same."""
+    parsed = url_of("server_url", url)
+    assert isinstance(parsed, URL)
+    assert parsed == make_url(TEXT)
+    assert parsed.password == "se@cret"
+
+
+@pytest.mark.parametrize(
+    ("text", "drivername"),
+    [
+        ("postgres://host/x", "postgresql"),
+        ("postgresql://host/x", "postgresql"),
+        ("postgresql+asyncpg://host/x", "postgresql+asyncpg"),
+        ("postgresql+psycopg://host/x", "postgresql+psycopg"),
+    ],
+)
+def test_drivers(text: str, drivername: str) -> None:
+    """Every name of PostgreSQL is taken, and only a URL without a driver gets asyncpg."""
+    parsed = url_of("server_url", text)
+    assert parsed.drivername == drivername
+    named = "postgresql+asyncpg" if drivername == "postgresql" else drivername
+    assert asyncpg_url(parsed).drivername == named
+    assert with_asyncpg(parsed).drivername == "postgresql+asyncpg"
+
+
+def test_sslmode() -> None:
+    """libpq's sslmode becomes asyncpg's ssl, and every other parameter stays."""
+    url = url_of("server_url", "postgresql://host/x?sslmode=require&application_name=till")
+    assert dict(asyncpg_url(url).query) == {"ssl": "require", "application_name": "till"}
+
+
+BAD = [
+    ("sqlite://", ValueError),
+    ("mysql://u:secret@h/x", ValueError),
+    (make_url("mysql://u:secret@h/x"), ValueError),
+    (OwnUrl("mysql://u:secret@h/x"), ValueError),
+    ("no URL: secret", ValueError),
+    ("", ValueError),
+    ("postgresql://u:secret@h:port/x", ValueError),
+    ("//u:secret@h/x", ValueError),
+    (OwnUrl("secret"), TypeError),
+    (OwnUrl("postgresql://u:secret@h:port/x"), TypeError),
+    (SecretStr("postgresql://u:secret@h/x"), TypeError),
+    (Unprintable(), TypeError),
+    (["postgresql://u:secret@h/x"], TypeError),
+    (b"postgresql://u:secret@h/x", TypeError),
+    (None, TypeError),
+    (7, TypeError),
+    (str, TypeError),
+]
+
+
+@pytest.mark.parametrize(("url", "error"), BAD, ids=lambda value: type(value).__name__)
+async def test_bad_urls(url: Any, error: type[Exception]) -> None:
+    """A bad URL is refused by the name of its argument, and no error or context of one shows it."""
+    calls = [
+        ("server_url", lambda: create_database("fine", server_url=url)),
+        ("server_url", lambda: drop_database("fine", server_url=url)),
+        ("server_url", lambda: seal_database("fine", server_url=url)),
+        ("database_url", lambda: create_worker_database(url).__aenter__()),
+        ("database_url", lambda: create_db_session(url, Base).__aenter__()),
+    ]
+    for name, call in calls:
+        with pytest.raises(error, match=rf"^{name}") as raised:
+            await call()
+        assert "secret" not in "".join(map(str, (raised.value, raised.value.__context__)))
+    with pytest.raises(error, match=r"^database_url") as raised:
+        worker_database_url(url, "test")
+    assert "secret" not in str(raised.value)
+
+
+async def test_a_url_as_a_name() -> None:
+    """A URL that is given as the name of a database is not shown either."""
+    url = f"postgresql://u:secret@h/{'x' * 63}"
+    with pytest.raises(ValueError, match=r"^db_name") as raised:
+        await create_database(url, server_url="postgresql://u:secret@h/x")
+    assert "secret" not in str(raised.value)
+
+
+async def test_create_with_an_object(server_url: str) -> None:
+    """A database is created and dropped by the URL of another library."""
+    url = OwnUrl(server_url)
+    await create_database("pgtoolset databases url", server_url=url)  # type: ignore[arg-type]
+    await drop_database("pgtoolset databases url", server_url=url)  # type: ignore[arg-type]

