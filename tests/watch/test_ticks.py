@@ -247,3 +247,27 @@ async def test_heartbeat(
             await engine.dispose()
             for event in ("insert", "update", "delete", "truncate"):
                 await other.execute(f"DROP TRIGGER pgtoolset_{event} ON item")
+
+
+async def test_closing_when_a_cancellation_is_lost(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher closes although a library that it awaits has swallowed the cancellation."""
+    monkeypatch.setattr(_hub, "CLOSE_RETRY", 0.05)
+    swallowed = asyncio.Event()
+    sleep = _hub.Hub._sleep
+
+    async def swallow(self: _hub.Hub, *arguments: Any) -> None:
+        try:
+            await sleep(self, *arguments)
+        except asyncio.CancelledError:
+            if swallowed.is_set():
+                raise
+            swallowed.set()
+
+    monkeypatch.setattr(_hub.Hub, "_sleep", swallow)
+    async with asyncio.timeout(20):
+        async with RowWatcher(engine, interval=0.05) as watcher:
+            await until(lambda: watcher._hub is not None and watcher._hub._is_connected)
+            await asyncio.sleep(0)
+    assert swallowed.is_set()

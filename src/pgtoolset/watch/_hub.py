@@ -28,6 +28,9 @@ LONGEST_PAUSE = 2.0
 #: not delayed with it.
 LONGEST_BUSY_PAUSE = 10.0
 
+#: Seconds after which the task of a watcher that is closed is cancelled again.
+CLOSE_RETRY = 3.0
+
 #: Seconds that a waiter whose time is up waits for its last tick, where the server does not answer.
 LAST_TICK_TIMEOUT = 0.25
 
@@ -70,9 +73,10 @@ class Hub:
                 subscription.fail(
                     lambda: WatcherClosedError("The RowWatcher was closed during the wait.")
                 )
-        if task is not None:
+        while task is not None and not task.done():
+            # Again where a library that the task awaits has swallowed the cancellation.
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=CLOSE_RETRY)
         if self._first_link is not None:
             # A task that was cancelled before its first step has closed nothing. Otherwise the
             # connection is closed already.

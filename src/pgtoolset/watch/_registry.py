@@ -21,9 +21,6 @@ class Groups:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._active: dict[Any, Group] = {}
-        # Also the groups without subscriptions. Their statements are compiled, and without known
-        # rows they are as good as new.
-        self._made: dict[Any, Group] = {}
         self._dropped: deque[Stream[Any]] = deque()
 
     def __bool__(self) -> bool:
@@ -41,8 +38,7 @@ class Groups:
         id_ = _id(subscription.target)
         group = self._active.get(id_)
         if group is None:
-            group = self._made.get(id_) or Group(self._engine, subscription.target)
-            self._made[id_] = self._active[id_] = group
+            group = self._active[id_] = Group(self._engine, subscription.target)
         group.add(subscription)
 
     def unsubscribe(self, subscription: Subscription[Any]) -> None:
@@ -66,7 +62,6 @@ class Groups:
         id_ = _id(group.target)
         if self._active.get(id_) is group:
             del self._active[id_]
-        self._made.pop(id_, None)
 
     def clear(self) -> list[Group]:
         """Forget and return the groups that have subscriptions."""
