@@ -127,7 +127,7 @@ SLOW_PLUGINS = """
         connection = await asyncpg.connect(url)
         rows = await connection.fetch("SELECT datname FROM pg_database")
         await connection.close()
-        return " ".join(row["datname"] for row in rows)
+        return "\\n".join(row["datname"] for row in rows)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(session):
@@ -154,7 +154,7 @@ async def test_slow_plugins_of_a_worker(
     assert outcome.counts == {"passed": 2}, outcome.output
     for worker in ("gw0", "gw1"):
         assert (project.path / f"stays.{worker}").exists()
-        seen = set((project.path / f"finished.{worker}").read_text().split()) - before
+        seen = set((project.path / f"finished.{worker}").read_text().splitlines()) - before
         assert not [name for name in seen if name.endswith(f"_{worker}")]
     assert await databases(server_url) == before
 
@@ -171,7 +171,7 @@ NOTED = """
         connection = await asyncpg.connect(url.replace("+asyncpg", ""))
         rows = await connection.fetch("SELECT datname FROM pg_database")
         await connection.close()
-        return " ".join(row["datname"] for row in rows)
+        return "\\n".join(row["datname"] for row in rows)
 
     @pytest.fixture(scope="session")
     def pg_server_url(pg_server_url):
@@ -204,7 +204,7 @@ async def test_dropped_before_the_server_ends(
     outcome = project.run(*options)
     assert outcome.counts == ({"failed": 1} if options else {"failed": 1, "passed": 1})
     for moment in ("server ends", "session ends"):
-        seen = set((project.path / moment).read_text().split())
+        seen = set((project.path / moment).read_text().splitlines())
         assert {name for name in seen if not name.startswith("pgtoolset_template_")} == before
 
 
@@ -221,5 +221,5 @@ async def test_unused_database(project: Project, before: set[str]) -> None:
     )
     outcome = project.run("-x")
     assert outcome.counts == {"failed": 1}
-    seen = set((project.path / "session ends").read_text().split())
+    seen = set((project.path / "session ends").read_text().splitlines())
     assert {name for name in seen if not name.startswith("pgtoolset_template_")} == before

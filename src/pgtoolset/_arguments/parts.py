@@ -13,24 +13,21 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ClauseElement, Dialect
+from sqlalchemy import ClauseElement
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-#: For what a `TypeDecorator` makes of a value. It never connects.
-_DIALECT: Dialect = PGDialect()  # type: ignore[no-untyped-call]
+from pgtoolset._postgres.arrays import DIALECT
 
 
 class Part:
-    """A column of any type: every value is taken that can be the value of a key.
+    """A column of any type: every value is taken that can be the value of a key."""
 
-    Attributes:
-        is_sequence: whether one value is a list or a tuple.
-    """
-
-    is_sequence = False
+    @property
+    def is_sequence(self) -> bool:
+        """Whether one value is a list or a tuple."""
+        return False
 
     def parse(self, value: Any) -> Any:
         """Return the value as the identity of a row has it, or raise `TypeError`, `ValueError`."""
@@ -183,7 +180,9 @@ class _Moment(Part):
 
 
 class _Array(Part):
-    is_sequence = True
+    @property
+    def is_sequence(self) -> bool:
+        return True
 
     def parse(self, value: Any) -> Any:
         if not isinstance(value, list | tuple):
@@ -196,17 +195,17 @@ class _Decorated(Part):
 
     def __init__(self, type_: TypeDecorator[Any]) -> None:
         self._process: Callable[[Any, Any], Any] = type_.process_bind_param
-        self._behind = part_of(type_.load_dialect_impl(_DIALECT))
+        self._behind = part_of(type_.load_dialect_impl(DIALECT))
 
     @property
-    def is_sequence(self) -> bool:  # type: ignore[override]  # of this instance, not of the class
+    def is_sequence(self) -> bool:
         return self._behind.is_sequence
 
     def parse(self, value: Any) -> Any:
         if isinstance(value, ClauseElement):
             raise TypeError("a plain value")
         try:
-            processed = self._process(value, _DIALECT)
+            processed = self._process(value, DIALECT)
         except Exception as error:
             raise ValueError(f"a value that its type can bind ({type(error).__name__})") from error
         if processed is None:
@@ -228,7 +227,7 @@ def _part_of_decorator(type_: TypeDecorator[Any]) -> Part:
         return Part()
     if type(type_).process_bind_param is not TypeDecorator.process_bind_param:
         return _Decorated(type_)
-    return part_of(type_.load_dialect_impl(_DIALECT))
+    return part_of(type_.load_dialect_impl(DIALECT))
 
 
 def _bits(type_: sqltypes.Integer) -> int:

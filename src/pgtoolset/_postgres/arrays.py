@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from typing import cast as cast_to
 
 from sqlalchemy import (
     ARRAY,
@@ -33,10 +34,19 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["Elements", "among", "array_text", "element", "equals", "is_bound_as_it_is", "unnest"]
+__all__ = [
+    "DIALECT",
+    "Elements",
+    "among",
+    "array_text",
+    "element",
+    "equals",
+    "is_bound_as_it_is",
+    "unnest",
+]
 
 #: For what a type is on PostgreSQL while a statement is made. It never connects.
-_DIALECT: Dialect = PGDialect()  # type: ignore[no-untyped-call]
+DIALECT: Dialect = cast_to("Any", PGDialect)()
 
 
 class Elements(TypeDecorator[list[Any]]):
@@ -96,15 +106,12 @@ def among(columns: Mapping[str, Column[Any]]) -> ColumnElement[bool]:
     Args:
         columns: the columns of the key, by the names of the parameters: arrays of one length.
     """
-    if len(columns) == 1:
-        ((name, only),) = columns.items()
-        if is_bound_as_it_is(only):
-            return only == any_(bindparam(name, type_=Elements(only.type)))
+    name, first = next(iter(columns.items()))
+    if len(columns) == 1 and is_bound_as_it_is(first):
+        return first == any_(bindparam(name, type_=Elements(first.type)))
     rows = unnest("wanted", columns)
     wanted = select(*(element(rows.c[name], each) for name, each in columns.items()))
-    if len(columns) == 1:
-        return only.in_(wanted)
-    return tuple_(*columns.values()).in_(wanted)
+    return (first if len(columns) == 1 else tuple_(*columns.values())).in_(wanted)
 
 
 def equals(target: Column[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -117,11 +124,11 @@ def element(value: ColumnElement[Any], target: Column[Any]) -> ColumnElement[Any
 
     Apply it once: a `bind_expression` that encodes would encode the value twice.
     """
-    plain = _plain(target.type, _DIALECT)
+    plain = _plain(target.type, DIALECT)
     if isinstance(plain, ARRAY):
         value = cast(value, _array_without_limits(plain))
     # `dialect_impl` chooses among the variants of a type, as SQLAlchemy's compiler does.
-    bound = target.type.dialect_impl(_DIALECT).bind_expression(value)  # type: ignore[arg-type]
+    bound = target.type.dialect_impl(DIALECT).bind_expression(value)  # type: ignore[arg-type]
     return value if bound is None else bound
 
 
@@ -156,7 +163,7 @@ class _BlankPadded(sqltypes.UserDefinedType[str]):
 
 #: The same type without its length or precision, by the first kind that fits.
 _WITHOUT_LIMITS: tuple[tuple[type[Any], Callable[[Any], TypeEngine[Any]]], ...] = (
-    (postgresql.DOMAIN, lambda type_: _without_limits(_plain(type_.data_type, _DIALECT))),
+    (postgresql.DOMAIN, lambda type_: _without_limits(_plain(type_.data_type, DIALECT))),
     (sqltypes.Enum, lambda type_: type_ if type_.native_enum else Text()),
     (sqltypes.CHAR, lambda type_: _BlankPadded()),
     (postgresql.CITEXT, lambda type_: type_),
@@ -180,7 +187,7 @@ def _without_limits(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _array_without_limits(type_: ARRAY[Any]) -> TypeEngine[Any]:
     """The same array without lengths: PostgreSQL does not compare VARCHAR[] with TEXT[]."""
-    item = _plain(type_.item_type, _DIALECT)
+    item = _plain(type_.item_type, DIALECT)
     unlimited = _without_limits(item)
     if isinstance(unlimited, Text) and not isinstance(item, Text):
         unlimited = sqltypes.VARCHAR()

@@ -131,6 +131,7 @@ def _end(mapper: Mapper[Any], pairs: Any, table: Table, others: tuple[Column[Any
     width = len(mapper.primary_key)
     positions = tuple([known[name] for name in attributes if name in known])
     is_key, is_whole_key = len(positions) == len(attributes), set(positions) == set(range(width))
+    keys: list[Any] = [*mapper.primary_key, *columns]
     return End(
         mapper=mapper,
         parser=KeyParser(mapper),
@@ -141,7 +142,7 @@ def _end(mapper: Mapper[Any], pairs: Any, table: Table, others: tuple[Column[Any
         key_order=tuple(map(positions.index, range(width))) if is_key and is_whole_key else None,
         width=width,
         collections=_collections(mapper, set(columns), table, others),
-        has_one_spelling=all(map(_has_one_spelling, [*mapper.primary_key, *columns])),
+        has_one_spelling=all(_has_one_spelling(each) for each in keys),
     )
 
 

@@ -88,8 +88,9 @@ class RowQuery:
             for attribute, (name, each) in zip(target.keys, typed, strict=True)
         ]
         loaded = [undefer(getattr(target.model, name)) for name in target.columns]
-        rows = select(target.model, wanted.c.position)
-        return rows.options(lazyload("*"), *loaded).where(*matches)
+        rows: Any = select(target.model, wanted.c.position)
+        statement: Select[Any] = rows.options(lazyload("*"), *loaded).where(*matches)
+        return statement
 
     @property
     def pool_timeout(self) -> float:
@@ -118,7 +119,7 @@ class RowQuery:
         # "rollback_only" has its `close` leave the transaction alone.
         with Session(connection, join_transaction_mode="rollback_only", autoflush=False) as session:
             try:
-                found = session.execute(self.statement, arrays).all()
+                found: Any = session.execute(self.statement, arrays).all()
             except Exception as error:
                 if not is_lost(error) and _is_closed(connection):
                     # asyncpg raises any error when it is terminated between two messages.
