@@ -89,6 +89,24 @@ def test_what_is_private_stays_private(package: Any) -> None:
     assert not found, "\n".join(found)
 
 
+def test_the_map_is_true() -> None:
+    """The map of docs/architecture.md has each module, in its folder, with its own first line."""
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    mapped = {}
+    for folder, lines in re.findall(r"^src/(\S+)/\n((?:  \S+ .*\n)+)", page, re.MULTILINE):
+        for name, line in re.findall(r"^  (\S+) +(.*)$", lines, re.MULTILINE):
+            mapped[f"{folder}/{name}"] = line.removesuffix(" ...")
+    found = {}
+    for package in (pgtoolset, pytest_pgtoolset):
+        root = Path(package.__path__[0])
+        for path in root.rglob("*.py"):
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            found[str(path.relative_to(root.parent))] = " ".join(text.replace("`", "").split())
+    assert set(mapped) == set(found)
+    for name, line in mapped.items():
+        assert found[name].startswith(line), name
+
+
 def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
     """`import pgtoolset` imports neither FastAPI, pytest nor a database driver."""
     program = "import sys, pgtoolset; print(*sorted(sys.modules))"
