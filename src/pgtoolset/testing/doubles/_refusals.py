@@ -67,9 +67,11 @@ class NoResult(Refusing):
     def _refuse(self, *arguments: object) -> Any:
         raise no_database(self.refusal[0].upper() + self.refusal[1:])
 
-    __iter__ = __next__ = __len__ = __getitem__ = __contains__ = __bool__ = _refuse
-    __await__ = __aiter__ = __anext__ = _refuse
-    __enter__ = __exit__ = __aenter__ = __aexit__ = _refuse
+    # Type checkers refuse such uses where they do not see these.
+    if not TYPE_CHECKING:
+        __iter__ = __next__ = __len__ = __getitem__ = __contains__ = __bool__ = _refuse
+        __await__ = __aiter__ = __anext__ = _refuse
+        __enter__ = __exit__ = __aenter__ = __aexit__ = _refuse
 
 
 class MemoryDriverError(Refusing, Exception):

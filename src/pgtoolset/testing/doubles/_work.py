@@ -57,7 +57,7 @@ class Store:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.locks = Locks(clock)
+        self.locks: Locks = Locks(clock)
         self.log: list[Event] = []
         self.failures: list[Failure] = []
         #: The committed values.
@@ -113,7 +113,7 @@ class Work:
         self.levels: list[Level] = []
         #: The levels of the blocks of `begin_nested` that are open.
         self.blocks: list[Level] = []
-        self.began = 0.0
+        self.began: float = 0.0
         self._changes: dict[Place, Any] = {}
         self._error: BaseException | None = None
         self._has_failed_commit = False
