@@ -19,7 +19,12 @@ from pgtoolset._arguments.mappings import (
     tables_of,
 )
 from pgtoolset._arguments.names import LONGEST_NAME, advisory_numbers, check_name
-from pgtoolset._arguments.relationships import check_relationship
+from pgtoolset._arguments.relationships import (
+    check_relationship,
+    conditions_of,
+    is_equality,
+    relationship_of,
+)
 from pgtoolset._arguments.sessions import (
     check_engine,
     check_session_maker,
@@ -56,6 +61,8 @@ __all__ = [
     "check_relationship",
     "check_session_maker",
     "check_transactional",
+    "conditions_of",
+    "is_equality",
     "mapper_of",
     "metadata_of",
     "milliseconds",
@@ -63,6 +70,7 @@ __all__ = [
     "optional_seconds",
     "parse_key",
     "parse_keys",
+    "relationship_of",
     "seconds",
     "shown",
     "sync_session",

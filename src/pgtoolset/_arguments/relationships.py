@@ -14,8 +14,8 @@ from sqlalchemy.sql.elements import Grouping
 from pgtoolset._arguments.shown import shown
 
 
-def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
-    """Return the mapping of a writable Many-to-Many relationship that is given as `Post.tags`."""
+def relationship_of(rel_attr: object) -> RelationshipProperty[Any]:
+    """Return the mapping of a relationship of any kind that is given as `Post.tags`."""
     if not isinstance(rel_attr, QueryableAttribute):
         raise TypeError(
             "rel_attr must be a Many-to-Many relationship, written as in Post.tags; "
@@ -24,6 +24,13 @@ def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
     prop: Any = rel_attr.property
     if not isinstance(prop, RelationshipProperty):
         raise TypeError(f"rel_attr: {rel_attr} is not a Many-to-Many relationship but a column")
+    found: RelationshipProperty[Any] = prop
+    return found
+
+
+def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
+    """Return the mapping of a writable Many-to-Many relationship that is given as `Post.tags`."""
+    prop: Any = relationship_of(rel_attr)
     name = f"rel_attr: {prop.parent.class_.__name__}.{prop.key}"
     if prop.secondary is None:
         raise TypeError(
@@ -42,27 +49,30 @@ def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
         (prop.primaryjoin, prop.synchronize_pairs),
         (prop.secondaryjoin, prop.secondary_synchronize_pairs),
     ):
-        conditions = list(_conditions_of(join))
-        if len(conditions) != len(pairs or ()) or not all(map(_is_equality, conditions)):
+        conditions = list(conditions_of(join))
+        if len(conditions) != len(pairs or ()) or not all(map(is_equality, conditions)):
             raise TypeError(
                 f"{name}: this Many-to-Many relationship has conditions beyond its keys ({join}), "
                 "so that its collection does not show every row of an owner; write through a "
                 "relationship without them"
             )
-    return prop
+    checked: RelationshipProperty[Any] = prop
+    return checked
 
 
-def _conditions_of(join: Any) -> Iterator[Any]:
+def conditions_of(join: Any) -> Iterator[Any]:
+    """Yield the conditions of a join that are combined by AND."""
     if isinstance(join, Grouping):
-        yield from _conditions_of(join.element)
+        yield from conditions_of(join.element)
     elif isinstance(join, BooleanClauseList) and join.operator is operators.and_:
         for clause in join.clauses:
-            yield from _conditions_of(clause)
+            yield from conditions_of(clause)
     else:
         yield join
 
 
-def _is_equality(condition: Any) -> bool:
+def is_equality(condition: Any) -> bool:
+    """Whether a condition says that two columns are equal."""
     return (
         isinstance(condition, BinaryExpression)
         and condition.operator is operators.eq

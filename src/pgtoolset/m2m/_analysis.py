@@ -5,18 +5,22 @@ See https://docs.sqlalchemy.org/en/20/orm/basic_relationships.html#many-to-many
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import BinaryExpression, BooleanClauseList, Column, ColumnElement, Index, Table
+from sqlalchemy import Column, Index, Table
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import Mapper, QueryableAttribute, RelationshipProperty
+from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.schema import PrimaryKeyConstraint, UniqueConstraint
-from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import Grouping
 
-from pgtoolset._arguments import KeyParser, shown
+from pgtoolset._arguments import (
+    KeyParser,
+    check_relationship,
+    conditions_of,
+    is_equality,
+    relationship_of,
+)
 from pgtoolset._postgres.arrays import is_bound_as_it_is
 from pgtoolset.m2m._associations import Association, End
 
@@ -35,20 +39,11 @@ _COMPARED_ALIKE = (
 
 def association_of(rel_attr: object) -> Association:
     """Return the association behind an attribute, analysed once; `TypeError` for anything else."""
-    if not isinstance(rel_attr, QueryableAttribute):
-        raise TypeError(
-            "rel_attr must be a Many-to-Many relationship, written as in Post.tags, "
-            f"not {shown(rel_attr)}"
-        )
-    prop: Any = rel_attr.property
-    if not isinstance(prop, RelationshipProperty):
-        raise TypeError(
-            f"rel_attr: {rel_attr} is not a relationship, so it is not a Many-to-Many relationship"
-        )
+    prop = relationship_of(rel_attr)
     # An `info` can be copied to another relationship.
     known_of, known = prop.info.get(_INFO, (None, None))
     if known is None or known_of is not prop:
-        known = _analyse(prop)
+        known = _analyse(check_relationship(rel_attr))
         prop.info[_INFO] = prop, known
     association: Association = known
     return association
@@ -56,11 +51,9 @@ def association_of(rel_attr: object) -> Association:
 
 def _analyse(prop: RelationshipProperty[Any]) -> Association:
     name = f"{prop.parent.class_.__name__}.{prop.key}"
-    table = _writable_table(name, prop)
+    table: Any = prop.secondary
     owner_pairs: Any = prop.synchronize_pairs
     related_pairs: Any = prop.secondary_synchronize_pairs
-    _check_conditions(name, prop.primaryjoin, owner_pairs)
-    _check_conditions(name, prop.secondaryjoin, related_pairs)
     owner_columns = tuple(column for _, column in owner_pairs)
     related_columns = tuple(column for _, column in related_pairs)
     pair = {*owner_columns, *related_columns}
@@ -77,37 +70,6 @@ def _analyse(prop: RelationshipProperty[Any]) -> Association:
         unique=any(key == pair and is_target for key, is_target in unique_keys),
         collides=any(_may_collide(key, pair) for key, _ in unique_keys),
     )
-
-
-def _writable_table(name: str, prop: RelationshipProperty[Any]) -> Table:
-    """Return the association table, or raise `TypeError` where it cannot be written."""
-    if prop.secondary is None:
-        raise TypeError(
-            f"rel_attr: {name} is not a Many-to-Many relationship: it has no association table "
-            "(`secondary`)"
-        )
-    if prop.viewonly:
-        raise TypeError(
-            f"rel_attr: {name} is a Many-to-Many relationship that is only read (`viewonly`); "
-            "write through another"
-        )
-    if not isinstance(prop.secondary, Table):
-        raise TypeError(
-            f"rel_attr: the `secondary` of the Many-to-Many relationship {name} must be a Table, "
-            f"not {shown(prop.secondary)}"
-        )
-    return prop.secondary
-
-
-def _check_conditions(name: str, join: Any, pairs: Collection[Any]) -> None:
-    """Raise `TypeError` where a join has more than the equality of its keys."""
-    conditions = list(_conditions_of(join))
-    if len(conditions) != len(pairs) or not all(map(_is_equality, conditions)):
-        raise TypeError(
-            f"rel_attr: the Many-to-Many relationship {name} has conditions beyond its keys "
-            f"({join}), so its collection is not all of an owner's rows; write through a "
-            "relationship without them"
-        )
 
 
 def _shared(
@@ -157,7 +119,7 @@ def _key_positions(mapper: Mapper[Any]) -> dict[str, int]:
         # the table above.
         if each.inherit_condition is None:
             continue
-        for condition in filter(_is_equality, _conditions_of(each.inherit_condition)):
+        for condition in filter(is_equality, conditions_of(each.inherit_condition)):
             names = {
                 mapper.get_property_by_column(side).key
                 for side in (condition.left, condition.right)
@@ -183,26 +145,6 @@ def _collections(
                 if local == columns or local != set(others):
                     found[relationship.key] = None
     return tuple(found)
-
-
-def _conditions_of(join: Any) -> Iterator[Any]:
-    """Yield the conditions of a join that are combined by AND."""
-    if isinstance(join, Grouping):
-        yield from _conditions_of(join.element)
-    elif isinstance(join, BooleanClauseList) and join.operator is operators.and_:
-        for clause in join.clauses:
-            yield from _conditions_of(clause)
-    else:
-        yield join
-
-
-def _is_equality(condition: ColumnElement[Any]) -> bool:
-    return (
-        isinstance(condition, BinaryExpression)
-        and condition.operator is operators.eq
-        and isinstance(condition.left, Column)
-        and isinstance(condition.right, Column)
-    )
 
 
 def _unique_keys(table: Table) -> Iterator[tuple[set[Any], bool]]:
