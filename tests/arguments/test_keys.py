@@ -141,6 +141,8 @@ CASES = {
     "interval": Case(Interval(), [timedelta(seconds=5)], [5, "5s"]),
     "bytea": Case(BYTEA(), [b"\x00\xff"], ["text", 1]),
     "bytes": Case(LargeBinary(), [b"ab"], ["ab"]),
+    "variant": Case(Integer().with_variant(BigInteger(), "postgresql"), [2**40], ["a"], [2**63]),
+    "variant of another kind": Case(String().with_variant(Integer(), "postgresql"), [7], ["a"]),
     "inet": Case(INET(), ["10.0.0.1"], [{1}, [[1]], text("x")]),
     "decorated": Case(Hexadecimal(), [255], [], [1.5, "ff"]),
     "decorated, behind": Case(Scaled(), [5], [1.05], [2**30, object()]),
@@ -269,6 +271,15 @@ def test_array(value: Any, parts: Any) -> None:
     """An array is one value: by itself, and as the only element of a tuple."""
     model = model_of("array", ARRAY(Integer, as_tuple=True))
     assert parse_key("pk_value", inspect_orm(model), value) == parts
+
+
+@pytest.mark.parametrize("value", [bytearray(b"ab"), memoryview(b"ab")])
+def test_bytes(value: Any) -> None:
+    """Bytes that can be changed become such that can be compared in a set."""
+    assert parse_key("pk_value", inspect_orm(MODELS["bytes"]), value) == (b"ab",)
+    assert {type(part) for part in parse_key("pk_value", inspect_orm(MODELS["bytes"]), value)} == {
+        bytes
+    }
 
 
 def test_null_and_instances() -> None:

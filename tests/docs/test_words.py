@@ -9,6 +9,9 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pgtoolset
+import pytest_pgtoolset
+
 ROOT = Path(__file__).parents[2]
 
 #: Persons in place of the field's nouns, inversions, archaisms.
@@ -41,8 +44,11 @@ def prose_of(source: str) -> Iterator[str]:
 
 def pages(root: Path) -> Iterator[tuple[str, str]]:
     """Each module's prose, and each page without its blocks of code."""
-    for module in sorted((root / "src").rglob("*.py")):
-        yield str(module.relative_to(root)), "\n".join(prose_of(module.read_text()))
+    sources = [root / "src"]
+    if not sources[0].exists():  # the suite on the installed wheel
+        sources = [Path(package.__path__[0]) for package in (pgtoolset, pytest_pgtoolset)]
+    for module in sorted(path for source in sources for path in source.rglob("*.py")):
+        yield module.name, "\n".join(prose_of(module.read_text()))
     for page in sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")]):
         yield (
             str(page.relative_to(root)),

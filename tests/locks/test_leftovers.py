@@ -205,3 +205,14 @@ async def test_random_interleavings(
     pool: Any = engine.pool
     assert pool.checkedout() == 0
     await nothing_left(other)
+
+
+@pytest.mark.parametrize("lock", [tables, advisory])
+async def test_dropped_block(engine: AsyncEngine, lock: Callable[..., Any]) -> None:
+    """A block that is dropped in its middle does not roll back what the session does next."""
+    async with AsyncSession(engine) as session:
+        await lock(session).__aenter__()
+        await session.execute(text("UPDATE account SET balance = 7 WHERE id = 1"))
+        await asyncio.sleep(0.02)
+        await session.commit()
+        assert await session.scalar(text("SELECT balance FROM account WHERE id = 1")) == 7

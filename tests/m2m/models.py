@@ -439,6 +439,7 @@ KEY_TYPES: dict[str, tuple[Any, list[Any]]] = {
     "float": (Float(), [1.5, float("inf"), -0.25]),
     "bind_expression": (Lowered(), ["a", "b", "c", "d"]),
     "variant": (String(20).with_variant(Lowered(), "postgresql"), ["a", "b", "c"]),
+    "char_variant": (String(20).with_variant(CHAR(4), "postgresql"), ["a   ", "b   ", "c   "]),
     "hexadecimal": (Hexadecimal(), [b"a", b"b", b"\xff\x00", b""]),
     "array": (ARRAY(Integer, as_tuple=True), [(1, 2), (2,), (), (2, 1)]),
     "array_of_text": (ARRAY(Text, as_tuple=True), [("abcd", 'ä,"'), ("{}", "NULL")]),

@@ -68,6 +68,7 @@ def test_a_copied_info() -> None:
         (KEYED["schema_enum"][0].rights, True, True),
         (KEYED["bind_expression"][0].rights, False, False),
         (KEYED["variant"][0].rights, False, False),
+        (KEYED["char_variant"][0].rights, False, False),
         (KEYED["decorated"][0].rights, False, False),
         (KEYED["array"][0].rights, False, False),
     ],

@@ -34,6 +34,7 @@ CASES: dict[str, tuple[Any, Any, list[Any], list[Any]]] = {
     "lowered": (Lowered(), "abc", ["ABC", "aBc"], ["abcd"]),
     "hexadecimal": (Hexadecimal(), b"a", [], [b"61", b"A"]),
     "variant": (String(9).with_variant(Lowered(), "postgresql"), "abc", ["ABC"], ["ab"]),
+    "float in numeric": (Numeric(6, 2, asdecimal=False), 1.49, [Decimal("1.490")], [1.5, 1.48]),
     "array": (ARRAY(Integer), [1, 2], [(1, 2)], [[2, 1], [1], []]),
     "array of varchar": (ARRAY(String(3)), ["abc"], [], [["abcd"], ["abc", "abc"]]),
     "array of char": (ARRAY(CHAR(3)), ["abc"], [["abc  "]], [["abcd"]]),

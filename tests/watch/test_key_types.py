@@ -91,6 +91,32 @@ class Prefixed(TypeDecorator[str]):
         return None if value is None else value[2:]
 
 
+class Encoded(TypeDecorator[str]):
+    """Stored as bytes on PostgreSQL, whatever `impl` is elsewhere."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        return dialect.type_descriptor(LargeBinary())
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.encode()
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.decode()
+
+
+class Numbers(TypeDecorator[tuple[int, ...]]):
+    """An array as a tuple."""
+
+    impl = ARRAY(Integer)
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else tuple(value)
+
+
 class Case(NamedTuple):
     """A type, and keys of two rows of it.
 
@@ -137,6 +163,9 @@ CASES: dict[str, Case] = {
     "range": Case([INT4RANGE], Range(1, 5), Range(2, 3), Range(1, 4), Range(1, 4, bounds="[]")),
     "array": Case([ARRAY(Integer, as_tuple=True)], (1, 2), (3,), (1,), [1, 2]),
     "array of text": Case([ARRAY(Text, as_tuple=True)], ('a"', "b,"), ("NULL",), ('a"',)),
+    "decorated array": Case([Numbers], (1, 2), (3,), (1,)),
+    "other impl on PostgreSQL": Case([Encoded], "a", "b", "c"),
+    "variant": Case([Integer().with_variant(BigInteger(), "postgresql")], 2**40, 2, 3),
     "bind_expression": Case([Lowered(20)], "news", "old", "newsy", "News"),
     "shifted": Case([Shifted], 1, 1001, -999),
     "decorated": Case([Prefixed(5)], "abc", "p:c", "abcd"),

@@ -179,6 +179,16 @@ class _Moment(Part):
         return value
 
 
+class _Bytes(Part):
+    def parse(self, value: Any) -> bytes:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise TypeError("bytes")
+        return bytes(value)
+
+    def are_exact(self, values: Collection[Any]) -> bool:
+        return set(map(type, values)) <= {bytes}
+
+
 class _Array(Part):
     @property
     def is_sequence(self) -> bool:
@@ -216,6 +226,8 @@ class _Decorated(Part):
 
 def part_of(type_: TypeEngine[Any]) -> Part:
     """Return the `Part` for a column of a type."""
+    # `dialect_impl` chooses among the variants of a type.
+    type_ = type_.dialect_impl(DIALECT)
     for kind, make in _MAKERS:
         if isinstance(type_, kind):
             return make(type_)
@@ -272,5 +284,5 @@ _MAKERS: tuple[tuple[type[Any], Callable[[Any], Part]], ...] = (
         postgresql.INTERVAL,
         lambda type_: _Moment("a timedelta", timedelta, type_.precision, zone=True),
     ),
-    (sqltypes.LargeBinary, lambda type_: _Typed("bytes", bytes, bytearray, memoryview)),
+    (sqltypes.LargeBinary, lambda type_: _Bytes()),
 )

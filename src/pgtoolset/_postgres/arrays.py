@@ -10,6 +10,7 @@ https://docs.sqlalchemy.org/en/20/core/custom_types.html
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 from typing import cast as cast_to
 
@@ -42,6 +43,7 @@ __all__ = [
     "element",
     "equals",
     "is_bound_as_it_is",
+    "stored_type",
     "unnest",
 ]
 
@@ -64,20 +66,20 @@ class Elements(TypeDecorator[list[Any]]):
         self.item = item
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        plain = _plain(self.item, dialect)
+        plain = stored_type(self.item, dialect)
         # unnest would take an array of arrays apart to the last element, so they travel as text.
         item = Text() if isinstance(plain, ARRAY) else _without_limits(plain)
         return postgresql.ARRAY(item, dimensions=1).dialect_impl(dialect)
 
     def bind_processor(self, dialect: Dialect) -> Any:
         item = self.item.dialect_impl(dialect).bind_processor(dialect)
-        is_array = isinstance(_plain(self.item, dialect), ARRAY)
+        convert = _conversion(stored_type(self.item, dialect))
 
         def process(values: list[Any] | None) -> Any:
-            if values is None or (item is None and not is_array):
+            if values is None:
                 return values
             processed = values if item is None else [item(value) for value in values]
-            return [_literal(value) for value in processed] if is_array else processed
+            return processed if convert is None else [convert(value) for value in processed]
 
         return process
 
@@ -119,12 +121,12 @@ def equals(target: Column[Any], value: ColumnElement[Any]) -> ColumnElement[bool
     return target == element(value, target)
 
 
-def element(value: ColumnElement[Any], target: Column[Any]) -> ColumnElement[Any]:
+def element(value: ColumnElement[Any], target: ColumnElement[Any]) -> ColumnElement[Any]:
     """Return an element of `unnest` in the form in which its column stores it.
 
     Apply it once: a `bind_expression` that encodes would encode the value twice.
     """
-    plain = _plain(target.type, DIALECT)
+    plain = stored_type(target.type, DIALECT)
     if isinstance(plain, ARRAY):
         value = cast(value, _array_without_limits(plain))
     # `dialect_impl` chooses among the variants of a type, as SQLAlchemy's compiler does.
@@ -132,7 +134,7 @@ def element(value: ColumnElement[Any], target: Column[Any]) -> ColumnElement[Any
     return value if bound is None else bound
 
 
-def is_bound_as_it_is(target: Column[Any]) -> bool:
+def is_bound_as_it_is(target: ColumnElement[Any]) -> bool:
     """Whether `element` leaves the elements for a column as they are."""
     probe: ColumnElement[Any] = column("probe", target.type)
     return element(probe, target) is probe
@@ -144,7 +146,21 @@ def array_text(values: Sequence[Any]) -> str:
     return f"{{{','.join(quoted)}}}"
 
 
-def _plain(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+def _conversion(plain: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    """What makes of a bound value an element of the array; `None` where it is one already."""
+    if isinstance(plain, ARRAY):
+        return _literal
+    if not isinstance(plain, Numeric) or isinstance(plain, sqltypes.Float):
+        return None
+    return None if plain.scale is None else _rounded
+
+
+def _rounded(value: Any) -> Any:
+    """A float without the digits that a scale cuts: asyncpg sends 1.4899999... for 1.49."""
+    return Decimal(str(value)) if isinstance(value, float) else value
+
+
+def stored_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     """Return the type that the dialect stores `type_` as, without the decorators around it."""
     plain = type_.dialect_impl(dialect)
     while isinstance(plain, TypeDecorator):
@@ -163,7 +179,7 @@ class _BlankPadded(sqltypes.UserDefinedType[str]):
 
 #: The same type without its length or precision, by the first kind that fits.
 _WITHOUT_LIMITS: tuple[tuple[type[Any], Callable[[Any], TypeEngine[Any]]], ...] = (
-    (postgresql.DOMAIN, lambda type_: _without_limits(_plain(type_.data_type, DIALECT))),
+    (postgresql.DOMAIN, lambda type_: _without_limits(stored_type(type_.data_type, DIALECT))),
     (sqltypes.Enum, lambda type_: type_ if type_.native_enum else Text()),
     (sqltypes.CHAR, lambda type_: _BlankPadded()),
     (postgresql.CITEXT, lambda type_: type_),
@@ -187,7 +203,7 @@ def _without_limits(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _array_without_limits(type_: ARRAY[Any]) -> TypeEngine[Any]:
     """The same array without lengths: PostgreSQL does not compare VARCHAR[] with TEXT[]."""
-    item = _plain(type_.item_type, DIALECT)
+    item = stored_type(type_.item_type, DIALECT)
     unlimited = _without_limits(item)
     if isinstance(unlimited, Text) and not isinstance(item, Text):
         unlimited = sqltypes.VARCHAR()

@@ -17,7 +17,8 @@ from uuid import UUID
 from sqlalchemy import Column, Date, Integer, String, Table, Uuid
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
-from sqlalchemy.types import TypeDecorator
+
+from pgtoolset._postgres.arrays import DIALECT, stored_type
 
 __all__ = ["AnnounceFunction", "AnnounceTrigger", "channel_of", "keys_in", "payload_key"]
 
@@ -72,10 +73,7 @@ def _as_json(part: Any) -> Any:
 
 def _is_spelled_alike(column: Column[Any]) -> bool:
     """Return whether payloads can name the column's values: JSON and the driver agree on them."""
-    type_: Any = column.type
-    while isinstance(type_, TypeDecorator):
-        type_ = type_.impl_instance
-    return isinstance(type_, (Integer, String, Uuid, Date))
+    return isinstance(stored_type(column.type, DIALECT), (Integer, String, Uuid, Date))
 
 
 class AnnounceFunction(ExecutableDDLElement):

@@ -34,11 +34,17 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapper
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from pgtoolset._postgres.arrays import Elements, array_text, equals
+from pgtoolset._postgres.arrays import (
+    DIALECT,
+    Elements,
+    array_text,
+    equals,
+    is_bound_as_it_is,
+    stored_type,
+)
 
 __all__ = ["RowStatements", "array_texts", "decoder", "key_arguments", "key_parameter"]
 
@@ -208,9 +214,8 @@ class _GivenKeys:
 
 
 def _needs_expression(target: ColumnElement[Any]) -> bool:
-    probe: Any = column("probe", target.type)
     # The elements of an array of arrays are not its arrays; their texts travel in their place.
-    return isinstance(target.type, ARRAY) or target.type.bind_expression(probe) is not None
+    return not is_bound_as_it_is(target)
 
 
 def _is_exact() -> Any:
@@ -224,10 +229,7 @@ def key_parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     Integers, strings and UUIDs travel as text: asyncpg asks the server about the type of most
     arrays, at the first use on each connection.
     """
-    plain: Any = type_
-    while isinstance(plain, TypeDecorator):
-        plain = plain.impl_instance
-    if isinstance(plain, Integer | String | Uuid):
+    if isinstance(stored_type(type_, DIALECT), Integer | String | Uuid):
         return cast(bindparam(name, type_=_TextOfElements(type_)), Elements(type_))
     return bindparam(name, type_=Elements(type_))
 

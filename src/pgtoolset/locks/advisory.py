@@ -17,7 +17,7 @@ from pgtoolset._arguments import (
 from pgtoolset._postgres.advisory import acquire
 from pgtoolset._postgres.locks import refuse_autocommit
 from pgtoolset._postgres.lookout import Lookout, Wanted
-from pgtoolset.locks._block import locked_block
+from pgtoolset.locks._block import LockedBlock
 from pgtoolset.types import AdvisoryKey, Duration
 
 __all__ = ["advisory_lock"]
@@ -86,4 +86,4 @@ def advisory_lock(
             connection, numbers, shared=shared, nowait=nowait, milliseconds=milliseconds(seconds)
         )
 
-    return locked_block(session, take, 0 if nowait else seconds)
+    return LockedBlock(session, take, 0 if nowait else seconds)

@@ -28,7 +28,7 @@ from pgtoolset._postgres.locks import (
 )
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
-from pgtoolset.locks._block import locked_block
+from pgtoolset.locks._block import LockedBlock
 from pgtoolset.protocols import TransactionalSession
 from pgtoolset.types import Duration, LockModeSpelling, TableTarget
 from pgtoolset.values import Blocker, LockMode
@@ -104,7 +104,7 @@ def lock_tables(
         locks.take(connection)
         return session
 
-    return locked_block(session, take, seconds, holders=locks.holders)
+    return LockedBlock(session, take, seconds, holders=locks.holders)
 
 
 @dataclass(slots=True)

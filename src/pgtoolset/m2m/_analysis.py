@@ -21,7 +21,7 @@ from pgtoolset._arguments import (
     is_equality,
     relationship_of,
 )
-from pgtoolset._postgres.arrays import is_bound_as_it_is
+from pgtoolset._postgres.arrays import DIALECT, is_bound_as_it_is
 from pgtoolset.m2m._associations import Association, End
 
 #: In the `info` of a relationship: its association, which is forgotten with the mapping.
@@ -176,7 +176,7 @@ def _is_generated(column: Column[Any]) -> bool:
 
 def _has_one_spelling(column: Column[Any]) -> bool:
     """Whether PostgreSQL tells values of a column apart exactly where Python does."""
-    type_: Any = column.type
+    type_: Any = column.type.dialect_impl(DIALECT)
     if not isinstance(type_, _COMPARED_ALIKE) or not is_bound_as_it_is(column):
         return False
     if isinstance(type_, sqltypes.Uuid):
