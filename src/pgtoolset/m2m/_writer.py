@@ -7,6 +7,7 @@ leaves the rest to a closer look.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from pgtoolset.m2m._statements import lock, touch
 Touched = tuple[End, Sequence[Any], Sequence[Any] | None]
 
 
-class Writer:
+class Writer(ABC):
     """What every call has: a session, an association, values for extra columns, and keys.
 
     Attributes:
@@ -91,8 +92,9 @@ class Writer:
         await self._session.flush()
         return True
 
+    @abstractmethod
     def _touched(self) -> Iterable[Touched]:
-        raise NotImplementedError
+        """Yield the ends whose loaded collections the call changes."""
 
     def _expire_touched(self) -> None:
         for end, instances, keys in self._touched():

@@ -210,7 +210,7 @@ class TableLockerContract:
             assert await self.is_free(locks, harness, "ROW EXCLUSIVE")
             assert not await self.is_free(locks, harness, "EXCLUSIVE")
 
-    async def test_whoever_waits_gets_it(self, locks: TableLocker, harness: RowsHarness) -> None:
+    async def test_waiter_gets_the_lock(self, locks: TableLocker, harness: RowsHarness) -> None:
         """A waiter gets the lock when its holder commits, and then sees what the holder has
         written."""
         seen: list[Any] = []
