@@ -31,8 +31,8 @@ from pgtoolset import (
     TransactionAbortedError,
     UnsupportedVersionError,
     _compatibility,
+    _requests,
     create_db_context,
-    sessions,
 )
 from pgtoolset._commits import verify_commits
 from pgtoolset._compatibility import connections_of, error_of_failed_flush, is_in_block
@@ -340,7 +340,7 @@ async def test_exit_stacks_in_the_scope() -> None:
     """FastAPI keeps both exit stacks under these keys of the scope."""
     app = FastAPI()
     seen: list[object] = []
-    keys = (sessions._FUNCTION_STACK, sessions._REQUEST_STACK)
+    keys = (_requests._FUNCTION_STACK, _requests._REQUEST_STACK)
     assert all(f"`{key}`" in PAGE for key in keys)
 
     @app.middleware("http")
