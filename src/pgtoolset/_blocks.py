@@ -16,12 +16,20 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import NO_OPTIONS, TransactionOptions, shown, sync_session_of
+from pgtoolset._callbacks import Callback, run_callbacks
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._commits import stop_verifying, undo_failed_release, verify_commits
-from pgtoolset._compatibility import error_of_failed_flush
+from pgtoolset._commits import (
+    commit_at_end,
+    raise_if_unknown,
+    rolled_back_by_flush,
+    stop_verifying,
+    undo_failed_release,
+    verify_commits,
+)
 from pgtoolset._lifecycle import abandon
+from pgtoolset._outcomes import aborted_by
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
-from pgtoolset._record import Callback, aborted_by, innermost, record_of, run_callbacks
+from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import TransactionalSession
 
@@ -118,9 +126,7 @@ class _Transaction(AbstractAsyncContextManager[None]):
             await self._abandon()
             return
         try:
-            # The block may have ended the transaction, and begun another one or none.
-            if self._sync.in_transaction():
-                await self._session.commit()
+            await commit_at_end(self._session, self._sync)
         except BaseException:
             await self._abandon()
             raise
@@ -173,6 +179,7 @@ class _Savepoint(AbstractAsyncContextManager[None]):
             await self._raise_rolled_back()
         else:
             await self._release()
+            raise_if_unknown(self._record)
 
     def _is_rolled_back(self) -> bool:
         """Whether a flush has failed, so that SQLAlchemy is back at the savepoint already."""
@@ -180,8 +187,7 @@ class _Savepoint(AbstractAsyncContextManager[None]):
         return level is not None and not level.is_active and level is innermost(self._sync)
 
     async def _raise_rolled_back(self) -> None:
-        assert self._level is not None
-        failure = aborted_by(error_of_failed_flush(self._level) or self._record.error)
+        failure = rolled_back_by_flush(self._sync)
         await self._block.__aexit__(type(failure), failure, None)
         raise failure
 

@@ -23,9 +23,10 @@ from pgtoolset._arguments import (
     sync_session_of,
 )
 from pgtoolset._blocks import TransactionBlock, foreign_callbacks
+from pgtoolset._callbacks import Callback
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.sqlstates import RETRYABLE, sqlstate_of
-from pgtoolset._record import Callback, innermost, record_of
+from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory, TransactionalSession
 
