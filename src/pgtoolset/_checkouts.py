@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Dialect, PoolProxiedConnection, Transaction, event
 from sqlalchemy.engine import ExceptionContext, RootTransaction
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._outcomes import aborted_by, commit_unknown
@@ -21,6 +22,7 @@ from pgtoolset._postgres.connections import (
     CommitAttempt,
     Outcome,
     check_verifiable,
+    is_closed,
     verify_next_commit,
 )
 from pgtoolset._postgres.sqlstates import breaks_connection, reported_by_server
@@ -251,6 +253,7 @@ def _listen(dialect: Dialect) -> None:
     savepoint = dialect.do_savepoint
     rollback_to_savepoint = dialect.do_rollback_to_savepoint
     release_savepoint = dialect.do_release_savepoint
+    terminate = dialect.do_terminate
 
     def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
         _commit(dbapi_connection, commit)
@@ -271,9 +274,13 @@ def _listen(dialect: Dialect) -> None:
         else:
             release_savepoint(connection, name)
 
+    def do_terminate(dbapi_connection: DBAPIConnection) -> None:
+        _terminate(dbapi_connection, terminate)
+
     methods = vars(dialect)
     if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
         methods["do_commit"] = do_commit
+        methods["do_terminate"] = do_terminate
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
     methods["do_release_savepoint"] = do_release_savepoint
@@ -290,6 +297,17 @@ def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectComm
     else:
         dialect_commit(dbapi_connection)
         checkout.note_commit()
+
+
+def _terminate(
+    dbapi_connection: DBAPIConnection, dialect_terminate: Callable[[DBAPIConnection], None]
+) -> None:
+    # To close a connection once more, gracefully, would be a suspension. A cancellation that waited
+    # for the answer to the COMMIT would arrive there, in place of the error that says what is
+    # known.
+    adapter: Any = dbapi_connection
+    if not is_closed(adapter.driver_connection):
+        dialect_terminate(dbapi_connection)
 
 
 def _on_error(context: ExceptionContext) -> None:

@@ -10,6 +10,7 @@ No other module knows what the driver does at a COMMIT.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
@@ -42,9 +43,23 @@ class Outcome(Enum):
 
 def terminate(connection: Connection) -> None:
     """Close the socket at once, without a message to a server that may not answer."""
-    driver: Any = connection.connection.driver_connection
+    driver = connection.connection.driver_connection
     if driver is not None:
+        terminate_driver(driver)
+
+
+def terminate_driver(driver: Any) -> None:
+    """Close the socket of a connection of asyncpg, or of a wrapper around one. Never raises."""
+    with suppress(Exception):  # the proxy of asyncpg's pool raises where the pool has it back
         driver.terminate()
+
+
+def is_closed(driver: Any) -> bool:
+    """Whether a connection of asyncpg, or a wrapper around one, is closed or lost."""
+    try:
+        return bool(driver.is_closed())
+    except Exception:
+        return True  # as above
 
 
 def has_one_backend(connection: Connection) -> bool:
@@ -134,7 +149,7 @@ class CommitAttempt:
 
     async def commit(self) -> None:
         """Send COMMIT and wait for its answer, whatever cancels the caller in between."""
-        self.was_lost = self._driver.is_closed()
+        self.was_lost = is_closed(self._driver)
         # A caller who left before the answer would know neither of success nor of failure.
         answer: UninterruptedHere[str] = UninterruptedHere(self._driver.execute("COMMIT;"))
         try:
@@ -162,16 +177,18 @@ class CommitAttempt:
             self.outcome = Outcome.REFUSED
             return
         self.outcome = Outcome.UNKNOWN if is_sent else Outcome.NOT_SENT
-        self.was_lost = self._driver.is_closed()
+        self.was_lost = is_closed(self._driver)
         # A transaction may still be open on it, or a late answer may still arrive.
-        self._driver.terminate()
+        terminate_driver(self._driver)
 
 
 def _owner_of(transaction: Any, driver: Any) -> Any:
-    """Return the connection that keeps asyncpg's state: a wrapper around it may have none."""
-    owner = getattr(transaction, "_connection", driver)
+    """Return the connection that keeps asyncpg's state, inside of what may be a wrapper."""
+    owner = getattr(transaction, "_connection", None)
+    if owner is None and hasattr(type(driver), "_top_xact"):
+        owner = driver
     if not hasattr(owner, "_top_xact"):
-        raise _not_verifiable(owner)
+        raise _not_verifiable(driver)
     return owner
 
 
