@@ -20,14 +20,13 @@ from pgtoolset._callbacks import Callback, run_callbacks
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._commits import (
     commit_at_end,
-    raise_if_unknown,
     rolled_back_by_flush,
     stop_verifying,
     undo_failed_release,
     verify_commits,
 )
 from pgtoolset._lifecycle import abandon
-from pgtoolset._outcomes import aborted_by
+from pgtoolset._outcomes import aborted_by, unknown_again
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
 from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
@@ -175,19 +174,19 @@ class _Savepoint(AbstractAsyncContextManager[None]):
     ) -> None:
         if exc_type is not None:
             await self._block.__aexit__(exc_type, exc, traceback)
+        elif self._record.unknown is not None:
+            await self._fail(unknown_again(self._record.unknown))
         elif self._is_rolled_back():
-            await self._raise_rolled_back()
+            await self._fail(rolled_back_by_flush(self._sync))
         else:
             await self._release()
-            raise_if_unknown(self._record)
 
     def _is_rolled_back(self) -> bool:
         """Whether a flush has failed, so that SQLAlchemy is back at the savepoint already."""
         level = self._level
         return level is not None and not level.is_active and level is innermost(self._sync)
 
-    async def _raise_rolled_back(self) -> None:
-        failure = rolled_back_by_flush(self._sync)
+    async def _fail(self, failure: Exception) -> None:
         await self._block.__aexit__(type(failure), failure, None)
         raise failure
 

@@ -51,8 +51,8 @@ async def commit_at_end(session: Any, sync: Session) -> None:
             error the block has swallowed. Nothing more is committed then.
         TransactionAbortedError: the transaction is lost.
     """
+    raise_if_unknown(sync)
     record = record_of(sync)
-    raise_if_unknown(record)
     # The block may have ended the transaction, and begun another one or none.
     if sync.in_transaction():
         record.is_ending = True
@@ -62,9 +62,10 @@ async def commit_at_end(session: Any, sync: Session) -> None:
             record.is_ending = False
 
 
-def raise_if_unknown(record: Record) -> None:
-    """Raise `CommitUnknownError` where the block has swallowed one."""
-    if record.unknown is not None:
+def raise_if_unknown(session: Session | None) -> None:
+    """Raise `CommitUnknownError` where the open block of a session has swallowed one."""
+    record = None if session is None else record_of(session)
+    if record is not None and record.unknown is not None:
         raise unknown_again(record.unknown)
 
 
@@ -98,7 +99,8 @@ def _raise_if_aborted(session: Session, record: Record) -> None:
     It costs a round trip only after an error that no savepoint has rolled back. Runs in
     SQLAlchemy's greenlet.
     """
-    raise_if_unknown(record)
+    if record.unknown is not None:
+        raise unknown_again(record.unknown)
     level = innermost(session)
     if level is None:
         return

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pgtoolset._postgres.sqlstates import breaks_connection, driver_error, sqlstate_of
+from pgtoolset._postgres.sqlstates import (
+    breaks_connection,
+    driver_error,
+    reported_by_server,
+    sqlstate_of,
+)
 from pgtoolset.errors import CommitPhase, CommitUnknownError, TransactionAbortedError
 
 #: What became of the work, for `aborted_by`.
@@ -32,7 +37,7 @@ def flush_failed(error: BaseException | None, *, is_connected: bool) -> Transact
         error: the error of the flush.
         is_connected: whether the transaction has had a connection.
     """
-    if error is None or sqlstate_of(error) is not None or is_lost(error):
+    if error is None or reported_by_server(error) or is_lost(error):
         return aborted_by(error)
     return aborted_by(error, ROLLED_BACK if is_connected else NEVER_BEGUN)
 

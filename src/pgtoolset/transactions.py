@@ -24,6 +24,7 @@ from pgtoolset._arguments import (
 )
 from pgtoolset._blocks import TransactionBlock, foreign_callbacks
 from pgtoolset._callbacks import Callback
+from pgtoolset._commits import raise_if_unknown
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.sqlstates import RETRYABLE, sqlstate_of
 from pgtoolset._record import innermost, record_of
@@ -224,6 +225,11 @@ async def _attempt(
                     f"work must be an async function of one session; {shown(work)} returned "
                     f"{shown(result)}"
                 )
-            return await result
+            try:
+                return await result
+            except Exception:
+                # Whatever `work` raises after a commit() in doubt, it must not run again.
+                raise_if_unknown(sync_session_of(session))
+                raise
     finally:
         await close(session)
