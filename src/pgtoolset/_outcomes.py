@@ -1,10 +1,11 @@
-"""What is said of a transaction that was not committed, and of one whose commit is in doubt."""
+"""The errors of transactions that are lost, and of commits whose outcome is unknown."""
 
 from __future__ import annotations
 
 from pgtoolset._postgres.sqlstates import (
     breaks_connection,
     driver_error,
+    refuses_commit,
     reported_by_server,
     sqlstate_of,
 )
@@ -87,6 +88,17 @@ def commit_unknown(phase: CommitPhase, cause: BaseException | None) -> CommitUnk
 def unknown_again(unknown: CommitUnknownError) -> CommitUnknownError:
     """Return the same error for a block that has swallowed it."""
     return commit_unknown(unknown.phase, unknown.__cause__)
+
+
+def raise_if_unanswered(error: Exception) -> None:
+    """Raise `CommitUnknownError` for an error of a statement that commits by itself, unless the
+    error is PostgreSQL's answer.
+
+    The driver refuses to send with an `InterfaceError`. The class is compared by its name, because
+    the driver is not imported here.
+    """
+    if not refuses_commit(error) and type(error).__name__ != "InterfaceError":
+        raise commit_unknown("statement", error)
 
 
 def _named(error: BaseException) -> str:

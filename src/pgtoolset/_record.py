@@ -186,11 +186,21 @@ def _end(session: Session, record: Record, transaction: SessionTransaction) -> N
     callbacks = [callback for _, callback in record.callbacks] if is_committed else []
     joined = [checkout for checkout in record.checkouts if checkout.is_joined]
     is_relied_on = is_committed and record.needs_verified_commit
+    if callbacks and not record.checkouts:
+        joined = _outer_transaction(session)
     record.empty()
     if joined and is_relied_on and _STANDS_ALONE not in session.info:
         joined[0].defer(callbacks)
     elif callbacks:
         run_in_greenlet(callbacks)
+
+
+def _outer_transaction(session: Session) -> list[Checkout]:
+    """Return the checkout of an open transaction that a session without a statement would join."""
+    bind = session.bind
+    if isinstance(bind, Connection) and not bind.closed and bind.in_transaction():
+        return [checkout_of(bind)]
+    return []
 
 
 def _level_of(transaction: SessionTransaction) -> SessionTransaction:

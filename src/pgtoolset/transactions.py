@@ -75,6 +75,7 @@ def get_transaction(
             in a transaction. Nothing was sent.
         TransactionAbortedError: the block ended normally, but had swallowed an error that aborted
             the transaction.
+        CommitUnknownError: the connection was lost between COMMIT and its answer.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
 
     Example:
@@ -185,6 +186,8 @@ async def run_transaction(
 
     Raises:
         TransactionAbortedError: `work` swallowed an error that aborted the transaction.
+        CommitUnknownError: the connection was lost between COMMIT and its answer, at the end or at
+            a `commit()` of `work`.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
 
     Example:

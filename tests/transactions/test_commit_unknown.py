@@ -27,8 +27,10 @@ from pgtoolset import (
     PgToolsetError,
     TransactionAbortedError,
     cleanup_tables,
+    create_database,
     create_db_context,
     create_db_dependency,
+    drop_database,
     errors,
     get_transaction,
     on_commit,
@@ -36,7 +38,7 @@ from pgtoolset import (
 )
 from pgtoolset._postgres.sqlstates import refuses_commit
 from pgtoolset.testing import create_db_session
-from tests.proxy import Direction, How, Proxy
+from tests.proxy import Cut, Direction, How, Proxy
 from tests.support import Base, Item, Part, insert, stored, until
 
 Maker = async_sessionmaker[AsyncSession]
@@ -596,3 +598,23 @@ def test_end_of_an_idle_transaction() -> None:
     lost = asyncpg.ConnectionDoesNotExistError("lost")
     lost.__cause__ = answer("25P03", "FATAL")
     assert refuses_commit(lost)
+
+
+# Statements that commit by themselves
+
+
+@pytest.mark.parametrize("statement", ["CREATE DATABASE", "DROP DATABASE"])
+async def test_statement(server_url: str, statement: str) -> None:
+    """In doubt: the answer to a statement that commits by itself, of a whole database."""
+    name = "pgtoolset in doubt"
+    async with Proxy.to(server_url) as proxy:
+        if statement == "DROP DATABASE":
+            await create_database(name, server_url=server_url)
+        proxy.cut = Cut("to client", lambda chunk: statement.encode() in chunk, "RST")
+        with pytest.raises(CommitUnknownError) as caught:
+            if statement == "CREATE DATABASE":
+                await create_database(name, server_url=proxy.url)
+            else:
+                await drop_database(name, server_url=proxy.url)
+    assert caught.value.phase == "statement"
+    await drop_database(name, server_url=server_url, missing_ok=True)

@@ -138,6 +138,20 @@ async def test_callbacks_after_the_outer_commit(
     assert await stored(other) == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.parametrize("mode", INSIDE)
+async def test_callbacks_without_a_statement(connection: AsyncConnection, mode: Any) -> None:
+    """A joined session that has run no statement waits for the outer commit as well."""
+    log: list[int] = []
+    db_context = create_db_context(joined(connection, mode))
+    for id_, end in ((1, connection.rollback), (2, connection.commit)):
+        await connection.begin()
+        async with db_context() as session:
+            on_commit(session, lambda id_=id_: log.append(id_))
+        assert log == []
+        await end()
+    assert log == [2]
+
+
 @pytest.mark.parametrize("end", ["rollback", "close", "invalidate"])
 @pytest.mark.parametrize("mode", INSIDE)
 async def test_callbacks_of_an_outer_rollback(
