@@ -44,10 +44,12 @@ class Participant(Protocol):
     @property
     def needs_verified_commit(self) -> bool:
         """Whether a COMMIT that PostgreSQL answers with ROLLBACK must be an error."""
+        ...
 
     @property
     def is_ending(self) -> bool:
         """Whether the commit is the one at the end of its block."""
+        ...
 
 
 class Checkout:

@@ -368,6 +368,7 @@ async def test_statement_that_runs(lab: Lab, other: asyncpg.Connection) -> None:
     """A COMMIT that the driver refuses, because a statement is still running on the connection, is
     not in doubt. The connection is closed: its transaction is still open."""
     running: list[asyncio.Task[Any]] = []
+    pid = 0
     with pytest.raises(DBAPIError, match="another operation is in progress"):
         async with create_db_context(lab.maker)() as session:
             await insert(session, 1)
