@@ -308,12 +308,9 @@ async def _drop_abandoned(connection: Any, name: str, comment: str | None) -> No
 
 def _is_abandoned(name: str, comment: str | None) -> bool:
     owner = owner_in(comment)
-    if owner is None:
-        return comment is None and is_forgotten_draft(name)
-    alive = owner.is_alive()
-    if alive:
-        return owner.pid == os.getpid() and owner.token not in _open  # it could not be dropped
-    return alive is False or owner.is_forgotten()
+    if owner is not None:
+        return owner.is_over(_open)
+    return comment is None and is_forgotten_draft(name)
 
 
 async def _give_back(server: URL, name: str, owner: Owner, *, quietly: bool = False) -> None:
