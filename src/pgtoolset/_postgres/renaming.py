@@ -31,14 +31,18 @@ _HOLDERS = ACTIVITY.format(
               AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"""
 )
 
-_END_SESSIONS = """
+#: Ends the sessions of the database `$1`.
+END_SESSIONS = """
 SELECT pg_catalog.pg_terminate_backend(s.pid, 5000)
 FROM pg_catalog.pg_stat_activity AS s
 JOIN pg_catalog.pg_database AS d ON d.oid OPERATOR(pg_catalog.=) s.datid
 WHERE d.datname OPERATOR(pg_catalog.=) $1
-  AND pg_catalog.shobj_description(d.oid, 'pg_database') OPERATOR(pg_catalog.=) $2
   AND (s.backend_type OPERATOR(pg_catalog.=) 'autovacuum worker') IS NOT TRUE
 """
+
+_WITH_THE_COMMENT = (
+    "AND pg_catalog.shobj_description(d.oid, 'pg_database') OPERATOR(pg_catalog.=) $2"
+)
 
 
 @asynccontextmanager
@@ -75,7 +79,7 @@ class _AnotherDatabase(Exception):
 
 async def end_sessions(connection: Any, name: str, comment: str) -> None:
     """End the sessions of the database that has this name and this comment."""
-    await connection.execute(_END_SESSIONS, name, comment)
+    await connection.execute(END_SESSIONS + _WITH_THE_COMMENT, name, comment)
 
 
 async def holders_of(connection: Any, name: str) -> list[Blocker]:
