@@ -132,10 +132,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     try:
         _provision(session.config).check_given_server()
     except pytest.UsageError as error:
-        if not hasattr(session.config, "workeroutput"):
+        output: Any = getattr(session.config, "workeroutput", None)
+        if output is None:
             raise
         # A worker of pytest-xdist has no terminal: the controller prints this and stops the others.
-        session.config.workeroutput["pgtoolset"] = "no server"
+        output["pgtoolset"] = "no server"
         session.shouldstop = str(error)
         return True
     return None

@@ -118,7 +118,7 @@ class Broker:
     def _url(self) -> bytes:
         try:
             answer = {"url": self._start_server()}
-        except BaseException as error:  # whatever a fixture or a signal raises, workers hear of it
+        except BaseException as error:  # a SystemExit too: the workers receive the reason
             answer = {"error": (str(error) or type(error).__name__)[: _LONGEST_ANSWER // 16]}
         return json.dumps(answer).encode()
 

@@ -212,8 +212,9 @@ async def _make(server: URL, name: str, template: str | None, owner: Owner) -> N
 
 @asynccontextmanager
 async def _limited(action: str, name: str, seconds: float) -> AsyncIterator[None]:
+    limit = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with limit:
             yield
     except TimeoutError as error:
         if not limit.expired():
