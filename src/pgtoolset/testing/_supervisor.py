@@ -199,7 +199,7 @@ def _tied() -> Callable[[], None] | None:
     def tie() -> None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
         if os.getppid() != supervisor:
-            os._exit(1)  # it ended before the call
+            os.kill(os.getpid(), signal.SIGKILL)  # it ended before the call
 
     return tie
 
