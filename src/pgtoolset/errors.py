@@ -7,12 +7,11 @@ Errors of SQLAlchemy and of the driver propagate unchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
+from pgtoolset.types import CommitPhase
 from pgtoolset.values import Blocker
 
 __all__ = [
-    "CommitPhase",
     "CommitUnknownError",
     "DatabaseExistsError",
     "DatabaseInUseError",
@@ -31,9 +30,6 @@ __all__ = [
     "WatchFailedError",
     "WatcherClosedError",
 ]
-
-#: Where a commit stood whose outcome is unknown; see `CommitUnknownError.phase`.
-CommitPhase: TypeAlias = Literal["commit", "end", "statement"]
 
 
 class PgToolsetError(Exception):

@@ -33,7 +33,7 @@ from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset.cleanup import HasMetadata, cleanup_tables
-from pgtoolset.errors import PgToolsetError
+from pgtoolset.errors import CommitUnknownError, PgToolsetError
 from pgtoolset.testing import _marks
 from pgtoolset.testing._owners import Owner, new_owner
 
@@ -175,8 +175,10 @@ async def _on_a_fresh_connection(engine: AsyncEngine, work: Callable[[], Awaitab
         try:
             return await work()
         except Exception as error:
-            is_last = attempt == TRIES - 1
-            if is_last or isinstance(error, PgToolsetError) or reported_by_server(error):
+            is_lost = isinstance(error, CommitUnknownError) or not (
+                isinstance(error, PgToolsetError) or reported_by_server(error)
+            )
+            if attempt == TRIES - 1 or not is_lost:
                 raise
         await asyncio.sleep(_PAUSE * 2**attempt)
 
