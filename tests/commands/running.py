@@ -32,7 +32,7 @@ async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process
 async def run(*arguments: str, **variables: str) -> tuple[int | None, str, str]:
     """Run a command to its end; return its exit code, output and errors."""
     process = await start(*arguments, **variables)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         output, errors = await process.communicate()
     return process.returncode, output.decode(), errors.decode()
 
@@ -42,7 +42,7 @@ async def running(*arguments: str, **variables: str) -> AsyncIterator[asyncio.su
     """A command that runs until the end of the block."""
     process = await start(*arguments, **variables)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             yield process
     finally:
         if process.returncode is None:

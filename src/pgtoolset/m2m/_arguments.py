@@ -74,7 +74,7 @@ def check_values(association: Association, values: Mapping[str, Any] | None) -> 
                 f"{printable(association.table.name)}: {known}"
             )
         if isinstance(value, ClauseElement):
-            raise TypeError(f"values: {shown(name)} must be a value, not an SQL expression")
+            raise TypeError(f"values: {printable(name)} must be a value, not an SQL expression")
     return values
 
 
