@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from pgtoolset._arguments import check_session_maker
-from pgtoolset._requests import exit_stacks, http_connection_type, make_injectable
+from pgtoolset._requests import (
+    http_connection_type,
+    make_injectable,
+    raise_called_by_hand,
+    session_of_request,
+    session_of_request_in_thread,
+)
 from pgtoolset._units import UnitOfWork
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory
 
@@ -68,16 +75,16 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     if connection_type is None:
         return as_generator
 
-    async def in_request(connection: Any) -> S:
-        before_response, after_response = exit_stacks(connection)
-        unit = UnitOfWork(session_maker)
-        after_response.push_async_exit(unit.finish)
-        await unit.begin()
-        before_response.push_async_exit(unit.commit_unless_failed)
-        return unit.session
-
-    def get_db(connection: Any = None) -> Any:
-        return as_generator() if connection is None else in_request(connection)
+    def get_db(*arguments: Any, connection: Any = None) -> Any:
+        if arguments:
+            raise_called_by_hand()
+        if connection is None:
+            return as_generator()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return session_of_request_in_thread(connection, get_db, session_maker)
+        return session_of_request(connection, get_db, session_maker)
 
     make_injectable(get_db, connection_type)
     return get_db
