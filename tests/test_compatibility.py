@@ -363,11 +363,20 @@ async def test_dependencies_enter_the_stacks() -> None:
     app = FastAPI()
     entered: list[str] = []
 
+    class Noting(_requests.RequestUnits):
+        def note(self, *exit: Any) -> None:
+            entered.append("request")
+
+        def note_endpoint(self, *exit: Any) -> None:
+            entered.append("function")
+
     async def watch(request: Request) -> None:
-        for key in (_requests._FUNCTION_STACK, _requests._REQUEST_STACK):
-            _requests._watch(
-                request.scope[key], lambda *exit: entered.append(request.scope["path"])
-            )
+        function, response = (
+            request.scope[key] for key in (_requests._FUNCTION_STACK, _requests._REQUEST_STACK)
+        )
+        units = Noting(function)
+        _requests._watch(function, _requests.EndpointStack, units)
+        _requests._watch(response, _requests.ResponseStack, units)
 
     async def asynchronous() -> AsyncIterator[None]:
         yield
@@ -389,7 +398,7 @@ async def test_dependencies_enter_the_stacks() -> None:
         paths = [f"/{scope}/{each}" for scope in scopes for each in ("asynchronous", "synchronous")]
         for path in paths:
             assert (await client.get(path)).status_code == 200
-    assert entered == paths
+    assert entered == ["function", "function", "request", "request"]
 
 
 async def test_route_of_an_endpoint() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 from weakref import ref
@@ -26,8 +25,8 @@ T = TypeVar("T")
 _FUNCTION_STACK = "fastapi_function_astack"
 _REQUEST_STACK = "fastapi_inner_astack"
 
-#: The attribute of FastAPI's second exit stack that keeps the units of work of the request. The
-#: stack is made for one request, while a scope may be copied and handed on.
+#: The attribute of FastAPI's exit stacks that keeps the units of work of the request. A stack is
+#: made for one request, while a scope may be copied and handed on.
 _UNITS = "_pgtoolset_units"
 
 
@@ -75,15 +74,15 @@ async def session_of_request(connection: Any, key: object, session_maker: Sessio
     before_response, after_response = _exit_stacks(connection)
     units: RequestUnits | None = vars(after_response).get(_UNITS)
     if units is None:
-        units = vars(after_response)[_UNITS] = RequestUnits()
-        _watch(before_response, units.note_endpoint)
-        _watch(after_response, units.note)
-    unit: UnitOfWork[S] | None = units.open.get(key)
+        units = RequestUnits(before_response)
+        _watch(before_response, EndpointStack, units)
+        _watch(after_response, ResponseStack, units)
+    unit: RequestUnit[S] | None = units.open.get(key)
     if unit is None:
-        unit = UnitOfWork(session_maker)
-        after_response.push_async_exit(partial(units.finish, unit))
+        unit = RequestUnit(session_maker, units)
+        after_response.push_async_exit(unit.finish)
         await unit.begin()
-        before_response.push_async_exit(partial(units.commit, ref(before_response), unit))
+        before_response.push_async_exit(unit.commit_unless_failed)
         units.open[key] = unit
     return unit.session
 
@@ -105,14 +104,16 @@ class RequestUnits:
 
     Attributes:
         open: one unit for each dependency of `create_db_dependency` that the request has used.
+        failure: the type of the exception because of which none of them commits any more.
     """
 
-    __slots__ = ("_failure", "_has_left_endpoint", "open")
+    __slots__ = ("_before_response", "_has_left_endpoint", "failure", "open")
 
-    def __init__(self) -> None:
-        self.open: dict[object, UnitOfWork[Any]] = {}
-        self._failure: type[BaseException] | None = None
+    def __init__(self, before_response: AsyncExitStack) -> None:
+        self.open: dict[object, RequestUnit[Any]] = {}
+        self.failure: type[BaseException] | None = None
         self._has_left_endpoint = False
+        self._before_response = ref(before_response)  # which keeps these units
 
     def note_endpoint(
         self,
@@ -127,7 +128,7 @@ class RequestUnits:
         """
         if not self._has_left_endpoint:
             self._has_left_endpoint = True
-            self._failure = exc_type
+            self.failure = exc_type
 
     def note(
         self,
@@ -140,12 +141,45 @@ class RequestUnits:
         Each counts: the exceptions of some streams leave the exit of a context manager of FastAPI.
         """
         if exc_type is not None:
-            self._failure = exc_type
+            self.failure = exc_type
 
-    async def commit(
+    def insist(self, error: BaseException) -> None:
+        """Raise `error`, because of which nothing was committed, where a dependency swallows it.
+
+        The endpoint has returned its response, which would go out for work that is not stored.
+        """
+
+        def insist(exc_type: object, exc: object, traceback: object) -> None:
+            if exc_type is not None:
+                return
+            if isinstance(error, Exception):
+                raise error
+            # The cancellation by a timeout of a dependency, which has handled it.
+            raise TransactionAbortedError(
+                "The request was cancelled before its commit, and a dependency handled the "
+                "cancellation as if the work was stored; it was rolled back. Let that dependency "
+                "raise an error after its timeout."
+            ) from error
+
+        self.failure = type(error)
+        stack = self._before_response()
+        assert stack is not None  # it is being unwound
+        rest = stack.pop_all()
+        stack.push(insist)
+        stack.push_async_exit(rest)
+
+
+class RequestUnit(UnitOfWork[S]):
+    """A unit of work that ends with a request."""
+
+    __slots__ = ("_units",)
+
+    def __init__(self, session_maker: SessionFactory[S], units: RequestUnits) -> None:
+        super().__init__(session_maker)
+        self._units = units
+
+    async def commit_unless_failed(
         self,
-        stack: ref[AsyncExitStack],
-        unit: UnitOfWork[Any],
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
@@ -153,30 +187,50 @@ class RequestUnits:
         """Commit before the response, unless an exception has left the endpoint, or reached this
         exit from the exit code of a dependency.
         """
-        self.note_endpoint(exc_type)
-        if self._failure is not None:
-            return  # FastAPI has no response
+        units = self._units
+        units.note_endpoint(exc_type)
+        if units.failure is not None:
+            return
         try:
-            await unit.commit_unless_failed(exc_type, exc, traceback)
+            await super().commit_unless_failed(exc_type, exc, traceback)
         except BaseException as error:
-            exc = error
+            units.insist(error)
             raise
-        finally:
-            if exc is not None:
-                self._failure = type(exc)
-                _insist(stack(), exc)
+        if exc is not None:
+            units.insist(exc)
 
     def finish(
         self,
-        unit: UnitOfWork[Any],
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Awaitable[None]:
+    ) -> Coroutine[Any, Any, None]:
         """Commit what the stream wrote, unless an exception has left the endpoint or the stream,
         and close.
         """
-        return unit.finish(exc_type or self._failure, exc, traceback)
+        return super().finish(exc_type or self._units.failure, exc, traceback)
+
+
+class EndpointStack(AsyncExitStack):
+    """FastAPI's stack before the response, while its request has a session of ours.
+
+    Another dependency may swallow an exception, and the exits below it would see none. So an exit
+    of ours follows each context manager, and sees the exception before it.
+    """
+
+    async def enter_async_context(self, cm: AbstractAsyncContextManager[T, bool | None]) -> T:
+        value = await super().enter_async_context(cm)
+        self.push(vars(self)[_UNITS].note_endpoint)
+        return value
+
+
+class ResponseStack(AsyncExitStack):
+    """FastAPI's stack after the response, watched in the same way."""
+
+    async def enter_async_context(self, cm: AbstractAsyncContextManager[T, bool | None]) -> T:
+        value = await super().enter_async_context(cm)
+        self.push(vars(self)[_UNITS].note)
+        return value
 
 
 def _exit_stacks(connection: Any) -> tuple[AsyncExitStack, AsyncExitStack]:
@@ -201,43 +255,9 @@ def _exit_stacks(connection: Any) -> tuple[AsyncExitStack, AsyncExitStack]:
     )
 
 
-def _watch(stack: AsyncExitStack, note: Any) -> None:
-    """Let `note` see each exception before a context manager that the stack enters later sees it.
-
-    Another dependency may swallow the exception, and the exits below it would see none.
-    """
-    vars(stack)["enter_async_context"] = partial(_enter_watched, ref(stack), note)
-
-
-async def _enter_watched(
-    stack_ref: ref[AsyncExitStack], note: Any, context: AbstractAsyncContextManager[T]
-) -> T:
-    stack = stack_ref()
-    assert stack is not None  # its own method is running
-    value = await AsyncExitStack.enter_async_context(stack, context)
-    stack.push(note)
-    return value
-
-
-def _insist(stack: AsyncExitStack | None, error: BaseException) -> None:
-    """Raise `error`, because of which nothing was committed, where a dependency swallows it.
-
-    The endpoint has returned its response, which would go out for work that is not stored.
-    """
-
-    def insist(exc_type: object, exc: object, traceback: object) -> None:
-        if exc_type is not None:
-            return
-        if isinstance(error, Exception):
-            raise error
-        # The cancellation by a timeout of a dependency, which has handled it.
-        raise TransactionAbortedError(
-            "The request was cancelled before its commit, and a dependency handled the "
-            "cancellation as if the work was stored; it was rolled back. Let that dependency raise "
-            "an error after its timeout."
-        ) from error
-
-    assert stack is not None  # it is being unwound
-    rest = stack.pop_all()
-    stack.push(insist)
-    stack.push_async_exit(rest)
+def _watch(stack: AsyncExitStack, kind: type[AsyncExitStack], units: RequestUnits) -> None:
+    """Make a stack, which FastAPI has entered, one of `kind`."""
+    if type(stack) is not AsyncExitStack:
+        kind = type(kind.__name__, (kind, type(stack)), {})
+    stack.__class__ = kind
+    vars(stack)[_UNITS] = units

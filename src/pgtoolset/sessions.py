@@ -29,8 +29,9 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     Use it as a plain `Depends(get_db)`. The endpoint gets a session that is in a transaction. The
     session checks out no connection before its first statement. After the endpoint has returned,
     the transaction is committed, and only then the response starts: a commit that fails gives the
-    client an error. An exception in the endpoint rolls back. What a streaming response writes is
-    committed at the end of the stream.
+    client an error. An exception that leaves the endpoint rolls back, also where another dependency
+    swallows it. What a streaming response writes is committed at the end of the stream. A request
+    has one session of this dependency, however often and in whatever way it is requested.
 
     Without FastAPI, `async for session in get_db(): ...` and `asynccontextmanager(get_db)` give the
     same unit of work. Leaving the `async for` early (`break`, `return`) rolls back.
@@ -47,8 +48,9 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         TypeError: `session_maker` is not a factory of sessions.
 
     At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
-    swallowed a database error that aborted the transaction, and at its start
-    `UnsupportedVersionError` with FastAPI older than 0.121.
+    swallowed a database error that aborted the transaction. At its start it raises
+    `UnsupportedVersionError` with FastAPI older than 0.121, and `TransactionStateError` where
+    FastAPI ends dependencies after the response (`app.frontend`).
 
     Example:
         >>> engine = create_async_engine(url)
