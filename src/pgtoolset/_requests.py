@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -199,16 +198,16 @@ class RequestUnit(UnitOfWork[S]):
         if exc is not None:
             units.insist(exc)
 
-    def finish(
+    async def finish(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Coroutine[Any, Any, None]:
+    ) -> None:
         """Commit what the stream wrote, unless an exception has left the endpoint or the stream,
         and close.
         """
-        return super().finish(exc_type or self._units.failure, exc, traceback)
+        await super().finish(exc_type or self._units.failure, exc, traceback)
 
 
 class EndpointStack(AsyncExitStack):
