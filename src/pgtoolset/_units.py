@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from pgtoolset._arguments import new_session, sync_session_of
+from pgtoolset._begins import explain_second_begin, stop_explaining
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
 from pgtoolset._lifecycle import close
 from pgtoolset._record import record_of
@@ -33,6 +34,7 @@ class UnitOfWork(Generic[S]):
         # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
         if not self._sync.in_transaction():
             self._sync.begin()
+        explain_second_begin(self._sync)
 
     async def commit(self) -> None:
         """Commit the open transaction; the session stays usable."""
@@ -84,4 +86,5 @@ class UnitOfWork(Generic[S]):
         """Roll back the open transaction, close the session and release its connection."""
         if self._sync is not None:
             stop_verifying(self._sync)
+            stop_explaining(self._sync)
         await close(self.session)
