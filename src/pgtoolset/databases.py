@@ -10,6 +10,7 @@ from sqlalchemy import URL
 from pgtoolset._arguments import DatabaseUrl, check_flag, check_name, shown, url_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.databases import (
+    END_SESSIONS,
     create_statement,
     drop_statement,
     execute_or_undo,
@@ -218,10 +219,7 @@ async def seal_database(db_name: str, *, server_url: DatabaseUrl) -> None:
             if sqlstate_of(error) != INVALID_CATALOG_NAME:
                 raise
             raise _missing(db_name) from error
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1",
-            db_name,
-        )
+        await connection.execute(END_SESSIONS, db_name)
 
 
 def _missing(db_name: str) -> DatabaseNotFoundError:

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import URL
 
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.catalog import EQ, NE
 from pgtoolset._postgres.locks import ACTIVITY
 from pgtoolset._postgres.quoting import literal, quoted
 from pgtoolset._postgres.servers import maintenance_connection
@@ -25,15 +26,21 @@ logger = logging.getLogger("pgtoolset")
 
 _USERS = ACTIVITY.format(
     # A prepared transaction has no pid. PostgreSQL itself ends an autovacuum worker in the way.
-    pids="""SELECT s.pid FROM pg_stat_activity AS s
-            WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
-              AND s.backend_type IS DISTINCT FROM 'autovacuum worker'
-            UNION ALL SELECT 0 FROM pg_prepared_xacts AS x WHERE x.database = $1"""
+    pids=f"""SELECT s.pid FROM pg_catalog.pg_stat_activity AS s
+            WHERE s.datname {EQ} $1 AND s.pid {NE} pg_catalog.pg_backend_pid()
+              AND (s.backend_type {EQ} 'autovacuum worker') IS NOT TRUE
+            UNION ALL SELECT 0 FROM pg_catalog.pg_prepared_xacts AS x WHERE x.database {EQ} $1"""
 )
 
 _COMMENTS = (
-    "SELECT d.datname AS name, shobj_description(d.oid, 'pg_database') AS comment"
-    " FROM pg_database AS d"
+    "SELECT d.datname AS name, pg_catalog.shobj_description(d.oid, 'pg_database') AS comment"
+    " FROM pg_catalog.pg_database AS d"
+)
+
+#: Ends the sessions of the database `$1`.
+END_SESSIONS = (
+    "SELECT pg_catalog.pg_terminate_backend(s.pid, 5000)"
+    f" FROM pg_catalog.pg_stat_activity AS s WHERE s.datname {EQ} $1"
 )
 
 
@@ -75,7 +82,9 @@ async def _take_back(
     try:
         if not task.done():
             async with maintenance_connection(url, never="") as other:
-                await other.execute(f"SELECT pg_cancel_backend({connection.get_server_pid()})")
+                await other.execute(
+                    f"SELECT pg_catalog.pg_cancel_backend({connection.get_server_pid()})"
+                )
     except Exception:
         logger.debug("a statement could not be cancelled, and is awaited", exc_info=True)
     await asyncio.wait([task])
@@ -89,7 +98,7 @@ async def _take_back(
 
 async def comment_of(connection: Any, name: str) -> tuple[bool, str | None]:
     """Return whether a database exists, and the comment on it."""
-    row = await connection.fetchrow(f"{_COMMENTS} WHERE d.datname = $1", name)
+    row = await connection.fetchrow(f"{_COMMENTS} WHERE d.datname {EQ} $1", name)
     return row is not None, None if row is None else row["comment"]
 
 
@@ -112,9 +121,9 @@ async def name_locked(connection: Any, name: str) -> AsyncIterator[None]:
     key = int.from_bytes(
         blake2b(f"pgtoolset database {name}".encode(), digest_size=8).digest(), signed=True
     )
-    await connection.execute(f"SELECT pg_advisory_lock({key})")
+    await connection.execute(f"SELECT pg_catalog.pg_advisory_lock({key})")
     try:
         yield
     finally:
         if not connection.is_closed():  # a closed one holds no lock
-            await connection.execute(f"SELECT pg_advisory_unlock({key})")
+            await connection.execute(f"SELECT pg_catalog.pg_advisory_unlock({key})")

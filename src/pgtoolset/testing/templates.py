@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pgtoolset._arguments import DatabaseUrl, asyncpg_url, shown, url_of
+from pgtoolset._postgres.catalog import EQ, NE
 from pgtoolset._postgres.quoting import literal, quoted
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.databases import create_database, drop_database, seal_database
@@ -170,30 +171,32 @@ async def _make(
     return mark
 
 
-_TABLES = """
+_TABLES = text(f"""
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-"""
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE c.relkind {EQ} 'r' AND n.nspname {NE} 'information_schema'
+  AND NOT pg_catalog.starts_with(CAST(n.nspname AS pg_catalog.text), 'pg_')
+""")
 
 
 async def _has_rows(url: URL) -> bool:
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.connect() as connection:
-        for table in (await connection.scalars(text(_TABLES))).all():
+        for table in (await connection.scalars(_TABLES)).all():
             if (await connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {table})")).scalar():
                 return True
     return False
 
 
-_MARK = """
+_MARK = f"""
 SELECT pg_catalog.shobj_description(oid, 'pg_database') AS mark
-FROM pg_catalog.pg_database WHERE datname = $1
+FROM pg_catalog.pg_database WHERE datname {EQ} $1
 """
 
-_TEMPLATES = """
+_TEMPLATES = f"""
 SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') AS mark
-FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname, $1) AND datname <> $2
+FROM pg_catalog.pg_database
+WHERE pg_catalog.starts_with(CAST(datname AS pg_catalog.text), $1) AND datname {NE} $2
 """
 
 
