@@ -9,7 +9,7 @@ it finds the ones whose types match better.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 from unittest.mock import patch
@@ -145,17 +145,25 @@ def spared_drivers() -> Iterator[None]:
         patch.object(asyncpg.Connection, "_introspect_types", _spared_types),
         patch.object(asyncpg.Connection, "_introspect_type", _spared_type),
         patch.object(PGDialect, "_get_default_schema_name", lambda self, connection: "public"),
-        patch.object(PGDialect, "has_table", _spared(PGDialect.has_table)),
-        patch.object(PGDialect, "has_sequence", _spared(PGDialect.has_sequence)),
-        patch.object(PGDialect, "has_type", _spared(PGDialect.has_type)),
         patch.object(Inspector, "reflect_table", _spared(Inspector.reflect_table)),
+        ExitStack() as stack,
     ):
+        for name in _LOOKS:
+            method = _spared(getattr(PGDialect, name))
+            stack.enter_context(patch.object(PGDialect, name, method))
         yield
+
+
+#: SQLAlchemy's ways to ask whether a table exists.
+_LOOKS = [name for name in dir(PGDialect) if name.startswith("has_")]
 
 
 _SAFE = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, public', false)"
 _NOW = "SELECT pg_catalog.current_setting('search_path')"
 _BACK = "SELECT pg_catalog.set_config('search_path', $1, false)"
+
+#: Not empty while a method of SQLAlchemy runs with the safe path.
+_is_spared: list[bool] = []
 
 _types, _type = asyncpg.Connection._introspect_types, asyncpg.Connection._introspect_type
 
@@ -169,12 +177,14 @@ async def _spared_type(self: Any, typename: Any, schema: Any) -> Any:
 
 
 async def _with_safe_path(connection: Any, method: Callable[..., Any], *arguments: Any) -> Any:
-    before = await connection.fetchval(_NOW)
-    await connection.fetchval(_SAFE)
+    if _is_spared:
+        return await method(connection, *arguments)
+    # Past the connection's methods, which refuse a second statement while it looks up the types.
+    await connection._protocol.query("SET search_path = pg_catalog, public", None)
     try:
         return await method(connection, *arguments)
     finally:
-        await connection.fetchval(_BACK, before)
+        await connection._protocol.query("RESET search_path", None)
 
 
 def _spared(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,9 +193,11 @@ def _spared(method: Callable[..., Any]) -> Callable[..., Any]:
         connection: Connection = first if isinstance(first, Connection) else self.bind
         before = connection.exec_driver_sql(_NOW).scalar_one()
         connection.exec_driver_sql(_SAFE)
+        _is_spared.append(True)
         try:
             return method(self, first, *arguments, **keywords)
         finally:
+            _is_spared.pop()
             connection.exec_driver_sql(_BACK, (before,))
 
     return spared

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,12 +22,24 @@ from pgtoolset._commands._command import (
     parse_url,
     printable,
 )
+from pgtoolset._postgres.catalog import EQ
 from pgtoolset.errors import WatchFailedError
 from pgtoolset.values import RowChange
 from pgtoolset.watch.watcher import RowWatcher
 
 HELP = "print the changes of a row as they happen"
 DESCRIPTION = "Prints a line for each change of a row, until Ctrl-C. The row may not exist yet."
+
+#: The schema of a table, by the search_path where none is given.
+_SCHEMA = text(f"""
+SELECT n.nspname FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE c.oid {EQ} CAST(pg_catalog.to_regclass(
+    CASE WHEN CAST(:schema AS varchar) IS NULL THEN pg_catalog.quote_ident(:name)
+    ELSE pg_catalog.format('%I.%I', CAST(:schema AS varchar), CAST(:name AS varchar)) END
+) AS pg_catalog.oid)
+""")
+_SAFE_PATH = text("SELECT pg_catalog.set_config('search_path', 'pg_catalog', false)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,10 +90,16 @@ async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
     schema, _, table_name = name.rpartition(".")
 
     def reflect(connection: Connection) -> Table:
+        found = connection.execute(_SCHEMA, {"schema": schema or None, "name": table_name}).first()
+        if found is None:
+            raise NoSuchTableError(name)
+        # SQLAlchemy's queries name functions without a schema: no other than PostgreSQL's may be
+        # found. The connection is closed afterwards.
+        connection.execute(_SAFE_PATH)
         return Table(
             table_name,
             MetaData(),
-            schema=schema or None,
+            schema=found.nspname,
             autoload_with=connection,
             resolve_fks=False,
         )
