@@ -23,6 +23,7 @@ from pgtoolset._arguments import DatabaseUrl, asyncpg_url, shown, url_of
 from pgtoolset._postgres.catalog import EQ, NE
 from pgtoolset._postgres.quoting import literal, quoted
 from pgtoolset._postgres.servers import maintenance_connection
+from pgtoolset._postgres.untrusted import json_in
 from pgtoolset.databases import create_database, drop_database, seal_database
 
 __all__ = ["TemplateDatabase", "template_database"]
@@ -33,6 +34,9 @@ _DRAFT = "_draft"
 
 #: A template that no run has used for this long is dropped when another one is made.
 _KEPT = timedelta(days=7)
+
+#: Characters of the longest mark that is read.
+_LONGEST_MARK = 200
 
 #: A version or a run, which becomes part of the name of a database.
 _NAME_PART = re.compile(r"[A-Za-z0-9]{1,32}")
@@ -66,11 +70,14 @@ class _Mark:
     @classmethod
     def read(cls, comment: str | None) -> _Mark:
         """Return the mark in a comment. A comment that was changed means: in use, with rows."""
-        try:
-            found = json.loads((comment or "").removeprefix(cls._START))
-            return cls(date.fromisoformat(found["used"]), bool(found["has_rows"]))
-        except (ValueError, KeyError, TypeError):
-            return cls(_today(), True)
+        found = json_in((comment or "").removeprefix(cls._START), longest=_LONGEST_MARK)
+        match found:
+            case {"used": str(used), "has_rows": bool(has_rows)}:
+                try:
+                    return cls(date.fromisoformat(used), has_rows)
+                except ValueError:
+                    pass
+        return cls(_today(), True)
 
 
 @asynccontextmanager
