@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -20,6 +23,8 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import NullPool
 
+import pgtoolset
+import pgtoolset.testing
 from pgtoolset import (
     LockMode,
     RowWatcher,
@@ -42,6 +47,7 @@ from pgtoolset import (
     run_transaction,
     wait_for_row_change,
 )
+from pgtoolset._commands import COMMANDS
 from pgtoolset.cli import main
 from pgtoolset.databases import seal_database
 from pgtoolset.errors import (
@@ -79,8 +85,13 @@ class Place:
 @pytest.fixture
 async def place(planted_url: str) -> AsyncIterator[Place]:
     engine = create_async_engine(sqlalchemy_url(planted_url), pool_size=5)
-    async with engine.begin() as connection:
-        await connection.exec_driver_sql("SET LOCAL search_path = public")
+    # Another engine, so that no connection of the first one keeps a safe path.
+    setup = create_async_engine(
+        sqlalchemy_url(planted_url),
+        poolclass=NullPool,
+        connect_args={"server_settings": {"search_path": "public"}},
+    )
+    async with setup.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
         await connection.execute(insert(Tag), [{"id": n} for n in range(1, 51)])
@@ -89,10 +100,9 @@ async def place(planted_url: str) -> AsyncIterator[Place]:
         await connection.execute(insert(Pair), [{"a": n, "b": n} for n in range(1, 51)])
         await connection.execute(insert(Given), [{"id": n} for n in range(1, 51)])
     yield Place(planted_url, engine, async_sessionmaker(engine, expire_on_commit=False))
-    async with engine.begin() as connection:
-        await connection.exec_driver_sql("SET LOCAL search_path = public")
-        await connection.run_sync(Base.metadata.drop_all)
     await engine.dispose()
+    async with setup.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
 
 
 Call: TypeAlias = Callable[[Place], Awaitable[None]]
@@ -307,13 +317,8 @@ async def waiting_for_a_row(place: Place) -> None:
     for model, key in keys:
         name = "title" if model is Book else "name"
         async with place.maker() as session:
-            waits = [
-                asyncio.create_task(
-                    wait_for_row_change(session, model, key, interval=0.05, baseline={name: "new"})
-                )
-                for _ in range(1)
-            ]
-            await asyncio.gather(*waits)
+            for _ in range(2):
+                await wait_for_row_change(session, model, key, baseline={name: "new"})
 
 
 @call
@@ -428,9 +433,12 @@ async def worker_databases(place: Place) -> None:
 @call
 async def template_databases(place: Place) -> None:
     async def make(url: str) -> None:
-        engine = create_async_engine(url, poolclass=NullPool)
+        engine = create_async_engine(
+            url,
+            poolclass=NullPool,
+            connect_args={"server_settings": {"search_path": "public"}},
+        )
         async with engine.begin() as connection:
-            await connection.exec_driver_sql("SET LOCAL search_path = public")
             await connection.run_sync(Base.metadata.create_all)
             await connection.execute(insert(Tag), [{"id": 1}])
 
@@ -513,3 +521,26 @@ async def _someone_watches(place: Place) -> bool:
         )
     finally:
         await connection.close()
+
+
+def test_every_public_function_is_called() -> None:
+    """A new public function, command or module for tests is called here too."""
+    code = Path(__file__).read_text()
+    named = [each for each in pgtoolset.__all__ if each.islower() and each != "implementation"]
+    named += [each for each in pgtoolset.testing.__all__ if each.startswith("create_")]
+    for name in named:
+        assert re.search(rf"[ (]{name}\(", code), f"{name} is not called"
+    for command in COMMANDS:
+        assert f'["{command}", ' in code, f"the command {command} is not called"
+
+
+def test_one_module_makes_functions_of_sql() -> None:
+    """`func` of SQLAlchemy names no schema, so no module but one imports it."""
+    source = Path(pgtoolset.__file__).parent
+    importing = [
+        path.relative_to(source).as_posix()
+        for path in [*source.rglob("*.py"), *source.parent.glob("pytest_pgtoolset/*.py")]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and any(each.name == "func" for each in node.names)
+    ]
+    assert importing == ["_postgres/catalog.py"]

@@ -14,6 +14,7 @@ from sqlalchemy.orm import registry
 
 from pgtoolset import row_change_trigger
 from pgtoolset._postgres.notifications import channel_of
+from tests.safety.names import NAMES
 from tests.support import plain_url, until
 
 
@@ -173,24 +174,6 @@ async def test_migrations_at_the_same_time(engine: AsyncEngine) -> None:
 
     for _ in range(3):
         await asyncio.gather(*(run() for _ in range(5)))
-
-
-NAMES = [
-    "a$pgtoolset$b",
-    "$pgtoolset",
-    "pgtoolset$",
-    "$pgtoolset_$ $pgtoolset$",
-    ":name",
-    "per%cent %s %(x)s",
-    "quo\"te's; --",
-    "back\\slash\\'",
-    "new\nline",
-    "keys",
-    "tg_op",
-    "pgtoolset_new",
-    "é" * 31,
-    "x" * 63,
-]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,6 +30,7 @@ __all__ = [
     "count",
     "named",
     "pg",
+    "row_of",
     "unnested",
 ]
 
@@ -81,6 +82,11 @@ def compare(left: Any, symbol: str, right: Any) -> ColumnElement[bool]:
     operator = left.op(f"OPERATOR(pg_catalog.{symbol})", is_comparison=True)
     condition: ColumnElement[bool] = operator(right)
     return condition
+
+
+def row_of(values: Sequence[Any]) -> Any:
+    """Return `ROW(...)`, which is of the grammar and no function."""
+    return func.row(*values)
 
 
 def unnested(arrays: Sequence[Any]) -> Any:

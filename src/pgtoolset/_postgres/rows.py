@@ -28,7 +28,6 @@ from sqlalchemy import (
     cast,
     column,
     false,
-    func,
     literal_column,
     select,
     true,
@@ -45,7 +44,7 @@ from pgtoolset._postgres.arrays import (
     is_bound_as_it_is,
     stored_type,
 )
-from pgtoolset._postgres.catalog import EQ, as_text, compare, pg, unnested
+from pgtoolset._postgres.catalog import EQ, as_text, compare, pg, row_of, unnested
 
 __all__ = ["RowStatements", "array_texts", "decoder", "key_arguments", "key_parameter"]
 
@@ -153,8 +152,7 @@ class RowStatements:
 
     def _line(self) -> Any:
         # The text of a row doubles its backslashes, so a single one is from this replacement.
-        # `row` is of the grammar, as ROW.
-        return pg.replace(as_text(func.row(*self._entities)), _NEWLINE, _ESCAPED)
+        return pg.replace(as_text(row_of(self._entities)), _NEWLINE, _ESCAPED)
 
     def _sql(self, statement: Any) -> str:
         return str(
