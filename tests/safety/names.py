@@ -8,7 +8,7 @@ NAMES = [
     "pgtoolset$",
     "$pgtoolset_$ $pgtoolset$",
     ":name",
-    "per%cent %s %(x)s",
+    "per%cent %s %%",
     "quo\"te's; --",
     "back\\slash\\'",
     "new\nline",

@@ -62,7 +62,7 @@ CROSS JOIN LATERAL (
       ', ' ORDER BY a.n)
   FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS a(type, n)
   CROSS JOIN (SELECT * FROM (VALUES
-    ('text', 'name'), ('text', 'character varying'), ('regclass', 'oid'),
+    ('text', 'name'), ('text', 'character varying'), ('name', 'text'), ('regclass', 'oid'),
     ('anyarray', 'integer[]'), ('anyarray', 'text[]'), ('anyarray', 'oid[]'),
     ('anyarray', 'smallint[]'), ('anynonarray', 'text'), ('anynonarray', 'name'),
     ('anynonarray', 'oid'), ('anynonarray', 'boolean'), ('anynonarray', 'bigint'),

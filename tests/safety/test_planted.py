@@ -529,7 +529,7 @@ def test_every_public_function_is_called() -> None:
     named = [each for each in pgtoolset.__all__ if each.islower() and each != "implementation"]
     named += [each for each in pgtoolset.testing.__all__ if each.startswith("create_")]
     for name in named:
-        assert re.search(rf"[ (]{name}\(", code), f"{name} is not called"
+        assert re.search(rf"\b{name}\(", code), f"{name} is not called"
     for command in COMMANDS:
         assert f'["{command}", ' in code, f"the command {command} is not called"
 
