@@ -10,13 +10,13 @@ from sqlalchemy import URL
 from pgtoolset._arguments import DatabaseUrl, check_flag, check_name, shown, url_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.databases import (
-    END_SESSIONS,
     create_statement,
     drop_statement,
     execute_or_undo,
     users_of,
 )
 from pgtoolset._postgres.quoting import quoted
+from pgtoolset._postgres.renaming import END_SESSIONS
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset._postgres.sqlstates import (
     DUPLICATE_DATABASE,
@@ -174,10 +174,19 @@ async def drop_database(
                 raise
 
 
-async def drop(connection: Any, db_name: str, *, force: bool) -> None:
-    """Drop a database over a connection of asyncpg to another database."""
+async def drop(connection: Any, db_name: str, *, force: bool, timeout: float | None = None) -> None:
+    """Drop a database over a connection of asyncpg to another database.
+
+    Args:
+        connection: to any other database on the server.
+        db_name: the name.
+        force: end the sessions of the database.
+        timeout: seconds after which the statement is cancelled with a `TimeoutError`: it may wait
+            for a lock of another session.
+    """
+    statement = drop_statement(db_name, force=force)
     try:
-        await uninterrupted(connection.execute(drop_statement(db_name, force=force)))
+        await uninterrupted(connection.execute(statement, timeout=timeout))
     except Exception as error:
         state = sqlstate_of(error)
         if state == INVALID_CATALOG_NAME:
