@@ -10,6 +10,7 @@ from pgtoolset._text import make_logs_safe as _make_logs_safe
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
+    CommitUnknownError,
     DatabaseExistsError,
     DatabaseInUseError,
     DatabaseNotFoundError,
@@ -34,6 +35,7 @@ from pgtoolset.watch import RowWatcher, row_change_trigger, wait_for_row_change
 
 __all__ = [
     "Blocker",
+    "CommitUnknownError",
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",

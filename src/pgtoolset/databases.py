@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from pgtoolset._arguments import DatabaseUrl, check_flag, check_name, shown, url_of
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._outcomes import raise_if_unanswered
 from pgtoolset._postgres.databases import (
     create_statement,
     drop_statement,
@@ -66,6 +67,7 @@ async def create_database(
         DatabaseExistsError: a database of that name exists.
         DatabaseNotFoundError: the template does not exist.
         DatabaseInUseError: the template is in use; the error names the sessions.
+        CommitUnknownError: the connection was lost before PostgreSQL had answered.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
@@ -106,6 +108,7 @@ async def create(
         try:
             return await execute_or_undo(connection, url, create_statement(db_name, template), undo)
         except Exception as error:
+            raise_if_unanswered(error)
             if sqlstate_of(error) == OBJECT_IN_USE and left:
                 continue
             refusal = await _refusal(connection, error, called or db_name, template or "template1")
@@ -155,6 +158,7 @@ async def drop_database(
     Raises:
         DatabaseNotFoundError: the database does not exist.
         DatabaseInUseError: the database is in use; the error names the sessions.
+        CommitUnknownError: the connection was lost before PostgreSQL had answered.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
@@ -188,6 +192,7 @@ async def drop(connection: Any, db_name: str, *, force: bool, timeout: float | N
     try:
         await uninterrupted(connection.execute(statement, timeout=timeout))
     except Exception as error:
+        raise_if_unanswered(error)
         state = sqlstate_of(error)
         if state == INVALID_CATALOG_NAME:
             raise _missing(db_name) from error
@@ -225,6 +230,7 @@ async def seal_database(db_name: str, *, server_url: DatabaseUrl) -> None:
                 f"ALTER DATABASE {quoted(db_name)} WITH ALLOW_CONNECTIONS false"
             )
         except Exception as error:
+            raise_if_unanswered(error)
             if sqlstate_of(error) != INVALID_CATALOG_NAME:
                 raise
             raise _missing(db_name) from error

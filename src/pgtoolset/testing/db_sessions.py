@@ -28,12 +28,13 @@ from pgtoolset._arguments import (
     url_of,
 )
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._checkouts import verify_commit_of
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset.cleanup import HasMetadata, cleanup_tables
-from pgtoolset.errors import PgToolsetError
+from pgtoolset.errors import CommitUnknownError, PgToolsetError
 from pgtoolset.testing import _marks
 from pgtoolset.testing._owners import Owner, new_owner
 
@@ -145,6 +146,7 @@ def _check_keywords(name: str, value: object) -> None:
 async def _create(engine: AsyncEngine, metadata: MetaData, owner: Owner | None) -> None:
     try:
         async with engine.begin() as connection:
+            await connection.run_sync(verify_commit_of)
             await _limit_locks(connection)
             await _marks.sweep(connection, lambda found: found.is_over(_open))
             before = await _marks.types(connection)
@@ -181,8 +183,10 @@ async def _on_a_fresh_connection(engine: AsyncEngine, work: Callable[[], Awaitab
         try:
             return await work()
         except Exception as error:
-            is_last = attempt == TRIES - 1
-            if is_last or isinstance(error, PgToolsetError) or reported_by_server(error):
+            is_lost = isinstance(error, CommitUnknownError) or not (
+                isinstance(error, PgToolsetError) or reported_by_server(error)
+            )
+            if attempt == TRIES - 1 or not is_lost:
                 raise
         await asyncio.sleep(_PAUSE * 2**attempt)
 
@@ -231,5 +235,6 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
     async with Lookout(LOCK_TIMEOUT) as lookout, engine.begin() as connection:
         assert connection.sync_connection is not None
         lookout.watch(connection.sync_connection, wanted)
+        await connection.run_sync(verify_commit_of)
         await _limit_locks(connection)
         await connection.run_sync(drop)
