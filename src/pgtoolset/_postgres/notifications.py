@@ -156,8 +156,8 @@ _ATTEMPTS = 10
 def _check_owner(function: str, oid: str) -> str:
     """Return PL/pgSQL that raises an error where another role owns the function with this oid.
 
-    The owner of a function may change at any time what it does, and the trigger runs it as whoever
-    writes to the table. That a superuser is a member of each role does not make it the owner.
+    The owner of a function may replace its body at any time, and the trigger runs it with the rights
+    of each writer. That a superuser is a member of each role does not make it the owner.
     """
     return f"""
     owner := (SELECT pg_catalog.pg_get_userbyid(p.proowner) FROM pg_catalog.pg_proc AS p
@@ -165,7 +165,7 @@ def _check_owner(function: str, oid: str) -> str:
     IF owner {NE} current_user THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
         MESSAGE = pg_catalog.regexp_replace(pg_catalog.format(
-            'the function %s() belongs to the role %I, which may change what it does, so %I does '
+            'the function %s() belongs to the role %I, which may replace its body, so %I does '
             'not use it: run this DDL as that role (SET ROLE), or drop the function first '
             '(DROP FUNCTION %s() CASCADE)',
             {literal(function)}, owner, current_user, {literal(function)}
