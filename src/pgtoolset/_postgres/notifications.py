@@ -156,8 +156,8 @@ _ATTEMPTS = 10
 def _check_owner(function: str, oid: str) -> str:
     """Return PL/pgSQL that raises an error where another role owns the function with this oid.
 
-    The owner of a function may replace its body at any time, and the trigger runs it with the rights
-    of each writer. That a superuser is a member of each role does not make it the owner.
+    The owner of a function may replace its body at any time, and the trigger runs it with the
+    rights of each writer. That a superuser is a member of each role does not make it the owner.
     """
     return f"""
     owner := (SELECT pg_catalog.pg_get_userbyid(p.proowner) FROM pg_catalog.pg_proc AS p
