@@ -18,7 +18,7 @@ from types import NoneType
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Select, column, func, select
+from sqlalchemy import Connection, Engine, Select, column, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, lazyload, undefer
 from sqlalchemy.orm.attributes import instance_state
@@ -28,6 +28,7 @@ from sqlalchemy.util import greenlet_spawn
 from pgtoolset._arguments import PrimaryKey
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
+from pgtoolset._postgres.catalog import unnested
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import sqlstate_of
@@ -82,8 +83,8 @@ class RowQuery:
         typed = list(zip(names, keys, strict=True))
         arrays = [key_parameter(name, each.type) for name, each in typed]
         outputs = [column(name, each.type) for name, each in typed]
-        unnested = func.unnest(*arrays).table_valued(*outputs, with_ordinality="position")
-        wanted = unnested.render_derived(name="pgtoolset_wanted")
+        numbered = unnested(arrays).table_valued(*outputs, with_ordinality="position")
+        wanted = numbered.render_derived(name="pgtoolset_wanted")
         matches = [
             getattr(target.model, attribute) == element(wanted.c[name], each)
             for attribute, (name, each) in zip(target.keys, typed, strict=True)
