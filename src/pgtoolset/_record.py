@@ -19,9 +19,15 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
-from pgtoolset._arguments import shown
+from pgtoolset._arguments import AUTOCOMMIT, shown
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._compatibility import connections_of
+from pgtoolset._postgres.checkouts import (
+    checked_rollback,
+    is_autocommit,
+    is_discarded,
+    is_running,
+)
 from pgtoolset._postgres.connections import verify_next_commit
 from pgtoolset._postgres.sqlstates import (
     breaks_connection,
@@ -29,7 +35,7 @@ from pgtoolset._postgres.sqlstates import (
     reported_by_server,
     sqlstate_of,
 )
-from pgtoolset.errors import TransactionAbortedError
+from pgtoolset.errors import TransactionAbortedError, TransactionStateError
 
 logger = logging.getLogger("pgtoolset")
 
@@ -57,11 +63,13 @@ class Record:
         callbacks: of `on_commit`, each with the level whose rollback removes it.
         committed: the level that has just been committed.
         releasing: the savepoint whose RELEASE was sent last, and its connection.
+        abandoned: the transaction whose block has ended while another task used the session.
     """
 
     __slots__ = (
         "__weakref__",
         "_aborts",
+        "abandoned",
         "callbacks",
         "committed",
         "connections",
@@ -77,6 +85,7 @@ class Record:
         self.callbacks: list[tuple[SessionTransaction, Callback]] = []
         self.committed: SessionTransaction | None = None
         self.releasing: tuple[Connection, str] | None = None
+        self.abandoned: SessionTransaction | None = None
         self._aborts = False
 
     @property
@@ -130,7 +139,7 @@ class Record:
                 del _records[connection.connection]
         self.connections.clear()
         self.callbacks.clear()
-        self.committed = self.releasing = None
+        self.committed = self.releasing = self.abandoned = None
         self.forget_error()
 
 
@@ -222,6 +231,26 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     record = _existing_record(session)
     if record is not None:
         record.add_connection(connection)
+        if record.abandoned is not None or (record.verifies_commits and is_autocommit(connection)):
+            _refuse_connection(record, session, connection)
+
+
+def _refuse_connection(record: Record, session: Session, connection: Connection) -> None:
+    """Take a connection away again that would be used outside of any transaction of ours.
+
+    A session that kept it would execute its next statement there.
+    """
+    is_late = record.abandoned is not None and record.abandoned is session.get_transaction()
+    if not is_late and not is_autocommit(connection):
+        return
+    if connection is not session.bind:
+        connection.close()
+    if is_late:
+        raise TransactionStateError(
+            "the block that this statement belongs to has ended while the statement waited for a "
+            "connection; wait for every task that uses the session before the end of its block"
+        )
+    raise TransactionStateError(AUTOCOMMIT)
 
 
 def _before_session_commit(session: Session) -> None:
@@ -278,6 +307,7 @@ def _listen_to_dialect(dialect: Dialect) -> None:
         return
     _dialects.add(dialect)
     event.listen(dialect, "handle_error", _on_error)
+    vars(dialect)["do_rollback"] = checked_rollback(dialect.do_rollback)
     commit = dialect.do_commit
     rollback_to_savepoint = dialect.do_rollback_to_savepoint
     release_savepoint = dialect.do_release_savepoint
@@ -303,6 +333,11 @@ def _listen_to_dialect(dialect: Dialect) -> None:
 def _before_commit(dbapi_connection: PoolProxiedConnection) -> None:
     record = record_of_connection(dbapi_connection)
     if record is not None and record.needs_verified_commit:
+        if is_running(dbapi_connection):
+            raise TransactionStateError(
+                "a statement of another task still runs on the connection, so the transaction "
+                "cannot be committed; wait for every task that uses the session before that"
+            )
         error = record.error
         verify_next_commit(dbapi_connection, lambda: aborted_by(error))
 
@@ -321,6 +356,8 @@ def _before_release_savepoint(connection: Connection, name: str) -> None:
 
 
 def _on_error(context: ExceptionContext) -> None:
+    if is_discarded(context.connection):
+        context.invalidate_pool_on_disconnect = False
     record = _open_record(context.connection)
     if record is not None:
         error = context.sqlalchemy_exception or context.original_exception

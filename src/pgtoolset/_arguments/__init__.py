@@ -26,6 +26,8 @@ from pgtoolset._arguments.relationships import (
     relationship_of,
 )
 from pgtoolset._arguments.sessions import (
+    AUTOCOMMIT,
+    check_atomic,
     check_engine,
     check_session_maker,
     check_transactional,
@@ -39,6 +41,7 @@ from pgtoolset._arguments.transactions import NO_OPTIONS, IsolationLevel, Transa
 from pgtoolset._arguments.urls import DatabaseUrl, UrlObject, asyncpg_url, url_of, with_asyncpg
 
 __all__ = [
+    "AUTOCOMMIT",
     "LONGEST_NAME",
     "NO_OPTIONS",
     "DatabaseUrl",
@@ -49,6 +52,7 @@ __all__ = [
     "UrlObject",
     "advisory_numbers",
     "asyncpg_url",
+    "check_atomic",
     "check_columns",
     "check_count",
     "check_engine",
