@@ -28,7 +28,7 @@ from pgtoolset._cancellation import uninterrupted
 from pgtoolset._commits import stop_verifying, undo_failed_release, verify_commits
 from pgtoolset._compatibility import error_of_failed_flush
 from pgtoolset._lifecycle import abandon
-from pgtoolset._postgres.checkouts import discard, is_autocommit
+from pgtoolset._postgres.discards import discard, is_autocommit
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
 from pgtoolset._record import Callback, aborted_by, innermost, record_of, run_callbacks
 from pgtoolset.errors import TransactionStateError

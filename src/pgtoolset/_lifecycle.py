@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from pgtoolset._arguments import sync_session_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._compatibility import connections_of
-from pgtoolset._postgres.checkouts import release
 from pgtoolset._postgres.connections import terminate
+from pgtoolset._postgres.discards import release
 from pgtoolset._record import record_of
 from pgtoolset.protocols import ManagedSession
 

@@ -22,13 +22,13 @@ from sqlalchemy.util import await_only
 from pgtoolset._arguments import AUTOCOMMIT, shown
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._compatibility import connections_of
-from pgtoolset._postgres.checkouts import (
+from pgtoolset._postgres.connections import verify_next_commit
+from pgtoolset._postgres.discards import (
     checked_rollback,
     is_autocommit,
     is_discarded,
     is_running,
 )
-from pgtoolset._postgres.connections import verify_next_commit
 from pgtoolset._postgres.sqlstates import (
     breaks_connection,
     driver_error,

@@ -7,10 +7,13 @@ Errors of SQLAlchemy and of the driver propagate unchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from pgtoolset.values import Blocker
 
 __all__ = [
+    "CommitPhase",
+    "CommitUnknownError",
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",
@@ -28,6 +31,9 @@ __all__ = [
     "WatchFailedError",
     "WatcherClosedError",
 ]
+
+#: Where a commit stood whose outcome is unknown; see `CommitUnknownError.phase`.
+CommitPhase: TypeAlias = Literal["commit", "end", "statement"]
 
 
 class PgToolsetError(Exception):
@@ -53,6 +59,31 @@ class TransactionAbortedError(PgToolsetError, RuntimeError):
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class CommitUnknownError(PgToolsetError, ConnectionError):
+    """The connection was lost after COMMIT was sent and before it was answered.
+
+    PostgreSQL may have stored the transaction or not. Also raised where no answer came within the
+    driver's `command_timeout`, and where the server or a pooler said that it stops. A connection
+    that was lost before COMMIT was sent is another error: nothing is stored then.
+
+    Do not run the work again before you know: look whether the row is there, in a new session, or
+    give the work a key that cannot be stored twice. A block that caught this error from its own
+    `commit()` can commit nothing afterwards, and its end raises the error again. Callbacks of
+    `on_commit` have not run. The `__cause__` is the driver's error.
+
+    Attributes:
+        phase: which commit it was. `"end"`: the one that the library sends at the end of a block,
+            a unit of work, a request or a stream. `"commit"`: one that the block sent itself, with
+            `commit()`. `"statement"`: a statement that commits by itself, such as CREATE DATABASE.
+
+    See https://www.postgresql.org/docs/current/sql-commit.html
+    """
+
+    def __init__(self, message: str, *, phase: CommitPhase) -> None:
+        super().__init__(message)
+        self.phase: CommitPhase = phase
 
 
 class TransactionStateError(PgToolsetError, RuntimeError):

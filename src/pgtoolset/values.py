@@ -11,7 +11,15 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
-__all__ = ["Blocker", "LockMode", "LockWait", "M2MChange", "RowChange", "RowLockMode"]
+__all__ = [
+    "Blocker",
+    "LockMode",
+    "LockWait",
+    "M2MChange",
+    "RetryAttempt",
+    "RowChange",
+    "RowLockMode",
+]
 
 M_co = TypeVar("M_co", covariant=True)
 
@@ -135,6 +143,21 @@ class M2MChange(NamedTuple):
 
     added: int
     removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAttempt:
+    """An attempt of `run_transaction` that has failed, and that another one will follow.
+
+    Attributes:
+        number: the number of the attempt that has failed, from 1.
+        error: its error.
+        pause: the seconds until the next attempt begins.
+    """
+
+    number: int
+    error: Exception
+    pause: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,10 @@ UNIQUE_VIOLATION = "23505"
 #: https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 RETRYABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
 
+#: The server or the network has ended the session: connection_does_not_exist, connection_failure,
+#: admin_shutdown, crash_shutdown, idle_session_timeout, idle_in_transaction_session_timeout.
+LOST_CONNECTION = frozenset({"08003", "08006", "57P01", "57P02", "57P05", "25P03"})
+
 
 def driver_error(error: BaseException) -> BaseException:
     """Return the driver's error from inside SQLAlchemy's two layers, or `error` itself."""
