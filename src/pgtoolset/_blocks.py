@@ -232,7 +232,7 @@ class _Savepoint(AbstractAsyncContextManager[None]):
             self._record.note_error(error, is_disconnect=True)
             for connection in self._record.connections:
                 if not connection.closed and not connection.invalidated:
-                    discard(connection.connection)
+                    await greenlet_spawn(discard, connection.connection)
 
     def _is_rolled_back(self) -> bool:
         """Whether a flush has failed, so that SQLAlchemy is back at the savepoint already."""

@@ -15,7 +15,7 @@ from pgtoolset._arguments import sync_session_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.connections import terminate
-from pgtoolset._postgres.discards import release
+from pgtoolset._postgres.discards import is_running, release
 from pgtoolset._record import record_of
 from pgtoolset.protocols import ManagedSession
 
@@ -64,6 +64,7 @@ async def _roll_back_and_close(session: Any) -> None:
 async def _roll_back(session: Any) -> bool:
     """Roll back; return `False` where that failed, and the connections are discarded."""
     connections = _connections_of(session)
+    await _release_running(session, connections)
     # To cancel a ROLLBACK that gets no answer would ask the same server for another answer. Closing
     # the socket needs none.
     loop = asyncio.get_running_loop()
@@ -94,6 +95,22 @@ def _connections_of(session: Any) -> Collection[Connection]:
     return () if sync is None else list(connections_of(sync.get_transaction()))
 
 
+async def _release_running(session: Any, connections: Collection[Connection]) -> None:
+    """Take the session's own connections on which another task has a statement.
+
+    A rollback would be refused, or would wait for the end of the statement.
+    """
+    for connection in connections:
+        if connection.closed or connection.invalidated or not is_running(connection.connection):
+            continue
+        if connection is not session.sync_session.bind:
+            logger.warning(
+                "a statement of another task still runs on a connection that is to be rolled back; "
+                "the connection is discarded, which ends the statement"
+            )
+            await release(connection, is_own=True)
+
+
 def _terminate_all(connections: Collection[Connection]) -> None:
     for connection in connections:
         if not connection.closed and not connection.invalidated:
@@ -112,7 +129,7 @@ async def _discard(session: Any, connections: Collection[Connection]) -> None:
     record_of(sync).abandoned = sync.get_transaction()
     for connection in connections:
         try:
-            release(connection, is_own=connection is not sync.bind)
+            await release(connection, is_own=connection is not sync.bind)
         except Exception:
             logger.warning("discarding a connection failed", exc_info=True)
 

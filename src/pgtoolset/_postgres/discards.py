@@ -5,13 +5,16 @@ Such a connection is still in a transaction, or a statement of another task stil
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, PoolProxiedConnection
+from sqlalchemy.util import await_only
 
-from pgtoolset._postgres.connections import terminate
+#: Seconds that the server may take to cancel a statement and to close the connection.
+CLOSE_TIMEOUT = 2.0
 
 logger = logging.getLogger("pgtoolset")
 
@@ -35,12 +38,30 @@ def is_autocommit(connection: Connection) -> bool:
 
 
 def discard(connection: PoolProxiedConnection) -> None:
-    """Close the connection at once; the pool makes a new one in its place at the next checkout."""
+    """Close the connection; the pool makes a new one in its place at the next checkout.
+
+    Runs in SQLAlchemy's greenlet.
+    """
     driver: Any = connection.driver_connection
     if connection.is_valid and driver is not None:
         if not driver.is_closed():
             connection.info[_DISCARDED] = True
         connection.invalidate(soft=True)
+        await_only(_end(driver))
+
+
+async def _end(driver: Any) -> None:
+    """Close the driver's connection, and cancel what runs on it.
+
+    PostgreSQL does not see that a client is gone before the end of its statement. It would go on,
+    and keep its row locks.
+    """
+    if driver.is_closed():
+        return
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await driver.close()
+    except Exception:
         driver.terminate()
 
 
@@ -54,10 +75,8 @@ def is_discarded(connection: Connection | None) -> bool:
     return _DISCARDED in connection.info
 
 
-def release(connection: Connection, *, is_own: bool) -> None:
+async def release(connection: Connection, *, is_own: bool) -> None:
     """Close the driver's connection, because its transaction cannot be rolled back otherwise.
-
-    It needs no answer from the server, so no cancellation can cut it.
 
     Args:
         connection: a connection in a transaction.
@@ -67,7 +86,9 @@ def release(connection: Connection, *, is_own: bool) -> None:
     if connection.closed:
         return
     if not connection.invalidated:
-        terminate(connection)
+        driver: Any = connection.connection.driver_connection
+        if driver is not None:
+            await _end(driver)
         connection.invalidate()
     if is_own:
         connection.close()
@@ -86,7 +107,7 @@ def checked_rollback(
             return  # the pool resets it once more as it returns
         try:
             rollback(connection)
-        except BaseException:
+        except Exception:
             discard(connection)
             raise
         # Without a transaction that SQLAlchemy knows of, it has sent no ROLLBACK.
