@@ -9,6 +9,7 @@ from pgtoolset._native import implementation as _implementation
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
+    CommitUnknownError,
     DatabaseExistsError,
     DatabaseInUseError,
     DatabaseNotFoundError,
@@ -41,6 +42,7 @@ from pgtoolset.watch import RowWatcher, row_change_trigger, wait_for_row_change
 
 __all__ = [
     "Blocker",
+    "CommitUnknownError",
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",

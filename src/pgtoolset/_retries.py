@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pgtoolset import errors
 from pgtoolset._arguments import check_function, shown
 from pgtoolset._postgres.sqlstates import LOST_CONNECTION, RETRYABLE, breaks_connection, sqlstate_of
+from pgtoolset.errors import CommitUnknownError
 from pgtoolset.values import RetryAttempt
 
 RetryOn: TypeAlias = Callable[[Exception], bool]
@@ -44,7 +44,7 @@ class Retries:
     def allow(self, error: Exception) -> bool:
         """Whether the transaction that failed with `error` may run again."""
         causes = list(_causes_of(error))
-        if any(isinstance(cause, errors.CommitUnknownError) for cause in causes):
+        if any(isinstance(cause, CommitUnknownError) for cause in causes):
             return False  # it may be stored
         if any(_is_transient(cause) for cause in causes):
             return True

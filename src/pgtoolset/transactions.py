@@ -20,8 +20,10 @@ from pgtoolset._arguments import (
     sync_session_of,
 )
 from pgtoolset._blocks import TransactionBlock, foreign_callbacks
+from pgtoolset._callbacks import Callback
+from pgtoolset._commits import raise_if_unknown
 from pgtoolset._lifecycle import close
-from pgtoolset._record import Callback, innermost, record_of
+from pgtoolset._record import innermost, record_of
 from pgtoolset._retries import OnRetry, Retries, RetryOn
 from pgtoolset._units import own_session
 from pgtoolset.errors import TransactionStateError
@@ -66,6 +68,7 @@ def get_transaction(
             in a transaction. Nothing was sent.
         TransactionAbortedError: the block ended normally, but had swallowed an error that aborted
             the transaction.
+        CommitUnknownError: the connection was lost between COMMIT and its answer.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
 
     Example:
@@ -184,7 +187,8 @@ async def run_transaction(
 
     Raises:
         TransactionAbortedError: `work` swallowed an error that aborted the transaction.
-        CommitUnknownError: the connection was lost after COMMIT was sent. It is never tried again.
+        CommitUnknownError: the connection was lost between COMMIT and its answer, at the end or at
+            a `commit()` of `work`. It is never tried again.
         TransactionStateError: `session_maker` gave a session that is in a transaction or in use
             already, or its engine is in AUTOCOMMIT. Nothing was sent.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
@@ -229,6 +233,11 @@ async def _attempt(
                     f"work must be an async function of one session; {shown(work)} returned "
                     f"{shown(result)}"
                 )
-            return await result
+            try:
+                return await result
+            except Exception:
+                # Whatever `work` raises after a commit() in doubt, it must not run again.
+                raise_if_unknown(sync_session_of(session))
+                raise
     finally:
         await close(session)

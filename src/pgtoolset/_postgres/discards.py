@@ -13,6 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from pgtoolset.errors import TransactionStateError
+
 #: Seconds that the server may take to cancel a statement and to close the connection.
 CLOSE_TIMEOUT = 2.0
 
@@ -30,6 +32,15 @@ def is_running(connection: PoolProxiedConnection) -> bool:
     """
     mutex = getattr(connection.dbapi_connection, "_execute_mutex", None)
     return mutex is not None and mutex.locked()
+
+
+def check_is_free(connection: PoolProxiedConnection) -> None:
+    """Raise before a COMMIT that would not end the transaction of a statement that still runs."""
+    if is_running(connection):
+        raise TransactionStateError(
+            "a statement of another task still runs on the connection, so the transaction cannot "
+            "be committed; wait for every task that uses the session before that"
+        )
 
 
 def is_autocommit(connection: Connection) -> bool:

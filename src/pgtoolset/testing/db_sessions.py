@@ -25,6 +25,7 @@ from pgtoolset._arguments import (
     url_of,
 )
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._checkouts import verify_commit_of
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.tables import qualified_names
@@ -116,6 +117,7 @@ def _check_keywords(name: str, value: object) -> None:
 
 async def _create(engine: AsyncEngine, metadata: MetaData) -> None:
     async with engine.begin() as connection:
+        await connection.run_sync(verify_commit_of)
         await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * LOCK_TIMEOUT}")
         await connection.run_sync(metadata.create_all)
 
@@ -160,5 +162,6 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
     async with Lookout(LOCK_TIMEOUT) as lookout, engine.begin() as connection:
         assert connection.sync_connection is not None
         lookout.watch(connection.sync_connection, wanted)
+        await connection.run_sync(verify_commit_of)
         await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * LOCK_TIMEOUT}")
         await connection.run_sync(drop)
