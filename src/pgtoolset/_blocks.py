@@ -35,7 +35,7 @@ from pgtoolset._commits import (
 )
 from pgtoolset._lifecycle import abandon
 from pgtoolset._outcomes import aborted_by, unknown_again
-from pgtoolset._postgres.discards import discard, is_autocommit
+from pgtoolset._postgres.discards import discard, is_autocommit, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
 from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
@@ -237,7 +237,7 @@ class _Savepoint(AbstractAsyncContextManager[None]):
                 "a rollback to a savepoint failed; its connection is discarded", exc_info=True
             )
             for connection in self._record.connections:
-                if not connection.closed and not connection.invalidated:
+                if is_open(connection):
                     await greenlet_spawn(discard, connection.connection)
 
     def _is_rolled_back(self) -> bool:

@@ -15,7 +15,7 @@ from pgtoolset._arguments import sync_session_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.connections import terminate
-from pgtoolset._postgres.discards import is_running, release
+from pgtoolset._postgres.discards import is_open, is_running, release
 from pgtoolset._record import record_of
 from pgtoolset.protocols import ManagedSession
 
@@ -101,19 +101,19 @@ async def _release_running(session: Any, connections: Collection[Connection]) ->
     A rollback would be refused, or would wait for the end of the statement.
     """
     for connection in connections:
-        if connection.closed or connection.invalidated or not is_running(connection.connection):
+        if not is_open(connection) or not is_running(connection.connection):
             continue
         if connection is not session.sync_session.bind:
             logger.warning(
                 "a statement of another task still runs on a connection that is to be rolled back; "
                 "the connection is discarded, which ends the statement"
             )
-            await release(connection, is_own=True)
+            await release(connection)
 
 
 def _terminate_all(connections: Collection[Connection]) -> None:
     for connection in connections:
-        if not connection.closed and not connection.invalidated:
+        if is_open(connection):
             terminate(connection)
 
 
@@ -129,7 +129,10 @@ async def _discard(session: Any, connections: Collection[Connection]) -> None:
     record_of(sync).abandoned = sync.get_transaction()
     for connection in connections:
         try:
-            await release(connection, is_own=connection is not sync.bind)
+            await release(connection)
+            # The caller of a session that is bound to a connection closes that.
+            if not is_open(connection) and connection is not sync.bind:
+                connection.close()
         except Exception:
             logger.warning("discarding a connection failed", exc_info=True)
 

@@ -31,7 +31,7 @@ from pgtoolset import (
     on_commit,
     run_transaction,
 )
-from tests.support import insert, stored, until
+from tests.support import Part, insert, stored, until
 
 Maker = async_sessionmaker[AsyncSession]
 Open = Callable[[Maker], AbstractAsyncContextManager[AsyncSession]]
@@ -214,6 +214,9 @@ async def small(database_url: str) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(database_url, pool_size=2, max_overflow=0, pool_timeout=60)
     try:
         yield engine
+        async with engine.begin() as connection:
+            await connection.execute(text("DELETE FROM part"))
+            await connection.execute(text("DELETE FROM item"))
     finally:
         await engine.dispose()
 
@@ -262,6 +265,34 @@ async def test_released_beside_other_tasks(
                 await session.execute(text("SELECT 1"))
     assert len(kept) == 5
     assert pool.checkedout() == 0
+
+
+@pytest.mark.parametrize("block", [by_context, by_transaction])
+async def test_a_commit_beside_a_failure(
+    small: AsyncEngine, other: asyncpg.Connection, block: Any
+) -> None:
+    """A COMMIT that another task has sent is not cut, and its connection comes back after it."""
+    pool: Any = small.pool
+    maker = async_sessionmaker(small)
+    await other.execute("INSERT INTO item (id, name) VALUES (1, '')")
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("SELECT 1 FROM item FOR UPDATE")
+
+    async def is_blocked() -> bool:
+        return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    with pytest.raises(Failed):
+        async with block(maker) as session:
+            session.add(Part(id=1, item_id=1))
+            # The foreign key is checked at the COMMIT, and waits for the lock on the row.
+            task = asyncio.ensure_future(session.commit())
+            await until(is_blocked)
+            raise Failed
+    await transaction.rollback()
+    await task
+    assert await other.fetchval("SELECT count(*) FROM part") == 1
+    await until(lambda: pool.checkedout() == 0)
 
 
 @blocks

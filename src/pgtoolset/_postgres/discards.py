@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from pgtoolset._postgres.connections import CommitAttempt
 from pgtoolset.errors import TransactionStateError
 
 #: Seconds that the server may take to cancel a statement and to close the connection.
@@ -53,22 +54,21 @@ def discard(connection: PoolProxiedConnection) -> None:
 
     Runs in SQLAlchemy's greenlet.
     """
-    driver: Any = connection.driver_connection
-    if connection.is_valid and driver is not None:
-        if not driver.is_closed():
-            connection.info[_DISCARDED] = True
+    if connection.is_valid:
         connection.invalidate(soft=True)
-        await_only(_end(driver))
+        await_only(_end(connection))
 
 
-async def _end(driver: Any) -> None:
+async def _end(connection: PoolProxiedConnection) -> None:
     """Close the driver's connection, and cancel what runs on it.
 
     PostgreSQL does not see that a client is gone before the end of its statement. It would go on,
     and keep its row locks.
     """
-    if driver.is_closed():
+    driver: Any = connection.driver_connection
+    if driver is None or driver.is_closed():
         return
+    connection.info[_DISCARDED] = True
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await driver.close()
@@ -81,28 +81,27 @@ def is_discarded(connection: Connection | None) -> bool:
 
     The other connections of its pool are as good as they were.
     """
-    if connection is None or connection.closed or connection.invalidated:
-        return False
-    return _DISCARDED in connection.info
+    return connection is not None and is_open(connection) and _DISCARDED in connection.info
 
 
-async def release(connection: Connection, *, is_own: bool) -> None:
+async def release(connection: Connection) -> None:
     """Close the driver's connection, because its transaction cannot be rolled back otherwise.
 
-    Args:
-        connection: a connection in a transaction.
-        is_own: whether it goes back to the pool too. The caller of a session that is bound to a
-            connection does that.
+    A COMMIT that was sent is left alone: it cannot be taken back, and its end frees the connection.
     """
-    if connection.closed:
-        return
-    if not connection.invalidated:
-        driver: Any = connection.connection.driver_connection
-        if driver is not None:
-            await _end(driver)
-        connection.invalidate()
-    if is_own:
-        connection.close()
+    if is_open(connection) and not _is_committing(connection.connection):
+        await _end(connection.connection)
+        if is_open(connection):
+            connection.invalidate()
+
+
+def is_open(connection: Connection) -> bool:
+    """Whether there is a connection of the driver below a connection of SQLAlchemy."""
+    return not (connection.closed or connection.invalidated)
+
+
+def _is_committing(connection: PoolProxiedConnection) -> bool:
+    return isinstance(getattr(connection.dbapi_connection, "_transaction", None), CommitAttempt)
 
 
 def checked_rollback(
