@@ -177,10 +177,19 @@ async def drop_database(
                 raise
 
 
-async def drop(connection: Any, db_name: str, *, force: bool) -> None:
-    """Drop a database over a connection of asyncpg to another database."""
+async def drop(connection: Any, db_name: str, *, force: bool, timeout: float | None = None) -> None:
+    """Drop a database over a connection of asyncpg to another database.
+
+    Args:
+        connection: to any other database on the server.
+        db_name: the name.
+        force: end the sessions of the database.
+        timeout: seconds after which the statement is cancelled with a `TimeoutError`: it may wait
+            for a lock of another session.
+    """
+    statement = drop_statement(db_name, force=force)
     try:
-        await uninterrupted(connection.execute(drop_statement(db_name, force=force)))
+        await uninterrupted(connection.execute(statement, timeout=timeout))
     except Exception as error:
         raise_if_unanswered(error)
         state = sqlstate_of(error)
