@@ -37,7 +37,7 @@ class Proxy:
             half-open connection.
         delay: seconds before each chunk is forwarded.
         cut: where the next connection ends; once, and `None` afterwards.
-        chunks: the number of chunks in each direction.
+        counts: the number of chunks in each direction.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,7 +50,7 @@ class Proxy:
         self.delay = 0.0
         self.accepted = 0
         self.cut: Cut | None = None
-        self.chunks: dict[Direction, int] = {"to server": 0, "to client": 0}
+        self.counts: dict[Direction, int] = {"to server": 0, "to client": 0}
 
     @classmethod
     @asynccontextmanager
@@ -75,8 +75,8 @@ class Proxy:
 
     def cut_at_chunk(self, direction: Direction, number: int, how: How) -> None:
         """Cut at the `number`-th chunk from now in one direction."""
-        last = self.chunks[direction] + number
-        self.cut = Cut(direction, lambda _: self.chunks[direction] >= last, how)
+        last = self.counts[direction] + number
+        self.cut = Cut(direction, lambda _: self.counts[direction] >= last, how)
 
     def cut_at_commit(self, how: How, direction: Direction = "to client") -> None:
         """Cut at the next COMMIT, or at the answer to it."""
@@ -113,16 +113,16 @@ class Proxy:
         ]
         for direction, source, sink in pipes:
             task = asyncio.create_task(
-                self._forward(direction, source, sink, (writer, upstream[1]))
+                self._forward(source, sink, direction, (writer, upstream[1]))
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _forward(
         self,
-        direction: Direction,
         source: asyncio.StreamReader,
         sink: asyncio.StreamWriter,
+        direction: Direction,
         ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
     ) -> None:
         with suppress(OSError):
@@ -131,7 +131,7 @@ class Proxy:
                     await asyncio.sleep(self.delay)
                 if self.frozen:
                     await asyncio.Event().wait()  # this connection is never heard of again
-                self.chunks[direction] += 1
+                self.counts[direction] += 1
                 if self.cut is not None and self.cut.direction == direction and self.cut.at(chunk):
                     how, self.cut = self.cut.how, None
                     await self._end(how, chunk, sink, ends)

@@ -6,6 +6,7 @@ For SQLAlchemy's `AsyncSession`, FastAPI and asyncpg.
 from typing import TYPE_CHECKING, Literal
 
 from pgtoolset._native import implementation as _implementation
+from pgtoolset._text import make_logs_safe as _make_logs_safe
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
@@ -85,6 +86,8 @@ __all__ = [
     "run_transaction",
     "wait_for_row_change",
 ]
+
+_make_logs_safe()
 
 #: Which implementation of the hot modules is in use. Declared here, because pyright takes the type
 #: of a name that is only imported here for `str`.

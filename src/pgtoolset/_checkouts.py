@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
-from weakref import WeakSet
 
 from sqlalchemy import Connection, Dialect, PoolProxiedConnection, Transaction, event
 from sqlalchemy.engine import ExceptionContext, RootTransaction
@@ -29,15 +28,13 @@ from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_dis
 from pgtoolset._postgres.sqlstates import breaks_connection, reported_by_server
 from pgtoolset.errors import CommitUnknownError
 
-#: In the attributes of the object that the pool returned for one checkout. So the checkout lives
-#: exactly as long: a session that is dropped without `close()` is collected, and its connection
-#: with it.
+#: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
+#: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
+#: without `close()` is collected, and its connection with it.
 _KEY = "pgtoolset.checkout"
 
 DialectCommit: TypeAlias = Callable[[PoolProxiedConnection], None]
 DialectRelease: TypeAlias = Callable[[Connection, str], None]
-
-_dialects: WeakSet[Dialect] = WeakSet()
 
 
 class Participant(Protocol):
@@ -48,10 +45,12 @@ class Participant(Protocol):
     @property
     def needs_verified_commit(self) -> bool:
         """Whether a COMMIT that PostgreSQL answers with ROLLBACK must be an error."""
+        ...
 
     @property
     def is_ending(self) -> bool:
         """Whether the commit is the one at the end of its block."""
+        ...
 
 
 class Checkout:
@@ -218,7 +217,7 @@ def checkout_of(connection: Connection) -> Checkout:
     checkout: Checkout | None = attributes.get(_KEY)
     if checkout is None:
         dialect = connection.dialect
-        if dialect not in _dialects:
+        if _KEY not in vars(dialect):
             _listen(dialect)
         if dialect.driver == "asyncpg":
             check_verifiable(connection.connection)
@@ -249,7 +248,7 @@ def _listen(dialect: Dialect) -> None:
     10 us for each statement. The dialect's own methods are called at the same moments, and cost
     nothing elsewhere.
     """
-    _dialects.add(dialect)
+    vars(dialect)[_KEY] = True
     event.listen(dialect, "handle_error", _on_error)
     commit = dialect.do_commit
     savepoint = dialect.do_savepoint

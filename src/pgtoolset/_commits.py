@@ -53,8 +53,9 @@ async def commit_at_end(session: Any, sync: Session) -> None:
             error the block has swallowed. Nothing more is committed then.
         TransactionAbortedError: the transaction is lost.
     """
-    raise_if_unknown(sync)
     record = record_of(sync)
+    if record.unknown is not None:
+        raise unknown_again(record.unknown)
     # The block may have ended the transaction, and begun another one or none.
     if sync.in_transaction():
         record.is_ending = True

@@ -9,7 +9,8 @@ from pgtoolset._postgres.sqlstates import (
     reported_by_server,
     sqlstate_of,
 )
-from pgtoolset.errors import CommitPhase, CommitUnknownError, TransactionAbortedError
+from pgtoolset.errors import CommitUnknownError, TransactionAbortedError
+from pgtoolset.types import CommitPhase
 
 #: What became of the work, for `aborted_by`.
 DISCARDED = "PostgreSQL has discarded all its work"

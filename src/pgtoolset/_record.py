@@ -208,13 +208,15 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 def _end(session: Session, record: Record, transaction: SessionTransaction) -> None:
     """Run the callbacks after the COMMIT, or keep them until the one that is still to come."""
     is_committed = record.committed is transaction
-    callbacks = [callback for _, callback in record.callbacks] if is_committed else []
+    callbacks = [callback for _, callback in record.callbacks] if record.callbacks else []
+    is_relied_on = record.verifies_commits or bool(callbacks)
     joined = [checkout for checkout in record.checkouts if checkout.is_joined]
-    is_relied_on = is_committed and record.needs_verified_commit
     if callbacks and not record.checkouts:
         joined = _outer_transaction(session)
     record.empty()
-    if joined and is_relied_on and _STANDS_ALONE not in session.info:
+    if not (is_committed and is_relied_on):
+        return
+    if joined and _STANDS_ALONE not in session.info:
         joined[0].defer(callbacks)
     elif callbacks:
         run_in_greenlet(callbacks)

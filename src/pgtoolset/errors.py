@@ -7,12 +7,12 @@ Errors of SQLAlchemy and of the driver propagate unchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
+from pgtoolset._text import safe, safe_lines
+from pgtoolset.types import CommitPhase
 from pgtoolset.values import Blocker
 
 __all__ = [
-    "CommitPhase",
     "CommitUnknownError",
     "DatabaseExistsError",
     "DatabaseInUseError",
@@ -32,12 +32,19 @@ __all__ = [
     "WatcherClosedError",
 ]
 
-#: Where a commit stood whose outcome is unknown; see `CommitUnknownError.phase`.
-CommitPhase: TypeAlias = Literal["commit", "end", "statement"]
-
 
 class PgToolsetError(Exception):
-    """The root of all errors of this library. Catch it where any of them may occur."""
+    """The root of all errors of this library. Catch it where any of them may occur.
+
+    A message is one line, whatever it quotes: control characters are escaped and passwords of URLs
+    left out. The attributes of an error hold what PostgreSQL said, unchanged.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(self._said(each) for each in arguments))
+
+    def _said(self, argument: object) -> object:
+        return safe(argument) if isinstance(argument, str) else argument
 
 
 class TransactionAbortedError(PgToolsetError, RuntimeError):
@@ -107,6 +114,9 @@ class EmbeddedServerError(PgToolsetError, RuntimeError):
 
     Install `pgtoolset[testing]`, or read the server's log, which the message shows.
     """
+
+    def _said(self, argument: object) -> object:
+        return safe_lines(argument) if isinstance(argument, str) else argument
 
 
 class LockTimeoutError(PgToolsetError, TimeoutError):

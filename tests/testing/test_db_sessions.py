@@ -255,7 +255,9 @@ class CuttingProxy(Proxy):
     at = chunks = 0
     is_lasting = False
 
-    async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _forward(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *_: object
+    ) -> None:
         with suppress(OSError):
             while chunk := await source.read(65536):
                 self.chunks += 1

@@ -276,7 +276,7 @@ class Lab:
         """Run a program with a cut, and compare; return the number of chunks of each direction."""
         async with self.engine.connect() as connection:
             await connection.execute(text("SELECT 1"))  # the pool has a connection that works
-        before = dict(self.proxy.chunks)
+        before = dict(self.proxy.counts)
         if cut is not None:
             self.proxy.cut_at_chunk(*cut)
         ledger = await run(kind, self.maker, block)
@@ -291,7 +291,7 @@ class Lab:
                 expected |= set(either)
         assert stored == expected
         assert ledger.ran == ledger.stored
-        return {each: self.proxy.chunks[each] - before[each] for each in before}
+        return {each: self.proxy.counts[each] - before[each] for each in before}
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from pgtoolset._arguments import (
     DatabaseUrl,
     asyncpg_url,
     check_flag,
+    connect_arguments,
     metadata_of,
     shown,
     url_of,
@@ -33,7 +34,7 @@ from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset.cleanup import HasMetadata, cleanup_tables
-from pgtoolset.errors import PgToolsetError
+from pgtoolset.errors import CommitUnknownError, PgToolsetError
 from pgtoolset.testing import _marks
 from pgtoolset.testing._owners import Owner, new_owner
 
@@ -104,8 +105,12 @@ async def create_db_session(
     check_flag("cleanup", cleanup)
     if echo != "debug":
         check_flag("echo", echo)
-    url = asyncpg_url(url_of("database_url", database_url))
-    engine = create_async_engine(url, echo=echo, **(engine_kwargs or {}))
+    given = url_of("database_url", database_url)
+    url = asyncpg_url(given)
+    keywords = dict(engine_kwargs or {})
+    if url.drivername == "postgresql+asyncpg":
+        keywords["connect_args"] = connect_arguments(given) | keywords.get("connect_args", {})
+    engine = create_async_engine(url, echo=echo, **keywords)
     maker = async_sessionmaker(engine, expire_on_commit=expire_on_commit, **(session_kwargs or {}))
     session = maker()
     owner = await asyncio.to_thread(new_owner)
@@ -133,6 +138,9 @@ async def create_db_session(
 def _check_keywords(name: str, value: object) -> None:
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a mapping of keywords or None, not {shown(value)}")
+    for key in value or ():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ValueError(f"{name} must have names of arguments as keys, not {shown(key)}")
 
 
 async def _create(engine: AsyncEngine, metadata: MetaData, owner: Owner | None) -> None:
@@ -175,8 +183,10 @@ async def _on_a_fresh_connection(engine: AsyncEngine, work: Callable[[], Awaitab
         try:
             return await work()
         except Exception as error:
-            is_last = attempt == TRIES - 1
-            if is_last or isinstance(error, PgToolsetError) or reported_by_server(error):
+            is_lost = isinstance(error, CommitUnknownError) or not (
+                isinstance(error, PgToolsetError) or reported_by_server(error)
+            )
+            if attempt == TRIES - 1 or not is_lost:
                 raise
         await asyncio.sleep(_PAUSE * 2**attempt)
 

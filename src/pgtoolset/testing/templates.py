@@ -124,7 +124,7 @@ async def template_database(
 
     See https://www.postgresql.org/docs/current/manage-ag-templatedbs.html
     """
-    url = asyncpg_url(url_of("server_url", server_url))
+    url = url_of("server_url", server_url)
     _check_part("run", run)
     if version is not None:
         _check_part("version", version)
@@ -202,7 +202,7 @@ async def _make(
     await _drop_draft(connection, draft)
     await create_database(draft, server_url=url)
     try:
-        draft_url = url.set(database=draft)
+        draft_url = asyncpg_url(url).set(database=draft)
         await make(draft_url.render_as_string(hide_password=False))
         mark = _Mark(_today(), await _has_rows(draft_url))
         await seal_database(draft, server_url=url)
