@@ -7,16 +7,17 @@ import ast
 import asyncio
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import httpx
 import pytest
 import sqlalchemy.util
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.requests import HTTPConnection
 from sqlalchemy import Engine, Table, column, event, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.dml import Insert
@@ -368,6 +369,70 @@ async def test_exit_stacks_in_the_scope() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         await client.get("/")
     assert [type(stack) for stack in seen] == [AsyncExitStack, AsyncExitStack]
+
+
+async def test_dependencies_enter_the_stacks() -> None:
+    """A dependency that yields, in each scope, enters FastAPI's stacks by the method we watch."""
+    app = FastAPI()
+    entered: list[str] = []
+
+    class Noting(_requests.RequestUnits):
+        def note(self, *exit: Any) -> None:
+            entered.append("request")
+
+        def note_endpoint(self, *exit: Any) -> None:
+            entered.append("function")
+
+    async def watch(request: Request) -> None:
+        function, response = (
+            request.scope[key] for key in (_requests._FUNCTION_STACK, _requests._REQUEST_STACK)
+        )
+        units = Noting(function)
+        _requests._watch(function, _requests.EndpointStack, units)
+        _requests._watch(response, _requests.ResponseStack, units)
+
+    async def asynchronous() -> AsyncIterator[None]:
+        yield
+
+    def synchronous() -> Iterator[None]:
+        yield
+
+    scopes: list[Literal["function", "request"]] = ["function", "request"]
+    for scope in scopes:
+        for dependency in (asynchronous, synchronous):
+
+            @app.get(f"/{scope}/{dependency.__name__}")
+            async def endpoint(
+                first: None = Depends(watch),
+                second: None = Depends(dependency, scope=scope),
+            ) -> None: ...
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        paths = [f"/{scope}/{each}" for scope in scopes for each in ("asynchronous", "synchronous")]
+        for path in paths:
+            assert (await client.get(path)).status_code == 200
+    assert entered == ["function", "function", "request", "request"]
+
+
+async def test_route_of_an_endpoint() -> None:
+    """The route in the scope of an endpoint has a `dependant`, in each kind of router."""
+    app, router, inner = FastAPI(), APIRouter(), FastAPI()
+    seen: list[bool] = []
+
+    async def look(connection: HTTPConnection) -> None:
+        seen.append(hasattr(connection.scope["route"], "dependant"))
+
+    for each in (app, router, inner):
+
+        @each.get("/", dependencies=[Depends(look)])
+        async def endpoint() -> None: ...
+
+    app.include_router(router, prefix="/router")
+    app.mount("/inner", inner)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        for path in ("/", "/router/", "/inner/"):
+            assert (await client.get(path)).status_code == 200
+    assert seen == [True, True, True]
 
 
 # pytest

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from pgtoolset._arguments import check_atomic, new_session, sync_session_of
+from pgtoolset._begins import explain_second_begin, stop_explaining
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
 from pgtoolset._lifecycle import close, close_idle
 from pgtoolset._record import record_of
@@ -57,6 +58,7 @@ class UnitOfWork(Generic[S]):
         # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
         if not self._sync.in_transaction():
             self._sync.begin()
+        explain_second_begin(self._sync)
 
     async def commit(self) -> None:
         """Commit the open transaction; the session stays usable."""
@@ -108,6 +110,7 @@ class UnitOfWork(Generic[S]):
         """Roll back the open transaction, close the session and release its connection."""
         if self._sync is not None:
             stop_verifying(self._sync)
+            stop_explaining(self._sync)
         if not close_idle(self.session):
             await close(self.session)
 
