@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Dialect
 from sqlalchemy.orm import Session, SessionTransaction
 
 from pgtoolset.errors import UnsupportedVersionError
@@ -62,6 +62,15 @@ def error_of_failed_flush(transaction: SessionTransaction) -> BaseException | No
     """
     error: BaseException | None = getattr(transaction, "_rollback_exception", None)
     return error
+
+
+def isolation_level_at_connect(dialect: Dialect) -> str | None:
+    """Return `isolation_level` of `create_engine`.
+
+    `None` where SQLAlchemy does not keep it: AUTOCOMMIT is then seen at the first connection.
+    """
+    level: str | None = getattr(dialect, "_on_connect_isolation_level", None)
+    return level
 
 
 def is_in_block(session: Session) -> bool:
