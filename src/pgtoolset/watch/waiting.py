@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import (
@@ -24,6 +25,7 @@ from pgtoolset.errors import WaitTimeoutError
 from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.watch._batches import LAST_POLL_TIMEOUT
 from pgtoolset.watch._loading import place, seen_by
+from pgtoolset.watch._own import OwnRow
 from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, poll_on_connection
 from pgtoolset.watch._queues import joined_queue
 from pgtoolset.watch.conditions import Condition
@@ -112,10 +114,8 @@ async def wait_for_row_change(
     check_predicate("until", until)
     seen = None if baseline is None else seen_by(target, baseline)
     row = f"{target} {shown(key[0] if len(key) == 1 else key)}"
-    bind = sync.get_bind(target.mapper)
-    query = RowQuery(target, key, sync, bind, has_predicate=until is not None)
-    wait = _Wait(query, row, Condition(target, row, until, seen), pause, limit)
-    found = await wait.run()
+    query = RowQuery(target, key, sync, Condition(target, row, until, seen))
+    found = await _Wait(query, row, pause, limit).run(sync)
     placed: M = await greenlet_spawn(place, sync, target, found)
     return placed
 
@@ -127,29 +127,31 @@ class _Wait:
         self,
         query: RowQuery,
         row: str,
-        condition: Condition,
         interval: float,
         timeout: float | None,
     ) -> None:
         self._query = query
         self._row = row
-        self._condition = condition
         self._interval = interval
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._deadline = math.inf if timeout is None else self._loop.time() + timeout
 
-    async def run(self) -> Any:
-        """Return the row that meets the condition, as a detached instance."""
+    async def run(self, session: Session) -> Any:
+        """Return the row that meets the condition as it is for the session: a detached instance."""
         if isinstance(self._query.bind, Connection):
             return await self._poll_until_met(
                 self._poll_on_connection, lambda last: last + self._interval
             )
         with joined_queue(self._query) as queue:
-            return await self._poll_until_met(
-                lambda: queue.poll(self._query, self._deadline),
-                lambda last: queue.next_poll_at(last, self._interval),
+
+            def poll() -> Awaitable[Any]:
+                return queue.poll(self._query, self._deadline)
+
+            found = await self._poll_until_met(
+                poll, lambda last: queue.next_poll_at(last, self._interval)
             )
+            return await OwnRow(session, self._query).instead_of(found, poll)
 
     async def _poll_until_met(
         self, poll: Callable[[], Awaitable[Any]], next_poll_at: Callable[[float], float]
@@ -169,7 +171,7 @@ class _Wait:
                 retry = min(2 * retry, LONGEST_RETRY)
             else:
                 retry = FIRST_RETRY
-                if self._condition.is_met(row):
+                if self._query.condition.is_met(row):
                     return row
                 # A poll that waited for its turn may have been sent after the deadline.
                 is_last = is_last or self._query.sent_at >= self._deadline
