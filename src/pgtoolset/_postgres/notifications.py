@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +20,17 @@ from sqlalchemy.schema import ExecutableDDLElement
 
 from pgtoolset._postgres.arrays import DIALECT, stored_type
 
-__all__ = ["AnnounceFunction", "AnnounceTrigger", "channel_of", "keys_in", "payload_key"]
+__all__ = [
+    "SCHEMA_OF_TABLE",
+    "AnnounceFunction",
+    "AnnounceTrigger",
+    "channel_in",
+    "channel_of",
+    "keys_in",
+    "payload_key",
+]
+
+_PREFIX = "pgtoolset_"
 
 #: The longest payload that PostgreSQL accepts, in bytes.
 LONGEST_PAYLOAD = 7999
@@ -40,10 +50,29 @@ EVENTS: Mapping[str, str] = {
 }
 
 
+#: The schema of the table with a qualified name.
+SCHEMA_OF_TABLE = """
+SELECT n.nspname FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1::pg_catalog.text)
+"""
+
+
+def channel_in(table: Table, schema: str) -> str:
+    """Return the channel of a table in the schema that it is in on the server.
+
+    Tenants have the same table in schemas of their own, and must not hear each other.
+    """
+    return _PREFIX + sha256((channel_of(table) + schema).encode()).hexdigest()[:32]
+
+
 def channel_of(table: Table) -> str:
-    """Return the channel of a table: a hash, because PostgreSQL cuts names to 63 bytes."""
+    """Return the name of a table's function, from which the channels of the table are made.
+
+    It is a hash, because PostgreSQL cuts names to 63 bytes.
+    """
     name = json.dumps([table.schema, table.name])
-    return "pgtoolset_" + blake2b(name.encode(), digest_size=16).hexdigest()
+    return _PREFIX + blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def keys_in(payload: str) -> list[tuple[Any, ...]] | None:
@@ -96,7 +125,12 @@ class AnnounceTrigger(ExecutableDDLElement):
 def _create_function(element: AnnounceFunction, compiler: Any, **_: Any) -> str:
     quote = compiler.preparer.quote
     columns = ", ".join(quote(column.name) for column in element.keys)
-    channel = channel_of(element.table)
+    # `channel_in`, for the schema in which the function is executed.
+    channel = (
+        f"pg_catalog.concat('{_PREFIX}', pg_catalog.left(pg_catalog.encode(pg_catalog.sha256("
+        f"pg_catalog.convert_to(pg_catalog.concat('{channel_of(element.table)}', TG_TABLE_SCHEMA), "
+        "'UTF8')), 'hex'), 32))"
+    )
     if element.keys and all(map(_is_spelled_alike, element.keys)):
 
         def named(rows: str) -> str:
@@ -131,7 +165,7 @@ DECLARE
     keys text;
 BEGIN{body}
     IF keys IS NOT NULL THEN
-        PERFORM pg_catalog.pg_notify('{channel}', keys);
+        PERFORM pg_catalog.pg_notify({channel}, keys);
     END IF;
     RETURN NULL;
 END

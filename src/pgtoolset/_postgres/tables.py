@@ -99,7 +99,8 @@ def qualified_names(
 
 #: The role, and those of the tables whose row-level security is active for it.
 _HIDING = text("""
-SELECT CURRENT_USER, each.name FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS each(name)
+SELECT CURRENT_USER, each.name
+FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS each(name)
 WHERE pg_catalog.row_security_active(CAST(pg_catalog.to_regclass(each.name) AS pg_catalog.oid))
 """).bindparams(bindparam("names", type_=ARRAY(Text)))
 

@@ -68,7 +68,7 @@ class OwnRow:
         return own
 
     def _open_connection(self) -> Connection | None:
-        """Return the connection of the session's transaction that its writes, or else reads, use."""
+        """Return the connection that writes, or else reads, of the session's transaction use."""
         mapper = self._query.target.mapper
         table = mapper.local_table
         if not isinstance(self._query.bind, Engine) or not isinstance(table, Table):

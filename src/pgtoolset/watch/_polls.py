@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/queries-table-expressions.html#QUERIES-T
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections.abc import Callable, Sequence
 from datetime import date, time, timedelta
@@ -19,7 +20,7 @@ from typing import Any, Protocol, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Select, Table, column, func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InternalError, NotSupportedError, ProgrammingError
 from sqlalchemy.orm import Session, lazyload, undefer
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import QueuePool
@@ -36,7 +37,15 @@ from pgtoolset._postgres.tables import hiding, options_of, qualified_names
 from pgtoolset.watch.conditions import SAME, Condition
 from pgtoolset.watch.targets import Target, exact_part
 
-__all__ = ["Batch", "PollTimeout", "RowQuery", "is_lost", "poll_on_connection", "poll_on_pool"]
+__all__ = [
+    "Batch",
+    "PollTimeout",
+    "RowQuery",
+    "is_lost",
+    "is_outdated",
+    "poll_on_connection",
+    "poll_on_pool",
+]
 
 #: Seconds that connecting may take, and the answer to a statement. Then the connection counts as
 #: lost.
@@ -262,7 +271,7 @@ def poll_on_pool(engine: Engine, batch: Batch) -> None:
 def _poll_values(
     connection: Connection, queries: Sequence[RowQuery], batch: Batch
 ) -> list[RowQuery]:
-    """Answer the queries whose watched values are the same; return those that need the whole row."""
+    """Answer the queries whose watched values are the same; return those that need the row."""
     quiet = [query for query in queries if not query.condition.needs_row]
     if not quiet:
         return list(queries)
@@ -272,7 +281,11 @@ def _poll_values(
     except Exception as error:
         if is_lost(error):
             raise
-        return list(queries)
+        if not is_outdated(error):
+            return list(queries)
+        for query in queries:  # the same error would answer each of them
+            batch.answered(query, None, copy.copy(error))
+        return []
     answered: set[RowQuery] = set()
     for position, query in enumerate(quiet):
         found = values.get(position)
@@ -330,6 +343,12 @@ def is_lost(error: Exception) -> bool:
     # and of the server.
     state = sqlstate_of(error) or ""
     return isinstance(error, OSError) or state.startswith(("08", "53", "57"))
+
+
+def is_outdated(error: Exception) -> bool:
+    """Return whether a statement did not fit the tables, or what was cached about them."""
+    about_schema = (ProgrammingError, NotSupportedError, InternalError)
+    return isinstance(error, about_schema) and not error.connection_invalidated
 
 
 def _is_closed(connection: Connection) -> bool:

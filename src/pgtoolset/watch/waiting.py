@@ -26,7 +26,7 @@ from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.watch._batches import LAST_POLL_TIMEOUT
 from pgtoolset.watch._loading import place, seen_by
 from pgtoolset.watch._own import OwnRow
-from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, poll_on_connection
+from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, is_outdated, poll_on_connection
 from pgtoolset.watch._queues import joined_queue
 from pgtoolset.watch.conditions import Condition
 from pgtoolset.watch.targets import resolve_target
@@ -39,6 +39,10 @@ M = TypeVar("M")
 #: shorter.
 FIRST_RETRY = 0.02
 LONGEST_RETRY = 0.5
+
+#: Polls in a row that may fail because of DDL: what was cached about a table before it, or a table
+#: that is complete again a moment later.
+MOST_SCHEMA_FAILURES = 3
 
 
 async def wait_for_row_change(
@@ -134,6 +138,7 @@ class _Wait:
         self._row = row
         self._interval = interval
         self._timeout = timeout
+        self._schema_failures = 0
         self._loop = asyncio.get_running_loop()
         self._deadline = math.inf if timeout is None else self._loop.time() + timeout
 
@@ -167,10 +172,12 @@ class _Wait:
                 if not self._may_pass(error):
                     raise
                 problem = error
-                poll_at = self._loop.time() + min(self._interval, retry)
+                pause = LONGEST_RETRY if self._schema_failures > 1 else retry
+                poll_at = self._loop.time() + min(self._interval, pause)
                 retry = min(2 * retry, LONGEST_RETRY)
             else:
                 retry = FIRST_RETRY
+                self._schema_failures = 0
                 if self._query.condition.is_met(row):
                     return row
                 # A poll that waited for its turn may have been sent after the deadline.
@@ -197,7 +204,11 @@ class _Wait:
 
     def _may_pass(self, error: Exception) -> bool:
         """Return whether another poll may succeed."""
-        if isinstance(self._query.bind, Connection):
+        bind = self._query.bind
+        if is_outdated(error) and not (isinstance(bind, Connection) and bind.in_transaction()):
+            self._schema_failures += 1
+            return self._schema_failures < MOST_SCHEMA_FAILURES
+        if isinstance(bind, Connection):
             return False  # it cannot be replaced: its transaction is lost with it
         if isinstance(error, PoolTimeoutError):
             return not self._query.holds_pool_connection()
