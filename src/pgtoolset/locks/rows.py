@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Select, Table, Text, cast, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, Session
 
 from pgtoolset._arguments import (
     PrimaryKey,
@@ -25,7 +25,7 @@ from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.arrays import among
 from pgtoolset._postgres.locks import refuse_autocommit, sessions_owning
 from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
-from pgtoolset._postgres.tables import options_of
+from pgtoolset._postgres.tables import options_of, qualified_names, translation_of
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.transactions import get_transaction
 from pgtoolset.types import Duration, PrimaryKeys, RowLockModeSpelling
@@ -186,7 +186,7 @@ class _RowLocks:
         async with Lookout(
             self.timeout, holders=self._holders(session, connection), limits_statement=True
         ) as lookout:
-            lookout.watch(connection, self._wanted())
+            lookout.watch(connection, self._wanted(session.sync_session, connection))
             result = await session.scalars(
                 self.statement,
                 _parameters(self.keys),
@@ -195,9 +195,12 @@ class _RowLocks:
             rows: Sequence[Any] = result.unique().all()
         return rows
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self, session: Session, connection: Connection) -> Wanted:
         table = self.mapper.local_table
-        name = table.fullname if isinstance(table, Table) else str(table)
+        name = str(table)
+        if isinstance(table, Table):
+            translation = translation_of(session, connection)
+            (name,) = qualified_names([table], connection.dialect, translation)
         rows = f"{len(self.keys)} row{'s' * (len(self.keys) != 1)}"
         action = f"lock {rows} of {name} in {self.mode.value} mode"
         return Wanted(action, [name], self.mode.value)

@@ -244,9 +244,10 @@ class Hub:
         group.mark_all_due()
         # A locked table would have each of its groups wait for the same lock.
         together = [each for each in self._groups.all() if is_locked(error) and each.shares(group)]
-        for each in {group, *together}:
-            each.not_before = loop.time() + pause
-        loop.call_at(group.not_before, self._wake.set)
+        again_at = loop.time() + pause
+        for each in (group, *together):
+            each.not_before = again_at
+        loop.call_at(again_at, self._wake.set)
         logger.warning("%s cannot be polled now, and is polled again: %s", group.target, error)
 
     async def _listen(self, link: Link, group: Group) -> None:

@@ -58,6 +58,10 @@ IMMUTABLE_TYPES = (
 )
 
 
+#: The isolation level of the transaction.
+_LEVEL: Any = func.pg_catalog.current_setting("transaction_isolation")
+
+
 class KeyedSelects:
     """The statements for the rows of any number of keys. Queries of one queue share them.
 
@@ -75,8 +79,7 @@ class KeyedSelects:
     @cached_property
     def rows_and_level(self) -> Select[Any]:
         """The same, each with the isolation level of the transaction."""
-        level = func.pg_catalog.current_setting("transaction_isolation")
-        return self._select(self._target.model, level).options(*self._loading)
+        return self._select(self._target.model, _LEVEL).options(*self._loading)
 
     @cached_property
     def values(self) -> Select[Any]:
@@ -167,7 +170,7 @@ class RowQuery:
         for row, level, _ in self._fetch(connection, self.selects.rows_and_level, [self]):
             return row, level
         self._note_missing(connection, {}, [self])
-        return None, ""
+        return None, str(connection.scalar(select(_LEVEL)))
 
     def rows(self, connection: Connection, queries: Sequence[RowQuery]) -> dict[int, Any]:
         """Return the rows of queries as detached instances, by their positions, from 0."""
