@@ -263,12 +263,17 @@ def main() -> None:
         "--crowd-seconds",
         type=float,
         default=45,
-        help="for each number of waiters and contestant; 0 leaves them out",
+        help="for each number of waiters and contestant, at least 20; 0 leaves them out",
     )
     parser.add_argument(
         "--only-crowds", action="store_true", help="that comparison and nothing else"
     )
     options = parser.parse_args()
+    if 0 < options.crowd_seconds < _waiters.SHORTEST:
+        parser.error(
+            f"--crowd-seconds must be at least {_waiters.SHORTEST:g}, or 0: the waiters need "
+            f"{_waiters.SETTLE:g} s to begin and {_waiters.REST:g} s to hear of the last change"
+        )
     asyncio.run(
         run(
             options.rounds,

@@ -76,7 +76,8 @@ DDL = {
     "other type": "ALTER TABLE altered.thing ALTER name TYPE varchar(30)",
     "type of the key": "ALTER TABLE altered.thing ALTER id TYPE bigint",
     "more columns": "ALTER TABLE altered.thing ADD more text, ADD again int",
-    "column dropped": "ALTER TABLE altered.thing ADD more text; ALTER TABLE altered.thing DROP more",
+    "column dropped": """ALTER TABLE altered.thing ADD more text;
+                         ALTER TABLE altered.thing DROP more""",
     "another table": """ALTER TABLE altered.thing RENAME TO gone;
                         CREATE TABLE altered.thing AS TABLE altered.gone""",
     "another order": """ALTER TABLE altered.thing ADD later int DEFAULT 1;

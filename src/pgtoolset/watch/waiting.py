@@ -65,7 +65,9 @@ async def wait_for_row_change(
     there, if any.
 
     The session's transaction and its pending changes stay as they are: an attribute with unflushed
-    changes keeps them. A lost connection is replaced until the timeout. Where the pool has no free
+    changes keeps them, and so does a row that the transaction has written. The execution options of
+    the session, its connection and its engine hold for polls, and so does its routing. A lost
+    connection is replaced until the timeout. Where the pool has no free
     connection, the poll waits for one; SQLAlchemy's `TimeoutError` is raised, after the pool's own
     timeout, only where the session itself holds one of its connections.
 
@@ -93,10 +95,12 @@ async def wait_for_row_change(
         The session's instance of the row.
 
     Raises:
-        RowNotFoundError: there is no such row.
-        RowDeletedError: the row was deleted; a `RowNotFoundError` too.
+        RowNotFoundError: there is no such row, or row-level security may hide it.
+        RowDeletedError: the row was deleted, perhaps by the session's own transaction; a
+            `RowNotFoundError` too.
         WaitTimeoutError: the row did not change in time.
-        TypeError, ValueError: an argument is wrong; before any SQL.
+        TypeError, ValueError: an argument is wrong; before any SQL. A `TypeError` too where
+            `until` returns an awaitable.
 
     Example:
         >>> account = await session.get(Account, 1)
