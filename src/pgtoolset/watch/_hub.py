@@ -258,8 +258,10 @@ class Hub:
             raise
         except Exception as error:
             # A standby refuses to LISTEN, until it is promoted. Polling still finds every change.
+            is_first = self._listen_at == -math.inf
             self._listen_at = asyncio.get_running_loop().time() + LISTEN_RETRY
-            logger.warning(
+            logger.log(
+                logging.WARNING if is_first else logging.DEBUG,
                 "A RowWatcher cannot LISTEN now, and tries again in %s s. Until then it finds "
                 "changes by polling only: %s",
                 LISTEN_RETRY,

@@ -266,7 +266,10 @@ class WatcherContract:
         async with watcher:
             with pytest.raises(WaitTimeoutError):
                 await watcher.wait(harness.model, 1, baseline=seen, timeout=0)
-            changes = (lambda: harness.update(1, values[1]), lambda: harness.delete(1))
+            changes: list[Callable[[], Awaitable[Any]]] = [
+                lambda: harness.update(1, values[1]),
+                lambda: harness.delete(1),
+            ]
             for number, change in enumerate(changes):
                 seen = {attribute: values[number]}
                 # Between the call and the first look, and before the call.
