@@ -7,17 +7,18 @@ import ast
 import asyncio
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import httpx
 import pytest
 import sqlalchemy.util
-from fastapi import FastAPI
-from sqlalchemy import Engine, Table, column, text
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.requests import HTTPConnection
+from sqlalchemy import Engine, Table, column, event, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -42,14 +43,14 @@ from pgtoolset._compatibility import (
     written_by,
 )
 from pgtoolset._postgres.connections import (
-    VerifiedTransaction,
+    CommitAttempt,
     begun_transaction,
     has_one_backend,
 )
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._record import innermost
 from pgtoolset.testing import server
-from tests.support import Item, insert, stored
+from tests.support import Item, insert
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
@@ -132,6 +133,7 @@ def test_page_lists_every_private_name() -> None:
     # Objects of ours have attributes of these names as well.
     assert listed - set(used) <= {
         "_asyncio_future_blocking",
+        "_connection",
         "_transaction",
         "_traverse_internals",
     }
@@ -279,14 +281,14 @@ async def test_every_commit_is_verified(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stand-in sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next one."""
-    commits: list[VerifiedTransaction] = []
-    original = VerifiedTransaction.commit
+    commits: list[CommitAttempt] = []
+    original = CommitAttempt.commit
 
-    async def commit(self: VerifiedTransaction) -> None:
+    async def commit(self: CommitAttempt) -> None:
         commits.append(self)
         await original(self)
 
-    monkeypatch.setattr(VerifiedTransaction, "commit", commit)
+    monkeypatch.setattr(CommitAttempt, "commit", commit)
     db_context = create_db_context(async_sessionmaker(engine))
     for _ in range(3):
         async with db_context() as session:
@@ -315,12 +317,13 @@ async def test_engine_with_its_own_pool(engine: AsyncEngine) -> None:
 # asyncpg
 
 
-async def test_commit_without_top_xact(
-    engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A COMMIT whose answer could not be checked is not sent, and the error names asyncpg."""
+async def test_asyncpg_without_top_xact(engine: AsyncEngine) -> None:
+    """A unit whose COMMIT could not be checked is refused before its first statement, by an error
+    that names asyncpg and the wrapper."""
 
-    class Bare:
+    class Opaque:
+        """Passes on what is public, and makes transactions of its own."""
+
         def __init__(self, driver: Any) -> None:
             self._driver = driver
 
@@ -329,15 +332,24 @@ async def test_commit_without_top_xact(
                 raise AttributeError(name)
             return getattr(self._driver, name)
 
+        def transaction(self) -> object:
+            return object()
+
     driver_of = engine.dialect.get_driver_connection
-    with pytest.raises(UnsupportedVersionError, match=r"asyncpg 0\..*_top_xact"):
+    vars(engine.dialect)["get_driver_connection"] = lambda adapter: Opaque(driver_of(adapter))
+    sent: list[str] = []
+    event.listen(
+        engine.sync_engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2])
+    )
+    with pytest.raises(UnsupportedVersionError, match=r"asyncpg 0\..*_top_xact of Opaque"):
         async with create_db_context(async_sessionmaker(engine))() as session:
             await insert(session, 1)
-            monkeypatch.setattr(
-                engine.dialect, "get_driver_connection", lambda adapter: Bare(driver_of(adapter))
-            )
-    monkeypatch.undo()
-    assert await stored(other) == set()
+    assert sent == []
+
+
+async def test_connection_of_a_transaction(other: asyncpg.Connection) -> None:
+    """A transaction of asyncpg keeps the connection that it was made by."""
+    assert other.transaction()._connection is other
 
 
 async def test_has_one_backend(engine: AsyncEngine) -> None:
@@ -387,6 +399,70 @@ async def test_exit_stacks_in_the_scope() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         await client.get("/")
     assert [type(stack) for stack in seen] == [AsyncExitStack, AsyncExitStack]
+
+
+async def test_dependencies_enter_the_stacks() -> None:
+    """A dependency that yields, in each scope, enters FastAPI's stacks by the method we watch."""
+    app = FastAPI()
+    entered: list[str] = []
+
+    class Noting(_requests.RequestUnits):
+        def note(self, *exit: Any) -> None:
+            entered.append("request")
+
+        def note_endpoint(self, *exit: Any) -> None:
+            entered.append("function")
+
+    async def watch(request: Request) -> None:
+        function, response = (
+            request.scope[key] for key in (_requests._FUNCTION_STACK, _requests._REQUEST_STACK)
+        )
+        units = Noting(function)
+        _requests._watch(function, _requests.EndpointStack, units)
+        _requests._watch(response, _requests.ResponseStack, units)
+
+    async def asynchronous() -> AsyncIterator[None]:
+        yield
+
+    def synchronous() -> Iterator[None]:
+        yield
+
+    scopes: list[Literal["function", "request"]] = ["function", "request"]
+    for scope in scopes:
+        for dependency in (asynchronous, synchronous):
+
+            @app.get(f"/{scope}/{dependency.__name__}")
+            async def endpoint(
+                first: None = Depends(watch),
+                second: None = Depends(dependency, scope=scope),
+            ) -> None: ...
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        paths = [f"/{scope}/{each}" for scope in scopes for each in ("asynchronous", "synchronous")]
+        for path in paths:
+            assert (await client.get(path)).status_code == 200
+    assert entered == ["function", "function", "request", "request"]
+
+
+async def test_route_of_an_endpoint() -> None:
+    """The route in the scope of an endpoint has a `dependant`, in each kind of router."""
+    app, router, inner = FastAPI(), APIRouter(), FastAPI()
+    seen: list[bool] = []
+
+    async def look(connection: HTTPConnection) -> None:
+        seen.append(hasattr(connection.scope["route"], "dependant"))
+
+    for each in (app, router, inner):
+
+        @each.get("/", dependencies=[Depends(look)])
+        async def endpoint() -> None: ...
+
+    app.include_router(router, prefix="/router")
+    app.mount("/inner", inner)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        for path in ("/", "/router/", "/inner/"):
+            assert (await client.get(path)).status_code == 200
+    assert seen == [True, True, True]
 
 
 # pytest

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from pgtoolset._arguments import new_session, sync_session_of
-from pgtoolset._commits import stop_verifying, verify_commits
+from pgtoolset._begins import explain_second_begin, stop_explaining
+from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
 from pgtoolset._lifecycle import close
 from pgtoolset._record import record_of
 from pgtoolset.protocols import ManagedSession, SessionFactory
@@ -33,10 +34,13 @@ class UnitOfWork(Generic[S]):
         # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
         if not self._sync.in_transaction():
             self._sync.begin()
+        explain_second_begin(self._sync)
 
     async def commit(self) -> None:
         """Commit the open transaction; the session stays usable."""
-        if self.session.in_transaction():
+        if self._sync is not None:
+            await commit_at_end(self.session, self._sync)
+        elif self.session.in_transaction():
             await self.session.commit()
 
     async def commit_unless_failed(
@@ -49,9 +53,12 @@ class UnitOfWork(Generic[S]):
 
         After an exception `finish` rolls back, at the exit of the other stack.
         """
-        if exc_type is not None or not self.session.in_transaction():
+        if exc_type is not None:
             return
+        was_in_transaction = self.session.in_transaction()
         await self.commit()
+        if not was_in_transaction:
+            return
         # A streaming response may go on, in a session that does not begin a transaction itself too.
         if self._sync is not None and not self._sync.autobegin:
             self._sync.begin()
@@ -79,4 +86,5 @@ class UnitOfWork(Generic[S]):
         """Roll back the open transaction, close the session and release its connection."""
         if self._sync is not None:
             stop_verifying(self._sync)
+            stop_explaining(self._sync)
         await close(self.session)

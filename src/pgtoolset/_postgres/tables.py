@@ -9,6 +9,7 @@ from sqlalchemy import ARRAY, Connection, Dialect, Engine, Table, Text, bindpara
 from sqlalchemy.orm import Mapper, Session
 
 from pgtoolset._compatibility import connections_of
+from pgtoolset._text import printable
 
 __all__ = ["bind_arguments_of", "hiding", "options_of", "qualified_names", "translation_of"]
 
@@ -40,7 +41,7 @@ def bind_arguments_of(
                 owners[mapper.local_table] = mapper
         arguments = [_arguments_of_write(table, owners.get(table)) for table in tables]
     if len({id(sync.get_bind(**each)) for each in arguments}) > 1:
-        names = ", ".join(table.fullname for table in tables)
+        names = printable(", ".join(table.fullname for table in tables))
         raise ValueError(
             f"{name} must have all tables on one engine, since this is one transaction: {names}"
         )
@@ -114,4 +115,4 @@ def hiding(connection: Connection, names: Sequence[str]) -> str:
     if not found:
         return ""
     tables = ", ".join(name for _, name in found)
-    return f"it is active for the role {found[0][0]} on {tables}"
+    return printable(f"it is active for the role {found[0][0]} on {tables}")

@@ -19,6 +19,7 @@ from pgtoolset._postgres.link import (
     is_locked,
     is_passing,
 )
+from pgtoolset._text import safe
 from pgtoolset.errors import WatcherClosedError
 from pgtoolset.watch._groups import Group
 from pgtoolset.watch._registry import Groups
@@ -154,7 +155,7 @@ class Hub:
         try:
             return await Link.open(self._engine)
         except Exception as error:
-            description = f"{type(error).__name__}: {error}"
+            description = safe(f"{type(error).__name__}: {error}")
             logger.warning("A RowWatcher cannot connect, and tries again: %s", description)
             raise LinkLost(description) from error
 
@@ -248,7 +249,9 @@ class Hub:
         for each in (group, *together):
             each.not_before = again_at
         loop.call_at(again_at, self._wake.set)
-        logger.warning("%s cannot be polled now, and is polled again: %s", group.target, error)
+        logger.warning(
+            "%s cannot be polled now, and is polled again: %s", group.target, safe(str(error))
+        )
 
     async def _listen(self, link: Link, group: Group) -> None:
         try:
@@ -265,7 +268,7 @@ class Hub:
                 "A RowWatcher cannot LISTEN now, and tries again in %s s. Until then it finds "
                 "changes by polling only: %s",
                 LISTEN_RETRY,
-                error,
+                safe(str(error)),
             )
 
     def _heard(self, channel: str, payload: str) -> None:

@@ -34,6 +34,7 @@ from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset._postgres.tables import hiding, options_of, qualified_names
+from pgtoolset._text import safe
 from pgtoolset.watch.conditions import SAME, Condition
 from pgtoolset.watch.targets import Target, exact_part
 
@@ -199,7 +200,7 @@ class RowQuery:
             except Exception as error:
                 if not is_lost(error) and _is_closed(connection):
                     # asyncpg raises any error when it is terminated between two messages.
-                    raise ConnectionError(f"{type(error).__name__}: {error}") from error
+                    raise ConnectionError(safe(f"{type(error).__name__}: {error}")) from error
                 raise
             session.expunge_all()
             return found
