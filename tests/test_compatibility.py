@@ -19,7 +19,7 @@ import sqlalchemy.util
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.requests import HTTPConnection
 from sqlalchemy import Engine, Table, column, event, text
-from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -59,6 +59,8 @@ ATTRIBUTES = [
     (Session, "_trans_context_manager"),
     (SessionTransaction, "_rollback_exception"),
     (AsyncAdapt_asyncpg_connection, "_transaction"),
+    (PGDialect_asyncpg(isolation_level="AUTOCOMMIT"), "_on_connect_isolation_level"),
+    (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
     (Item, "_sa_instance_state"),
     (InstanceState, "_deleted"),
     (Insert, "_post_values_clause"),

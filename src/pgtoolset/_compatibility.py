@@ -11,7 +11,7 @@ from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Dialect
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.attributes import instance_state
 
@@ -64,6 +64,15 @@ def error_of_failed_flush(transaction: SessionTransaction) -> BaseException | No
     """
     error: BaseException | None = getattr(transaction, "_rollback_exception", None)
     return error
+
+
+def isolation_level_at_connect(dialect: Dialect) -> str | None:
+    """Return `isolation_level` of `create_engine`.
+
+    `None` where SQLAlchemy does not keep it: AUTOCOMMIT is then seen at the first connection.
+    """
+    level: str | None = getattr(dialect, "_on_connect_isolation_level", None)
+    return level
 
 
 def is_in_block(session: Session) -> bool:

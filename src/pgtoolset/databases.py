@@ -17,6 +17,7 @@ from pgtoolset._postgres.databases import (
     users_of,
 )
 from pgtoolset._postgres.quoting import quoted
+from pgtoolset._postgres.renaming import END_SESSIONS
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset._postgres.sqlstates import (
     DUPLICATE_DATABASE,
@@ -233,10 +234,7 @@ async def seal_database(db_name: str, *, server_url: DatabaseUrl) -> None:
             if sqlstate_of(error) != INVALID_CATALOG_NAME:
                 raise
             raise _missing(db_name) from error
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1",
-            db_name,
-        )
+        await connection.execute(END_SESSIONS, db_name)
 
 
 def _missing(db_name: str) -> DatabaseNotFoundError:

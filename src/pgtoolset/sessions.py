@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from pgtoolset._arguments import check_session_maker
@@ -15,7 +14,7 @@ from pgtoolset._requests import (
     session_of_request,
     session_of_request_in_thread,
 )
-from pgtoolset._units import UnitOfWork
+from pgtoolset._units import UnitContext, UnitOfWork
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory
 
 __all__ = ["create_db_context", "create_db_dependency"]
@@ -126,14 +125,7 @@ def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
     """
     check_session_maker(session_maker)
 
-    @asynccontextmanager
-    async def db_context() -> AsyncIterator[S]:
-        unit = UnitOfWork(session_maker)
-        try:
-            await unit.begin()
-            yield unit.session
-            await unit.commit()
-        finally:
-            await unit.close()
+    def db_context() -> UnitContext[S]:
+        return UnitContext(session_maker)
 
     return db_context

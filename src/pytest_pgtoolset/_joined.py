@@ -27,7 +27,7 @@ EXCEPTION WHEN SQLSTATE 'PGTS1' THEN NULL;
 END $$"""
 
 #: The locks of the session are all that outlives a transaction that is rolled back.
-_UNLOCK = "SELECT pg_advisory_unlock_all()"
+_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all()"
 
 #: Seconds to wait for statements that a test has left running.
 _SETTLE_TIMEOUT = 2.0

@@ -92,16 +92,16 @@ async def test_ordinality(connection: AsyncConnection) -> None:
 @pytest.mark.parametrize(
     ("type_", "rendered"),
     [
-        (String(3), "TEXT[]"),
-        (CHAR(3), "BPCHAR[]"),
+        (String(3), "pg_catalog.text[]"),
+        (CHAR(3), "pg_catalog.bpchar[]"),
         (Numeric(4, 1), "NUMERIC[]"),
         (BIT(3), "BIT VARYING[]"),
-        (DOMAIN("word", String(3)), "TEXT[]"),
-        (ARRAY(Integer), "TEXT[]"),
+        (DOMAIN("word", String(3)), "pg_catalog.text[]"),
+        (ARRAY(Integer), "pg_catalog.text[]"),
     ],
 )
 def test_types_without_limits(type_: Any, rendered: str) -> None:
-    """The type of the array has no length, precision or scale, whatever the column's has."""
+    """The type of the array has no length, precision or scale, and is PostgreSQL's own."""
     parameter = bindparam("keys", type_=Elements(type_))
     compiled = str(select(parameter).compile(dialect=dialect()))  # type: ignore[no-untyped-call]
     assert f"::{rendered}" in compiled

@@ -21,6 +21,7 @@ from pgtoolset._commands._command import (
     interval_of,
     parse_url,
 )
+from pgtoolset._postgres.catalog import EQ
 from pgtoolset._postgres.locks import sessions_of
 from pgtoolset._text import one_line, printable
 from pgtoolset.locks.waits import list_lock_waits
@@ -84,7 +85,8 @@ async def _report(connection: AsyncConnection, options: argparse.Namespace) -> s
 async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int:
     session = (await sessions_of(connection, [pid]))[0]
     known = await connection.scalar(
-        text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}
+        text(f"SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity WHERE pid {EQ} :pid"),
+        {"pid": pid},
     )
     if not known:
         raise CommandError(f"there is no session with pid {pid}")
@@ -95,7 +97,9 @@ async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int
         if answer.strip().lower() not in ("y", "yes"):
             print("Nothing was done.")
             return 1
-    if not await connection.scalar(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid}):
+    if not await connection.scalar(
+        text("SELECT pg_catalog.pg_terminate_backend(:pid)"), {"pid": pid}
+    ):
         raise CommandError(f"pid {pid} cannot be terminated: it has ended")
     print(f"Terminated pid {pid}.")
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import URL, Connection, MetaData, Table
+from sqlalchemy import URL, Connection, MetaData, Table, text
 from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.exc import NoSuchTableError, SAWarning
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,6 +24,7 @@ from pgtoolset._commands._command import (
     interval_of,
     parse_url,
 )
+from pgtoolset._postgres.catalog import EQ
 from pgtoolset._text import printable
 from pgtoolset.errors import WatchFailedError
 from pgtoolset.values import RowChange
@@ -35,6 +36,17 @@ DESCRIPTION = (
     "argument is a URL where it contains :// or is a DSN. A key that begins with a dash stands "
     "after --, as in: pgtoolset watch --interval 1 orders -- -a1"
 )
+
+#: The schema of a table, by the search_path where none is given.
+_SCHEMA = text(f"""
+SELECT n.nspname FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE c.oid {EQ} CAST(pg_catalog.to_regclass(
+    CASE WHEN CAST(:schema AS varchar) IS NULL THEN pg_catalog.quote_ident(:name)
+    ELSE pg_catalog.format('%I.%I', CAST(:schema AS varchar), CAST(:name AS varchar)) END
+) AS pg_catalog.oid)
+""")
+_SAFE_PATH = text("SELECT pg_catalog.set_config('search_path', 'pg_catalog', false)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,13 +110,19 @@ async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
     schema, _, table_name = name.rpartition(".")
 
     def reflect(connection: Connection) -> Table:
+        found = connection.execute(_SCHEMA, {"schema": schema or None, "name": table_name}).first()
+        if found is None:
+            raise NoSuchTableError(name)
+        # SQLAlchemy's queries name functions without a schema: no other than PostgreSQL's may be
+        # found. The connection is closed afterwards.
+        connection.execute(_SAFE_PATH)
         with warnings.catch_warnings():
             # SQLAlchemy warns of types and indexes that it does not know. Watching needs neither.
             warnings.simplefilter("ignore", SAWarning)
             return Table(
                 table_name,
                 MetaData(),
-                schema=schema or None,
+                schema=found.nspname,
                 autoload_with=connection,
                 resolve_fks=False,
             )

@@ -25,7 +25,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
-    func,
     select,
     tuple_,
 )
@@ -34,6 +33,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from pgtoolset._postgres.catalog import named, unnested
 
 __all__ = [
     "DIALECT",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 #: For what a type is on PostgreSQL while a statement is made. It never connects.
-DIALECT: Dialect = cast_to("Any", PGDialect)()
+DIALECT: Dialect = cast_to("Any", PGDialect)(paramstyle="named")
 
 
 class Elements(TypeDecorator[list[Any]]):
@@ -69,7 +70,7 @@ class Elements(TypeDecorator[list[Any]]):
         plain = stored_type(self.item, dialect)
         # unnest would take an array of arrays apart to the last element, so they travel as text.
         item = Text() if isinstance(plain, ARRAY) else _without_limits(plain)
-        return postgresql.ARRAY(item, dimensions=1).dialect_impl(dialect)
+        return postgresql.ARRAY(_in_catalog(item), dimensions=1).dialect_impl(dialect)
 
     def bind_processor(self, dialect: Dialect) -> Any:
         item = self.item.dialect_impl(dialect).bind_processor(dialect)
@@ -99,7 +100,8 @@ def unnest(
     ]
     outputs = [column(parameter, each.type) for parameter, each in columns.items()]
     numbered: dict[str, Any] = {} if ordinality is None else {"with_ordinality": ordinality}
-    return func.unnest(*arrays).table_valued(*outputs, **numbered).render_derived(name=name)
+    rows: TableValuedAlias = unnested(arrays).table_valued(*outputs, **numbered)
+    return rows.render_derived(name=name)
 
 
 def among(columns: Mapping[str, Column[Any]]) -> ColumnElement[bool]:
@@ -174,7 +176,7 @@ class _BlankPadded(sqltypes.UserDefinedType[str]):
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
-        return "BPCHAR"
+        return "pg_catalog.bpchar"
 
 
 #: The same type without its length or precision, by the first kind that fits.
@@ -207,7 +209,12 @@ def _array_without_limits(type_: ARRAY[Any]) -> TypeEngine[Any]:
     unlimited = _without_limits(item)
     if isinstance(unlimited, Text) and not isinstance(item, Text):
         unlimited = sqltypes.VARCHAR()
-    return postgresql.ARRAY(unlimited)
+    return postgresql.ARRAY(_in_catalog(unlimited))
+
+
+def _in_catalog(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The same type in the name of a cast, with its schema where PostgreSQL has made it."""
+    return named(type_, DIALECT.type_compiler_instance.process(type_))
 
 
 def _literal(value: Any) -> str | None:

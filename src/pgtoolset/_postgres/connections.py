@@ -27,7 +27,7 @@ _CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
 
 
 class Outcome(Enum):
-    """What is known of a COMMIT."""
+    """The outcome of a COMMIT."""
 
     #: PostgreSQL has stored the transaction.
     STORED = auto()
@@ -134,10 +134,10 @@ def verify_next_commit(connection: PoolProxiedConnection) -> CommitAttempt | Non
 
 
 class CommitAttempt:
-    """Stands in for asyncpg's `Transaction` while it commits, and remembers what is known of it.
+    """Stands in for asyncpg's `Transaction` while it commits, and remembers its outcome.
 
     Attributes:
-        outcome: what is known of the COMMIT.
+        outcome: the outcome of the COMMIT so far.
         error: the driver's error, where there was one.
         was_lost: whether the driver had lost the connection.
     """

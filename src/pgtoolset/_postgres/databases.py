@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import URL
 
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.catalog import EQ, NE
 from pgtoolset._postgres.locks import ACTIVITY
 from pgtoolset._postgres.quoting import literal, quoted
 from pgtoolset._postgres.servers import maintenance_connection
@@ -26,15 +27,15 @@ _CANCEL_TIMEOUT = 30.0
 
 _USERS = ACTIVITY.format(
     # A prepared transaction has no pid. PostgreSQL itself ends an autovacuum worker in the way.
-    pids="""SELECT s.pid FROM pg_stat_activity AS s
-            WHERE s.datname = $1 AND s.pid <> pg_backend_pid()
-              AND s.backend_type IS DISTINCT FROM 'autovacuum worker'
-            UNION ALL SELECT 0 FROM pg_prepared_xacts AS x WHERE x.database = $1"""
+    pids=f"""SELECT s.pid FROM pg_catalog.pg_stat_activity AS s
+            WHERE s.datname {EQ} $1 AND s.pid {NE} pg_catalog.pg_backend_pid()
+              AND (s.backend_type {EQ} 'autovacuum worker') IS NOT TRUE
+            UNION ALL SELECT 0 FROM pg_catalog.pg_prepared_xacts AS x WHERE x.database {EQ} $1"""
 )
 
 _COMMENTS = (
-    "SELECT d.datname AS name, shobj_description(d.oid, 'pg_database') AS comment"
-    " FROM pg_database AS d"
+    "SELECT d.datname AS name, pg_catalog.shobj_description(d.oid, 'pg_database') AS comment"
+    " FROM pg_catalog.pg_database AS d"
 )
 
 
@@ -76,7 +77,9 @@ async def _take_back(
     try:
         if not task.done():
             async with maintenance_connection(url, never="") as other:
-                await other.execute(f"SELECT pg_cancel_backend({connection.get_server_pid()})")
+                await other.execute(
+                    f"SELECT pg_catalog.pg_cancel_backend({connection.get_server_pid()})"
+                )
     except Exception:
         logger.debug("a statement could not be cancelled, and is awaited", exc_info=True)
     if not (await asyncio.wait([task], timeout=_CANCEL_TIMEOUT))[0]:
@@ -96,7 +99,7 @@ async def _take_back(
 
 async def comment_of(connection: Any, name: str) -> tuple[bool, str | None]:
     """Return whether a database exists, and the comment on it."""
-    row = await connection.fetchrow(f"{_COMMENTS} WHERE d.datname = $1", name)
+    row = await connection.fetchrow(f"{_COMMENTS} WHERE d.datname {EQ} $1", name)
     return row is not None, None if row is None else row["comment"]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from pgtoolset._postgres.catalog import EQ, GT, NE
 from pgtoolset._postgres.quoting import do_block, literal, quoted
 
 #: The advisory lock of a cleaning. Two at a time would deadlock: each would have read the tables
@@ -20,65 +21,79 @@ from pgtoolset._postgres.quoting import do_block, literal, quoted
 _CLEANING = 0x70675F636C65616E
 
 _BEGIN = text(f"""
-SELECT current_setting('lock_timeout') AS lock_timeout,
-       current_setting('row_security') AS row_security,
-       set_config('lock_timeout', :timeout, true), set_config('row_security', 'off', true),
-       pg_advisory_xact_lock({_CLEANING})
+SELECT pg_catalog.current_setting('lock_timeout') AS lock_timeout,
+       pg_catalog.current_setting('row_security') AS row_security,
+       pg_catalog.set_config('lock_timeout', :timeout, true),
+       pg_catalog.set_config('row_security', 'off', true),
+       pg_catalog.pg_advisory_xact_lock({_CLEANING})
 """)
 
-_STRUCTURE = text("""
+_PG_CLASS = "CAST('pg_catalog.pg_class' AS pg_catalog.regclass)"
+
+_STRUCTURE = text(f"""
 WITH ours AS MATERIALIZED (
-  SELECT DISTINCT c.oid, c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
-  FROM unnest(CAST(:names AS text[])) AS given(name)
-  JOIN pg_class AS c ON c.oid = to_regclass(given.name)
-  JOIN pg_namespace AS n ON n.oid = c.relnamespace
-  WHERE c.relkind IN ('r', 'p'))
-SELECT array_agg(f.kind), array_agg(f.oid), array_agg(f.name), array_agg(f.start) FROM (
-SELECT o.relkind::text AS kind, o.oid, o.name, NULL::bigint AS start FROM ours AS o
+  SELECT DISTINCT c.oid, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
+  FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS given(name)
+  JOIN pg_catalog.pg_class AS c
+    ON c.oid {EQ} CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid)
+  JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+  WHERE c.relkind {EQ} ANY ('{{r,p}}'))
+SELECT pg_catalog.array_agg(f.kind), pg_catalog.array_agg(f.oid), pg_catalog.array_agg(f.name),
+       pg_catalog.array_agg(f.start) FROM (
+SELECT CAST(o.relkind AS varchar) AS kind, o.oid, o.name, CAST(NULL AS bigint) AS start
+FROM ours AS o
 UNION ALL
-SELECT s.relkind::text, s.oid, quote_ident(n.nspname) || '.' || quote_ident(s.relname), q.seqstart
-FROM pg_depend AS d
-JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
-JOIN pg_namespace AS n ON n.oid = s.relnamespace
-JOIN pg_sequence AS q ON q.seqrelid = s.oid
+SELECT CAST(s.relkind AS varchar), s.oid, pg_catalog.format('%I.%I', n.nspname, s.relname),
+       q.seqstart
+FROM pg_catalog.pg_depend AS d
+JOIN pg_catalog.pg_class AS s ON s.oid {EQ} d.objid AND s.relkind {EQ} 'S'
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} s.relnamespace
+JOIN pg_catalog.pg_sequence AS q ON q.seqrelid {EQ} s.oid
 -- An array, because the planner estimates too few tables, and would scan them for each sequence.
-WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY (ARRAY(SELECT o.oid FROM ours AS o))
-  AND d.refobjsubid > 0 AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+WHERE d.refclassid {EQ} {_PG_CLASS}
+  AND d.refobjid {EQ} ANY (ARRAY(SELECT o.oid FROM ours AS o)) AND d.refobjsubid {GT} 0
+  AND d.classid {EQ} {_PG_CLASS} AND d.deptype {EQ} ANY ('{{a,i}}')
 ORDER BY name) AS f
 """)
 
-_DETAILS = text("""
+_DETAILS = text(f"""
 WITH member AS MATERIALIZED (
-  SELECT t.oid, t.oid AS root FROM unnest(CAST(:filled AS oid[])) AS t(oid)
+  SELECT t.oid, t.oid AS root FROM pg_catalog.unnest(CAST(:filled AS pg_catalog.oid[])) AS t(oid)
   UNION
-  SELECT p.relid::oid, t.oid
-  FROM unnest(CAST(:partitioned AS oid[])) AS t(oid), pg_partition_tree(t.oid) AS p
+  SELECT CAST(p.relid AS pg_catalog.oid), t.oid
+  FROM pg_catalog.unnest(CAST(:partitioned AS pg_catalog.oid[])) AS t(oid),
+       pg_catalog.pg_partition_tree(CAST(t.oid AS pg_catalog.regclass)) AS p
 )
 SELECT 'member' AS kind, m.oid AS a, m.root AS b, '' AS name, '' AS detail,
-       CASE WHEN m.root = ANY(CAST(:filled AS oid[]))
-            THEN pg_relation_size(m.oid) / current_setting('block_size')::bigint ELSE 0 END AS pages
+       CASE WHEN m.root {EQ} ANY(CAST(:filled AS pg_catalog.oid[]))
+            THEN pg_catalog.pg_relation_size(CAST(m.oid AS pg_catalog.regclass))
+                 OPERATOR(pg_catalog./) CAST(pg_catalog.current_setting('block_size') AS bigint)
+            ELSE 0 END AS pages
 FROM member AS m
 UNION ALL
 SELECT 'reference', f.conrelid, f.confrelid,
-       CASE WHEN f.conrelid IN (SELECT m.oid FROM member AS m) THEN '' ELSE
-         CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END
-         || quote_ident(n.nspname) || '.' || quote_ident(c.relname) || ' WHERE '
-         || (SELECT string_agg(quote_ident(a.attname) || ' IS NOT NULL', ' AND ')
-             FROM pg_attribute AS a WHERE a.attrelid = f.conrelid AND a.attnum = ANY(f.conkey)) END,
-       n.nspname || '.' || c.relname || ' (' || f.conname || ')', 0
-FROM pg_constraint AS f
-JOIN pg_class AS c ON c.oid = f.conrelid
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE f.contype = 'f' AND f.conparentid = 0 AND f.confrelid IN (SELECT m.oid FROM member AS m)
+       CASE WHEN f.conrelid {EQ} ANY (SELECT m.oid FROM member AS m) THEN '' ELSE
+         pg_catalog.format('%s%I.%I WHERE %s',
+           CASE WHEN c.relkind {EQ} 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname,
+           (SELECT pg_catalog.string_agg(
+                pg_catalog.format('%I IS NOT NULL', a.attname), ' AND ' ORDER BY a.attnum)
+            FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid {EQ} f.conrelid AND a.attnum {EQ} ANY(f.conkey))) END,
+       pg_catalog.format('%s.%s (%s)', n.nspname, c.relname, f.conname), 0
+FROM pg_catalog.pg_constraint AS f
+JOIN pg_catalog.pg_class AS c ON c.oid {EQ} f.conrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE f.contype {EQ} 'f' AND f.conparentid {EQ} 0
+  AND f.confrelid {EQ} ANY (SELECT m.oid FROM member AS m)
 UNION ALL
-SELECT 'trigger', t.tgrelid, t.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
-       t.tgname, CASE t.tgenabled WHEN 'A' THEN 1 ELSE 0 END
-FROM pg_trigger AS t
-JOIN pg_class AS c ON c.oid = t.tgrelid
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
-  AND t.tgtype & 40 <> 0  -- on DELETE (8) or TRUNCATE (32)
-  AND t.tgrelid IN (SELECT m.oid FROM member AS m)
+SELECT 'trigger', t.tgrelid, t.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),
+       t.tgname, CASE WHEN t.tgenabled {EQ} 'A' THEN 1 ELSE 0 END
+FROM pg_catalog.pg_trigger AS t
+JOIN pg_catalog.pg_class AS c ON c.oid {EQ} t.tgrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE NOT t.tgisinternal AND t.tgenabled {EQ} ANY ('{{O,A}}')
+  AND (t.tgtype OPERATOR(pg_catalog.&) 40) {NE} 0  -- on DELETE (8) or TRUNCATE (32)
+  AND t.tgrelid {EQ} ANY (SELECT m.oid FROM member AS m)
 ORDER BY kind, name, detail
 """)
 
@@ -288,7 +303,7 @@ def empty_block(
 
 def _moved_by_reading(sequences: Sequence[OwnedSequence]) -> str:
     return _array(
-        f"(SELECT is_called OR last_value <> {each.start} FROM {each.name})" for each in sequences
+        f"(SELECT is_called OR last_value {NE} {each.start} FROM {each.name})" for each in sequences
     )
 
 
@@ -300,12 +315,13 @@ def _moved_by_function(sequences: Sequence[OwnedSequence]) -> str:
     """
     rows = ", ".join(f"({n}, {each.oid}, {each.start})" for n, each in enumerate(sequences))
     if not rows:
-        return "CAST(ARRAY[] AS bool[])"
-    moved = "coalesce(d.is_called OR d.last_value <> s.start, true)"
-    return f"""(SELECT array_agg({moved} ORDER BY s.n)
+        return _array(())
+    moved = f"coalesce(d.is_called OR d.last_value {NE} s.start, true)"
+    sequence = "CAST(CAST(s.oid AS pg_catalog.oid) AS pg_catalog.regclass)"
+    return f"""(SELECT pg_catalog.array_agg({moved} ORDER BY s.n)
         FROM (VALUES {rows}) AS s(n, oid, start),
-             pg_get_sequence_data(s.oid::oid::regclass) AS d)"""
+             pg_catalog.pg_get_sequence_data({sequence}) AS d)"""
 
 
 def _array(expressions: Iterable[str]) -> str:
-    return f"CAST(ARRAY[{', '.join(expressions)}] AS bool[])"
+    return f"CAST(ARRAY[{', '.join(expressions)}] AS boolean[])"

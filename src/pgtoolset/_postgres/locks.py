@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from pgtoolset._postgres.catalog import EQ, MINUS
 from pgtoolset._postgres.quoting import do_block, literal
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.values import Blocker, LockMode, LockWait
@@ -84,19 +85,22 @@ def lock_block(names: Sequence[str], mode: LockMode, milliseconds: int | None) -
     if milliseconds is None:
         left = "'0'"
     else:
-        spent = "1000 * EXTRACT(EPOCH FROM began - pg_catalog.clock_timestamp())"
-        left = f"GREATEST(1, ceil({spent} + {milliseconds}))::int4::text"
+        # The deadline is computed once, and the rest of the time before each lock.
+        now = "pg_catalog.clock_timestamp()"
+        rest = f"EXTRACT(EPOCH FROM ends {MINUS} {now}) OPERATOR(pg_catalog.*) 1000"
+        left = f"CAST(GREATEST(1, pg_catalog.ceil({rest})) AS integer)"
     body = f"""
 DECLARE
- earlier text; name text; began timestamptz;
+ earlier varchar; name varchar; ends timestamp with time zone;
 BEGIN
  {lock_statement(names, mode, nowait=True)};
 EXCEPTION WHEN lock_not_available THEN
  earlier := pg_catalog.current_setting('lock_timeout');
- began := pg_catalog.clock_timestamp();
+ ends := pg_catalog.clock_timestamp()
+  OPERATOR(pg_catalog.+) CAST('{milliseconds or 0} ms' AS interval);
  FOREACH name IN ARRAY ARRAY[{", ".join(map(literal, names))}] LOOP
-  PERFORM pg_catalog.set_config('lock_timeout', {left}, true);
-  EXECUTE 'LOCK TABLE ' || name || ' IN {mode.value} MODE';
+  PERFORM pg_catalog.set_config('lock_timeout', CAST({left} AS varchar), true);
+  EXECUTE pg_catalog.format('LOCK TABLE %s IN {mode.value} MODE', name);
  END LOOP;
  PERFORM pg_catalog.set_config('lock_timeout', earlier, true);
 END """
@@ -111,62 +115,73 @@ def lock_statement(names: Sequence[str], mode: LockMode, *, nowait: bool = False
 #: Whether this role may see the session `a`. Of other sessions pg_stat_activity hides the state and
 #: the age, and shows a sentence in place of the query.
 _VISIBLE = (
-    "(pg_has_role('pg_read_all_stats', 'USAGE')"
-    " OR coalesce(pg_has_role(a.usesysid, 'USAGE'), false))"
+    "(pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
+    " OR coalesce(pg_catalog.pg_has_role(a.usesysid, 'USAGE'), false))"
 )
 
 #: The columns of a `Blocker`, for the sessions whose pids the query `pids` returns.
 ACTIVITY = f"""
 SELECT b.pid, a.application_name, a.state, CASE WHEN {_VISIBLE} THEN a.query END AS query,
-       clock_timestamp() - a.xact_start AS transaction_age
+       pg_catalog.clock_timestamp() {MINUS} a.xact_start AS transaction_age
 FROM (SELECT DISTINCT p.pid FROM ({{pids}}) AS p) AS b
-     LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
+     LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid {EQ} b.pid
 ORDER BY a.xact_start, b.pid
 """
-_BLOCKING = text(ACTIVITY.format(pids="SELECT unnest(pg_blocking_pids(:pid)) AS pid"))
-_SESSIONS = text(ACTIVITY.format(pids="SELECT unnest(CAST(:pids AS int[])) AS pid"))
+_BLOCKING = text(
+    ACTIVITY.format(pids="SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(:pid)) AS pid")
+)
+# Arrays of oid and text, because asyncpg asks the server about the types of other arrays.
+_SESSIONS = text(
+    ACTIVITY.format(
+        pids="""SELECT CAST(given.pid AS integer) AS pid
+            FROM pg_catalog.unnest(CAST(:pids AS pg_catalog.oid[])) AS given(pid)"""
+    )
+)
 _HOLDERS = text(
     ACTIVITY.format(
         # Waiters block NOWAIT too, since it does not overtake them. A prepared transaction has no
         # pid.
-        pids="""SELECT coalesce(l.pid, 0) AS pid FROM pg_locks AS l
-            WHERE l.locktype = 'relation' AND l.pid IS DISTINCT FROM :pid
-              AND l.mode = ANY(CAST(:modes AS text[]))
-              AND l.database =
-                  (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-              AND l.relation IN
-                  (SELECT to_regclass(n)::oid FROM unnest(CAST(:names AS text[])) AS n)"""
+        pids=f"""SELECT coalesce(l.pid, 0) AS pid FROM pg_catalog.pg_locks AS l
+            WHERE l.locktype {EQ} 'relation' AND (l.pid {EQ} :pid) IS NOT TRUE
+              AND l.mode {EQ} ANY(CAST(:modes AS pg_catalog.text[]))
+              AND l.database {EQ} (SELECT d.oid FROM pg_catalog.pg_database AS d
+                                   WHERE d.datname {EQ} pg_catalog.current_database())
+              AND l.relation {EQ} ANY(
+                  SELECT CAST(pg_catalog.to_regclass(n) AS pg_catalog.oid)
+                  FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS n)"""
     )
 )
 _OWNERS = text(
     ACTIVITY.format(
-        pids="""SELECT coalesce(l.pid, 0) AS pid FROM pg_locks AS l
-            WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
-              AND l.pid IS DISTINCT FROM :pid
-              AND l.transactionid::text = ANY(CAST(:xids AS text[]))"""
+        pids=f"""SELECT coalesce(l.pid, 0) AS pid FROM pg_catalog.pg_locks AS l
+            WHERE l.locktype {EQ} 'transactionid' AND l.granted AND l.mode {EQ} 'ExclusiveLock'
+              AND (l.pid {EQ} :pid) IS NOT TRUE
+              AND CAST(l.transactionid AS pg_catalog.text)
+                  {EQ} ANY(CAST(:xids AS pg_catalog.text[]))"""
     )
 )
 
 _WAITS = text(f"""
-SELECT l.pid, pg_blocking_pids(l.pid) AS blocked_by,
-       (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
-        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE c.oid = coalesce(l.relation, (
+SELECT l.pid, CAST(pg_catalog.pg_blocking_pids(l.pid) AS pg_catalog.text[]) AS blocked_by,
+       (SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+        FROM pg_catalog.pg_class AS c
+        JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+        WHERE c.oid {EQ} coalesce(l.relation, (
             -- A session that waits for a row waits for the transaction that has locked it. The
             -- first in the queue holds a lock on the row itself.
-            SELECT t.relation FROM pg_locks AS t
-            WHERE t.pid = l.pid AND t.locktype = 'tuple' AND t.granted
-              AND l.locktype = 'transactionid' LIMIT 1))
+            SELECT t.relation FROM pg_catalog.pg_locks AS t
+            WHERE t.pid {EQ} l.pid AND t.locktype {EQ} 'tuple' AND t.granted
+              AND l.locktype {EQ} 'transactionid' LIMIT 1))
        ) AS relation,
-       l.mode, clock_timestamp() - l.waitstart AS waiting_for, a.application_name,
+       l.mode, pg_catalog.clock_timestamp() {MINUS} l.waitstart AS waiting_for, a.application_name,
        CASE WHEN {_VISIBLE} THEN a.query END AS query
-FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
-WHERE NOT l.granted AND a.datname = current_database()
+FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_stat_activity AS a ON a.pid {EQ} l.pid
+WHERE NOT l.granted AND a.datname {EQ} pg_catalog.current_database()
 ORDER BY l.waitstart, l.pid
 """)
 
 #: Within a transaction pg_stat_activity stays as it was at the first query, until this is called.
-_CLEAR_SNAPSHOT = text("SELECT pg_stat_clear_snapshot()")
+_CLEAR_SNAPSHOT = text("SELECT pg_catalog.pg_stat_clear_snapshot()")
 
 
 async def _blockers(connection: AsyncConnection, query: Any, **parameters: object) -> list[Blocker]:
@@ -211,7 +226,7 @@ async def waits(connection: Any) -> list[LockWait]:
     return [
         LockWait(
             pid=row.pid,
-            blocked_by=tuple(dict.fromkeys(row.blocked_by)),
+            blocked_by=tuple(dict.fromkeys(map(int, row.blocked_by))),
             relation=row.relation,
             mode=mode_in_sql(row.mode),
             # PostgreSQL reads the clock before the row of a session that has just begun to wait.

@@ -19,6 +19,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 
 from pgtoolset._postgres.arrays import DIALECT, stored_type
+from pgtoolset._postgres.catalog import EQ, GT, NE
+from pgtoolset._postgres.quoting import do_block, dollar_quoted, literal
+from pgtoolset._postgres.untrusted import json_in
 
 __all__ = [
     "SCHEMA_OF_TABLE",
@@ -51,10 +54,10 @@ EVENTS: Mapping[str, str] = {
 
 
 #: The schema of the table with a qualified name.
-SCHEMA_OF_TABLE = """
+SCHEMA_OF_TABLE = f"""
 SELECT n.nspname FROM pg_catalog.pg_class AS c
-JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1::pg_catalog.text)
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE c.oid {EQ} pg_catalog.to_regclass($1::pg_catalog.text)
 """
 
 
@@ -78,14 +81,17 @@ def channel_of(table: Table) -> str:
 def keys_in(payload: str) -> list[tuple[Any, ...]] | None:
     """Return the keys that a payload names, as `payload_key` spells them.
 
-    `None` means that any row may have changed: the payload is empty, or another program's.
+    `None` means that any row may have changed: the payload is empty, or another program's. Any role
+    can send one, so a payload can do no more than have rows polled.
     """
-    try:
-        keys = [tuple(key) for key in json.loads(payload)]
-        hash(tuple(keys))
-    except (ValueError, TypeError, RecursionError):
+    rows = json_in(payload, longest=LONGEST_PAYLOAD)
+    if not isinstance(rows, list) or not all(map(_is_key, rows)):
         return None
-    return keys
+    return [tuple(row) for row in rows]
+
+
+def _is_key(row: object) -> bool:
+    return isinstance(row, list) and all(type(part) in (int, str) for part in row)
 
 
 def payload_key(key: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -123,7 +129,81 @@ class AnnounceTrigger(ExecutableDDLElement):
 
 @compiles(AnnounceFunction, "postgresql")
 def _create_function(element: AnnounceFunction, compiler: Any, **_: Any) -> str:
-    quote = compiler.preparer.quote
+    function = _qualified(element.table, channel_of(element.table), compiler)
+    body = dollar_quoted(_body(element))
+    oid = f"pg_catalog.to_regprocedure({literal(f'{function}()')})"
+    # Two migrations at a time both create the function, or both replace it: PostgreSQL refuses the
+    # second one once the first has committed, and it succeeds when it is tried again.
+    block = f"""
+DECLARE
+    owner pg_catalog.name;
+BEGIN
+    {_check_owner(function, oid)}
+    FOR attempt IN 1..{_ATTEMPTS} LOOP
+        BEGIN
+            CREATE OR REPLACE FUNCTION {function}() RETURNS pg_catalog.trigger
+            LANGUAGE plpgsql AS {body};
+            EXIT;
+        EXCEPTION WHEN unique_violation OR internal_error THEN
+            IF attempt {EQ} {_ATTEMPTS} THEN
+                RAISE;
+            END IF;
+        END;
+    END LOOP;
+    -- Again, because OR REPLACE keeps the owner of a function that has appeared meanwhile.
+    {_check_owner(function, oid)}
+END """
+    return _statement(block, compiler)
+
+
+@compiles(AnnounceTrigger, "postgresql")
+def _create_trigger(element: AnnounceTrigger, compiler: Any, **_: Any) -> str:
+    function = _qualified(element.table, channel_of(element.table), compiler)
+    table = _qualified(element.table, element.table.name, compiler)
+    name = f"pgtoolset_{element.event.lower()}"
+    executed = (
+        "(SELECT t.tgfoid FROM pg_catalog.pg_trigger AS t"
+        f" WHERE t.tgrelid {EQ} CAST({literal(table)} AS pg_catalog.regclass)"
+        f" AND t.tgname {EQ} '{name}')"
+    )
+    block = f"""
+DECLARE
+    owner pg_catalog.name;
+BEGIN
+    CREATE OR REPLACE TRIGGER {name}
+    AFTER {element.event} ON {table} {EVENTS[element.event]}FOR EACH STATEMENT
+    EXECUTE FUNCTION {function}();
+    {_check_owner(function, executed)}
+END """
+    return _statement(block, compiler)
+
+
+#: How often the function is created while other migrations create it too.
+_ATTEMPTS = 10
+
+
+def _check_owner(function: str, oid: str) -> str:
+    """Return PL/pgSQL that raises an error where another role owns the function with this oid.
+
+    The owner of a function may replace its body at any time, and the trigger runs it with the
+    rights of each writer. That a superuser is a member of each role does not make it the owner.
+    """
+    return f"""
+    owner := (SELECT pg_catalog.pg_get_userbyid(p.proowner) FROM pg_catalog.pg_proc AS p
+              WHERE p.oid {EQ} CAST({oid} AS pg_catalog.oid));
+    IF owner {NE} current_user THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+        MESSAGE = pg_catalog.regexp_replace(pg_catalog.format(
+            'the function %s() belongs to the role %I, which may replace its body, so %I does '
+            'not use it: run this DDL as that role (SET ROLE), or drop the function first '
+            '(DROP FUNCTION %s() CASCADE)',
+            {literal(function)}, owner, current_user, {literal(function)}
+        ), '[[:cntrl:]]', '?', 'g');
+    END IF;"""
+
+
+def _body(element: AnnounceFunction) -> str:
+    quote = DIALECT.identifier_preparer.quote
     columns = ", ".join(quote(column.name) for column in element.keys)
     # `channel_in`, for the schema in which the function is executed.
     channel = (
@@ -135,7 +215,8 @@ def _create_function(element: AnnounceFunction, compiler: Any, **_: Any) -> str:
 
         def named(rows: str) -> str:
             return (
-                f"SELECT pg_catalog.json_agg(pg_catalog.json_build_array({columns}))::text "
+                "SELECT CAST(pg_catalog.json_agg(pg_catalog.json_build_array("
+                f"{columns})) AS pg_catalog.text) "
                 f"INTO keys FROM (SELECT {columns} FROM {rows} LIMIT {_MOST_KEYS}) AS changed;"
             )
 
@@ -144,45 +225,51 @@ def _create_function(element: AnnounceFunction, compiler: Any, **_: Any) -> str:
             "AS rows"
         )
         body = f"""
-    IF TG_OP = 'INSERT' THEN
+    IF TG_OP {EQ} 'INSERT' THEN
         {named("pgtoolset_new")}
-    ELSIF TG_OP = 'UPDATE' THEN
+    ELSIF TG_OP {EQ} 'UPDATE' THEN
         {named(both)}
-    ELSIF TG_OP = 'DELETE' THEN
+    ELSIF TG_OP {EQ} 'DELETE' THEN
         {named("pgtoolset_old")}
     ELSE
         keys := '';
     END IF;
-    IF pg_catalog.octet_length(keys) > {LONGEST_PAYLOAD} THEN
+    IF pg_catalog.octet_length(keys) {GT} {LONGEST_PAYLOAD} THEN
         keys := '';
     END IF;"""
     else:
         body = "\n    keys := '';"
-    name = _function_name(element.table, compiler)
-    return f"""CREATE OR REPLACE FUNCTION {name}() RETURNS trigger
-LANGUAGE plpgsql AS $pgtoolset$
+    # The columns may have the names of the variables.
+    return f"""
+#variable_conflict use_column
 DECLARE
-    keys text;
+    keys pg_catalog.text;
 BEGIN{body}
     IF keys IS NOT NULL THEN
         PERFORM pg_catalog.pg_notify({channel}, keys);
     END IF;
     RETURN NULL;
 END
-$pgtoolset$"""
+"""
 
 
-@compiles(AnnounceTrigger, "postgresql")
-def _create_trigger(element: AnnounceTrigger, compiler: Any, **_: Any) -> str:
-    table = compiler.preparer.format_table(element.table)
+def _qualified(table: Table, name: str, compiler: Any) -> str:
+    """Return the quoted name of an object in the schema of a table.
+
+    The schema is translated here and not by SQLAlchemy, which replaces it in the finished text:
+    there the name also stands in literals, and between tags that must not occur in it.
+    """
+    translation = compiler.schema_translate_map or {}
+    schema = translation.get(table.schema, table.schema)
+    preparer = DIALECT.identifier_preparer
     return (
-        f"CREATE OR REPLACE TRIGGER pgtoolset_{element.event.lower()} "
-        f"AFTER {element.event} ON {table} {EVENTS[element.event]}FOR EACH STATEMENT "
-        f"EXECUTE FUNCTION {_function_name(element.table, compiler)}()"
+        f"{preparer.quote_schema(schema)}.{preparer.quote(name)}"
+        if schema
+        else preparer.quote(name)
     )
 
 
-def _function_name(table: Table, compiler: Any) -> str:
-    """Return the name of a table's function: in its schema, that of the channel."""
-    beside = Table(channel_of(table), table.metadata.__class__(), schema=table.schema)
-    return str(compiler.preparer.format_table(beside))
+def _statement(block: str, compiler: Any) -> str:
+    """Return a DO statement as the driver takes it: some drivers read percent signs."""
+    statement: str = compiler.sql_compiler.post_process_text(do_block(block))
+    return statement

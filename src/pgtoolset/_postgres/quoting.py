@@ -17,9 +17,15 @@ def literal(string: str) -> str:
     return f"E'{doubled}'".replace("\\", "\\\\") if "\\" in doubled else f"'{doubled}'"
 
 
+def dollar_quoted(body: str) -> str:
+    """Return the body of a function or block between two tags that nothing in it can end."""
+    tag = "$pgtoolset$"
+    # The end of the body and the start of the closing tag may make up a tag as well.
+    while (body + tag).index(tag) < len(body):
+        tag = f"{tag[:-1]}_$"
+    return f"{tag}{body}{tag}"
+
+
 def do_block(body: str) -> str:
     """Return a DO statement with this body in PL/pgSQL."""
-    tag = "$pgtoolset$"
-    while tag in body:
-        tag = f"{tag[:-1]}_$"
-    return f"DO {tag}{body}{tag}"
+    return f"DO {dollar_quoted(body)}"

@@ -26,9 +26,10 @@ _HOLDERS = ACTIVITY.format(
             FROM pg_catalog.pg_locks AS l
             JOIN pg_catalog.pg_database AS d ON d.oid OPERATOR(pg_catalog.=) l.objid
             WHERE l.locktype OPERATOR(pg_catalog.=) 'object' AND l.granted
-              AND l.classid OPERATOR(pg_catalog.=) CAST('pg_catalog.pg_database' AS regclass)
+              AND l.classid OPERATOR(pg_catalog.=)
+                  CAST('pg_catalog.pg_database' AS pg_catalog.regclass)
               AND d.datname OPERATOR(pg_catalog.=) $1
-              AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"""
+              AND (l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) IS NOT TRUE"""
 )
 
 #: Ends the sessions of the database `$1`.

@@ -29,7 +29,6 @@ from sqlalchemy import (
     cast,
     column,
     false,
-    func,
     literal_column,
     select,
     true,
@@ -46,11 +45,19 @@ from pgtoolset._postgres.arrays import (
     is_bound_as_it_is,
     stored_type,
 )
+from pgtoolset._postgres.catalog import EQ, as_text, compare, pg, row_of, unnested
 
 __all__ = ["RowStatements", "array_texts", "decoder", "key_arguments", "key_parameter"]
 
 _NEWLINE: Any = literal_column(r"E'\n'")
 _ESCAPED: Any = literal_column(r"E'\\n'")
+
+#: The type of a parameter. Its own text would have no schema where the search_path has it.
+_NAME_OF_TYPE = (
+    "(SELECT pg_catalog.format('%I.%I', n.nspname, t.typname) FROM pg_catalog.pg_type AS t"
+    f" JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} t.typnamespace"
+    f" WHERE t.oid {EQ} CAST(pg_catalog.pg_typeof({{}}) AS pg_catalog.oid))"
+)
 
 
 class RowStatements:
@@ -103,7 +110,7 @@ class RowStatements:
 
     def rows(self) -> str:
         """The rows of the keys: `selected`, and the line."""
-        line = func.convert_to(self._line(), literal_column("'UTF8'"), type_=LargeBinary)
+        line = pg.convert_to(self._line(), literal_column("'UTF8'"), type_=LargeBinary)
         return self._sql(
             select(*self._entities, case((_is_exact(), line)))
             .select_from(self._mapper)
@@ -122,12 +129,10 @@ class RowStatements:
             # text does, for each row that the index does not find: 10,000 times 10,000 keys where
             # the planner takes a table for small.
             parameters = [
-                f"CAST((SELECT CAST({each}::text AS {type_})) AS {type_})"
+                f"CAST((SELECT CAST(CAST({each} AS pg_catalog.text) AS {type_})) AS {type_})"
                 for each, type_ in zip(parameters, types, strict=True)
             ]
-        lines: Any = func.convert_to(
-            func.string_agg(self._line(), _NEWLINE), literal_column("'UTF8'")
-        )
+        lines: Any = pg.convert_to(pg.string_agg(self._line(), _NEWLINE), literal_column("'UTF8'"))
         return self._sql(
             select(lines, _is_exact().label("is_exact"))
             .select_from(self._mapper)
@@ -135,18 +140,21 @@ class RowStatements:
         )
 
     def parameter_types(self) -> str:
-        """The types that PostgreSQL infers for the parameters. The statement reads no row."""
+        """The types that PostgreSQL infers for the parameters, with their schemas.
+
+        The statement reads no row of the table.
+        """
         # Spelled out, because SQLAlchemy would drop conditions beside its own `false()`.
         never: Any = select(true()).select_from(self._mapper).where(literal_column("false"))
         never = never.where(self._keys.criterion(self._parameters))
         # The subquery comes first: PostgreSQL has to compare a parameter with its column before it
         # can tell the type.
-        types = [cast(func.pg_typeof(literal_column(each)), Text) for each in self._parameters]
+        types: list[Any] = [literal_column(_NAME_OF_TYPE.format(each)) for each in self._parameters]
         return self._sql(select(never.scalar_subquery(), *types))
 
     def _line(self) -> Any:
         # The text of a row doubles its backslashes, so a single one is from this replacement.
-        return func.replace(cast(func.row(*self._entities), Text), _NEWLINE, _ESCAPED)
+        return pg.replace(as_text(row_of(self._entities)), _NEWLINE, _ESCAPED)
 
     def _sql(self, statement: Any) -> str:
         return str(
@@ -175,7 +183,7 @@ class _ColumnKeys:
         self._columns: list[Any] = list(mapper.primary_key)
         # The driver decodes JSON, and what it decodes to is not what it takes as a parameter.
         self.entities = [
-            cast(each, Text) if _is_json(each) else getattr(mapper.class_, name)
+            as_text(each) if _is_json(each) else getattr(mapper.class_, name)
             for name, each in _named(mapper, keys)
         ]
 
@@ -189,6 +197,7 @@ class _ColumnKeys:
         # The planner removes the first branch. It is there for its types: `unnest` takes any array,
         # so PostgreSQL has to infer the types of the parameters from the columns before it.
         typed = case((false(), and_(*matches)), else_=true())
+        # Several arrays, which is a form of the grammar: see `unnested`.
         wanted: Any = literal_column(f"(SELECT * FROM unnest({', '.join(parameters)}))")
         return and_(typed, tuple_(*self._columns).op("IN", is_comparison=True)(wanted))
 
@@ -207,8 +216,8 @@ class _GivenKeys:
             for number, each in enumerate(self._columns, 1)
         ]
         outputs = [column(f"key_{n}", each.type) for n, each in enumerate(self._columns)]
-        unnested = func.unnest(*arrays).table_valued(*outputs)
-        self._wanted = list(unnested.render_derived(name="pgtoolset_wanted").c)
+        rows = unnested(arrays).table_valued(*outputs)
+        self._wanted = list(rows.render_derived(name="pgtoolset_wanted").c)
         # Without the type, whose `column_expression` is for what the table stores.
         self.entities: list[Any] = [
             literal_column(f"pgtoolset_wanted.key_{n}") for n in range(len(outputs))
@@ -233,8 +242,8 @@ def _is_json(target: ColumnElement[Any]) -> bool:
 
 
 def _is_exact() -> Any:
-    digits = cast(func.current_setting(literal_column("'extra_float_digits'")), Integer)
-    return select(digits > literal_column("0")).scalar_subquery()
+    digits = cast(pg.current_setting(literal_column("'extra_float_digits'")), Integer)
+    return select(compare(digits, ">", literal_column("0"))).scalar_subquery()
 
 
 def key_parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:

@@ -38,7 +38,7 @@ _HOLDERS = ACTIVITY.format(
               AND l.objsubid OPERATOR(pg_catalog.=) 1
               AND CAST(l.classid AS pg_catalog.int8) OPERATOR(pg_catalog.=) $1
               AND CAST(l.objid AS pg_catalog.int8) OPERATOR(pg_catalog.=) $2
-              AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"""
+              AND (l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) IS NOT TRUE"""
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, Table, Text, cast, literal_column, select, text
+from sqlalchemy import Connection, Select, Table, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper, Session
@@ -23,6 +23,7 @@ from pgtoolset._arguments import (
 )
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.arrays import among
+from pgtoolset._postgres.catalog import GT, as_text
 from pgtoolset._postgres.locks import refuse_autocommit, sessions_owning
 from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
 from pgtoolset._postgres.tables import options_of, qualified_names, translation_of
@@ -45,17 +46,18 @@ _STRENGTH: dict[RowLockMode, dict[str, bool]] = {
 
 #: PostgreSQL counts `lock_timeout` for each row separately, so `statement_timeout` limits all the
 #: rows together. A shorter `statement_timeout` of the caller's stays.
-_LIMIT = text("""
-SELECT e.lock, e.statement, set_config('lock_timeout', :lock, true),
-       set_config('statement_timeout', CASE
-           WHEN CAST(e.statement AS interval) > CAST('0' AS interval)
-            AND CAST(e.statement AS interval) < CAST(CAST(:statement AS text) AS interval)
-           THEN e.statement ELSE CAST(:statement AS text) END, true)
-FROM (SELECT current_setting('lock_timeout') AS lock,
-             current_setting('statement_timeout') AS statement OFFSET 0) AS e
+_LIMIT = text(f"""
+SELECT e.lock, e.statement, pg_catalog.set_config('lock_timeout', :lock, true),
+       pg_catalog.set_config('statement_timeout', CASE
+           WHEN CAST(e.statement AS interval) {GT} CAST('0' AS interval)
+            AND CAST(CAST(:statement AS varchar) AS interval) {GT} CAST(e.statement AS interval)
+           THEN e.statement ELSE CAST(:statement AS varchar) END, true)
+FROM (SELECT pg_catalog.current_setting('lock_timeout') AS lock,
+             pg_catalog.current_setting('statement_timeout') AS statement OFFSET 0) AS e
 """)
 _RESTORE = text("""
-SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)
+SELECT pg_catalog.set_config('lock_timeout', :lock, true),
+       pg_catalog.set_config('statement_timeout', :statement, true)
 """)
 
 #: How much longer the statement may take than the wait for a single row: where one row is in the
@@ -63,7 +65,8 @@ SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', 
 _STATEMENT_SHARE = 1.2
 
 _MEMBERS = text("""
-SELECT CAST(xid AS text) FROM pg_get_multixact_members(CAST(CAST(:xid AS text) AS xid))
+SELECT CAST(m.xid AS varchar)
+FROM pg_catalog.pg_get_multixact_members(CAST(CAST(:xid AS varchar) AS pg_catalog.xid)) AS m
 """)
 
 
@@ -212,7 +215,7 @@ class _RowLocks:
         async def holders(outside: AsyncConnection, pid: int) -> list[Blocker]:
             outside = await outside.execution_options(**options)
             # The system column xmax has the transaction that has locked, changed or deleted a row.
-            xmax = select(cast(literal_column("xmax"), Text)).where(among(_columns(self.mapper)))
+            xmax = select(as_text(literal_column("xmax"))).where(among(_columns(self.mapper)))
             xmax = xmax.select_from(self.mapper.primary_key[0].table)
             found = await outside.scalars(xmax, _parameters(self.keys))
             xids = [xid for xid in dict.fromkeys(found) if xid != "0"]

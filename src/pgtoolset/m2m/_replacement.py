@@ -18,7 +18,6 @@ from sqlalchemy import (
     bindparam,
     column,
     delete,
-    func,
     literal_column,
     not_,
     or_,
@@ -26,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.expression import CTE
 
+from pgtoolset._postgres.catalog import compare, count, pg
 from pgtoolset.m2m._associations import Association
 from pgtoolset.m2m._conflicts import Insert, overwrite_conflicts, skip_conflicts
 from pgtoolset.m2m._extras import Extras
@@ -73,8 +73,8 @@ class _Replacement:
             # A new row may collide with an old one, so the old ones go first.
             deleted = self._delete_old()
             inserted = self._insert(after=deleted)
-        added = func.count().filter(self._is_added)
-        removed = func.count().filter(self._is_removed)
+        added = count().filter(self._is_added)
+        removed = count().filter(self._is_removed)
         counts: Any = select(added, removed).select_from(self._difference)
         statement: Select[Any] = counts.add_cte(inserted, deleted)
         return statement
@@ -141,7 +141,7 @@ class _Replacement:
         table, related = self._association.table, self._related
         # What tells rows without a unique key apart, in a partitioned table too.
         place: list[Any] = [column(name, _selectable=table) for name in ("tableoid", "ctid")]
-        number = func.row_number().over(partition_by=list(related.values()), order_by=place)
+        number = pg.row_number().over(partition_by=list(related.values()), order_by=place)
         columns = [each.label(each.name) for each in place]
         columns += [each.label(name) for name, each in related.items()]
         rows = select(*columns, number.label("number")).where(*is_of_owner(self._association))
@@ -152,10 +152,14 @@ class _Replacement:
         surplus = (
             select(present.c.tableoid, present.c.ctid)
             .select_from(present.join(kept, is_same, full=True))
-            .where(or_(kept.c[first].is_(None), present.c.number > literal_column("1")))
+            .where(
+                or_(kept.c[first].is_(None), compare(present.c.number, ">", literal_column("1")))
+            )
             .cte("surplus")
         )
-        statement = delete(table).where(*(each == surplus.c[each.name] for each in place))
+        statement = delete(table).where(
+            *(compare(each, "=", surplus.c[each.name]) for each in place)
+        )
         return _cte(statement, "deleted")
 
 
@@ -166,4 +170,5 @@ def _cte(statement: Any, name: str) -> CTE:
 
 def _is_done(cte: CTE) -> Any:
     """Return a condition that is true once the statement of `cte` has been executed to its end."""
-    return select(func.count()).select_from(cte).scalar_subquery() >= literal_column("0")
+    rows = select(count()).select_from(cte).scalar_subquery()
+    return compare(rows, ">=", literal_column("0"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, FromClause, bindparam, func, literal_column, select
+from sqlalchemy import Column, ColumnElement, FromClause, bindparam, literal_column, select
 
 from pgtoolset._postgres.arrays import element, unnest
+from pgtoolset._postgres.catalog import compare, pg
 from pgtoolset.m2m._associations import Association
 
 Columns = dict[str, Column[Any]]
@@ -51,8 +52,8 @@ def stored_rows(keys: Mapping[str, Column[Any]], extras: Columns, name: str) -> 
         ordered = select(*labelled).order_by(*(stored[each] for each in keys))
         return ordered.distinct().subquery(name)
     # DISTINCT would compare the extra columns too.
-    number = func.row_number().over(partition_by=[stored[each] for each in keys])
+    number = pg.row_number().over(partition_by=[stored[each] for each in keys])
     numbered = select(*labelled, number.label("number")).subquery("numbered")
-    first = numbered.c.number == literal_column("1")
+    first = compare(numbered.c.number, "=", literal_column("1"))
     once = select(*(numbered.c[each] for each in columns)).where(first)
     return once.order_by(*(numbered.c[each] for each in keys)).subquery(name)

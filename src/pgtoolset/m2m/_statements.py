@@ -19,13 +19,13 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
-    func,
     literal_column,
     not_,
     select,
     update,
 )
 
+from pgtoolset._postgres.catalog import pg
 from pgtoolset.m2m._associations import Association, End
 from pgtoolset.m2m._conflicts import Insert, skip_conflicts
 from pgtoolset.m2m._extras import Extras
@@ -81,7 +81,7 @@ def lock(association: Association) -> Select[Any]:
     the last holder of the lock has committed.
     """
     table = association.owner.referenced[0].table
-    level = func.current_setting(literal_column("'transaction_isolation'"))
+    level = pg.current_setting(literal_column("'transaction_isolation'"))
     rows = select(level).select_from(table).where(*_is_owner(association.owner))
     return rows.with_for_update(key_share=True)
 

@@ -20,6 +20,8 @@ from hashlib import blake2b
 from pathlib import Path
 from uuid import getnode, uuid4
 
+from pgtoolset._postgres.untrusted import json_in
+
 #: The kind that every mark names, so that other JSON in a comment is not taken for one.
 _KIND = "pgtoolset worker database"
 
@@ -28,6 +30,12 @@ _LONGEST_RUN = 86400
 
 #: Seconds after which a draft of another machine is abandoned. It is in use for milliseconds.
 _DRAFT_AGE = 3600
+
+#: Characters of the longest mark that is read: a mark of ours has some 300.
+_LONGEST_MARK = 2000
+
+#: Seconds since 1970: the year 5138.
+_LATEST = 10**11
 
 _DRAFT = re.compile(r"pgtoolset-([0-9a-f]{12})-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]{6}")
 
@@ -86,15 +94,18 @@ def new_owner() -> Owner:
 
 def owner_in(comment: str | None, kind: str = _KIND) -> Owner | None:
     """Return the owner that a comment names, `None` where the comment is not a mark."""
-    try:
-        fields = json.loads(comment or "")
-    except (ValueError, RecursionError):
-        return None
+    fields = json_in(comment, longest=_LONGEST_MARK)
     if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
         return None
     if {name: type(value) for name, value in fields.items()} != _FIELDS:
         return None
-    return Owner(**fields)
+    owner = Owner(**fields)
+    return owner if _is_possible(owner.pid, owner.started, owner.created) else None
+
+
+def _is_possible(pid: int, started: int, created: int) -> bool:
+    """Return whether a process can have these numbers; any role can write others."""
+    return 0 < pid < 2**31 and 0 <= started < 2**63 and 0 <= created < _LATEST
 
 
 def draft_name(owner: Owner) -> str:
@@ -110,6 +121,8 @@ def is_forgotten_draft(name: str) -> bool:
     if match is None:
         return False
     pid, started, created = (int(number, 16) for number in match.groups()[1:])
+    if not _is_possible(pid, started, created):
+        return False
     if match[1] == _digest():
         return not _is_running(pid, started)
     return time.time() - created > _DRAFT_AGE

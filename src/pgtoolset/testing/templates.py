@@ -22,12 +22,14 @@ from sqlalchemy.pool import NullPool
 
 from pgtoolset._arguments import DatabaseUrl, asyncpg_url, shown, url_of
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.catalog import EQ, NE
 from pgtoolset._postgres.databases import rename_statement
 from pgtoolset._postgres.quoting import literal, quoted
 from pgtoolset._postgres.renaming import END_SESSIONS, LOCK_TIMEOUT
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset._postgres.sqlstates import INVALID_CATALOG_NAME, sqlstate_of
 from pgtoolset._postgres.turns import key_of, turn
+from pgtoolset._postgres.untrusted import json_in
 from pgtoolset.databases import create_database, drop, seal_database
 from pgtoolset.errors import DatabaseNotFoundError
 
@@ -42,6 +44,8 @@ _DRAFT = "_draft"
 #: A template that no run has used for this long is dropped when another one is made.
 _KEPT = timedelta(days=7)
 
+#: Characters of the longest mark that is read.
+_LONGEST_MARK = 200
 #: Seconds to wait while another process makes the template.
 _TIMEOUT = 600.0
 
@@ -80,11 +84,14 @@ class _Mark:
     @classmethod
     def read(cls, comment: str | None) -> _Mark:
         """Return the mark in a comment. A comment that was changed means: in use, with rows."""
-        try:
-            found = json.loads((comment or "").removeprefix(cls._START))
-            return cls(date.fromisoformat(found["used"]), bool(found["has_rows"]))
-        except (ValueError, KeyError, TypeError):
-            return cls(_today(), True)
+        found = json_in((comment or "").removeprefix(cls._START), longest=_LONGEST_MARK)
+        match found:
+            case {"used": str(used), "has_rows": bool(has_rows)}:
+                try:
+                    return cls(date.fromisoformat(used), has_rows)
+                except ValueError:
+                    pass
+        return cls(_today(), True)
 
 
 @asynccontextmanager
@@ -220,30 +227,32 @@ async def _drop_draft(connection: Any, draft: str) -> None:
         await drop(connection, draft, force=True, timeout=_DROP_TIMEOUT)
 
 
-_TABLES = """
+_TABLES = text(f"""
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-"""
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE c.relkind {EQ} 'r' AND n.nspname {NE} 'information_schema'
+  AND NOT pg_catalog.starts_with(CAST(n.nspname AS pg_catalog.text), 'pg_')
+""")
 
 
 async def _has_rows(url: URL) -> bool:
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.connect() as connection:
-        for table in (await connection.scalars(text(_TABLES))).all():
+        for table in (await connection.scalars(_TABLES)).all():
             if (await connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {table})")).scalar():
                 return True
     return False
 
 
-_MARK = """
+_MARK = f"""
 SELECT pg_catalog.shobj_description(oid, 'pg_database') AS mark
-FROM pg_catalog.pg_database WHERE datname = $1
+FROM pg_catalog.pg_database WHERE datname {EQ} $1
 """
 
-_TEMPLATES = """
+_TEMPLATES = f"""
 SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') AS mark
-FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname, $1) AND datname <> $2
+FROM pg_catalog.pg_database
+WHERE pg_catalog.starts_with(CAST(datname AS pg_catalog.text), $1) AND datname {NE} $2
 """
 
 

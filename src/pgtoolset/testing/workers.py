@@ -264,7 +264,7 @@ async def _clear(connection: Any, name: str) -> None:
     if sessions:
         raise DatabaseInUseError(
             f"the database {name!r} belongs to a run on another machine, or from before a restart "
-            f"({owner.machine}, pid {owner.pid}), and has sessions: "
+            f"({shown(owner.machine)}, pid {owner.pid}), and has sessions: "
             f"{'; '.join(map(str, sessions))}; "
             "give this run another prefix, or drop the database yourself",
             database=name,

@@ -30,6 +30,7 @@ from sqlalchemy.util import greenlet_spawn
 from pgtoolset._arguments import PrimaryKey
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
+from pgtoolset._postgres.catalog import unnested
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import sqlstate_of
@@ -94,10 +95,8 @@ class KeyedSelects:
         typed = self._typed
         arrays = [key_parameter(name, each.type) for name, each in typed]
         outputs = [column(name, each.type) for name, each in typed]
-        # With several arrays it is syntax, always PostgreSQL's own, and must not be qualified.
-        unnest = func.pg_catalog.unnest if len(arrays) == 1 else func.unnest
-        unnested = unnest(*arrays).table_valued(*outputs, with_ordinality="position")
-        return unnested.render_derived(name="pgtoolset_wanted")
+        numbered = unnested(arrays).table_valued(*outputs, with_ordinality="position")
+        return cast("TableValuedAlias", numbered.render_derived(name="pgtoolset_wanted"))
 
     @property
     def _loading(self) -> list[Any]:

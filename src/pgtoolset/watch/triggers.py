@@ -23,6 +23,8 @@ def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
 
     For each table of the class that is one function and four statement-level triggers (INSERT,
     UPDATE, DELETE, TRUNCATE). Existing ones are replaced, so running the DDL twice is not an error.
+    The role that runs it owns the function. Where another role owns a function of that name, the
+    DDL raises an error that names the role: an owner may change what its function does.
     A statement costs its transaction one notification. It names the keys if they fit into 7,999
     bytes and are integers, strings, UUIDs or dates; otherwise watchers poll all their rows of the
     table. A transaction with notifications takes a lock of the whole database cluster at its
