@@ -46,7 +46,7 @@ async def execute(source: str, filename: str, line: int, namespace: dict[str, An
 
 
 #: Frameworks of the pages, each in blocks that need no other one. Where one is not installed, its
-#: blocks are skipped; the extra `dev` installs all but Litestar.
+#: blocks are skipped; the extra `dev` installs all.
 OPTIONAL = {
     "celery",
     "click",
@@ -130,7 +130,7 @@ def test_optional_packages_are_in_the_extra() -> None:
     """The extra `dev` installs what the blocks need, so that no block is skipped in silence."""
     dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     names = " ".join(dev["dev"])
-    comes_with_another = {"click", "fast_depends", "litestar"}
+    comes_with_another = {"click", "fast_depends"}
     assert all(name in names for name in OPTIONAL - comes_with_another)
 
 
