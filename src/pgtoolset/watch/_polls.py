@@ -19,7 +19,7 @@ from types import NoneType
 from typing import Any, Protocol, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Select, Table, column, func, select
+from sqlalchemy import Connection, Engine, Select, Table, column, literal_column, select
 from sqlalchemy.exc import DBAPIError, InternalError, NotSupportedError, ProgrammingError
 from sqlalchemy.orm import Session, lazyload, undefer
 from sqlalchemy.orm.attributes import instance_state
@@ -30,7 +30,7 @@ from sqlalchemy.util import greenlet_spawn
 from pgtoolset._arguments import PrimaryKey
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
-from pgtoolset._postgres.catalog import unnested
+from pgtoolset._postgres.catalog import pg, unnested
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import sqlstate_of
@@ -61,7 +61,7 @@ IMMUTABLE_TYPES = (
 
 
 #: The isolation level of the transaction.
-_LEVEL: Any = func.pg_catalog.current_setting("transaction_isolation")
+_LEVEL: Any = pg.current_setting(literal_column("'transaction_isolation'"))
 
 
 class KeyedSelects:
