@@ -55,8 +55,7 @@ async def cleanup_tables(
     """Empty every table of `base.metadata`, restart its identities and serials, and commit.
 
     An open transaction of the session is rolled back first, and every object leaves the session.
-    The tables are those that the session's statements had reached before: the options of its
-    connection, such as `schema_translate_map`, hold for this call too.
+    The options of the session's connection, such as `schema_translate_map`, hold for this call too.
 
     One statement finds the tables that are not empty and the sequences that have moved; only those
     are touched. No user trigger fires.

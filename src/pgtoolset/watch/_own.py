@@ -1,6 +1,6 @@
-"""What the session's own transaction has done to a row, and what nobody else sees of it yet.
+"""A row as the open transaction of the session has it.
 
-A poll sees what is committed. Where the session has an open transaction, the row is read once more
+A poll sees committed rows. Where the session has an open transaction, the row is read once more
 through that: under READ COMMITTED a difference that the next poll does not see is the session's own
 work, by whatever statement. Under REPEATABLE READ a difference may also be a change that the
 snapshot is too old for, so only what the ORM has written counts. See

@@ -349,7 +349,7 @@ def is_lost(error: Exception) -> bool:
 
 
 def is_outdated(error: Exception) -> bool:
-    """Return whether a statement did not fit the tables, or what was cached about them."""
+    """Return whether a statement did not fit the tables, or the caches about them."""
     about_schema = (ProgrammingError, NotSupportedError, InternalError)
     return isinstance(error, about_schema) and not error.connection_invalidated
 

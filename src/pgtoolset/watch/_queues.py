@@ -234,7 +234,7 @@ def _share_of(pool: Pool, loop: asyncio.AbstractEventLoop) -> PoolShare:
 
 
 def _hashable(value: Any) -> Any:
-    """Return what is equal for equal options. A queue keeps them, so an `id` stays unique."""
+    """Return a key that equal options share. A queue keeps them, so an `id` stays unique."""
     if isinstance(value, Mapping):
         return frozenset((name, _hashable(each)) for name, each in value.items())
     try:

@@ -48,7 +48,7 @@ class Snapshots:
         self.comparison = SnapshotComparison()
 
     def forget_types(self) -> None:
-        """Ask for the types of the keys again, and prepare the statement anew."""
+        """Ask for the types of the keys again, and prepare the statement again."""
         self._keys, self._types = None, None
         self._sql = {}
 

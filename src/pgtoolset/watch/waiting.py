@@ -40,7 +40,7 @@ M = TypeVar("M")
 FIRST_RETRY = 0.02
 LONGEST_RETRY = 0.5
 
-#: Polls in a row that may fail because of DDL: what was cached about a table before it, or a table
+#: Polls in a row that may fail because of DDL: a cache is older than the table, or a table
 #: that is complete again a moment later.
 MOST_SCHEMA_FAILURES = 3
 
