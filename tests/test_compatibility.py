@@ -36,7 +36,12 @@ from pgtoolset import (
     create_db_context,
 )
 from pgtoolset._commits import verify_commits
-from pgtoolset._compatibility import connections_of, error_of_failed_flush, is_in_block
+from pgtoolset._compatibility import (
+    connections_of,
+    error_of_failed_flush,
+    is_in_block,
+    written_by,
+)
 from pgtoolset._postgres.connections import (
     CommitAttempt,
     begun_transaction,
@@ -231,6 +236,33 @@ async def test_is_in_block(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delattr(Session, "_trans_context_manager")
     with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_trans_context_manager"):
         is_in_block(Session())
+
+
+async def test_written_by(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ORM has flushed in the open transaction is known, in a savepoint and around it."""
+    async with AsyncSession(engine) as session:
+        session.add_all([Item(id=1), Item(id=2), Item(id=3), Item(id=4)])
+        await session.commit()
+        keys = {id_: Session.identity_key(Item, id_) for id_ in range(1, 7)}
+        items = {id_: await session.get_one(Item, id_) for id_ in range(1, 5)}
+        session.add(new := Item(id=5))
+        items[1].name = "flushed"
+        items[2].id = 6
+        await session.flush()
+        async with session.begin_nested():
+            await session.delete(items[3])
+        await session.begin_nested()
+
+        def found() -> list[str | None]:
+            return [written_by(session.sync_session, keys[id_]) for id_ in range(1, 7)]
+
+        assert found() == ["written", "deleted", "deleted", None, "written", "written"]
+        del new
+        await session.rollback()
+    broken: Any = Session()
+    monkeypatch.setattr(broken, "get_nested_transaction", object)
+    with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_deleted"):
+        written_by(broken, keys[1])
 
 
 async def test_begun_transaction(engine: AsyncEngine) -> None:
