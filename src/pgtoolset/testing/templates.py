@@ -35,7 +35,7 @@ from pgtoolset.errors import DatabaseNotFoundError
 
 __all__ = ["TemplateDatabase", "template_database"]
 
-logger = logging.getLogger("pgtoolset")
+logger: logging.Logger = logging.getLogger("pgtoolset")
 
 _PREFIX = "pgtoolset_template_"
 _RUN_PREFIX = _PREFIX + "run_"

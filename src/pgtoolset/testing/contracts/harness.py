@@ -132,6 +132,9 @@ class MappedRows:
     ) -> None:
         self.session_maker = session_maker
         self.model = model
+        self.key: str
+        self.value: str | None
+        self.values: tuple[Any, Any, Any]
         self.key, self.value, self.values = column_and_values(model, key, value, values)
         self._fail: Fail = _raise_in_postgresql if fail is None else fail
         self._make = make
@@ -217,6 +220,9 @@ class MemoryRows:
     ) -> None:
         self.database = database
         self.model = model
+        self.key: str
+        self.value: str | None
+        self.values: tuple[Any, Any, Any]
         self.key, self.value, self.values = column_and_values(model, key, value, values)
 
     def session(self) -> Any:
