@@ -158,7 +158,6 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
 
     wanted = Wanted("drop the tables", names, "ACCESS EXCLUSIVE")
     async with Lookout(LOCK_TIMEOUT) as lookout, engine.begin() as connection:
-        assert connection.sync_connection is not None
-        lookout.watch(connection.sync_connection, wanted)
+        await connection.run_sync(lookout.watch, wanted)
         await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * LOCK_TIMEOUT}")
         await connection.run_sync(drop)
