@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from sqlalchemy import make_url
+
+Direction: TypeAlias = Literal["to server", "to client"]
+
+#: How a connection ends at a chunk: reset or closed before it, closed after its first half, or
+#: silent from then on, without an end.
+How: TypeAlias = Literal["RST", "FIN", "half", "silence"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Ends the connection at the first chunk for which `at` returns `True`."""
+
+    direction: Direction
+    at: Callable[[bytes], bool]
+    how: How
 
 
 class Proxy:
@@ -17,6 +36,8 @@ class Proxy:
         frozen: nothing is forwarded and nothing closed, as where a machine has vanished: a
             half-open connection.
         delay: seconds before each chunk is forwarded.
+        cut: where the next connection ends; once, and `None` afterwards.
+        counts: the number of chunks in each direction.
     """
 
     def __init__(self, url: str) -> None:
@@ -28,6 +49,8 @@ class Proxy:
         self.frozen = False
         self.delay = 0.0
         self.accepted = 0
+        self.cut: Cut | None = None
+        self.counts: dict[Direction, int] = {"to server": 0, "to client": 0}
 
     @classmethod
     @asynccontextmanager
@@ -49,6 +72,16 @@ class Proxy:
         port = self._server.sockets[0].getsockname()[1]
         url = self._url.set(host="127.0.0.1", port=port, query={})
         return url.render_as_string(hide_password=False)
+
+    def cut_at_chunk(self, direction: Direction, number: int, how: How) -> None:
+        """Cut at the `number`-th chunk from now in one direction."""
+        last = self.counts[direction] + number
+        self.cut = Cut(direction, lambda _: self.counts[direction] >= last, how)
+
+    def cut_at_commit(self, how: How, direction: Direction = "to client") -> None:
+        """Cut at the next COMMIT, or at the answer to it."""
+        # The message of the client, and the command tag of the server.
+        self.cut = Cut(direction, lambda chunk: b"COMMIT" in chunk, how)
 
     def drop(self) -> None:
         """Cut every connection."""
@@ -74,18 +107,56 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(upstream[1])
-        for source, sink in ((reader, upstream[1]), (upstream[0], writer)):
-            task = asyncio.create_task(self._forward(source, sink))
+        pipes: list[tuple[Direction, asyncio.StreamReader, asyncio.StreamWriter]] = [
+            ("to server", reader, upstream[1]),
+            ("to client", upstream[0], writer),
+        ]
+        for direction, source, sink in pipes:
+            task = asyncio.create_task(
+                self._forward(source, sink, direction, (writer, upstream[1]))
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _forward(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        direction: Direction,
+        ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
+    ) -> None:
         with suppress(OSError):
             while chunk := await source.read(65536):
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 if self.frozen:
                     await asyncio.Event().wait()  # this connection is never heard of again
+                self.counts[direction] += 1
+                if self.cut is not None and self.cut.direction == direction and self.cut.at(chunk):
+                    how, self.cut = self.cut.how, None
+                    await self._end(how, chunk, sink, ends)
+                    return
                 sink.write(chunk)
                 await sink.drain()
         sink.transport.abort()
+
+    async def _end(
+        self,
+        how: How,
+        chunk: bytes,
+        sink: asyncio.StreamWriter,
+        ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
+    ) -> None:
+        if how == "silence":
+            await asyncio.Event().wait()
+        if how == "half":
+            sink.write(chunk[: len(chunk) // 2])
+            await sink.drain()
+        for end in ends:
+            if how == "RST":
+                # Closing a socket without lingering sends RST in place of FIN.
+                linger = struct.pack("ii", 1, 0)
+                end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                end.transport.abort()
+            else:
+                end.close()

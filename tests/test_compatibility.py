@@ -17,7 +17,7 @@ import httpx
 import pytest
 import sqlalchemy.util
 from fastapi import FastAPI
-from sqlalchemy import Engine, Table, column, text
+from sqlalchemy import Engine, Table, column, event, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -37,14 +37,14 @@ from pgtoolset import (
 from pgtoolset._commits import verify_commits
 from pgtoolset._compatibility import connections_of, error_of_failed_flush, is_in_block
 from pgtoolset._postgres.connections import (
-    VerifiedTransaction,
+    CommitAttempt,
     begun_transaction,
     has_one_backend,
 )
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._record import innermost
 from pgtoolset.testing import server
-from tests.support import Item, insert, stored
+from tests.support import Item, insert
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
@@ -127,6 +127,7 @@ def test_page_lists_every_private_name() -> None:
     # Objects of ours have attributes of these names as well.
     assert listed - set(used) <= {
         "_asyncio_future_blocking",
+        "_connection",
         "_transaction",
         "_traverse_internals",
     }
@@ -247,14 +248,14 @@ async def test_every_commit_is_verified(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stand-in sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next one."""
-    commits: list[VerifiedTransaction] = []
-    original = VerifiedTransaction.commit
+    commits: list[CommitAttempt] = []
+    original = CommitAttempt.commit
 
-    async def commit(self: VerifiedTransaction) -> None:
+    async def commit(self: CommitAttempt) -> None:
         commits.append(self)
         await original(self)
 
-    monkeypatch.setattr(VerifiedTransaction, "commit", commit)
+    monkeypatch.setattr(CommitAttempt, "commit", commit)
     db_context = create_db_context(async_sessionmaker(engine))
     for _ in range(3):
         async with db_context() as session:
@@ -283,12 +284,13 @@ async def test_engine_with_its_own_pool(engine: AsyncEngine) -> None:
 # asyncpg
 
 
-async def test_commit_without_top_xact(
-    engine: AsyncEngine, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A COMMIT whose answer could not be checked is not sent, and the error names asyncpg."""
+async def test_asyncpg_without_top_xact(engine: AsyncEngine) -> None:
+    """A unit whose COMMIT could not be checked is refused before its first statement, by an error
+    that names asyncpg and the wrapper."""
 
-    class Bare:
+    class Opaque:
+        """Passes on what is public, and makes transactions of its own."""
+
         def __init__(self, driver: Any) -> None:
             self._driver = driver
 
@@ -297,15 +299,24 @@ async def test_commit_without_top_xact(
                 raise AttributeError(name)
             return getattr(self._driver, name)
 
+        def transaction(self) -> object:
+            return object()
+
     driver_of = engine.dialect.get_driver_connection
-    with pytest.raises(UnsupportedVersionError, match=r"asyncpg 0\..*_top_xact"):
+    vars(engine.dialect)["get_driver_connection"] = lambda adapter: Opaque(driver_of(adapter))
+    sent: list[str] = []
+    event.listen(
+        engine.sync_engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2])
+    )
+    with pytest.raises(UnsupportedVersionError, match=r"asyncpg 0\..*_top_xact of Opaque"):
         async with create_db_context(async_sessionmaker(engine))() as session:
             await insert(session, 1)
-            monkeypatch.setattr(
-                engine.dialect, "get_driver_connection", lambda adapter: Bare(driver_of(adapter))
-            )
-    monkeypatch.undo()
-    assert await stored(other) == set()
+    assert sent == []
+
+
+async def test_connection_of_a_transaction(other: asyncpg.Connection) -> None:
+    """A transaction of asyncpg keeps the connection that it was made by."""
+    assert other.transaction()._connection is other
 
 
 async def test_has_one_backend(engine: AsyncEngine) -> None:

@@ -171,8 +171,9 @@ def test_advice_of_errors(name: str) -> None:
     assert len(re.findall(r"[.](?=\s|$)", text)) >= 2
 
 
-#: What the modules of the contracts may import: one another, and SQLAlchemy's types.
-CONTRACTS = {"pgtoolset.types", "pgtoolset.values"}
+#: What the modules of the contracts may import: one another, how texts are shown, and SQLAlchemy's
+#: types.
+CONTRACTS = {"pgtoolset._text", "pgtoolset.types", "pgtoolset.values"}
 TYPES = {"sqlalchemy", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"}
 
 

@@ -6,9 +6,11 @@ For SQLAlchemy's `AsyncSession`, FastAPI and asyncpg.
 from typing import TYPE_CHECKING, Literal
 
 from pgtoolset._native import implementation as _implementation
+from pgtoolset._text import make_logs_safe as _make_logs_safe
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.errors import (
+    CommitUnknownError,
     DatabaseExistsError,
     DatabaseInUseError,
     DatabaseNotFoundError,
@@ -33,6 +35,7 @@ from pgtoolset.watch import RowWatcher, row_change_trigger, wait_for_row_change
 
 __all__ = [
     "Blocker",
+    "CommitUnknownError",
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",
@@ -74,6 +77,8 @@ __all__ = [
     "run_transaction",
     "wait_for_row_change",
 ]
+
+_make_logs_safe()
 
 #: Which implementation of the hot modules is in use. Declared here, because pyright takes the type
 #: of a name that is only imported here for `str`.

@@ -16,12 +16,19 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import NO_OPTIONS, TransactionOptions, shown, sync_session_of
+from pgtoolset._callbacks import Callback, run_callbacks
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._commits import stop_verifying, undo_failed_release, verify_commits
-from pgtoolset._compatibility import error_of_failed_flush
+from pgtoolset._commits import (
+    commit_at_end,
+    rolled_back_by_flush,
+    stop_verifying,
+    undo_failed_release,
+    verify_commits,
+)
 from pgtoolset._lifecycle import abandon
+from pgtoolset._outcomes import aborted_by, unknown_again
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
-from pgtoolset._record import Callback, aborted_by, innermost, record_of, run_callbacks
+from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import TransactionalSession
 
@@ -118,9 +125,7 @@ class _Transaction(AbstractAsyncContextManager[None]):
             await self._abandon()
             return
         try:
-            # The block may have ended the transaction, and begun another one or none.
-            if self._sync.in_transaction():
-                await self._session.commit()
+            await commit_at_end(self._session, self._sync)
         except BaseException:
             await self._abandon()
             raise
@@ -169,8 +174,10 @@ class _Savepoint(AbstractAsyncContextManager[None]):
     ) -> None:
         if exc_type is not None:
             await self._block.__aexit__(exc_type, exc, traceback)
+        elif self._record.unknown is not None:
+            await self._fail(unknown_again(self._record.unknown))
         elif self._is_rolled_back():
-            await self._raise_rolled_back()
+            await self._fail(rolled_back_by_flush(self._sync))
         else:
             await self._release()
 
@@ -179,9 +186,7 @@ class _Savepoint(AbstractAsyncContextManager[None]):
         level = self._level
         return level is not None and not level.is_active and level is innermost(self._sync)
 
-    async def _raise_rolled_back(self) -> None:
-        assert self._level is not None
-        failure = aborted_by(error_of_failed_flush(self._level) or self._record.error)
+    async def _fail(self, failure: Exception) -> None:
         await self._block.__aexit__(type(failure), failure, None)
         raise failure
 

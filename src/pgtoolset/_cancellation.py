@@ -26,19 +26,6 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def uninterrupted_here(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` as `uninterrupted` does, but in the caller's task, for a third of the price.
-
-    `work` must not cancel its own task, as `asyncio.timeout` does.
-    """
-    inline = _Inline(work)
-    try:
-        return await inline
-    finally:
-        if inline.request is not None:
-            _deliver_later(inline.request)
-
-
 class _Uncancellable(asyncio.Future[None]):
     """A future for which a cancelled task keeps waiting; the task is cancelled afterwards."""
 
@@ -46,21 +33,32 @@ class _Uncancellable(asyncio.Future[None]):
         return False
 
 
-class _Inline(Awaitable[T]):
-    """Drives `work`, and hands each future that `work` awaits to the task inside an `_Adapter`."""
+class UninterruptedHere(Awaitable[T]):
+    """Runs `work` as `uninterrupted` does, but in the caller's task, for a third of the price.
+
+    It hands each future that `work` awaits to the task inside an `_Adapter`. `work` must not cancel
+    its own task, as `asyncio.timeout` does.
+
+    Attributes:
+        has_suspended: whether `work` has waited for something yet.
+    """
+
+    __slots__ = ("_work", "has_suspended")
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
-        self.request: asyncio.CancelledError | None = None
+        self.has_suspended = False
 
     def __await__(self) -> Generator[Any, None, T]:
+        request: asyncio.CancelledError | None = None
         try:
             while True:
                 awaited = self._work.send(None)
+                self.has_suspended = True
                 try:
                     yield None if awaited is None else _Adapter(awaited)
-                except asyncio.CancelledError as request:
-                    self.request = request
+                except asyncio.CancelledError as cancelled:
+                    request = cancelled
                 except Exception:
                     pass  # the error of the future, which `work` finds there at the next send
         except StopIteration as stop:
@@ -68,6 +66,8 @@ class _Inline(Awaitable[T]):
             return result
         finally:
             self._work.close()
+            if request is not None:
+                _deliver_later(request)
 
 
 class _Adapter:

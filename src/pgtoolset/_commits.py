@@ -1,4 +1,4 @@
-"""Commits that never report success for work that PostgreSQL has discarded.
+"""Commits that never report success for work that PostgreSQL has discarded or may have lost.
 
 After an error PostgreSQL refuses every statement until a rollback, and answers COMMIT with
 ROLLBACK, without an error. https://www.postgresql.org/docs/current/sql-commit.html
@@ -7,14 +7,17 @@ ROLLBACK, without an error. https://www.postgresql.org/docs/current/sql-commit.h
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from pgtoolset._compatibility import error_of_failed_flush
+from pgtoolset._outcomes import aborted_by, flush_failed, unknown_again
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
-from pgtoolset._record import Record, aborted_by, innermost, record_of
+from pgtoolset._record import Record, innermost, record_of
+from pgtoolset.errors import TransactionAbortedError
 
 
 def verify_commits(session: Session) -> bool:
@@ -34,8 +37,45 @@ def verify_commits(session: Session) -> bool:
 
 def stop_verifying(session: Session) -> None:
     """Leave the commits of a session to SQLAlchemy again."""
-    record_of(session).verifies_commits = False
+    record = record_of(session)
+    record.verifies_commits = False
+    record.unknown = None
     vars(session).pop("commit", None)
+
+
+async def commit_at_end(session: Any, sync: Session) -> None:
+    """Commit what is open at the end of a block whose commits are verified.
+
+    Raises:
+        CommitUnknownError: the answer to this COMMIT was lost, or that to an earlier one, whose
+            error the block has swallowed. Nothing more is committed then.
+        TransactionAbortedError: the transaction is lost.
+    """
+    record = record_of(sync)
+    if record.unknown is not None:
+        raise unknown_again(record.unknown)
+    # The block may have ended the transaction, and begun another one or none.
+    if sync.in_transaction():
+        record.is_ending = True
+        try:
+            await session.commit()
+        finally:
+            record.is_ending = False
+
+
+def raise_if_unknown(session: Session | None) -> None:
+    """Raise `CommitUnknownError` where the open block of a session has swallowed one."""
+    record = None if session is None else record_of(session)
+    if record is not None and record.unknown is not None:
+        raise unknown_again(record.unknown)
+
+
+def rolled_back_by_flush(session: Session) -> TransactionAbortedError:
+    """Return the error for the innermost level of a session, which a failed flush rolled back."""
+    record = record_of(session)
+    level = innermost(session)
+    error = None if level is None else error_of_failed_flush(level)
+    return flush_failed(error or record.error, is_connected=bool(record.checkouts))
 
 
 def undo_failed_release(record: Record) -> None:
@@ -43,10 +83,10 @@ def undo_failed_release(record: Record) -> None:
 
     Runs in SQLAlchemy's greenlet.
     """
-    if record.releasing is not None:
-        connection, savepoint = record.releasing
-        connection.dialect.do_rollback_to_savepoint(connection, savepoint)
-        record.forget_error()
+    for checkout in record.checkouts:
+        if checkout.releasing is not None:
+            connection = checkout.connection
+            connection.dialect.do_rollback_to_savepoint(connection, checkout.releasing)
 
 
 def _verified_commit(session: Session, record: Record) -> None:
@@ -55,20 +95,22 @@ def _verified_commit(session: Session, record: Record) -> None:
 
 
 def _raise_if_aborted(session: Session, record: Record) -> None:
-    """Raise `TransactionAbortedError` where the transaction of a session is lost.
+    """Raise where the transaction of a session is lost, or an earlier one may be.
 
     It costs a round trip only after an error that no savepoint has rolled back. Runs in
     SQLAlchemy's greenlet.
     """
+    if record.unknown is not None:
+        raise unknown_again(record.unknown)
     level = innermost(session)
     if level is None:
         return
     if not level.is_active:
         # A flush has failed, and SQLAlchemy has rolled back already.
-        raise aborted_by(error_of_failed_flush(level) or record.error)
-    if record.error is not None:
-        for connection in record.connections:
-            _raise_if_refused(connection, record.error)
+        raise rolled_back_by_flush(session)
+    for checkout in record.checkouts:
+        if checkout.error is not None:
+            _raise_if_refused(checkout.connection, checkout.error)
 
 
 def _raise_if_refused(connection: Connection, error: BaseException) -> None:

@@ -1,49 +1,28 @@
-"""The record of a session: the error that its open transaction has met, and its callbacks.
+"""The record of a session: the connections of its open transaction, its error and its callbacks.
 
 SQLAlchemy's events fill it. The listeners on `Session` are registered once, with the first session
-that gets a record, and return at once for a session without one; those on a dialect are registered
-with its first recorded connection. https://docs.sqlalchemy.org/en/20/orm/session_events.html
+that gets a record, and return at once for a session without one.
+https://docs.sqlalchemy.org/en/20/orm/session_events.html
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
-from weakref import WeakKeyDictionary, WeakSet, ref
-
-from sqlalchemy import Connection, Dialect, PoolProxiedConnection, event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.util import await_only
 
-from pgtoolset._arguments import shown
-from pgtoolset._cancellation import uninterrupted
+from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
+from pgtoolset._checkouts import Checkout, checkout_of
 from pgtoolset._compatibility import connections_of
-from pgtoolset._postgres.connections import verify_next_commit
-from pgtoolset._postgres.sqlstates import (
-    breaks_connection,
-    driver_error,
-    reported_by_server,
-    sqlstate_of,
-)
-from pgtoolset.errors import TransactionAbortedError
-
-logger = logging.getLogger("pgtoolset")
-
-Callback: TypeAlias = Callable[[], Awaitable[object] | object]
+from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
+from pgtoolset.errors import CommitUnknownError
 
 #: In the `info` of a session.
 _KEY = "pgtoolset.record"
 
-#: The record that a connection belongs to, by the object that the pool returned for one checkout.
-#: Both sides are weak: the session keeps its record, and the record keeps the connections. So a
-#: session that is dropped without `close()` is collected, and its connection with it.
-_records: WeakKeyDictionary[PoolProxiedConnection, ref[Record]] = WeakKeyDictionary()
+#: In the `info` of a session whose commits stand for real ones, although they are savepoints: the
+#: plugin's sessions, which a test commits.
+_STANDS_ALONE = "pgtoolset.testing.joined"
 
-_dialects: WeakSet[Dialect] = WeakSet()
 _is_listening = False
 
 
@@ -52,59 +31,56 @@ class Record:
 
     Attributes:
         verifies_commits: whether a block of ours is open, so that each `commit()` is verified.
-        connections: the connections of the transaction.
-        error: the error that aborted the transaction, or the first that may have.
+        is_ending: whether the commit at the end of that block is being sent.
+        unknown: the error of a commit whose outcome is unknown; kept until that block has ended.
+        checkouts: the connections of the transaction.
         callbacks: of `on_commit`, each with the level whose rollback removes it.
         committed: the level that has just been committed.
-        releasing: the savepoint whose RELEASE was sent last, and its connection.
     """
 
     __slots__ = (
-        "__weakref__",
-        "_aborts",
         "callbacks",
+        "checkouts",
         "committed",
-        "connections",
-        "error",
-        "releasing",
+        "is_ending",
+        "unknown",
         "verifies_commits",
     )
 
     def __init__(self) -> None:
         self.verifies_commits = False
-        self.connections: list[Connection] = []
-        self.error: BaseException | None = None
+        self.is_ending = False
+        self.unknown: CommitUnknownError | None = None
+        self.checkouts: list[Checkout] = []
         self.callbacks: list[tuple[SessionTransaction, Callback]] = []
         self.committed: SessionTransaction | None = None
-        self.releasing: tuple[Connection, str] | None = None
-        self._aborts = False
 
     @property
     def needs_verified_commit(self) -> bool:
         """Whether a COMMIT that PostgreSQL answers with ROLLBACK must be an error."""
         return self.verifies_commits or bool(self.callbacks)
 
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections of the transaction."""
+        return [checkout.connection for checkout in self.checkouts]
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error that aborted the transaction, or the first that may have."""
+        for checkout in self.checkouts:
+            if checkout.error is not None:
+                return checkout.error
+        return None
+
     def add_connection(self, connection: Connection) -> None:
         """Note that the transaction uses a connection from now on."""
-        if connection not in self.connections:
-            _records[connection.connection] = ref(self)
-            self.connections.append(connection)
-            _listen_to_dialect(connection.dialect)
-
-    def note_error(self, error: BaseException, *, is_disconnect: bool = False) -> None:
-        """Keep the first error that PostgreSQL reported or that cost the connection.
-
-        Until there is one, keep the first of the others: it may have left the transaction intact.
-        """
-        aborts = is_disconnect or reported_by_server(error)
-        if self.error is None or (aborts and not self._aborts):
-            self.error = error
-            self._aborts = aborts
-
-    def forget_error(self) -> None:
-        """Forget the error: its transaction has ended, or is back at a savepoint before it."""
-        self.error = None
-        self._aborts = False
+        for checkout in self.checkouts:
+            if checkout.connection is connection:
+                return
+        checkout = checkout_of(connection)
+        checkout.enter(self)
+        self.checkouts.append(checkout)
 
     def move_callbacks(self, level: SessionTransaction, enclosing: SessionTransaction) -> None:
         """Give the callbacks of a savepoint that ended to the level around it, or drop them."""
@@ -116,40 +92,30 @@ class Record:
         else:
             self.callbacks = [entry for entry in self.callbacks if entry[0] is not level]
 
-    def callbacks_to_run(self, transaction: SessionTransaction) -> list[Callback]:
-        """Return the callbacks to run now that the outermost transaction has ended."""
-        if self.committed is not transaction:
-            return []
-        return [callback for _, callback in self.callbacks]
-
     def empty(self) -> None:
         """Forget the transaction, which has ended."""
-        for connection in self.connections:
-            # A closed connection has no entry: it went with the object of its checkout.
-            if _is_open(connection) and record_of_connection(connection.connection) is self:
-                del _records[connection.connection]
-        self.connections.clear()
+        for checkout in self.checkouts:
+            checkout.participants.pop(self, None)
+        self.checkouts.clear()
         self.callbacks.clear()
-        self.committed = self.releasing = None
-        self.forget_error()
+        self.committed = None
+        if not self.verifies_commits:
+            self.unknown = None
 
 
 def record_of(session: Session) -> Record:
     """Return the record of a session; the first call makes it, and SQLAlchemy's events fill it."""
     record = _existing_record(session)
     if record is None:
-        _listen_to_sessions()
+        if not _is_listening:
+            _listen()
         record = session.info[_KEY] = Record()
         # No event has told of the connections of a transaction that began before.
-        for connection in connections_of(session.get_transaction()):
-            record.add_connection(connection)
+        transaction = session.get_transaction()
+        if transaction is not None:
+            for connection in connections_of(transaction):
+                record.add_connection(connection)
     return record
-
-
-def record_of_connection(connection: PoolProxiedConnection) -> Record | None:
-    """Return the record of the session whose transaction uses a checkout of the pool."""
-    reference = _records.get(connection)
-    return None if reference is None else reference()
 
 
 def innermost(session: Session) -> SessionTransaction | None:
@@ -157,65 +123,18 @@ def innermost(session: Session) -> SessionTransaction | None:
     return session.get_nested_transaction() or session.get_transaction()
 
 
-def aborted_by(error: BaseException | None) -> TransactionAbortedError:
-    """Return the error for a lost transaction, caused by the error that the block swallowed."""
-    if error is None:
-        what = (
-            "an error on its connection that SQLAlchemy did not see, such as one of asyncpg's own "
-            "methods"
-        )
-    else:
-        name = type(error).__name__
-        what = f"an error that was caught inside the block ({name}: {driver_error(error)})"
-    aborted = TransactionAbortedError(
-        f"The transaction was aborted by {what}; PostgreSQL has discarded all its work. "
-        "Let the error leave the block, or put the statement that may fail into a nested "
-        "get_transaction().",
-        sqlstate=sqlstate_of(error),
-    )
-    aborted.__cause__ = error
-    return aborted
-
-
-async def run_callbacks(callbacks: list[Callback]) -> None:
-    """Call each callback in order, after the commit. A failure is logged: it undoes nothing."""
-    for callback in callbacks:
-        try:
-            result = callback()
-            if inspect.isawaitable(result):
-                await result
-        except (Exception, asyncio.CancelledError):
-            # Not its repr: the arguments of a `partial` may hold a password.
-            name = getattr(callback, "__qualname__", None) or shown(callback)
-            logger.exception("on_commit callback %s failed; the transaction is committed", name)
-
-
 def _existing_record(session: Session) -> Record | None:
     record: Record | None = session.info.get(_KEY)
     return record
 
 
-def _open_record(connection: Connection | None) -> Record | None:
-    if connection is None or not _is_open(connection):
-        return None
-    return record_of_connection(connection.connection)
-
-
-def _is_open(connection: Connection) -> bool:
-    return not (connection.closed or connection.invalidated)
-
-
-# The listeners on sessions
-
-
-def _listen_to_sessions() -> None:
+def _listen() -> None:
     global _is_listening
-    if not _is_listening:
-        _is_listening = True
-        event.listen(Session, "after_begin", _after_begin)
-        event.listen(Session, "before_commit", _before_session_commit)
-        event.listen(Session, "after_commit", _after_commit)
-        event.listen(Session, "after_transaction_end", _after_transaction_end)
+    _is_listening = True
+    event.listen(Session, "after_begin", _after_begin)
+    event.listen(Session, "before_commit", _before_commit)
+    event.listen(Session, "after_commit", _after_commit)
+    event.listen(Session, "after_transaction_end", _after_transaction_end)
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -224,16 +143,24 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         record.add_connection(connection)
 
 
-def _before_session_commit(session: Session) -> None:
-    # On a lost connection SQLAlchemy refuses the commit with an error of its own before it calls
-    # the dialect.
+def _before_commit(session: Session) -> None:
     record = _existing_record(session)
-    if record is None or record.error is None or not record.needs_verified_commit:
-        return
-    if not session.in_nested_transaction() and any(
-        connection.invalidated for connection in record.connections
+    if (
+        record is None
+        or not record.needs_verified_commit
+        or session.in_nested_transaction()  # a RELEASE
     ):
-        raise aborted_by(record.error)
+        return
+    if record.callbacks:
+        check_can_run()
+    if record.unknown is not None:
+        raise unknown_again(record.unknown)
+    for checkout in record.checkouts:
+        if checkout.connection.invalidated:
+            # SQLAlchemy would refuse the commit with an error of its own.
+            raise aborted_by(record.error)
+        if checkout.is_rolled_back_under(record):
+            raise rolled_back_outside()
 
 
 def _after_commit(session: Session) -> None:
@@ -248,13 +175,34 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         return
     parent = transaction.parent
     if parent is None:
-        callbacks = record.callbacks_to_run(transaction)
-        record.empty()
-        if callbacks:
-            # The work is stored. A cancellation waits until the callbacks have run.
-            await_only(uninterrupted(run_callbacks(callbacks)))
+        _end(session, record, transaction)
     elif transaction.nested and record.callbacks:
         record.move_callbacks(transaction, _level_of(parent))
+
+
+def _end(session: Session, record: Record, transaction: SessionTransaction) -> None:
+    """Run the callbacks after the COMMIT, or keep them until the one that is still to come."""
+    is_committed = record.committed is transaction
+    callbacks = [callback for _, callback in record.callbacks] if record.callbacks else []
+    is_relied_on = record.verifies_commits or bool(callbacks)
+    joined = [checkout for checkout in record.checkouts if checkout.is_joined]
+    if callbacks and not record.checkouts:
+        joined = _outer_transaction(session)
+    record.empty()
+    if not (is_committed and is_relied_on):
+        return
+    if joined and _STANDS_ALONE not in session.info:
+        joined[0].defer(callbacks)
+    elif callbacks:
+        run_in_greenlet(callbacks)
+
+
+def _outer_transaction(session: Session) -> list[Checkout]:
+    """Return the checkout of an open transaction that a session without a statement would join."""
+    bind = session.bind
+    if isinstance(bind, Connection) and not bind.closed and bind.in_transaction():
+        return [checkout_of(bind)]
+    return []
 
 
 def _level_of(transaction: SessionTransaction) -> SessionTransaction:
@@ -262,68 +210,3 @@ def _level_of(transaction: SessionTransaction) -> SessionTransaction:
     while not transaction.nested and transaction.parent is not None:
         transaction = transaction.parent
     return transaction
-
-
-# The listeners on a dialect
-
-
-def _listen_to_dialect(dialect: Dialect) -> None:
-    """Listen to errors, and to each COMMIT and savepoint just before it is sent.
-
-    An engine with a listener takes SQLAlchemy's slow path at every statement and every checkout:
-    10 us for each statement. The dialect's own methods are called at the same moments, and cost
-    nothing elsewhere.
-    """
-    if dialect in _dialects:
-        return
-    _dialects.add(dialect)
-    event.listen(dialect, "handle_error", _on_error)
-    commit = dialect.do_commit
-    rollback_to_savepoint = dialect.do_rollback_to_savepoint
-    release_savepoint = dialect.do_release_savepoint
-
-    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
-        _before_commit(dbapi_connection)
-        commit(dbapi_connection)
-
-    def do_rollback_to_savepoint(connection: Connection, name: str) -> None:
-        _before_rollback_to_savepoint(connection)
-        rollback_to_savepoint(connection, name)
-
-    def do_release_savepoint(connection: Connection, name: str) -> None:
-        _before_release_savepoint(connection, name)
-        release_savepoint(connection, name)
-
-    if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
-        vars(dialect)["do_commit"] = do_commit
-    vars(dialect)["do_rollback_to_savepoint"] = do_rollback_to_savepoint
-    vars(dialect)["do_release_savepoint"] = do_release_savepoint
-
-
-def _before_commit(dbapi_connection: PoolProxiedConnection) -> None:
-    record = record_of_connection(dbapi_connection)
-    if record is not None and record.needs_verified_commit:
-        error = record.error
-        verify_next_commit(dbapi_connection, lambda: aborted_by(error))
-
-
-def _before_rollback_to_savepoint(connection: Connection) -> None:
-    record = _open_record(connection)
-    # The statement repairs an aborted transaction, but not a lost connection.
-    if record is not None:
-        record.forget_error()
-
-
-def _before_release_savepoint(connection: Connection, name: str) -> None:
-    record = _open_record(connection)
-    if record is not None:
-        record.releasing = (connection, name)
-
-
-def _on_error(context: ExceptionContext) -> None:
-    record = _open_record(context.connection)
-    if record is not None:
-        error = context.sqlalchemy_exception or context.original_exception
-        if breaks_connection(error):
-            context.is_disconnect = True
-        record.note_error(error, is_disconnect=context.is_disconnect)

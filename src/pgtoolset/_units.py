@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from pgtoolset._arguments import new_session, sync_session_of
-from pgtoolset._commits import stop_verifying, verify_commits
+from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
 from pgtoolset._lifecycle import close
 from pgtoolset._record import record_of
 from pgtoolset.protocols import ManagedSession, SessionFactory
@@ -36,7 +36,9 @@ class UnitOfWork(Generic[S]):
 
     async def commit(self) -> None:
         """Commit the open transaction; the session stays usable."""
-        if self.session.in_transaction():
+        if self._sync is not None:
+            await commit_at_end(self.session, self._sync)
+        elif self.session.in_transaction():
             await self.session.commit()
 
     async def commit_unless_failed(
@@ -49,9 +51,12 @@ class UnitOfWork(Generic[S]):
 
         After an exception `finish` rolls back, at the exit of the other stack.
         """
-        if exc_type is not None or not self.session.in_transaction():
+        if exc_type is not None:
             return
+        was_in_transaction = self.session.in_transaction()
         await self.commit()
+        if not was_in_transaction:
+            return
         # A streaming response may go on, in a session that does not begin a transaction itself too.
         if self._sync is not None and not self._sync.autobegin:
             self._sync.begin()

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import io
+import logging
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-from pgtoolset._commands import COMMANDS, CommandError
+from pgtoolset._commands import COMMANDS, CONNECTION, CommandError
+from pgtoolset._text import may_hold_password, one_line
 
 __all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors show no URL: argparse quotes the argument that it cannot place."""
+
+    def error(self, message: str) -> NoReturn:
+        for argument in _given:
+            for part in (argument, argument.partition("=")[2]):
+                if part and may_hold_password(part):
+                    message = message.replace(part, "a URL").replace(repr(part), "a URL")
+        super().error(one_line(message))
+
+
+#: The arguments of this process, for messages.
+_given: list[str] = []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,23 +40,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program; `None` for those of the process.
 
     Returns:
-        0 after success, 1 after a failure, 2 for wrong arguments, 130 after Ctrl-C.
+        0 after success, 1 after a failure, 2 for wrong arguments or where the database cannot be
+        reached, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="pgtoolset", description="Tools for PostgreSQL.")
+    _given[:] = sys.argv[1:] if arguments is None else arguments
+    parser = _Parser(prog="pgtoolset", description="Tools for PostgreSQL.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        subparser = subparsers.add_parser(
+            name, help=command.HELP, description=command.DESCRIPTION, epilog=CONNECTION
+        )
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_given)
+    _print_what_the_terminal_lacks_as_escapes()
     try:
-        exit_code: int = options.run(options)
+        with _notes_on_standard_error():
+            exit_code: int = options.run(options)
     except CommandError as error:
         print(f"pgtoolset: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return exit_code
+
+
+@contextmanager
+def _notes_on_standard_error() -> Iterator[None]:
+    """Print each warning and each log record of the library as one line, without a traceback."""
+
+    def note(text: str) -> None:
+        print(f"pgtoolset: {one_line(text)}", file=sys.stderr, flush=True)
+
+    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        note(str(message))
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(record.getMessage())
+
+    logger, handler = logging.getLogger("pgtoolset"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _print_what_the_terminal_lacks_as_escapes() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

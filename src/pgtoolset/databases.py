@@ -9,14 +9,15 @@ from sqlalchemy import URL
 
 from pgtoolset._arguments import DatabaseUrl, check_flag, check_name, shown, url_of
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._outcomes import raise_if_unanswered
 from pgtoolset._postgres.databases import (
-    END_SESSIONS,
     create_statement,
     drop_statement,
     execute_or_undo,
     users_of,
 )
 from pgtoolset._postgres.quoting import quoted
+from pgtoolset._postgres.renaming import END_SESSIONS
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset._postgres.sqlstates import (
     DUPLICATE_DATABASE,
@@ -66,6 +67,7 @@ async def create_database(
         DatabaseExistsError: a database of that name exists.
         DatabaseNotFoundError: the template does not exist.
         DatabaseInUseError: the template is in use; the error names the sessions.
+        CommitUnknownError: the connection was lost before PostgreSQL had answered.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
@@ -106,6 +108,7 @@ async def create(
         try:
             return await execute_or_undo(connection, url, create_statement(db_name, template), undo)
         except Exception as error:
+            raise_if_unanswered(error)
             if sqlstate_of(error) == OBJECT_IN_USE and left:
                 continue
             refusal = await _refusal(connection, error, called or db_name, template or "template1")
@@ -155,6 +158,7 @@ async def drop_database(
     Raises:
         DatabaseNotFoundError: the database does not exist.
         DatabaseInUseError: the database is in use; the error names the sessions.
+        CommitUnknownError: the connection was lost before PostgreSQL had answered.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
@@ -174,11 +178,21 @@ async def drop_database(
                 raise
 
 
-async def drop(connection: Any, db_name: str, *, force: bool) -> None:
-    """Drop a database over a connection of asyncpg to another database."""
+async def drop(connection: Any, db_name: str, *, force: bool, timeout: float | None = None) -> None:
+    """Drop a database over a connection of asyncpg to another database.
+
+    Args:
+        connection: to any other database on the server.
+        db_name: the name.
+        force: end the sessions of the database.
+        timeout: seconds after which the statement is cancelled with a `TimeoutError`: it may wait
+            for a lock of another session.
+    """
+    statement = drop_statement(db_name, force=force)
     try:
-        await uninterrupted(connection.execute(drop_statement(db_name, force=force)))
+        await uninterrupted(connection.execute(statement, timeout=timeout))
     except Exception as error:
+        raise_if_unanswered(error)
         state = sqlstate_of(error)
         if state == INVALID_CATALOG_NAME:
             raise _missing(db_name) from error
@@ -216,6 +230,7 @@ async def seal_database(db_name: str, *, server_url: DatabaseUrl) -> None:
                 f"ALTER DATABASE {quoted(db_name)} WITH ALLOW_CONNECTIONS false"
             )
         except Exception as error:
+            raise_if_unanswered(error)
             if sqlstate_of(error) != INVALID_CATALOG_NAME:
                 raise
             raise _missing(db_name) from error

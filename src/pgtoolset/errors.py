@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pgtoolset._text import safe, safe_lines
+from pgtoolset.types import CommitPhase
 from pgtoolset.values import Blocker
 
 __all__ = [
+    "CommitUnknownError",
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",
@@ -31,7 +34,17 @@ __all__ = [
 
 
 class PgToolsetError(Exception):
-    """The root of all errors of this library. Catch it where any of them may occur."""
+    """The root of all errors of this library. Catch it where any of them may occur.
+
+    A message is one line, whatever it quotes: control characters are escaped and passwords of URLs
+    left out. The attributes of an error hold what PostgreSQL said, unchanged.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(self._said(each) for each in arguments))
+
+    def _said(self, argument: object) -> object:
+        return safe(argument) if isinstance(argument, str) else argument
 
 
 class TransactionAbortedError(PgToolsetError, RuntimeError):
@@ -55,6 +68,31 @@ class TransactionAbortedError(PgToolsetError, RuntimeError):
         self.sqlstate = sqlstate
 
 
+class CommitUnknownError(PgToolsetError, ConnectionError):
+    """The connection was lost after COMMIT was sent and before it was answered.
+
+    PostgreSQL may have stored the transaction or not. Also raised where no answer came within the
+    driver's `command_timeout`, and where the server or a pooler said that it stops. A connection
+    that was lost before COMMIT was sent is another error: nothing is stored then.
+
+    Do not run the work again before you know: look whether the row is there, in a new session, or
+    give the work a key that cannot be stored twice. A block that caught this error from its own
+    `commit()` can commit nothing afterwards, and its end raises the error again. Callbacks of
+    `on_commit` have not run. The `__cause__` is the driver's error.
+
+    Attributes:
+        phase: which commit it was. `"end"`: the one that the library sends at the end of a block,
+            a unit of work, a request or a stream. `"commit"`: one that the block sent itself, with
+            `commit()`. `"statement"`: a statement that commits by itself, such as CREATE DATABASE.
+
+    See https://www.postgresql.org/docs/current/sql-commit.html
+    """
+
+    def __init__(self, message: str, *, phase: CommitPhase) -> None:
+        super().__init__(message)
+        self.phase: CommitPhase = phase
+
+
 class TransactionStateError(PgToolsetError, RuntimeError):
     """The session's transaction is in a state that does not allow the call.
 
@@ -76,6 +114,9 @@ class EmbeddedServerError(PgToolsetError, RuntimeError):
 
     Install `pgtoolset[testing]`, or read the server's log, which the message shows.
     """
+
+    def _said(self, argument: object) -> object:
+        return safe_lines(argument) if isinstance(argument, str) else argument
 
 
 class LockTimeoutError(PgToolsetError, TimeoutError):

@@ -40,7 +40,8 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         TypeError: `session_maker` is not a factory of sessions.
 
     At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
-    swallowed a database error that aborted the transaction, and at its start
+    swallowed a database error that aborted the transaction, `CommitUnknownError` where the
+    connection was lost between COMMIT and its answer, and at its start
     `UnsupportedVersionError` with FastAPI older than 0.121.
 
     Example:
@@ -103,7 +104,8 @@ def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
         TypeError: `session_maker` is not a factory of sessions.
 
     The end of the block raises `TransactionAbortedError` where the block swallowed a database error
-    that aborted the transaction. A cancellation that arrives during the COMMIT is delivered after
+    that aborted the transaction, and `CommitUnknownError` where the connection was lost between
+    COMMIT and its answer. A cancellation that arrives during the COMMIT is delivered after
     it, so the caller never takes stored work for rolled back.
 
     Example:

@@ -23,9 +23,11 @@ from pgtoolset._arguments import (
     sync_session_of,
 )
 from pgtoolset._blocks import TransactionBlock, foreign_callbacks
+from pgtoolset._callbacks import Callback
+from pgtoolset._commits import raise_if_unknown
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.sqlstates import RETRYABLE, sqlstate_of
-from pgtoolset._record import Callback, innermost, record_of
+from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory, TransactionalSession
 
@@ -73,6 +75,7 @@ def get_transaction(
             in a transaction. Nothing was sent.
         TransactionAbortedError: the block ended normally, but had swallowed an error that aborted
             the transaction.
+        CommitUnknownError: the connection was lost between COMMIT and its answer.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
 
     Example:
@@ -183,6 +186,8 @@ async def run_transaction(
 
     Raises:
         TransactionAbortedError: `work` swallowed an error that aborted the transaction.
+        CommitUnknownError: the connection was lost between COMMIT and its answer, at the end or at
+            a `commit()` of `work`.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
 
     Example:
@@ -223,6 +228,11 @@ async def _attempt(
                     f"work must be an async function of one session; {shown(work)} returned "
                     f"{shown(result)}"
                 )
-            return await result
+            try:
+                return await result
+            except Exception:
+                # Whatever `work` raises after a commit() in doubt, it must not run again.
+                raise_if_unknown(sync_session_of(session))
+                raise
     finally:
         await close(session)

@@ -24,6 +24,7 @@ from pgtoolset.values import LockMode, RowLockMode
 __all__ = [
     "AdvisoryKey",
     "ColumnAttribute",
+    "CommitPhase",
     "Duration",
     "LockModeSpelling",
     "LockWaitSource",
@@ -33,6 +34,9 @@ __all__ = [
     "RowLockModeSpelling",
     "TableTarget",
 ]
+
+#: Which commit it was whose outcome is unknown; see `CommitUnknownError.phase`.
+CommitPhase: TypeAlias = Literal["commit", "end", "statement"]
 
 #: A length of time, such as a `timeout` or an `interval`: seconds, a `timedelta`, or a number with
 #: a unit of PostgreSQL's settings: `"500ms"`, `"5s"`, `"1min"`.

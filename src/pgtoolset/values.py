@@ -6,10 +6,12 @@ They need neither a database nor an implementation, so a double of yours can mak
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+
+from pgtoolset._text import may_hold_password, one_line, printable, without_passwords
 
 __all__ = ["Blocker", "LockMode", "LockWait", "M2MChange", "RowChange", "RowLockMode"]
 
@@ -23,11 +25,16 @@ class _Mode(StrEnum):
     """A lock mode: `LockMode("exclusive")` takes a value or a name, in any case."""
 
     @classmethod
-    def _missing_(cls, value: object) -> Self | None:
-        if not isinstance(value, str):
-            return None
-        wanted = value.upper().replace("_", " ")
-        return next((mode for mode in cls if mode.value == wanted), None)
+    def _missing_(cls, value: object) -> Self:
+        # Enum's own error would show the value, which may be a URL that was given by mistake.
+        given = f"a value of type {type(value).__name__}"
+        if isinstance(value, str):
+            wanted = value.upper().replace("_", " ")
+            for mode in cls:
+                if mode.value == wanted:
+                    return mode
+            given = "a URL" if may_hold_password(value) else repr(value)
+        raise ValueError(f"{printable(given)} is not a valid {cls.__name__}")
 
 
 class LockMode(_Mode):
@@ -62,7 +69,7 @@ class RowLockMode(_Mode):
     KEY_SHARE = "KEY SHARE"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Blocker:
     """A session that held a lock, or a place in its queue, while another session waited for it.
 
@@ -84,11 +91,14 @@ class Blocker:
     query: str | None
     transaction_age: timedelta | None
 
+    def __repr__(self) -> str:
+        return _repr(self)
+
     def __str__(self) -> str:
         """Describe the session in one line, as messages do."""
         if self.pid == 0:
             return "a prepared transaction (see pg_prepared_xacts)"
-        name = f" ({self.application_name!r})" if self.application_name else ""
+        name = _in_parentheses(self.application_name)
         if self.state is None and self.query is None:
             return (
                 f"pid {self.pid}{name}, which has ended, or of which this role may not see more "
@@ -96,11 +106,11 @@ class Blocker:
             )
         age = self.transaction_age
         since = "" if age is None else f", {age.total_seconds():.1f} s in its transaction"
-        state = self.state or "no state"
-        return f"pid {self.pid}{name}, {state}{since}, query: {_line(self.query)}"
+        state = printable(self.state or "no state")
+        return f"pid {self.pid}{name}, {state}{since}, query: {_shown_query(self.query)}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LockWait:
     """A session that waits for a lock, and the sessions that it waits for.
 
@@ -125,6 +135,20 @@ class LockWait:
     waiting_for: timedelta | None
     application_name: str | None
     query: str | None
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+    def __str__(self) -> str:
+        """Describe the wait in one line."""
+        since = "" if self.waiting_for is None else f" {self.waiting_for.total_seconds():.1f} s"
+        relation = f" on {printable(self.relation)}" if self.relation else ""
+        behind = ", ".join(map(str, self.blocked_by)) or "no session"
+        return (
+            f"pid {self.pid}{_in_parentheses(self.application_name)} waits{since} for "
+            f"{printable(self.mode or 'a lock')}{relation} behind {behind}, "
+            f"query: {_shown_query(self.query)}"
+        )
 
 
 class M2MChange(NamedTuple):
@@ -161,8 +185,15 @@ class RowChange(Generic[M_co]):
         return "update" if self.after is not None else "delete"
 
 
-def _line(text: str | None) -> str:
-    """Return a text as one line of limited length, without control characters."""
-    line = " ".join((text or "").split())
-    line = "".join(each if each.isprintable() else "?" for each in line)
-    return line if len(line) <= _QUERY_LENGTH else f"{line[:_QUERY_LENGTH]}..."
+def _shown_query(query: str | None) -> str:
+    return one_line(query or "", _QUERY_LENGTH)
+
+
+def _in_parentheses(application_name: str | None) -> str:
+    return f" ({without_passwords(application_name)!r})" if application_name else ""
+
+
+def _repr(value: Any) -> str:
+    """Return what a dataclass writes, without the passwords that a query may have."""
+    parts = (f"{each.name}={getattr(value, each.name)!r}" for each in fields(value))
+    return f"{type(value).__qualname__}({without_passwords(', '.join(parts))})"

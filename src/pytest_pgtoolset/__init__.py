@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_pgtoolset._broker import Broker
-
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
+    from pytest_pgtoolset._broker import Broker
     from pytest_pgtoolset._joined import Connections, JoinedSessions
     from pytest_pgtoolset._provisioning import Provision
 
-_BROKER = pytest.StashKey[Broker]()
+_BROKER: pytest.StashKey[Broker] = pytest.StashKey()
 _PROVISION = pytest.StashKey["Provision"]()
+_NO_SERVER = pytest.StashKey[bool]()
 _PASSED = pytest.StashKey[bool]()
 
 _MARKER = (
@@ -41,6 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pg-version", choices=["18", "16"], help="the version of the embedded PostgreSQL"
     )
+    group.addoption(
+        "--pg-tcp",
+        action="store_true",
+        help="let the embedded PostgreSQL listen on 127.0.0.1 too, with a password",
+    )
+    parser.addini("pg_tcp", "like --pg-tcp", type="bool", default=False)
     parser.addini(
         "pg_url",
         "like --pg-url; without both, DATABASE_URL or an embedded server",
@@ -83,6 +89,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """
     if _PROVISION in session.config.stash:
         session.config.stash[_PROVISION].drop_unused()
+    if session.config.stash.get(_NO_SERVER, False):
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR  # as in a run without workers
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -98,6 +106,8 @@ def pytest_configure_node(node: Any) -> None:
     """Send a worker of pytest-xdist the address of the embedded server's broker."""
     config: pytest.Config = node.config
     if _BROKER not in config.stash:
+        from pytest_pgtoolset._broker import Broker
+
         config.stash[_BROKER] = Broker(lambda: _provision(config).server_url())
     node.workerinput["pgtoolset"] = config.stash[_BROKER].address()
 
@@ -112,6 +122,30 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Begin to make the server, the template and the database in the background."""
     if not session.config.option.collectonly and any(map(_needs_our_server, session.items)):
         _provision(session.config).start()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """End the run before its first test where the server that it is given cannot be reached."""
+    if session.config.option.collectonly or not any(map(_needs_our_server, session.items)):
+        return None
+    try:
+        _provision(session.config).check_given_server()
+    except pytest.UsageError as error:
+        output: Any = getattr(session.config, "workeroutput", None)
+        if output is None:
+            raise
+        # A worker of pytest-xdist has no terminal: the controller prints this and stops the others.
+        output["pgtoolset"] = "no server"
+        session.shouldstop = str(error)
+        return True
+    return None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if getattr(node, "workeroutput", {}).get("pgtoolset"):
+        node.config.stash[_NO_SERVER] = True
 
 
 def _needs_our_server(item: pytest.Item) -> bool:
@@ -181,7 +215,9 @@ def pg_session_options() -> dict[str, Any]:
 
 
 @pytest.fixture
-def pg_session_maker(request: pytest.FixtureRequest) -> async_sessionmaker[Any]:
+def pg_session_maker(
+    request: pytest.FixtureRequest, pg_engine: AsyncEngine
+) -> async_sessionmaker[Any]:
     """A factory of sessions whose every change is gone after the test, even when they commit.
 
     All sessions are joined to one connection, so one statement runs at a time. In a test that is
@@ -195,7 +231,7 @@ def pg_session_maker(request: pytest.FixtureRequest) -> async_sessionmaker[Any]:
     # The same keywords as a joined factory has, for code that copies them from one to another.
     keywords = {"join_transaction_mode": "conditional_savepoint", "info": {}}
     options = keywords | request.getfixturevalue("pg_session_options")
-    return async_sessionmaker(request.getfixturevalue("pg_engine"), **options)
+    return async_sessionmaker(pg_engine, **options)
 
 
 @pytest.fixture

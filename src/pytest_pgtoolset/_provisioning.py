@@ -22,6 +22,7 @@ from pgtoolset.testing.server import EmbeddedServer, load_embedded, parse_server
 from pgtoolset.testing.templates import TemplateDatabase, template_database
 from pgtoolset.testing.workers import create_worker_database
 from pytest_pgtoolset._broker import ask
+from pytest_pgtoolset._given import refusal, try_server
 from pytest_pgtoolset._recipes import Recipe, recipe_of
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Provision:
         self._run = hashlib.blake2b(uid.encode(), digest_size=6).hexdigest()
         self._server: EmbeddedServer | None = None
         self._url: str | None = None
+        self._refusal: pytest.UsageError | None = None
         self._choosing = threading.Lock()
         self._thread = _LoopThread()
         self._database: _Database | None = None
@@ -67,9 +69,21 @@ class Provision:
     def server_url(self) -> str:
         """Return the URL of the server; start it where it is an embedded one."""
         with self._choosing:
+            if self._refusal is not None:
+                raise self._refusal
             if self._url is None:
-                self._url = self._given_url() or self._embedded_url()
+                given = self._given_url()
+                self._url = self._embedded_url() if given is None else self._checked_url(*given)
             return self._url
+
+    def check_given_server(self) -> None:
+        """Connect to the server that the run is given, where it is given one.
+
+        Raises:
+            pytest.UsageError: it cannot be reached, or its URL is not one of PostgreSQL.
+        """
+        if self._given_url() is not None:
+            self.server_url()
 
     @contextmanager
     def database(self, server_url: str) -> Iterator[str]:
@@ -119,19 +133,28 @@ class Provision:
             files=self._config.getini("pg_migrate_files"),
         )
 
-    def _given_url(self) -> str | None:
+    def _given_url(self) -> tuple[str, str] | None:
+        """Return where the URL of a server comes from, and the URL."""
         sources = {
             "--pg-url": self._config.getoption("pg_url"),
             "the ini option pg_url": self._config.getini("pg_url"),
-            "DATABASE_URL": os.environ.get("DATABASE_URL"),
+            "the environment variable DATABASE_URL": os.environ.get("DATABASE_URL"),
         }
         for source, url in sources.items():
             if url:
                 try:
-                    return parse_server_url(source, url)
+                    return source, parse_server_url(source, url)
                 except ValueError as error:
                     raise pytest.UsageError(str(error)) from None
         return None
+
+    def _checked_url(self, source: str, url: str) -> str:
+        try:
+            self._thread.run(try_server(url)).result()
+        except Exception as error:
+            self._refusal = pytest.UsageError(refusal(source, url, error))
+            raise self._refusal from None
+        return url
 
     def _version(self) -> Literal[16, 18]:
         match self._config.getoption("pg_version") or self._config.getini("pg_version"):
@@ -146,7 +169,8 @@ class Provision:
 
     def _embedded_url(self) -> str:
         if self._broker is None:
-            server = EmbeddedServer(version=self._version())
+            tcp = self._config.getoption("pg_tcp") or self._config.getini("pg_tcp")
+            server = EmbeddedServer(version=self._version(), tcp=tcp)
             server.start()
             self._server = server
             return server.url()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -38,9 +39,38 @@ def test_shown(value: Any, expected: str) -> None:
     assert shown(value) == expected
 
 
-@pytest.mark.parametrize("value", [SECRET, make_url(SECRET), [SECRET], (1, (SECRET,)), {SECRET: 1}])
+class Setting(Enum):
+    URL = SECRET
+
+
+class Text(str):
+    def __repr__(self) -> str:
+        return SECRET
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SECRET,
+        make_url(SECRET),
+        [SECRET],
+        (1, (SECRET,)),
+        {SECRET: 1},
+        Setting.URL,
+        Text("text"),
+        type(SECRET, (), {}),
+        type(SECRET, (), {})(),
+        SECRET.encode(),
+        "user:secret@host/database",
+        "postgresql//user:secret@host",
+        "host=h password=secret",
+        "host=h password = 's secret'",
+        "postgresql%3A%2F%2Fuser%3Asecret%40host",
+        "x" * 100 + SECRET,
+    ],
+)
 def test_no_secret(value: Any) -> None:
-    """A URL is never shown, wherever it is."""
+    """A URL or a DSN is never shown, wherever it is and however it is written."""
     assert "secret" not in shown(value)
 
 
@@ -49,6 +79,13 @@ def test_short_and_safe() -> None:
     assert len(shown("x" * 1000)) <= 80
     assert len(shown(10**200)) <= 80
     assert shown(Hostile()) == "a Hostile"
+
+
+def test_endless() -> None:
+    """A list that holds itself is shown to a depth."""
+    endless: list[Any] = []
+    endless.append(endless)
+    assert shown(endless) == "[[[a list]]]"
 
 
 def test_an_instance_is_not_loaded() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from pydantic import PostgresDsn, SecretStr, TypeAdapter
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, MetaData, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from pgtoolset import create_database, drop_database
-from pgtoolset._arguments import asyncpg_url, url_of, with_asyncpg
+from pgtoolset._arguments import asyncpg_url, connect_arguments, url_of, with_asyncpg
 from pgtoolset.databases import seal_database
 from pgtoolset.testing import create_db_session, create_worker_database, worker_database_url
 from tests.support import Base
@@ -66,9 +67,12 @@ def test_drivers(text: str, drivername: str) -> None:
 
 
 def test_sslmode() -> None:
-    """libpq's sslmode becomes asyncpg's ssl, and every other parameter stays."""
+    """libpq's sslmode becomes asyncpg's ssl, and what only a DSN may have travels in one."""
     url = url_of("server_url", "postgresql://host/x?sslmode=require&application_name=till")
-    assert dict(asyncpg_url(url).query) == {"ssl": "require", "application_name": "till"}
+    assert dict(asyncpg_url(url).query) == {
+        "ssl": "require",
+        "dsn": "postgresql://?application_name=till",
+    }
 
 
 BAD = [
@@ -124,3 +128,70 @@ async def test_create_with_an_object(server_url: str) -> None:
     url = OwnUrl(server_url)
     await create_database("pgtoolset databases url", server_url=url)  # type: ignore[arg-type]
     await drop_database("pgtoolset databases url", server_url=url)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg", "postgres"])
+async def test_parameters_of_libpq(server_url: str, scheme: str) -> None:
+    """libpq's parameters hold in each function that takes a URL, and in a URL that is returned."""
+    url = make_url(server_url)
+    host = url.query.get("host", url.host)
+    given = (
+        f"{scheme}://{url.username}@/{url.database}?host=/nowhere,{host}&port=5432"
+        "&application_name=a%20till&options=-c%20work_mem%3D77MB&connect_timeout=9"
+        "&sslmode=prefer&target_session_attrs=read-write&gssencmode=disable"
+    )
+    query = text("SELECT current_setting('application_name') || current_setting('work_mem')")
+    async with create_worker_database(given, prefix="pgtoolset urls") as worker:
+        engine = create_async_engine(worker)
+        async with engine.connect() as connection:
+            assert await connection.scalar(query) == "a till77MB"
+        await engine.dispose()
+        own = worker.replace("postgresql+asyncpg", scheme) + "&connect_timeout=9"
+        async with create_db_session(own, MetaData()) as session:
+            assert await session.scalar(query) == "a till77MB"
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("postgresql://u:p@h1:1,h2/d", {"host": "h1,h2", "port": "1,"}),
+        ("postgresql://u:p@h1,h2/d?port=7", {"host": "h1,h2", "port": "7"}),
+        ("postgresql://u:p@[::1]:1,h2:2/d", {"host": "::1,h2", "port": "1,2"}),
+        ("postgresql://u:p@%2Ftmp/d", {"host": "/tmp"}),
+        ("host=/tmp user=u password=p dbname=d", {"host": "/tmp"}),
+        ("host = h1,h2 user=u password='p' dbname=d", {"host": "h1,h2"}),
+        ("postgresql:///?host=/tmp&user=u&password=p&dbname=d", {"host": "/tmp"}),
+    ],
+)
+def test_forms_of_libpq(given: str, parts: dict[str, str]) -> None:
+    """Several hosts, a directory as the host, a DSN, and the parts of a URL as parameters."""
+    url = url_of("server_url", given)
+    assert (url.username, url.password, url.database, url.host) == ("u", "p", "d", None)
+    assert dict(url.query) == parts
+    again = asyncpg_url(url)
+    assert asyncpg_url(again) == again, "a URL that was translated stays as it is"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "channel_binding=require",
+        "hostaddr=127.0.0.1",
+        "require_auth=scram-sha-256",
+        "connect_timeout=soon",
+    ],
+)
+def test_parameters_that_cannot_hold(query: str) -> None:
+    """What asyncpg cannot do is refused by the name of the argument, and psycopg's URL is not."""
+    for scheme in ("postgresql", "postgresql+asyncpg"):
+        with pytest.raises(ValueError, match=r"^server_url: "):
+            url_of("server_url", f"{scheme}://u:secret@h/d?{query}")
+    assert url_of("server_url", f"postgresql+psycopg://u:secret@h/d?{query}").query
+
+
+def test_the_time_to_connect() -> None:
+    """`connect_timeout` is seconds, of which 0 is no limit, and is in no URL for SQLAlchemy."""
+    for value, expected in (("9", 9.0), ("0", None), ("-1", None)):
+        url = url_of("server_url", f"postgresql://h/d?connect_timeout={value}")
+        assert connect_arguments(url) == {"timeout": expected}
+        assert not asyncpg_url(url).query

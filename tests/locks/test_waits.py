@@ -198,9 +198,9 @@ async def test_terminate(
 async def test_mistakes(database_url: str) -> None:
     """Each mistake is one line on standard error, without a traceback, with its exit code."""
     for arguments, code, says in (
-        (["locks"], 1, "DATABASE_URL"),
-        (["locks", "mysql://x"], 1, "URL of a PostgreSQL server"),
-        (["locks", "postgresql://nobody@/nothing?host=/nowhere"], 1, "nothing"),
+        (["locks"], 2, "DATABASE_URL"),
+        (["locks", "mysql://x"], 2, "URL of a PostgreSQL server"),
+        (["locks", "postgresql://nobody@/nothing?host=/nowhere"], 2, "nothing"),
         (["locks", database_url, "--terminate", "2147483647"], 1, "no session with pid"),
         (["locks", database_url, "--terminate", "-1"], 2, "PID"),
         (["locks", database_url, "--watch", "0"], 2, "seconds"),

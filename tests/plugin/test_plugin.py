@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from sqlalchemy import make_url
 
+from pgtoolset.testing import EmbeddedServer
 from tests.plugin.projects import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project, databases
 from tests.support import plain_url
+
+
+@pytest.fixture
+def embedded_tcp() -> Iterator[str]:
+    with EmbeddedServer(tcp=True) as server:
+        yield server.url()
+
 
 SCOPES = ("function", "class", "module", "package", "session")
 
@@ -209,26 +220,105 @@ def test_options_of_sessions(project: Project) -> None:
     assert project.run().counts == {"passed": 2}
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ("pg_metadata = nowhere:Base", "pg_metadata = nowhere:Base: importing nowhere failed"),
-        (
-            "pg_metadata = models:Base\npg_url = mysql://nobody:secret@nowhere",
-            "pg_url must be the URL",
-        ),
-    ],
-    ids=["module", "url"],
-)
-def test_bad_options(project: Project, options: str, complaint: str) -> None:
-    """A wrong option is a usage error of the test that needs it, and the error names it."""
-    project.server_url = None
-    ini = (project.path / "pytest.ini").read_text().replace("pg_metadata = models:Base", options)
+def test_bad_module(project: Project) -> None:
+    """A wrong pg_metadata is a usage error of the test that needs it, and the error names it."""
+    ini = (project.path / "pytest.ini").read_text().replace("models:Base", "nowhere:Base")
     project.write(test_it="async def test_it(pg_session): ...", pytest_ini=ini)
     outcome = project.run()
     assert outcome.counts == {"error": 1}, outcome.output
+    complaint = "pg_metadata = nowhere:Base: importing nowhere failed"
     assert f"UsageError: the ini option {complaint}" in outcome.output
-    assert "secret" not in outcome.output
+
+
+#: A port of the loopback interface on which no server listens, and a password that is not shown.
+SECRET = "s3cret/w\u00f6rd"
+DEAD = f"127.0.0.1:1/app?password={quote(SECRET)}2"
+DEAD_URL = f"postgresql://someone:{quote(SECRET, safe='')}@{DEAD}"
+
+NEED_A_SERVER = """
+    import pytest
+
+    @pytest.mark.parametrize("number", range(20))
+    async def test_it(pg_session, number): ...
+
+    def test_without_a_database(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "source", "tried"),
+    [
+        (
+            ("--pg-url", DEAD_URL),
+            {},
+            "--pg-url",
+            "cannot be reached: 127.0.0.1, port 1, as someone: ConnectionRefusedError",
+        ),
+        (
+            ("-o", f"pg_url={DEAD_URL}"),
+            {"DATABASE_URL": "postgresql://elsewhere"},
+            "the ini option pg_url",
+            "cannot be reached: 127.0.0.1, port 1, as someone: ConnectionRefusedError",
+        ),
+        (
+            ("-n", "2"),
+            {"DATABASE_URL": DEAD_URL},
+            "the environment variable DATABASE_URL",
+            "cannot be reached: 127.0.0.1, port 1, as someone: ConnectionRefusedError",
+        ),
+        (
+            (),
+            {"DATABASE_URL": f"postgresql:///app?host=/nowhere&password={quote(SECRET)}"},
+            "the environment variable DATABASE_URL",
+            "cannot be reached: /nowhere, port 5432: FileNotFoundError",
+        ),
+        (
+            ("-o", f"pg_url=mysql://someone:{quote(SECRET)}@nowhere"),
+            {},
+            "the ini option pg_url",
+            "must be the URL of a PostgreSQL server",
+        ),
+    ],
+    ids=["flag", "ini", "environment, two workers", "socket", "other database"],
+)
+def test_server_that_cannot_be_reached(
+    project: Project,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    source: str,
+    tried: str,
+) -> None:
+    """A server that the run is given and that cannot be reached is said once, with where the URL
+    comes from, what was tried and no password; no test runs, and the exit status is that of a usage
+    error."""
+    project.server_url = None
+    project.write(test_it=NEED_A_SERVER)
+    outcome = project.run(*arguments, **environment)
+    assert outcome.code == pytest.ExitCode.USAGE_ERROR, outcome.output
+    assert outcome.output.count(f"{source} {tried}") == 1, outcome.output
+    assert not {"passed", "failed", "error"} & outcome.counts.keys()
+    assert "Traceback" not in outcome.output
+    for secret in (SECRET, quote(SECRET), quote(SECRET, safe="")):
+        assert secret not in outcome.output
+
+
+def test_server_that_refuses_the_password(project: Project, embedded_tcp: str) -> None:
+    """A server that refuses the role is said once too, in PostgreSQL's words."""
+    wrong = make_url(embedded_tcp).set(password=SECRET).render_as_string(hide_password=False)
+    project.server_url = wrong
+    project.write(test_it=NEED_A_SERVER)
+    outcome = project.run()
+    assert outcome.code == pytest.ExitCode.USAGE_ERROR, outcome.output
+    assert outcome.output.count("password authentication failed") == 1
+    assert SECRET not in outcome.output
+
+
+def test_server_that_no_test_needs(project: Project) -> None:
+    """A run whose tests need no server does not try the one that it is given."""
+    project.server_url = DEAD_URL
+    project.write(test_it="def test_it(): ...")
+    assert project.run().counts == {"passed": 1}
+    assert project.run("--collect-only").code == 0
 
 
 def test_both_options(project: Project) -> None:
@@ -297,6 +387,46 @@ def test_embedded_server(project: Project) -> None:
     assert not Path(directory).exists()
 
 
+@pytest.mark.parametrize(
+    "options", [("--pg-tcp",), ("-o", "pg_tcp=true", "-n", "2")], ids=["flag", "ini, two workers"]
+)
+def test_embedded_server_with_tcp(project: Project, options: tuple[str, ...]) -> None:
+    """With pg_tcp an application that builds its URL from parts reaches the worker's database."""
+    project.server_url = None
+    project.write(
+        test_tcp="""
+            import asyncpg
+            import pytest
+            from models import Item
+            from pydantic import PostgresDsn, TypeAdapter
+            from sqlalchemy import make_url, text
+
+            @pytest.mark.pg_commit
+            @pytest.mark.parametrize("number", range(2))
+            async def test_tcp(pg_session, pg_database_url, pg_server_url, number):
+                TypeAdapter(PostgresDsn).validate_python(pg_database_url)
+                pg_session.add(Item(name="lamp"))
+                await pg_session.commit()
+                url = make_url(pg_database_url)
+                parts = {
+                    "host": url.host,
+                    "port": url.port,
+                    "user": url.username,
+                    "password": url.password,
+                    "database": url.database,
+                }
+                assert all(parts.values()), parts
+                connection = await asyncpg.connect(**parts)
+                assert await connection.fetchval("SELECT name FROM item") == "lamp"
+                await connection.close()
+                with pytest.raises(asyncpg.InvalidPasswordError):
+                    await asyncpg.connect(**parts | {"password": "wrong"})
+        """
+    )
+    outcome = project.run(*options)
+    assert outcome.counts == {"passed": 2}, outcome.output
+
+
 def test_server_that_starts_while_tests_run(project: Project) -> None:
     """Tests run with their own warning filters while the server starts in the background."""
     project.server_url = None
@@ -355,12 +485,40 @@ def test_environment_names_the_server(project: Project) -> None:
     ).counts == {"passed": 1}
 
 
+def documented_files() -> dict[str, str]:
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    return dict(re.findall(r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+
+
+def test_documented_parts(project: Project) -> None:
+    """The conftest.py that docs/testing.md shows gives an application the parts of the URL."""
+    project.server_url = None
+    project.write(
+        conftest=documented_files()["conftest-parts.py"],
+        test_parts="""
+            import os
+            import asyncpg
+
+            async def test_parts(pg_database_url):
+                connection = await asyncpg.connect(
+                    host=os.environ["POSTGRES_HOST"],
+                    port=int(os.environ["POSTGRES_PORT"]),
+                    user=os.environ["POSTGRES_USER"],
+                    password=os.environ["POSTGRES_PASSWORD"],
+                    database=os.environ["POSTGRES_DB"],
+                )
+                assert not await connection.fetch("SELECT FROM item")
+                await connection.close()
+        """,
+    )
+    assert project.run("--pg-tcp").counts == {"passed": 1}
+
+
 def test_documented_project(project: Project) -> None:
     """The project that docs/testing.md shows passes."""
-    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
-    files = re.findall(r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert {"pytest.ini", "myapp.py", "conftest.py", "test_myapp.py"} <= {name for name, _ in files}
-    for name, content in files:
+    files = documented_files()
+    assert {"pytest.ini", "myapp.py", "conftest.py", "test_myapp.py"} <= files.keys()
+    for name, content in files.items():
         if "/" not in name:
             (project.path / name).write_text(content)
     assert project.run().counts == {"passed": 2}

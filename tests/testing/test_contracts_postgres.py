@@ -24,7 +24,7 @@ from pgtoolset.testing.contracts import (
     WatcherContract,
 )
 from tests.m2m import models as m2m_models
-from tests.support import Item
+from tests.support import Account, Item
 from tests.testing.linked import SHAPES, linked
 
 
@@ -70,6 +70,24 @@ class TestRowLocker(OnPostgreSQL, RowLockerContract):
 
 class TestLockObserver(OnPostgreSQL, LockObserverContract):
     pass
+
+
+class OnAnInteger(OnPostgreSQL):
+    """With attributes in place of names, and a column that holds no text."""
+
+    @pytest.fixture
+    def harness(self, session_maker: async_sessionmaker[AsyncSession]) -> MappedRows:
+        return MappedRows(session_maker, Account, key=Account.id, value=Account.balance)
+
+
+class TestRowLockerOnAnInteger(OnAnInteger, RowLockerContract):
+    pass
+
+
+class TestChangeWaiterOnAnInteger(OnAnInteger, ChangeWaiterContract):
+    @pytest.fixture
+    def waiter(self) -> Any:
+        return pgtoolset
 
 
 class TestAssociationWriter(OnPostgreSQL, AssociationWriterContract):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -15,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgtoolset import LockTimeoutError
 from pgtoolset.testing import create_db_session, db_sessions
+from tests.proxy import Proxy
 from tests.support import interrupt_everywhere, plain_url, swallow_error, until
 
 
@@ -233,3 +238,148 @@ async def test_cancelled_everywhere(url: str, sql: asyncpg.Connection) -> None:
         await until_nothing_left(sql)
 
     assert await interrupt_everywhere(work, check) > 5
+
+
+# Connections that are cut
+
+
+class CuttingProxy(Proxy):
+    """Cuts every connection once, before it forwards a chunk.
+
+    Attributes:
+        at: the number of the chunk; 0 for none.
+        chunks: the chunks until now.
+        is_lasting: new connections are refused after the cut.
+    """
+
+    at = chunks = 0
+    is_lasting = False
+
+    async def _forward(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *_: object
+    ) -> None:
+        with suppress(OSError):
+            while chunk := await source.read(65536):
+                self.chunks += 1
+                if self.chunks == self.at:
+                    self.refusing = self.is_lasting
+                    self.drop()
+                    break
+                sink.write(chunk)
+                await sink.drain()
+        sink.transport.abort()
+
+    def cut_at(self, chunk: int) -> None:
+        self.at, self.chunks, self.refusing = chunk, 0, False
+
+
+async def block(url: str) -> None:
+    async with create_db_session(url, Base) as session:
+        session.add(Thing())
+        await session.commit()
+
+
+@pytest.fixture
+async def proxy(url: str) -> AsyncIterator[CuttingProxy]:
+    async with CuttingProxy.to(url) as proxy:
+        assert isinstance(proxy, CuttingProxy)
+        yield proxy
+
+
+async def test_cut_everywhere(proxy: CuttingProxy, sql: asyncpg.Connection) -> None:
+    """A connection that is cut at any chunk leaves neither tables nor types nor connections."""
+    cut, is_whole = 0, False
+    while not is_whole:
+        cut += 1
+        proxy.cut_at(cut)
+        try:
+            await block(proxy.url)
+        except (OSError, DBAPIError, asyncpg.PostgresError):
+            pass
+        is_whole = proxy.chunks < cut
+        await until_nothing_left(sql)
+    assert cut > 30
+
+
+async def test_cut_for_good_everywhere(
+    proxy: CuttingProxy, url: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server cannot be reached after the cut, the next block drops what was left, also
+    one of other tables, in the process that left it."""
+    monkeypatch.setattr(db_sessions, "_PAUSE", 0)
+    other = MetaData()
+    Table("another", other, Column("id", Integer, primary_key=True))
+    proxy.is_lasting = True
+    cut, lost, is_whole = -3, 0, False
+    while not is_whole:
+        cut += 4
+        proxy.cut_at(cut)
+        try:
+            await block(proxy.url)
+        except (OSError, DBAPIError, asyncpg.PostgresError):
+            lost += "thing" in await left(sql)
+        is_whole = proxy.chunks < cut
+        async with create_db_session(url, other):
+            assert "thing" not in await left(sql)
+        await until_nothing_left(sql)
+    assert lost > 2
+
+
+PROGRAM = """
+import asyncio, os, sys
+from tests.testing.test_db_sessions import Base, create_db_session
+
+async def main():
+    async with create_db_session(sys.argv[1], Base):
+        os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+async def test_killed(url: str, sql: asyncpg.Connection) -> None:
+    """The next block drops the tables and types of a process that was killed, and no others."""
+    await sql.execute(
+        """CREATE TABLE precious (id int); CREATE TYPE mood AS ENUM ('good');
+           COMMENT ON TYPE mood IS '{"kind": "pgtoolset session table", "pid": 1}';
+           COMMENT ON TABLE precious IS 'mine'"""
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PROGRAM, url), cwd=Path(__file__).parents[2]
+    )
+    assert await process.wait() == -signal.SIGKILL
+    assert {"thing", "size", "precious", "mood"} <= set(await left(sql))
+    async with create_db_session(url, MetaData()):
+        there = set(await left(sql))
+        assert {"precious", "mood"} <= there
+        assert not {"thing", "size", "thing_id_seq"} & there
+
+
+async def test_of_a_living_process(url: str, sql: asyncpg.Connection) -> None:
+    """A block drops no tables of another one that is open, and the comments of tables stay those
+    of the metadata."""
+    metadata = MetaData()
+    Table("said", metadata, Column("id", Integer, primary_key=True), comment="what it is")
+    async with create_db_session(url, metadata):
+        async with create_db_session(url, Base):
+            assert {"said", "thing"} <= set(await left(sql))
+        comment = "SELECT obj_description('said'::regclass, 'pg_class')"
+        assert await sql.fetchval(comment) == "what it is"
+        assert await sql.fetchval("SELECT obj_description('said'::regtype, 'pg_type')")
+    await until_nothing_left(sql)
+
+
+async def test_left_over_in_use(
+    url: str, sql: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an earlier run has left and something else depends on stays, and a warning says so."""
+    async with create_db_session(url, Base):
+        mark = await sql.fetchval("SELECT obj_description('thing'::regtype, 'pg_type')")
+    await sql.execute("CREATE TABLE t (id int); CREATE VIEW v AS SELECT id FROM t")
+    await sql.execute(f"COMMENT ON TYPE t IS '{mark}'")
+    await block(url)
+    assert "could not be dropped" in caplog.text
+    assert {"t", "v"} <= set(await left(sql))
+    await sql.execute("DROP VIEW v")
+    await block(url)
+    await until_nothing_left(sql)

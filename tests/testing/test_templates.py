@@ -13,8 +13,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from pgtoolset import LockTimeoutError
+from pgtoolset._postgres import turns
 from pgtoolset.databases import create_database
+from pgtoolset.testing import templates
 from pgtoolset.testing.templates import TemplateDatabase, template_database
+from tests import pgbouncer
 from tests.support import plain_url, until
 from tests.testing.template_server import Server, watched
 
@@ -165,6 +169,96 @@ async def test_use_is_marked(server: Server) -> None:
     async with making.template() as again:
         assert again == template
     assert await server.comment(template.name) == today
+
+
+@pytest.mark.parametrize("purpose", ["making", "using"])
+async def test_locked_by_a_stranger(
+    server: Server, monkeypatch: pytest.MonkeyPatch, purpose: str
+) -> None:
+    """An advisory lock that a stranger holds is waited for within a limit, the error names the
+    stranger, and a cancellation ends the wait."""
+    making = Making(server, "CREATE TABLE item (id int)")
+    name = f"pgtoolset_template_{making.version}"
+    key = turns.key_of(purpose, name)
+    await server.connection.execute("SET application_name = 'the stranger'")
+    await server.connection.execute(f"SELECT pg_advisory_lock({key})")
+    asked = asyncio.Event()
+    take = turns._take
+
+    async def seen(*arguments: Any) -> bool:
+        asked.set()
+        return await take(*arguments)
+
+    monkeypatch.setattr(turns, "_take", seen)
+
+    async def work() -> None:
+        async with making.template():
+            raise AssertionError
+
+    task = asyncio.create_task(work())
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    monkeypatch.setattr(templates, "_TIMEOUT", 0.2)
+    with pytest.raises(LockTimeoutError, match=f"{name}.* within 0.2 s") as raised:
+        await work()
+    if purpose == "making":
+        assert [each.application_name for each in raised.value.blockers] == ["the stranger"]
+    assert making.times == 0
+    await server.connection.execute("SELECT pg_advisory_unlock_all()")
+    async with making.template():
+        pass
+    assert making.times == 1
+
+
+async def test_no_lock_is_left(server: Server) -> None:
+    """A block, of a run too and after an error too, leaves no lock and no open transaction."""
+    for versioned in (True, False):
+        making = Making(server, "CREATE TABLE item (id int)", versioned=versioned)
+        with pytest.raises(KeyError):
+            async with making.template():
+                raise KeyError
+    query = (
+        "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
+        " WHERE l.locktype = 'advisory' OR (a.datname = 'postgres' AND a.state LIKE 'idle in%')"
+    )
+    assert await server.connection.fetchval(query) == 0
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason="needs pgbouncer")
+async def test_behind_a_pooler(server: Server) -> None:
+    """Behind PgBouncer in transaction mode, with fewer backends than callers, one makes the
+    template, each gets it, and no lock stays on a backend."""
+    making = Making(server, "CREATE TABLE item (id int)", pause=0.2)
+    async with pgbouncer.pgbouncer(server.url) as pooled:
+
+        async def worker() -> str:
+            async with template_database(
+                pooled, making.make, run="run", version=making.version
+            ) as template:
+                return template.name
+
+        names = set(await asyncio.gather(*(worker() for _ in range(4))))
+        assert len(names) == making.times == 1
+        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        assert await server.connection.fetchval(query) == 0
+
+
+async def test_template_that_cannot_be_dropped(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An old template that cannot be dropped is a warning, and the new one is made."""
+    name = "pgtoolset_template_run_gone"
+    await create_database(name, server_url=server.url)
+    await server.connection.execute(f"BEGIN; COMMENT ON DATABASE {name} IS NULL")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(templates, "LOCK_TIMEOUT", 0.1)
+        async with Making(server).template() as made:
+            assert made.name in await server.names()
+    await server.connection.execute("ROLLBACK")
+    assert name in await server.names()
+    assert "could not be dropped" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ from pgtoolset import (
     create_database,
     drop_database,
 )
+from pgtoolset._postgres import renaming
 from pgtoolset.testing import _owners, create_worker_database, worker_database_url, workers
 from pgtoolset.testing._owners import Owner, draft_name, is_forgotten_draft, new_owner, owner_in
+from tests import pgbouncer
 from tests.support import Interrupted, plain_url, until
 
 PREFIX = "pgtoolset worker test"
@@ -423,6 +425,129 @@ async def test_killed(
             assert await names(other) == {f"{PREFIX}_{next_worker}"}
         monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
         assert not await names(other)
+
+
+# Locks of others
+
+
+@pytest.fixture
+async def stranger(server_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A session that can hold locks, in an open transaction."""
+    settings = {"application_name": "the stranger"}
+    connection = await asyncpg.connect(plain_url(server_url), server_settings=settings)
+    await connection.execute("BEGIN")
+    yield connection
+    await connection.close()
+
+
+async def is_waiting(connection: asyncpg.Connection) -> bool:
+    """Whether a session waits for a lock on a database."""
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND NOT granted"
+    return bool(await connection.fetchval(query))
+
+
+@pytest.mark.parametrize("whose", ["left over", "of the block"])
+async def test_locked_by_a_stranger(
+    server_url: str,
+    other: asyncpg.Connection,
+    stranger: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    whose: str,
+) -> None:
+    """A database that another session has locked is waited for within a limit; the error names the
+    session, and the next run drops the database."""
+    monkeypatch.setattr(renaming, "LOCK_TIMEOUT", 0.2)
+    name = f"{PREFIX}_test_db"
+    lock = f'ALTER DATABASE "{name}" CONNECTION LIMIT 7; COMMENT ON DATABASE "{name}" IS NULL'
+    with pytest.raises(DatabaseInUseError, match="the stranger") as raised:
+        if whose == "left over":
+            await make(other, name, (await dead()).mark())
+            await stranger.execute(lock)
+        async with create_worker_database(server_url, prefix=PREFIX):
+            await stranger.execute(lock)
+    assert [each.pid for each in raised.value.sessions] == [stranger.get_server_pid()]
+    assert raised.value.database == name
+    assert await names(other) == {name}
+    await stranger.execute("ROLLBACK")
+    async with create_worker_database(server_url, prefix=PREFIX):
+        pass
+    assert not await names(other)
+
+
+async def test_template_locked_by_a_stranger(
+    server_url: str,
+    other: asyncpg.Connection,
+    stranger: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A template that another session has locked is waited for within a limit, and nothing is
+    left."""
+    model = f"{PREFIX} model"
+    await make(other, model)
+    await stranger.execute(f"COMMENT ON DATABASE \"{model}\" IS 'locked'")
+    monkeypatch.setattr(workers, "_MAKE_TIMEOUT", 0.5)
+    with pytest.raises(DatabaseInUseError, match=r"within 0\.5 s"):
+        async with create_worker_database(server_url, prefix=PREFIX, template=model):
+            raise AssertionError
+    assert await names(other) == {model}
+
+
+@pytest.mark.parametrize("whose", ["left over", "the template"])
+async def test_cancelled_while_a_lock_is_waited_for(
+    server_url: str, other: asyncpg.Connection, stranger: asyncpg.Connection, whose: str
+) -> None:
+    """A cancellation ends the wait for a lock of another session, and leaves nothing."""
+    name = f"{PREFIX}_test_db" if whose == "left over" else f"{PREFIX} model"
+    await make(other, name, (await dead()).mark() if whose == "left over" else None)
+    await stranger.execute(f"COMMENT ON DATABASE \"{name}\" IS 'locked'")
+
+    async def block() -> None:
+        template = None if whose == "left over" else name
+        async with create_worker_database(server_url, prefix=PREFIX, template=template):
+            raise AssertionError
+
+    task = asyncio.create_task(block())
+    await until(lambda: is_waiting(other))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not await is_waiting(other)
+    assert await names(other) == {name}
+
+
+async def test_replaced_after_the_look(server_url: str, other: asyncpg.Connection) -> None:
+    """A database that has taken the place of the one that was seen keeps its name and its
+    sessions."""
+    name = f"{PREFIX}_test_db"
+    await make(other, name, "new")
+    server = plain_url(server_url)
+    session = await asyncpg.connect(server, database=name)
+    await renaming.end_sessions(other, name, "old")
+    assert await session.fetchval("SELECT 1") == 1
+    await session.close()
+    assert not await renaming.rename_if_marked(other, name, f"{PREFIX} doomed", "old")
+    assert not await renaming.rename_if_marked(other, name, f"{PREFIX} doomed", None)
+    assert await names(other) == {name}
+    assert await renaming.rename_if_marked(other, name, f"{PREFIX} doomed", "new")
+    assert await names(other) == {f"{PREFIX} doomed"}
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason="needs pgbouncer")
+async def test_behind_a_pooler(server_url: str, other: asyncpg.Connection) -> None:
+    """Behind PgBouncer in transaction mode, with fewer backends than workers, each gets its own
+    database, what is left over is swept, and no lock stays on a backend."""
+    await make(other, f"{PREFIX} abandoned", (await dead()).mark())
+    all_are_in = asyncio.Barrier(4)
+
+    async def block(number: int) -> None:
+        async with create_worker_database(pooled, f"worker{number}", prefix=PREFIX):
+            await all_are_in.wait()
+
+    async with pgbouncer.pgbouncer(server_url) as pooled:
+        for _ in range(2):
+            await asyncio.gather(*map(block, range(4)))
+            assert not await names(other)
+            assert not await other.fetch("SELECT * FROM pg_locks WHERE locktype = 'advisory'")
 
 
 # Failures

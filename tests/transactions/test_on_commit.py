@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import weakref
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -301,6 +302,81 @@ async def test_outside_a_transaction(session_maker: Maker) -> None:
         async with double.begin():
             with pytest.raises(TransactionStateError, match="get_transaction"):
                 on_commit(double, lambda: None)
+
+
+async def sync_commit(session: AsyncSession) -> None:
+    session.sync_session.commit()
+
+
+async def sync_transaction_commit(session: AsyncSession) -> None:
+    transaction = session.sync_session.get_transaction()
+    assert transaction is not None
+    transaction.commit()
+
+
+async def sync_block(session: AsyncSession) -> None:
+    await session.rollback()
+    with session.sync_session.begin():
+        on_commit(session, lambda: LOG.append("block"))
+
+
+async def sync_savepoint_and_commit(session: AsyncSession) -> None:
+    with session.sync_session.begin_nested():
+        on_commit(session, lambda: LOG.append("savepoint"))
+    assert session.sync_session.in_transaction()
+    session.sync_session.commit()
+
+
+async def sync_begin(session: AsyncSession) -> None:
+    await session.rollback()
+    session.sync_session.begin()
+    on_commit(session, lambda: LOG.append("begin"))
+    session.sync_session.commit()
+
+
+#: What callbacks of these have logged.
+LOG: list[str] = []
+
+
+@pytest.mark.parametrize("opened", ["unit", "block", "plain"])
+@pytest.mark.parametrize(
+    "commit",
+    [sync_commit, sync_transaction_commit, sync_block, sync_savepoint_and_commit, sync_begin],
+)
+async def test_commit_outside_of_a_greenlet(session_maker: Maker, commit: Any, opened: str) -> None:
+    """Where a commit could not run the callbacks afterwards, it is refused before it, and they run
+    after the commit that follows."""
+    LOG.clear()
+    async with AsyncExitStack() as stack:
+        if opened == "unit":
+            session = await stack.enter_async_context(create_db_context(session_maker)())
+        else:
+            session = await stack.enter_async_context(session_maker())
+        if opened == "block":
+            await stack.enter_async_context(get_transaction(session))
+        elif opened == "plain":
+            await session.begin()
+        on_commit(session, lambda: LOG.append("first"))
+        with pytest.raises(TransactionStateError, match="nothing was committed"):
+            await commit(session)
+        assert LOG == []
+        if session.in_transaction() and commit is not sync_block:
+            await session.commit()
+            assert LOG == {
+                sync_savepoint_and_commit: ["first", "savepoint"],
+                sync_begin: ["begin"],
+            }.get(commit, ["first"])
+
+
+@pytest.mark.parametrize("way", ["close", "rollback", "commit without callbacks"])
+async def test_other_ends_outside_of_a_greenlet(session_maker: Maker, way: str) -> None:
+    """The ends that run no callback need no greenlet."""
+    async with create_db_context(session_maker)() as session:
+        if way == "commit without callbacks":
+            session.sync_session.commit()
+        else:
+            on_commit(session, lambda: LOG.append("no"))
+            getattr(session.sync_session, way)()
 
 
 @pytest.mark.parametrize("bad", ["postgresql://u:secret@host/db", None, 3])

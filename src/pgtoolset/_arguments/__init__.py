@@ -33,10 +33,16 @@ from pgtoolset._arguments.sessions import (
     sync_session,
     sync_session_of,
 )
-from pgtoolset._arguments.shown import shown
+from pgtoolset._arguments.shown import cause_to_show, shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
 from pgtoolset._arguments.transactions import NO_OPTIONS, IsolationLevel, TransactionOptions
-from pgtoolset._arguments.urls import DatabaseUrl, UrlObject, asyncpg_url, url_of, with_asyncpg
+from pgtoolset._arguments.urls import (
+    DatabaseUrl,
+    UrlObject,
+    is_connection_string,
+    url_of,
+)
+from pgtoolset._postgres.urls import asyncpg_url, connect_arguments, with_asyncpg
 
 __all__ = [
     "LONGEST_NAME",
@@ -49,6 +55,7 @@ __all__ = [
     "UrlObject",
     "advisory_numbers",
     "asyncpg_url",
+    "cause_to_show",
     "check_columns",
     "check_count",
     "check_engine",
@@ -62,6 +69,8 @@ __all__ = [
     "check_session_maker",
     "check_transactional",
     "conditions_of",
+    "connect_arguments",
+    "is_connection_string",
     "is_equality",
     "mapper_of",
     "metadata_of",

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Mapper
 
 from pgtoolset._arguments.mappings import check_iterable
 from pgtoolset._arguments.parts import Part, part_of
-from pgtoolset._arguments.shown import shown
+from pgtoolset._arguments.shown import cause_to_show, shown
+from pgtoolset._text import printable
 
 #: The values of a primary key in the order of the mapper's columns.
 PrimaryKey: TypeAlias = tuple[Any, ...]
@@ -30,7 +31,7 @@ class KeyParser:
     __slots__ = ("_model", "_parts", "attributes")
 
     def __init__(self, mapper: Mapper[Any]) -> None:
-        self._model = mapper.class_.__name__
+        self._model = shown(mapper.class_)
         self._parts: tuple[Part, ...] = tuple(part_of(column.type) for column in mapper.primary_key)
         self.attributes: tuple[str, ...] = tuple(
             mapper.get_property_by_column(column).key for column in mapper.primary_key
@@ -98,21 +99,22 @@ class KeyParser:
 
     def _is_of_columns(self) -> str:
         count = len(self.attributes)
-        columns = f"{count} column{'s' * (count > 1)} ({', '.join(self.attributes)})"
+        columns = f"{count} column{'s' * (count > 1)} ({printable(', '.join(self.attributes))})"
         return f"a primary key of {self._model} has {columns}"
 
     def _parsed(self, name: str, attribute: str, part: Part, value: Any) -> Any:
-        what = f"{name}: {self._model}.{attribute}"
+        what = f"{name}: {self._model}.{printable(attribute)}"
         if value is None:
             raise ValueError(f"{what} is part of the primary key, so it is never None")
         if hasattr(value, "_sa_instance_state"):
             raise TypeError(f"{what}: expected a value of the primary key, not an instance")
         try:
             return part.parse(value)
-        except TypeError as error:
-            raise TypeError(f"{what} is {error}, not {shown(value)}") from error.__cause__
-        except ValueError as error:
-            raise ValueError(f"{what} is {error}, not {shown(value)}") from error.__cause__
+        except (TypeError, ValueError) as error:
+            expected, cause = str(error), cause_to_show(error.__cause__, value)
+            refusal = TypeError if isinstance(error, TypeError) else ValueError
+        # Raised here, where nothing is chained that shows the value.
+        raise refusal(f"{what} is {expected}, not {shown(value)}") from cause
 
 
 def parse_key(name: str, mapper: Mapper[Any], value: Any) -> PrimaryKey:

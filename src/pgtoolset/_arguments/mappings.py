@@ -13,6 +13,7 @@ from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.orm.attributes import QueryableAttribute
 
 from pgtoolset._arguments.shown import shown
+from pgtoolset._text import printable
 
 M = TypeVar("M")
 E = TypeVar("E", bound=Enum)
@@ -97,30 +98,33 @@ def check_columns(mapper: Mapper[Any], columns: Iterable[Any] | None) -> tuple[s
         chosen = {each.key for each in mapper.column_attrs if isinstance(each.columns[0], Column)}
     else:
         if isinstance(columns, QueryableAttribute):
+            given = printable(str(columns))
             raise TypeError(
-                f"columns must be an iterable of attributes or names, not {columns} alone"
+                f"columns must be an iterable of attributes or names, not {given} alone"
             )
-        given = check_iterable("columns", "attributes or names", columns)
-        chosen = {_column_name(mapper, each) for each in given}
+        chosen = {
+            _column_name(mapper, each)
+            for each in check_iterable("columns", "attributes or names", columns)
+        }
         if not chosen:
             raise ValueError("columns must name at least one column, or be None for every column")
     return tuple(each.key for each in mapper.column_attrs if each.key in chosen)
 
 
 def _column_name(mapper: Mapper[Any], column: object) -> str:
-    model = mapper.class_.__name__
+    model = shown(mapper.class_)
     if isinstance(column, QueryableAttribute):
         owner: Any = column.parent
         if not isinstance(owner, Mapper) or not mapper.isa(owner):
-            raise ValueError(f"columns: {column} is not an attribute of {model}")
+            raise ValueError(f"columns: {printable(str(column))} is not an attribute of {model}")
         key = column.key
     elif isinstance(column, str):
         key = column
     else:
-        example = f"{model}.{mapper.get_property_by_column(mapper.primary_key[0]).key}"
+        example = f"{model}.{printable(mapper.get_property_by_column(mapper.primary_key[0]).key)}"
         raise TypeError(f"columns must hold attributes ({example}) or names, not {shown(column)}")
     if not isinstance(mapper.attrs.get(key), ColumnProperty):
-        known = ", ".join(sorted(mapper.column_attrs.keys()))
+        known = printable(", ".join(sorted(mapper.column_attrs.keys())))
         raise ValueError(f"columns: {model} has no mapped column {shown(key)}; it has {known}")
     return key
 

@@ -18,7 +18,9 @@ from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from pgtoolset._arguments.shown import shown
 from pgtoolset._postgres.arrays import DIALECT
+from pgtoolset._text import printable
 
 
 class Part:
@@ -104,11 +106,11 @@ class _Enum(Part):
     def parse(self, value: Any) -> Any:
         if self._class is not None and isinstance(value, self._class):
             return value
-        name = "a label of an enum" if self._class is None else f"a {self._class.__name__}"
+        name = "a label of an enum" if self._class is None else f"a {shown(self._class)}"
         if not isinstance(value, str):
             raise TypeError(name)
         if value not in self._labels:
-            raise ValueError(f"{name}: one of {', '.join(sorted(self._labels))}")
+            raise ValueError(f"{name}: one of {printable(', '.join(sorted(self._labels)))}")
         return value
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import Grouping
 
 from pgtoolset._arguments.shown import shown
+from pgtoolset._text import printable, safe
 
 
 def relationship_of(rel_attr: object) -> RelationshipProperty[Any]:
@@ -23,7 +24,9 @@ def relationship_of(rel_attr: object) -> RelationshipProperty[Any]:
         )
     prop: Any = rel_attr.property
     if not isinstance(prop, RelationshipProperty):
-        raise TypeError(f"rel_attr: {rel_attr} is not a Many-to-Many relationship but a column")
+        raise TypeError(
+            f"rel_attr: {printable(str(rel_attr))} is not a Many-to-Many relationship but a column"
+        )
     found: RelationshipProperty[Any] = prop
     return found
 
@@ -31,7 +34,7 @@ def relationship_of(rel_attr: object) -> RelationshipProperty[Any]:
 def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
     """Return the mapping of a writable Many-to-Many relationship that is given as `Post.tags`."""
     prop: Any = relationship_of(rel_attr)
-    name = f"rel_attr: {prop.parent.class_.__name__}.{prop.key}"
+    name = f"rel_attr: {shown(prop.parent.class_)}.{printable(prop.key)}"
     if prop.secondary is None:
         raise TypeError(
             f"{name} is not a Many-to-Many relationship: it has no association table (`secondary`)"
@@ -52,9 +55,9 @@ def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
         conditions = list(conditions_of(join))
         if len(conditions) != len(pairs or ()) or not all(map(is_equality, conditions)):
             raise TypeError(
-                f"{name}: this Many-to-Many relationship has conditions beyond its keys ({join}), "
-                "so that its collection does not show every row of an owner; write through a "
-                "relationship without them"
+                f"{name}: this Many-to-Many relationship has conditions beyond its keys "
+                f"({safe(str(join))}), so that its collection does not show every row of an owner; "
+                "write through a relationship without them"
             )
     checked: RelationshipProperty[Any] = prop
     return checked

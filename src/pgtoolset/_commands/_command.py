@@ -7,29 +7,57 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
+from urllib.parse import unquote
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pgtoolset._arguments import seconds, url_of, with_asyncpg
+from pgtoolset._arguments import connect_arguments, seconds, url_of, with_asyncpg
+from pgtoolset._commands._libpq import completed, environment_names_a_server
 from pgtoolset._postgres.sqlstates import driver_error
+from pgtoolset._text import one_line
 
 __all__ = [
+    "CONNECTION",
     "Command",
     "CommandError",
+    "UsageError",
     "add_url",
     "connected",
+    "described",
     "interval_of",
     "parse_url",
-    "printable",
-    "without_secrets",
 ]
+
+#: How a command is told where to connect to, for the end of its help.
+CONNECTION = (
+    "URL is the database: postgresql://user@host/name, with libpq's parameters, or a DSN such as "
+    "'host=... dbname=...'. A command line can be read by other users of the machine, so keep the "
+    "password out of it: set DATABASE_URL or PGPASSWORD, or use ~/.pgpass. Without a URL the "
+    "command takes DATABASE_URL. What is missing then comes from PGSERVICE and the service file, "
+    "and from PGHOST, PGPORT, PGDATABASE, PGUSER and libpq's other variables."
+)
 
 
 class CommandError(Exception):
-    """The command failed. The message is for the person at the terminal."""
+    """The command failed. The message is for the person at the terminal.
+
+    Args:
+        message: on one line.
+        exit_code: 2 where the arguments are wrong or there is no connection, otherwise 1.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(one_line(message))
+        self.exit_code = exit_code
+
+
+class UsageError(CommandError):
+    """The arguments are wrong, or the database cannot be reached."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 2)
 
 
 class Command(Protocol):
@@ -51,14 +79,8 @@ class Command(Protocol):
 
 
 def add_url(parser: argparse.ArgumentParser) -> None:
-    """Declare the argument `url`, with `DATABASE_URL` as its default."""
-    parser.add_argument(
-        "url",
-        metavar="URL",
-        nargs="?",
-        default=os.environ.get("DATABASE_URL"),
-        help="the database, postgresql://user:password@host/name; by default DATABASE_URL",
-    )
+    """Declare the argument `url`, which may be missing."""
+    parser.add_argument("url", metavar="URL", nargs="?", help="the database; see below")
 
 
 def interval_of(option: str, least: float = 0.0) -> Callable[[str], float]:
@@ -77,7 +99,7 @@ def interval_of(option: str, least: float = 0.0) -> Callable[[str], float]:
         try:
             result = seconds(option, given, zero=least > 0)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+            raise argparse.ArgumentTypeError(str(error)) from None
         if result < least:
             raise argparse.ArgumentTypeError(f"{option} must be at least {least} seconds")
         return result
@@ -86,59 +108,75 @@ def interval_of(option: str, least: float = 0.0) -> Callable[[str], float]:
 
 
 def parse_url(url: str | None) -> URL:
-    """Return the URL for SQLAlchemy with asyncpg, whatever driver it names."""
-    if not url:
-        raise CommandError("there is no URL: pass one, or set DATABASE_URL")
+    """Return the URL that is given, or DATABASE_URL, with what libpq's environment adds to it."""
+    name, given = ("URL", url) if url else ("DATABASE_URL", os.environ.get("DATABASE_URL"))
+    if not given and not environment_names_a_server():
+        raise UsageError(
+            "there is no URL: pass one, or set DATABASE_URL, PGSERVICE or PGHOST; see --help"
+        )
     try:
-        return with_asyncpg(url_of("URL", url))
+        parsed = completed(url_of(name, given or "postgresql://"))
+        # Once more, because the service and the variables have parameters, too.
+        parsed = url_of("the service or a variable", parsed.set(drivername="postgresql"))
     except ValueError as error:
-        raise CommandError(str(error)) from None
+        raise UsageError(str(error)) from None
+    if not {"application_name", "fallback_application_name"} & set(parsed.query):
+        parsed = parsed.update_query_dict({"application_name": "pgtoolset"})
+    return parsed
 
 
-def without_secrets(url: URL) -> str:
+def described(url: URL) -> str:
     """Return a URL for messages: without its password and its query, which may hold one too."""
-    return url.set(password=None, query={}).render_as_string()
-
-
-def printable(text: str) -> str:
-    """Return a text as one line without control characters, which a terminal would obey."""
-    line = " ".join(text.split())
-    return "".join(character if character.isprintable() else "?" for character in line)
+    where = {name: url.query[name] for name in ("host", "port") if name in url.query}
+    plain = url.set(drivername="postgresql", password=None, query=where)
+    return one_line(unquote(plain.render_as_string()))
 
 
 @asynccontextmanager
 async def connected(url: URL) -> AsyncIterator[AsyncEngine]:
-    """Yield an engine that keeps no connection; its errors become a `CommandError`."""
+    """Yield an engine that keeps no connection; its errors become a `UsageError`.
+
+    Args:
+        url: what `parse_url` returned.
+    """
     try:
         engine = create_async_engine(
-            url,
+            with_asyncpg(url),
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
-            connect_args={"server_settings": {"application_name": "pgtoolset"}},
+            connect_args=connect_arguments(url),
         )
-    except ImportError as error:
-        raise CommandError("asyncpg is not installed: pip install asyncpg") from error
+    except ImportError:
+        raise UsageError("asyncpg is not installed: pip install asyncpg") from None
     try:
         yield engine
-    except DBAPIError as error:
-        raise _failure(url, str(driver_error(error))) from error
-    except (OSError, TypeError) as error:
-        # A TypeError is asyncpg's for a parameter of the URL that it does not know.
-        raise _failure(url, f"{type(error).__name__}: {error}") from error
+    except (CommandError, BrokenPipeError):
+        raise
+    except Exception as error:
+        # Whatever it is: a person at a terminal cannot use a traceback. Wrong parameters of the URL
+        # and refused connections are errors of asyncpg, of Python and of the operating system.
+        raise _failure(url, error) from None
     finally:
         await engine.dispose()
 
 
-def _failure(url: URL, reason: str) -> CommandError:
+def _failure(url: URL, error: Exception) -> UsageError:
     """Return the error for a database, without the secrets of the URL."""
+    cause = driver_error(error)
+    reason = str(cause)
+    if isinstance(cause, OSError | TypeError) or not reason:
+        reason = f"{type(cause).__name__}: {reason}"
     for secret in sorted(_secrets(url), key=len, reverse=True):
         reason = reason.replace(secret, "***")
-    return CommandError(printable(f"{without_secrets(url)}: {reason}"))
+    return UsageError(f"{described(url)}: {reason}")
 
 
 def _secrets(url: URL) -> set[str]:
     values = {str(url.password)} if url.password else set()
-    for value in url.query.values():
+    values |= {os.environ[name] for name in ("PGPASSWORD",) if os.environ.get(name)}
+    for name, value in url.query.items():
+        if name in ("host", "port"):
+            continue
         values.update([value] if isinstance(value, str) else value)
     # A short value, such as a number, may stand in a message by coincidence, and is no secret.
     return {value for value in values if len(value) > 3 or value == url.password}

@@ -1,4 +1,4 @@
-"""`pgtoolset locks URL`: print the sessions that wait for locks, as a tree."""
+"""`pgtoolset locks [URL]`: print the sessions that wait for locks, as a tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._commands._command import (
@@ -20,10 +20,10 @@ from pgtoolset._commands._command import (
     connected,
     interval_of,
     parse_url,
-    printable,
 )
 from pgtoolset._postgres.catalog import EQ
 from pgtoolset._postgres.locks import sessions_of
+from pgtoolset._text import one_line, printable
 from pgtoolset.locks.waits import list_lock_waits
 from pgtoolset.values import Blocker, LockWait
 
@@ -58,11 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return asyncio.run(_run(options))
+    return asyncio.run(_run(parse_url(options.url), options))
 
 
-async def _run(options: argparse.Namespace) -> int:
-    async with connected(parse_url(options.url)) as engine, engine.connect() as connection:
+async def _run(url: URL, options: argparse.Namespace) -> int:
+    async with connected(url) as engine, engine.connect() as connection:
         if options.terminate is not None:
             return await _terminate(connection, options.terminate, ask=not options.yes)
         while True:
@@ -152,10 +152,10 @@ def _direct(wait: LockWait, by_pid: Mapping[int, LockWait]) -> list[int]:
 
 
 def _waiting(wait: LockWait, sessions: Mapping[int, Blocker]) -> str:
-    relation = f" on {wait.relation}" if wait.relation else ""
+    relation = f" on {printable(wait.relation)}" if wait.relation else ""
     since = "" if wait.waiting_for is None else f" for {wait.waiting_for.total_seconds():.1f} s"
     name = _name(wait.pid, wait.application_name)
-    return f"{name} waits{since}: {wait.mode}{relation}{_query(wait.query)}"
+    return f"{name} waits{since}: {printable(wait.mode or 'a lock')}{relation}{_query(wait.query)}"
 
 
 def _session(session: Blocker) -> str:
@@ -166,18 +166,16 @@ def _session(session: Blocker) -> str:
         if session.transaction_age is None
         else f", transaction of {session.transaction_age.total_seconds():.1f} s"
     )
-    state = session.state or "this role may not see its state"
+    state = printable(session.state or "this role may not see its state")
     return f"{_name(session.pid, session.application_name)} {state}{age}{_query(session.query)}"
 
 
 def _name(pid: int, application_name: str | None) -> str:
-    return f"{pid} {printable(application_name)}" if application_name else str(pid)
+    return f"{pid} {one_line(application_name)}" if application_name else str(pid)
 
 
 def _query(query: str | None) -> str:
-    line = printable(query or "")
-    if len(line) > _QUERY_LENGTH:
-        line = line[:_QUERY_LENGTH] + "..."
+    line = one_line(query or "", _QUERY_LENGTH)
     return f"  {line}" if line else ""
 
 
@@ -199,7 +197,6 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pid(argument: str) -> int:
-    pid = int(argument)
-    if not 0 < pid < 2**31:
+    if not argument.isdecimal() or not 0 < int(argument[:20]) < 2**31:
         raise argparse.ArgumentTypeError("must be the process id of a session")
-    return pid
+    return int(argument)

@@ -1,34 +1,41 @@
-"""`pgtoolset watch URL TABLE KEY`: print a line for each change of a row."""
+"""`pgtoolset watch [URL] TABLE KEY`: print a line for each change of a row."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy import URL, Connection, MetaData, Table, text
 from sqlalchemy.dialects.postgresql import DOMAIN
-from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.exc import NoSuchTableError, SAWarning
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import registry
 from sqlalchemy.types import TypeEngine
 
+from pgtoolset._arguments import is_connection_string, shown
 from pgtoolset._commands._command import (
     CommandError,
+    UsageError,
     connected,
     interval_of,
     parse_url,
-    printable,
 )
 from pgtoolset._postgres.catalog import EQ
+from pgtoolset._text import printable
 from pgtoolset.errors import WatchFailedError
 from pgtoolset.values import RowChange
 from pgtoolset.watch.watcher import RowWatcher
 
 HELP = "print the changes of a row as they happen"
-DESCRIPTION = "Prints a line for each change of a row, until Ctrl-C. The row may not exist yet."
+DESCRIPTION = (
+    "Prints a line for each change of a row, until Ctrl-C. The row may not exist yet. The first "
+    "argument is a URL where it contains :// or is a DSN. A key that begins with a dash stands "
+    "after --, as in: pgtoolset watch --interval 1 orders -- -a1"
+)
 
 #: The schema of a table, by the search_path where none is given.
 _SCHEMA = text(f"""
@@ -43,12 +50,13 @@ _SAFE_PATH = text("SELECT pg_catalog.set_config('search_path', 'pg_catalog', fal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "pgtoolset watch [-h] [--interval TIME] [URL] TABLE KEY [KEY ...]"
     parser.add_argument(
-        "url", metavar="URL", help="the database, postgresql://user:password@host/name"
-    )
-    parser.add_argument("table", metavar="TABLE", help="the table, as NAME or SCHEMA.NAME")
-    parser.add_argument(
-        "key", metavar="KEY", nargs="+", help="the primary key, its parts as separate arguments"
+        "arguments",
+        metavar="[URL] TABLE KEY",
+        nargs="+",
+        help="the database (see below); the table, as NAME or SCHEMA.NAME; and the primary key, "
+        "its parts as separate arguments",
     )
     parser.add_argument(
         "--interval",
@@ -60,21 +68,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return asyncio.run(_run(options))
+    url, table, key = _told_apart(options.arguments)
+    return asyncio.run(_run(parse_url(url), table, key, options.interval))
 
 
-async def _run(options: argparse.Namespace) -> int:
-    async with connected(parse_url(options.url)) as engine:
-        model = await _mapped(engine, options.table)
+async def _run(url: URL, table: str, key: list[str], interval: float) -> int:
+    async with connected(url) as engine:
+        model = await _mapped(engine, table)
         try:
-            async with RowWatcher(engine, interval=options.interval) as watcher:
-                async with watcher.changes(model, _key(model, options.key)) as changes:
+            async with RowWatcher(engine, interval=interval) as watcher:
+                async with watcher.changes(model, _key(model, key)) as changes:
                     _print_row("now", changes.current)
                     async for change in changes:
                         _print_row(change.kind, _new_values(change))
-        except (ValueError, WatchFailedError) as error:
-            raise CommandError(printable(str(error))) from error
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        except WatchFailedError as error:
+            raise CommandError(str(error)) from None
     return 0
+
+
+def _told_apart(arguments: list[str]) -> tuple[str | None, str, list[str]]:
+    """Return the URL, the table and the parts of the key."""
+    url = arguments[0] if is_connection_string(arguments[0]) else None
+    table, *key = [*(arguments if url is None else arguments[1:]), ""]
+    if not key[:-1]:
+        raise UsageError("TABLE and KEY are needed: pgtoolset watch [URL] TABLE KEY; see --help")
+    return url, table, key[:-1]
 
 
 def _new_values(change: RowChange[Any]) -> Mapping[str, Any] | None:
@@ -96,21 +116,24 @@ async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
         # SQLAlchemy's queries name functions without a schema: no other than PostgreSQL's may be
         # found. The connection is closed afterwards.
         connection.execute(_SAFE_PATH)
-        return Table(
-            table_name,
-            MetaData(),
-            schema=found.nspname,
-            autoload_with=connection,
-            resolve_fks=False,
-        )
+        with warnings.catch_warnings():
+            # SQLAlchemy warns of types and indexes that it does not know. Watching needs neither.
+            warnings.simplefilter("ignore", SAWarning)
+            return Table(
+                table_name,
+                MetaData(),
+                schema=found.nspname,
+                autoload_with=connection,
+                resolve_fks=False,
+            )
 
     try:
         async with engine.connect() as connection:
             table = await connection.run_sync(reflect)
-    except NoSuchTableError as error:
-        raise CommandError(f"there is no table {printable(name)}") from error
+    except NoSuchTableError:
+        raise UsageError(f"there is no table {shown(name)}") from None
     if not table.primary_key.columns:
-        raise CommandError(f"table {name} has no primary key, which watching needs")
+        raise UsageError(f"table {shown(name)} has no primary key, which watching needs")
     model = type(table_name, (), {})
     registry().map_imperatively(model, table)
     return model
@@ -121,7 +144,7 @@ def _key(model: type[Any], parts: list[str]) -> tuple[Any, ...]:
     columns = list(model.__table__.primary_key.columns)
     if len(parts) != len(columns):
         names = ", ".join(column.name for column in columns)
-        raise CommandError(
+        raise UsageError(
             f"the primary key has {len(columns)} part(s) ({names}), but {len(parts)} were given"
         )
     return tuple(
@@ -146,11 +169,11 @@ def _part(name: str, type_: type[Any], part: str) -> Any:
         try:
             return {"t": True, "true": True, "f": False, "false": False}[part.lower()]
         except KeyError:
-            raise CommandError(f"{part!r} cannot be {name}: it must be true or false") from None
+            raise UsageError(f"{shown(part)} cannot be {name}: true or false is needed") from None
     try:
         return type_.fromisoformat(part) if hasattr(type_, "fromisoformat") else type_(part)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise CommandError(f"{part!r} cannot be {name}: its type is {type_.__name__}") from error
+    except (ValueError, TypeError, ArithmeticError):
+        raise UsageError(f"{shown(part)} cannot be {name}: its type is {type_.__name__}") from None
 
 
 def _print_row(what: str, values: Mapping[str, Any] | None) -> None:
@@ -159,4 +182,4 @@ def _print_row(what: str, values: Mapping[str, Any] | None) -> None:
         if values is None
         else ", ".join(f"{name}={value!r}" for name, value in values.items())
     )
-    print(f"{datetime.now():%H:%M:%S.%f} {what}: {row}", flush=True)
+    print(f"{datetime.now():%H:%M:%S.%f} {what}: {printable(row)}", flush=True)

@@ -4,24 +4,62 @@ In an aborted transaction PostgreSQL answers COMMIT with the command tag ROLLBAC
 asyncpg returns that tag, and SQLAlchemy's adapter drops it. `verify_next_commit` reads it, without
 a further round trip. See https://www.postgresql.org/docs/current/sql-commit.html and
 https://www.postgresql.org/docs/current/protocol-message-formats.html (CommandComplete).
+
+No other module knows what the driver does at a COMMIT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum, auto
 from typing import Any
 
 from sqlalchemy import Connection, PoolProxiedConnection
 
-from pgtoolset._cancellation import uninterrupted_here
+from pgtoolset._cancellation import UninterruptedHere
 from pgtoolset._compatibility import unsupported
+from pgtoolset._postgres.sqlstates import refuses_commit
+
+#: In the `info` of a connection: its commits can be verified.
+_KEY = "pgtoolset.verifiable"
+
+_CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
+
+
+class Outcome(Enum):
+    """What is known of a COMMIT."""
+
+    #: PostgreSQL has stored the transaction.
+    STORED = auto()
+    #: PostgreSQL has answered ROLLBACK, because an error had aborted the transaction.
+    DISCARDED = auto()
+    #: PostgreSQL has answered with an error, and has rolled back.
+    REFUSED = auto()
+    #: The driver has refused to send it.
+    NOT_SENT = auto()
+    #: It was sent, and no answer says what became of it.
+    UNKNOWN = auto()
 
 
 def terminate(connection: Connection) -> None:
     """Close the socket at once, without a message to a server that may not answer."""
-    driver: Any = connection.connection.driver_connection
+    driver = connection.connection.driver_connection
     if driver is not None:
+        terminate_driver(driver)
+
+
+def terminate_driver(driver: Any) -> None:
+    """Close the socket of a connection of asyncpg, or of a wrapper around one. Never raises."""
+    with suppress(Exception):  # the proxy of asyncpg's pool raises where the pool has it back
         driver.terminate()
+
+
+def is_closed(driver: Any) -> bool:
+    """Whether a connection of asyncpg, or a wrapper around one, is closed or lost."""
+    try:
+        return bool(driver.is_closed())
+    except Exception:
+        return True  # as above
 
 
 def has_one_backend(connection: Connection) -> bool:
@@ -66,11 +104,28 @@ def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
         ) from None
 
 
-def verify_next_commit(connection: PoolProxiedConnection, aborted: Callable[[], Exception]) -> None:
-    """Check the COMMIT that `connection` is about to send; raise `aborted()` where it rolled back.
+def check_verifiable(connection: PoolProxiedConnection) -> None:
+    """Raise where a COMMIT of `connection` could not be verified. Nothing is sent.
+
+    Call it before the first statement of a transaction: `async_creator` may give any object that
+    behaves like asyncpg's connection, such as the proxy of asyncpg's own pool.
+
+    Raises:
+        UnsupportedVersionError: asyncpg, or what stands in its place, lacks an attribute.
+    """
+    info = connection.info
+    if _KEY not in info:
+        driver: Any = connection.driver_connection
+        owner = _owner_of(driver.transaction(), driver)
+        _forget_transaction(owner, owner._top_xact)
+        info[_KEY] = True
+
+
+def verify_next_commit(connection: PoolProxiedConnection) -> CommitAttempt | None:
+    """Observe the COMMIT that `connection` is about to send; `None` where it sends none.
 
     Call it just before the COMMIT. SQLAlchemy's adapter keeps asyncpg's transaction in an attribute
-    and calls `commit()` on it; a stand-in takes its place for that call.
+    and calls `commit()` on it; the returned object takes its place for that call.
 
     Raises:
         UnsupportedVersionError: the adapter or asyncpg does not have the attributes for that. The
@@ -78,39 +133,89 @@ def verify_next_commit(connection: PoolProxiedConnection, aborted: Callable[[], 
     """
     transaction = begun_transaction(connection)
     if transaction is None:
-        return  # no statement has run, so no COMMIT is sent
+        return None  # no statement has run, so no COMMIT is sent
     driver: Any = connection.driver_connection
-    if not hasattr(driver, "_top_xact"):
-        raise unsupported(
-            "asyncpg",
-            "attribute _top_xact of Connection",
-            "The answer to a COMMIT cannot be checked, so it is not sent",
-        )
+    attempt = CommitAttempt(driver, transaction, _owner_of(transaction, driver))
     adapter: Any = connection.dbapi_connection
-    adapter._transaction = VerifiedTransaction(driver, transaction, aborted)
+    adapter._transaction = attempt
+    return attempt
 
 
-class VerifiedTransaction:
-    """Stands in for asyncpg's `Transaction` while it commits."""
+class CommitAttempt:
+    """Stands in for asyncpg's `Transaction` while it commits, and remembers what is known of it.
 
-    __slots__ = ("_aborted", "_driver", "_transaction")
+    Attributes:
+        outcome: what is known of the COMMIT.
+        error: the driver's error, where there was one.
+        was_lost: whether the driver had lost the connection.
+    """
 
-    def __init__(self, driver: Any, transaction: Any, aborted: Callable[[], Exception]) -> None:
+    __slots__ = ("_driver", "_owner", "_transaction", "error", "outcome", "was_lost")
+
+    def __init__(self, driver: Any, transaction: Any, owner: Any) -> None:
         self._driver = driver
         self._transaction = transaction
-        self._aborted = aborted
+        self._owner = owner
+        self.outcome = Outcome.NOT_SENT
+        self.error: BaseException | None = None
+        self.was_lost = False
 
     async def commit(self) -> None:
         """Send COMMIT and wait for its answer, whatever cancels the caller in between."""
+        self.was_lost = is_closed(self._driver)
+        # A caller who left before the answer would know neither of success nor of failure.
+        answer: UninterruptedHere[str] = UninterruptedHere(self._driver.execute("COMMIT;"))
         try:
-            # A caller who left before the answer would know neither of success nor of failure.
-            tag = await uninterrupted_here(self._driver.execute("COMMIT;"))
+            tag = await answer
+        except BaseException as error:
+            self._fail(error, is_sent=answer.has_suspended and not self.was_lost)
+            raise
         finally:
             # asyncpg's own `Transaction.commit` resets it too, however the COMMIT ended.
-            self._driver._top_xact = None
-        if tag != "COMMIT":
-            raise self._aborted()
+            self._owner._top_xact = None
+        self.outcome = Outcome.STORED if tag == "COMMIT" else Outcome.DISCARDED
 
     async def rollback(self) -> None:
         """Roll back as asyncpg's own transaction does."""
         await self._transaction.rollback()
+
+    def _fail(self, error: BaseException, *, is_sent: bool) -> None:
+        """Note an error of the COMMIT. Unless it is an answer, the connection ends here.
+
+        asyncpg writes in the same step in which it checks its own state, and then waits: an error
+        without a wait is a refusal of its own.
+        """
+        self.error = error
+        if is_sent and refuses_commit(error):
+            self.outcome = Outcome.REFUSED
+            return
+        self.outcome = Outcome.UNKNOWN if is_sent else Outcome.NOT_SENT
+        self.was_lost = is_closed(self._driver)
+        # A transaction may still be open on it, or a late answer may still arrive.
+        terminate_driver(self._driver)
+
+
+def _owner_of(transaction: Any, driver: Any) -> Any:
+    """Return the connection that keeps asyncpg's state, inside of what may be a wrapper."""
+    owner = getattr(transaction, "_connection", None)
+    if owner is None and hasattr(type(driver), "_top_xact"):
+        owner = driver
+    if not hasattr(owner, "_top_xact"):
+        raise _not_verifiable(driver)
+    return owner
+
+
+def _forget_transaction(owner: Any, transaction: Any) -> None:
+    try:
+        owner._top_xact = transaction
+    except AttributeError:
+        raise _not_verifiable(owner) from None
+
+
+def _not_verifiable(owner: Any) -> Exception:
+    return unsupported(
+        "asyncpg",
+        f"attribute _top_xact of {type(owner).__name__} that can be set",
+        _CONSEQUENCE,
+        "Give SQLAlchemy asyncpg's own connection, or a wrapper that passes its attributes on.",
+    )

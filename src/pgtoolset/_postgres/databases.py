@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from hashlib import blake2b
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy import URL
@@ -24,6 +22,9 @@ from pgtoolset.values import Blocker
 
 logger = logging.getLogger("pgtoolset")
 
+#: Seconds in which a statement that was cancelled has to end.
+_CANCEL_TIMEOUT = 30.0
+
 _USERS = ACTIVITY.format(
     # A prepared transaction has no pid. PostgreSQL itself ends an autovacuum worker in the way.
     pids=f"""SELECT s.pid FROM pg_catalog.pg_stat_activity AS s
@@ -35,12 +36,6 @@ _USERS = ACTIVITY.format(
 _COMMENTS = (
     "SELECT d.datname AS name, pg_catalog.shobj_description(d.oid, 'pg_database') AS comment"
     " FROM pg_catalog.pg_database AS d"
-)
-
-#: Ends the sessions of the database `$1`.
-END_SESSIONS = (
-    "SELECT pg_catalog.pg_terminate_backend(s.pid, 5000)"
-    f" FROM pg_catalog.pg_stat_activity AS s WHERE s.datname {EQ} $1"
 )
 
 
@@ -87,7 +82,13 @@ async def _take_back(
                 )
     except Exception:
         logger.debug("a statement could not be cancelled, and is awaited", exc_info=True)
-    await asyncio.wait([task])
+    if not (await asyncio.wait([task], timeout=_CANCEL_TIMEOUT))[0]:
+        # Behind a pooler the process id is not that of the backend, and the driver's way is left.
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
+    if not task.done():
+        connection.terminate()
+        await asyncio.wait([task])
     if not task.cancelled() and task.exception() is None:
         try:
             await undo()
@@ -113,17 +114,3 @@ def comment_statement(name: str, comment: str) -> str:
 
 def rename_statement(name: str, new_name: str) -> str:
     return f"ALTER DATABASE {quoted(name)} RENAME TO {quoted(new_name)}"
-
-
-@asynccontextmanager
-async def name_locked(connection: Any, name: str) -> AsyncIterator[None]:
-    """Open a block for a name that excludes each other block for it on the same database."""
-    key = int.from_bytes(
-        blake2b(f"pgtoolset database {name}".encode(), digest_size=8).digest(), signed=True
-    )
-    await connection.execute(f"SELECT pg_catalog.pg_advisory_lock({key})")
-    try:
-        yield
-    finally:
-        if not connection.is_closed():  # a closed one holds no lock
-            await connection.execute(f"SELECT pg_catalog.pg_advisory_unlock({key})")

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.connections import is_closed, terminate_driver
 from pgtoolset._postgres.sqlstates import sqlstate_of
 
 __all__ = ["Busy", "Link", "LinkLost", "is_about_data", "is_passing"]
@@ -109,7 +110,7 @@ class Link:
     async def close(self) -> None:
         """Close the connection, or terminate it where the server does not answer. Never raises."""
         self._heard = None
-        if not self._driver.is_closed():
+        if not is_closed(self._driver):
             await uninterrupted(self._close())
 
     async def _listen(self, channel: str) -> None:
@@ -133,7 +134,7 @@ class Link:
                 exc_info=True,
             )
         finally:
-            self._driver.terminate()
+            terminate_driver(self._driver)
 
     def _on_notification(self, connection: Any, pid: int, channel: str, payload: str) -> None:
         if self._heard is not None:
@@ -141,7 +142,7 @@ class Link:
 
     def _silence(self, request: str) -> LinkLost:
         """Terminate the connection, and return the error that says why."""
-        self._driver.terminate()
+        terminate_driver(self._driver)
         return LinkLost(f"the server did not answer {request} within {STATEMENT_TIMEOUT} s")
 
     def _raise_if_lost(self, error: Exception) -> None:
@@ -149,8 +150,8 @@ class Link:
         # asyncpg's own errors about a connection have no SQLSTATE, and a new connection is free of
         # them. They are compared by name, because this module does not import the driver.
         own = type(error).__name__ in ("InterfaceError", "InternalClientError")
-        if self._driver.is_closed() or isinstance(error, OSError) or own or state.startswith(_LOST):
-            self._driver.terminate()
+        if is_closed(self._driver) or isinstance(error, OSError) or own or state.startswith(_LOST):
+            terminate_driver(self._driver)
             raise LinkLost(f"{type(error).__name__}: {error}") from error
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import URL
 
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._postgres.urls import connect_arguments, with_asyncpg
 
 logger = logging.getLogger("pgtoolset")
 
@@ -35,14 +36,11 @@ async def connect(url: URL, database: str) -> Any:
     """Return a connection of asyncpg to `database` on the server of `url`."""
     # Imported late, because `import pgtoolset` imports no driver.
     asyncpg = import_module("asyncpg")
-    if url.drivername == "postgresql+asyncpg":
-        arguments = dict(url.get_dialect()().create_connect_args(url)[1])
-        for name in _NOT_FOR_THE_DRIVER:
-            arguments.pop(name, None)
-    else:
-        # The parameters of such a URL are libpq's, which asyncpg reads in a DSN only.
-        plain = url.set(drivername="postgresql", database="")
-        arguments = {"dsn": plain.render_as_string(hide_password=False)}
+    translated = with_asyncpg(url)
+    arguments = dict(translated.get_dialect()().create_connect_args(translated)[1])
+    for name in _NOT_FOR_THE_DRIVER:
+        arguments.pop(name, None)
+    arguments |= connect_arguments(url)
     # Without the cache no prepared statement is looked for on another backend of a pooler.
     return await asyncpg.connect(**(arguments | {"database": database, "statement_cache_size": 0}))
 

@@ -17,10 +17,15 @@ INVALID_CATALOG_NAME = "3D000"
 OBJECT_IN_USE = "55006"
 UNIQUE_VIOLATION = "23505"
 UNDEFINED_COLUMN = "42703"
+IDLE_IN_TRANSACTION_SESSION_TIMEOUT = "25P03"
 
 #: A transaction that failed with one of these may succeed when it runs again from its start.
 #: https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 RETRYABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
+
+#: SQLSTATEs, or their beginnings, that do not say what became of a transaction: a connection that
+#: failed (reported by a pooler, say), a server that stops, and statement_completion_unknown.
+_UNKNOWN = ("08", "57P", "40003")
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -42,6 +47,25 @@ def reported_by_server(error: BaseException) -> bool:
     """Whether PostgreSQL sent the error. asyncpg raises errors of the same classes by its own
     checks, but those have no severity."""
     return getattr(driver_error(error), "severity", None) is not None
+
+
+def refuses_commit(error: BaseException) -> bool:
+    """Whether an error is PostgreSQL's answer to a COMMIT, and the transaction is rolled back.
+
+    PostgreSQL raises no ERROR for a transaction after its commit record is written. A FATAL error
+    may come afterwards, when the server stops, except for the timeout of an idle transaction: it is
+    raised before the next statement is read.
+    """
+    if any(
+        sqlstate_of(each) == IDLE_IN_TRANSACTION_SESSION_TIMEOUT and reported_by_server(each)
+        for each in (error, error.__cause__)
+        if each is not None
+    ):
+        return True
+    answer = driver_error(error)
+    # `severity` is translated by the server's lc_messages.
+    severity = getattr(answer, "severity_en", None) or getattr(answer, "severity", None)
+    return severity == "ERROR" and not (sqlstate_of(answer) or "").startswith(_UNKNOWN)
 
 
 def breaks_connection(error: BaseException) -> bool:

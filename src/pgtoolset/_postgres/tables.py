@@ -8,6 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, Table
 from sqlalchemy.orm import Session
 
+from pgtoolset._text import printable
+
 __all__ = ["bind_arguments_of", "qualified_names", "translation_of"]
 
 
@@ -17,7 +19,7 @@ def bind_arguments_of(name: str, sync: Session, tables: Sequence[Table]) -> dict
     `ValueError` where they are on more than one engine; `name` is the argument that named them.
     """
     if len({id(sync.get_bind(clause=table)) for table in tables}) > 1:
-        names = ", ".join(table.fullname for table in tables)
+        names = printable(", ".join(table.fullname for table in tables))
         raise ValueError(
             f"{name} must have all tables on one engine, since this is one transaction: {names}"
         )

@@ -20,8 +20,10 @@ from pgtoolset._arguments import (
     conditions_of,
     is_equality,
     relationship_of,
+    shown,
 )
 from pgtoolset._postgres.arrays import DIALECT, is_bound_as_it_is
+from pgtoolset._text import printable
 from pgtoolset.m2m._associations import Association, End
 
 #: In the `info` of a relationship: its association, which is forgotten with the mapping.
@@ -50,7 +52,7 @@ def association_of(rel_attr: object) -> Association:
 
 
 def _analyse(prop: RelationshipProperty[Any]) -> Association:
-    name = f"{prop.parent.class_.__name__}.{prop.key}"
+    name = f"{shown(prop.parent.class_)}.{printable(prop.key)}"
     table: Any = prop.secondary
     owner_pairs: Any = prop.synchronize_pairs
     related_pairs: Any = prop.secondary_synchronize_pairs

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 
 from pgtoolset._arguments import shown
+from pgtoolset._text import printable
 from pgtoolset.m2m._associations import Association, End
 
 
@@ -67,13 +68,13 @@ def check_values(association: Association, values: Mapping[str, Any] | None) -> 
     names = {column.name for column in association.extras}
     for name, value in values.items():
         if name not in names:
-            known = ", ".join(sorted(names)) or "there are no extra columns"
+            known = printable(", ".join(sorted(names))) or "there are no extra columns"
             raise ValueError(
                 f"values: {shown(name)} is not an extra column of the association table "
-                f"{association.table.name}: {known}"
+                f"{printable(association.table.name)}: {known}"
             )
         if isinstance(value, ClauseElement):
-            raise TypeError(f"values: {name} must be a value, not an SQL expression")
+            raise TypeError(f"values: {printable(name)} must be a value, not an SQL expression")
     return values
 
 

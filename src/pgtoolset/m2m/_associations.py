@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
-from pgtoolset._arguments import KeyParser
+from pgtoolset._arguments import KeyParser, shown
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class End:
 
     @property
     def name(self) -> str:
-        return self.mapper.class_.__name__
+        return shown(self.mapper.class_)
 
     def are_exact(self, columns: Sequence[list[Any]]) -> bool:
         """Whether keys need not be parsed one by one, given their values at `positions`."""

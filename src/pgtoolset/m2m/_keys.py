@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pgtoolset._arguments import PrimaryKey, shown
+from pgtoolset._text import printable
 from pgtoolset.m2m._associations import Association, End
 
 
@@ -62,6 +63,7 @@ def check_shared(
             if one != other:
                 raise ValueError(
                     f"{name}: owner and related share the column "
-                    f"{association.owner.columns[at].name} of {association.table.name}, but the "
+                    f"{printable(association.owner.columns[at].name)} of "
+                    f"{printable(association.table.name)}, but the "
                     f"owner has {shown(one)} and the related row has {shown(other)}"
                 )

@@ -14,6 +14,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from pgtoolset._arguments import PrimaryKey, shown
 from pgtoolset._postgres.arrays import equals, unnest
+from pgtoolset._text import printable
 from pgtoolset.errors import RowNotFoundError
 from pgtoolset.m2m._associations import Association, End
 
@@ -41,7 +42,8 @@ async def referenced_values(
     found = [next(read) if values is None else values for values in loaded] + list(read)
     if any(None in values for values in found):
         raise ValueError(
-            f"{association.name}: {', '.join(end.attributes)} of an instance of {end.name} is NULL"
+            f"{association.name}: {printable(', '.join(end.attributes))} of an instance of "
+            f"{end.name} is NULL"
         )
     return found
 
@@ -69,7 +71,7 @@ async def _read(
             raise RowNotFoundError(
                 f"{association.name}: there is no {end.name} with the primary key "
                 f"{shown(key[0] if len(key) == 1 else key)}, so its "
-                f"{', '.join(end.attributes)} cannot be read"
+                f"{printable(', '.join(end.attributes))} cannot be read"
             )
     return [found[position] for position in range(1, len(keys) + 1)]
 

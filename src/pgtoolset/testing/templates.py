@@ -6,27 +6,36 @@ https://www.postgresql.org/docs/current/manage-ag-templatedbs.html
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pgtoolset._arguments import DatabaseUrl, asyncpg_url, shown, url_of
+from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.catalog import EQ, NE
+from pgtoolset._postgres.databases import rename_statement
 from pgtoolset._postgres.quoting import literal, quoted
+from pgtoolset._postgres.renaming import END_SESSIONS, LOCK_TIMEOUT
 from pgtoolset._postgres.servers import maintenance_connection
+from pgtoolset._postgres.sqlstates import INVALID_CATALOG_NAME, sqlstate_of
+from pgtoolset._postgres.turns import key_of, turn
 from pgtoolset._postgres.untrusted import json_in
-from pgtoolset.databases import create_database, drop_database, seal_database
+from pgtoolset.databases import create_database, drop, seal_database
+from pgtoolset.errors import DatabaseNotFoundError
 
 __all__ = ["TemplateDatabase", "template_database"]
+
+logger = logging.getLogger("pgtoolset")
 
 _PREFIX = "pgtoolset_template_"
 _RUN_PREFIX = _PREFIX + "run_"
@@ -37,6 +46,11 @@ _KEPT = timedelta(days=7)
 
 #: Characters of the longest mark that is read.
 _LONGEST_MARK = 200
+#: Seconds to wait while another process makes the template.
+_TIMEOUT = 600.0
+
+#: Seconds for one DROP DATABASE.
+_DROP_TIMEOUT = 30.0
 
 #: A version or a run, which becomes part of the name of a database.
 _NAME_PART = re.compile(r"[A-Za-z0-9]{1,32}")
@@ -91,8 +105,8 @@ async def template_database(
     """Yield the template database of a version of a schema; make it where the server lacks it.
 
     Of several callers at a time, in any number of processes, one makes the template and the others
-    wait for it. Templates that no block has used for a week, and drafts of runs that were killed,
-    are dropped when a template is made.
+    wait for it, for at most 10 minutes. Templates that no block has used for a week, and drafts of
+    runs that were killed, are dropped when a template is made.
 
     Args:
         server_url: a URL of the server, for SQLAlchemy or libpq, of a role that may create
@@ -107,6 +121,8 @@ async def template_database(
         The template.
 
     Raises:
+        LockTimeoutError: another process makes it for longer than 10 minutes; the error names its
+            session.
         ValueError, TypeError: an argument is wrong; before any SQL.
 
     Example:
@@ -115,39 +131,67 @@ async def template_database(
 
     See https://www.postgresql.org/docs/current/manage-ag-templatedbs.html
     """
-    url = asyncpg_url(url_of("server_url", server_url))
+    url = url_of("server_url", server_url)
     _check_part("run", run)
     if version is not None:
         _check_part("version", version)
     name = f"{_RUN_PREFIX}{run}" if version is None else f"{_PREFIX}{version}"
-    # An advisory lock belongs to a database, so every caller takes it in the same one.
+    async with AsyncExitStack() as users:
+        made = False
+        # An advisory lock belongs to a database, so every caller takes it in the same one. The lock
+        # "making" admits one maker; the lock "using" keeps a sweep from dropping the template.
+        async with (
+            maintenance_connection(url, never=name) as connection,
+            turn(
+                connection,
+                alone=key_of("making", name),
+                together=_use(name),
+                timeout=_TIMEOUT,
+                purpose=f"make the template database {name!r}",
+            ),
+        ):
+            mark = await _mark_of(connection, name)
+            if mark is None or mark.used != _today():
+                made = mark is None
+                mark = await _made_or_marked(url, name, make, mark)
+            if version is None:
+                # A mark keeps a template with a version for a week. This one is kept by a lock,
+                # which is taken before the one above ends.
+                await users.enter_async_context(_used(url, name))
+        if made:
+            await _sweep(url, name)
+        yield TemplateDatabase(name, mark.has_rows)
+
+
+def _use(name: str) -> int:
+    return key_of("using", name.removesuffix(_DRAFT))
+
+
+async def _made_or_marked(
+    url: URL, name: str, make: Callable[[str], Awaitable[object]], mark: _Mark | None
+) -> _Mark:
+    # On a connection of its own: the one with the lock is in a transaction.
     async with maintenance_connection(url, never=name) as connection:
-        # The lock "making" admits one maker; the lock "using" keeps a sweep from dropping it.
-        await connection.execute(_LOCK, _lock_key("making", name))
-        await connection.execute(_LOCK_SHARED, _lock_key("using", name))
-        mark = await _mark_of(connection, name)
         if mark is None:
-            mark = await _make(connection, url, name, make)
-            await _sweep(connection, name)
-        elif mark.used != _today():
-            mark = await _set_mark(connection, name, _Mark(_today(), mark.has_rows))
-        await connection.execute(_UNLOCK, _lock_key("making", name))
-        if version is None:
-            try:
-                yield TemplateDatabase(name, mark.has_rows)
-            finally:
-                await connection.execute(_UNLOCK_SHARED, _lock_key("using", name))
-                await _drop_unused(connection, name)
-            return
-    # The mark keeps a template with a version for a week, so the block needs no connection.
-    yield TemplateDatabase(name, mark.has_rows)
+            return await _make(connection, url, name, make)
+        return await _set_mark(connection, name, _Mark(_today(), mark.has_rows))
 
 
-_LOCK = "SELECT pg_catalog.pg_advisory_lock($1)"
-_LOCK_SHARED = "SELECT pg_catalog.pg_advisory_lock_shared($1)"
-_TRY_LOCK = "SELECT pg_catalog.pg_try_advisory_lock($1)"
-_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock($1)"
-_UNLOCK_SHARED = "SELECT pg_catalog.pg_advisory_unlock_shared($1)"
+@asynccontextmanager
+async def _used(url: URL, name: str) -> AsyncIterator[None]:
+    """Keep a template for a block; drop it afterwards, unless another block uses it."""
+    async with maintenance_connection(url, never=name) as connection:
+        try:
+            async with turn(
+                connection,
+                together=_use(name),
+                timeout=_TIMEOUT,
+                purpose=f"use the template database {name!r}",
+            ):
+                yield
+        finally:
+            if not connection.is_closed():
+                await uninterrupted(_drop_unused(connection, name))
 
 
 def _check_part(argument: str, value: object) -> None:
@@ -162,10 +206,10 @@ async def _make(
 ) -> _Mark:
     draft = name + _DRAFT
     # A draft that exists is that of a run that was killed: a living maker would hold the lock.
-    await drop_database(draft, server_url=url, missing_ok=True, force=True)
+    await _drop_draft(connection, draft)
     await create_database(draft, server_url=url)
     try:
-        draft_url = url.set(database=draft)
+        draft_url = asyncpg_url(url).set(database=draft)
         await make(draft_url.render_as_string(hide_password=False))
         mark = _Mark(_today(), await _has_rows(draft_url))
         await seal_database(draft, server_url=url)
@@ -173,9 +217,14 @@ async def _make(
         # Renamed last, so a database with the name of a template is complete.
         await connection.execute(f"ALTER DATABASE {quoted(draft)} RENAME TO {quoted(name)}")
     except BaseException:
-        await drop_database(draft, server_url=url, missing_ok=True, force=True)
+        await _drop_draft(connection, draft)
         raise
     return mark
+
+
+async def _drop_draft(connection: Any, draft: str) -> None:
+    with suppress(DatabaseNotFoundError):
+        await drop(connection, draft, force=True, timeout=_DROP_TIMEOUT)
 
 
 _TABLES = text(f"""
@@ -219,27 +268,42 @@ async def _set_mark(connection: Any, name: str, mark: _Mark) -> _Mark:
     return mark
 
 
-async def _sweep(connection: Any, keep: str) -> None:
+async def _sweep(url: URL, keep: str) -> None:
     """Drop templates that have not been used for long, and what killed runs left."""
-    for name, mark in await connection.fetch(_TEMPLATES, _PREFIX, keep):
-        is_left_over = name.startswith(_RUN_PREFIX) or name.endswith(_DRAFT)
-        if is_left_over or _Mark.read(mark).used < _today() - _KEPT:
-            await _drop_unused(connection, name)
+    async with maintenance_connection(url, never=keep) as connection:
+        for name, mark in await connection.fetch(_TEMPLATES, _PREFIX, keep):
+            is_left_over = name.startswith(_RUN_PREFIX) or name.endswith(_DRAFT)
+            if is_left_over or _Mark.read(mark).used < _today() - _KEPT:
+                try:
+                    await _drop_unused(connection, name)
+                except Exception:
+                    if connection.is_closed():
+                        raise
+                    logger.warning("the template %r could not be dropped", name, exc_info=True)
 
 
 async def _drop_unused(connection: Any, name: str) -> None:
-    key = _lock_key("using", name.removesuffix(_DRAFT))
-    if await connection.fetchval(_TRY_LOCK, key):
-        try:
-            await connection.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
-        finally:
-            await connection.execute(_UNLOCK, key)
+    """Drop a template that no block uses.
+
+    DROP DATABASE refuses to run in the transaction that has the lock, so it drops the template
+    under a name that no other process can use, and that a later sweep drops.
+    """
+    doomed = f"{_PREFIX}{uuid4().hex}{_DRAFT}"
+    try:
+        async with turn(
+            connection, alone=_use(name), timeout=0, purpose=f"drop {name!r}"
+        ) as is_unused:
+            if not is_unused:
+                return
+            await connection.execute(END_SESSIONS, name)
+            await connection.execute(f"SET LOCAL lock_timeout = {round(1000 * LOCK_TIMEOUT)}")
+            await connection.execute(rename_statement(name, doomed))
+    except Exception as error:
+        if sqlstate_of(error) != INVALID_CATALOG_NAME:  # another process was faster
+            raise
+    else:
+        await drop(connection, doomed, force=True, timeout=_DROP_TIMEOUT)
 
 
 def _today() -> date:
     return datetime.now(UTC).date()
-
-
-def _lock_key(purpose: str, name: str) -> int:
-    digest = hashlib.sha256(f"pgtoolset {purpose} {name}".encode()).digest()
-    return int.from_bytes(digest[:8], signed=True)

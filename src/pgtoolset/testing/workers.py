@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -25,19 +25,41 @@ from pgtoolset._postgres.databases import (
     comment_of,
     comment_statement,
     comments,
-    name_locked,
-    rename_statement,
     users_of,
 )
+from pgtoolset._postgres.renaming import (
+    LOCK_TIMEOUT,
+    end_sessions,
+    holders_of,
+    rename,
+    rename_if_marked,
+)
 from pgtoolset._postgres.servers import maintenance_connection
-from pgtoolset._postgres.sqlstates import DUPLICATE_DATABASE, UNIQUE_VIOLATION, sqlstate_of
-from pgtoolset.databases import create, drop
+from pgtoolset._postgres.sqlstates import (
+    DUPLICATE_DATABASE,
+    INVALID_CATALOG_NAME,
+    LOCK_NOT_AVAILABLE,
+    OBJECT_IN_USE,
+    UNIQUE_VIOLATION,
+    sqlstate_of,
+)
+from pgtoolset.databases import TRIES, create, drop
 from pgtoolset.errors import DatabaseExistsError, DatabaseInUseError, DatabaseNotFoundError
 from pgtoolset.testing._owners import Owner, draft_name, is_forgotten_draft, new_owner, owner_in
+from pgtoolset.values import Blocker
 
 __all__ = ["create_worker_database", "worker_database_url"]
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
+
+#: Seconds for all that is done on the server before the block. Copying a large template takes most.
+_MAKE_TIMEOUT = 300.0
+
+#: Seconds for all that is done after the block.
+_GIVE_BACK_TIMEOUT = 60.0
+
+#: Seconds for one DROP DATABASE.
+_DROP_TIMEOUT = 30.0
 
 #: The tokens of the databases that blocks of this process use now.
 _open: set[str] = set()
@@ -120,7 +142,9 @@ async def create_worker_database(
     The database is empty, or a copy of `template`. The end of the block drops it, after an error
     and with connections open too. A comment on the database says which process made it, so the next
     run on the same machine drops what a killed run left, under any name. A database of a living
-    process, or one that this function has not made, is never touched.
+    process, or one that this function has not made, is never touched. Nothing is waited for without
+    limit: a lock of another session for 5 seconds, all of it for 5 minutes before the block and one
+    after it.
 
     Args:
         database_url: a URL with all that a connection to the server needs; see
@@ -139,7 +163,7 @@ async def create_worker_database(
         DatabaseExistsError: a database of that name exists, and this function has not made it or
             its run is alive.
         DatabaseInUseError: the template has sessions, or a database of that name from another
-            machine has.
+            machine has, or another session holds a lock for too long; the error names the sessions.
         DatabaseNotFoundError: the template does not exist.
         ValueError, TypeError: an argument is wrong; before any SQL.
 
@@ -170,28 +194,55 @@ async def _make(server: URL, name: str, template: str | None, owner: Owner) -> N
     """Create the database under a draft's name, mark it, and rename it: it never lacks a mark."""
     made = False
     try:
-        async with maintenance_connection(server, never=name, rather_not=template) as connection:
+        async with (
+            _limited(f"create the database {name!r}", name, _MAKE_TIMEOUT),
+            maintenance_connection(server, never=name, rather_not=template) as connection,
+        ):
             await _sweep(connection, name)
-            async with name_locked(connection, name):
-                await _clear(connection, name)
-                draft = draft_name(owner)
-                await create(connection, server, draft, template, called=name)
-                await uninterrupted(_publish(connection, draft, name, owner))
-                made = True
+            await _clear(connection, name)
+            draft = draft_name(owner)
+            await create(connection, server, draft, template, called=name)
+            await uninterrupted(_publish(connection, draft, name, owner))
+            made = True
     except BaseException:
         if made:
             await uninterrupted(_give_back(server, name, owner, quietly=True))
         raise
 
 
+@asynccontextmanager
+async def _limited(action: str, name: str, seconds: float) -> AsyncIterator[None]:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DatabaseInUseError(
+            f"could not {action} within {seconds:g} s: another session may hold a lock on it or on "
+            "its template (pg_locks shows which), or the server does not answer",
+            database=name,
+        ) from error
+
+
 async def _publish(connection: Any, draft: str, name: str, owner: Owner) -> None:
     try:
         await connection.execute(comment_statement(draft, owner.mark()))
-        await connection.execute(rename_statement(draft, name))
-    except BaseException as error:
-        await drop(connection, draft, force=True)
-        if sqlstate_of(error) in (DUPLICATE_DATABASE, UNIQUE_VIOLATION):
-            raise _not_ours(name) from error
+        for left in reversed(range(TRIES)):
+            try:
+                return await rename(connection, draft, name)
+            except Exception as error:
+                if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
+                    raise await _locked(connection, "rename", name) from error
+                if sqlstate_of(error) not in (DUPLICATE_DATABASE, UNIQUE_VIOLATION):
+                    raise
+                # Another session has taken the name since it was free.
+                await _clear(connection, name)
+                if not left:
+                    raise _not_ours(name) from error
+    except BaseException:
+        await drop(connection, draft, force=True, timeout=_DROP_TIMEOUT)
         raise
 
 
@@ -219,7 +270,7 @@ async def _clear(connection: Any, name: str) -> None:
             database=name,
             sessions=sessions,
         )
-    await _drop_if_exists(connection, name)
+    await _drop_marked(connection, name, comment)
 
 
 def _not_ours(name: str) -> DatabaseExistsError:
@@ -235,7 +286,9 @@ async def _sweep(connection: Any, keep: str) -> None:
         if name == keep or not await asyncio.to_thread(_is_abandoned, name, comment):
             continue
         try:
-            await _drop_abandoned(connection, name)
+            await _drop_abandoned(connection, name, comment)
+        except DatabaseNotFoundError:
+            continue  # another worker was faster
         except Exception:
             if connection.is_closed():
                 raise
@@ -244,34 +297,32 @@ async def _sweep(connection: Any, keep: str) -> None:
             )
 
 
-async def _drop_abandoned(connection: Any, name: str) -> None:
-    async with name_locked(connection, name):
-        # Another worker may have swept it, and made a new database of that name, in the meantime.
-        exists, comment = await comment_of(connection, name)
-        if not exists or not await asyncio.to_thread(_is_abandoned, name, comment):
-            return
-        owner = owner_in(comment)
-        is_certain = owner is None or await asyncio.to_thread(owner.is_alive) is False
-        if is_certain or not await users_of(connection, name):
-            await _drop_if_exists(connection, name, force=is_certain)
+async def _drop_abandoned(connection: Any, name: str, comment: str | None) -> None:
+    owner = owner_in(comment)
+    if owner is None:
+        # A draft, whose name no other process can make again.
+        return await drop(connection, name, force=True, timeout=_DROP_TIMEOUT)
+    is_certain = await asyncio.to_thread(owner.is_alive) is not None
+    if is_certain or not await users_of(connection, name):
+        await _drop_marked(connection, name, comment, force=is_certain)
 
 
 def _is_abandoned(name: str, comment: str | None) -> bool:
     owner = owner_in(comment)
     if owner is not None:
-        return owner.is_alive() is False or owner.is_forgotten()
+        return owner.is_over(_open)
     return comment is None and is_forgotten_draft(name)
 
 
 async def _give_back(server: URL, name: str, owner: Owner, *, quietly: bool = False) -> None:
     try:
         async with (
+            _limited(f"drop the database {name!r}", name, _GIVE_BACK_TIMEOUT),
             maintenance_connection(server, never=name) as connection,
-            name_locked(connection, name),
         ):
             _, comment = await comment_of(connection, name)
             if owner_in(comment) == owner:
-                await _drop_if_exists(connection, name)
+                await _drop_marked(connection, name, comment)
     except Exception:
         if not quietly:
             raise
@@ -279,8 +330,74 @@ async def _give_back(server: URL, name: str, owner: Owner, *, quietly: bool = Fa
         logger.warning("the worker database %r could not be dropped", name, exc_info=True)
 
 
-async def _drop_if_exists(connection: Any, name: str, *, force: bool = True) -> None:
+async def _drop_marked(
+    connection: Any, name: str, comment: str | None, *, force: bool = True
+) -> None:
+    """Drop the database that has this name and this comment, if there still is one.
+
+    It is dropped under a name that no other process can give to another database meanwhile, and
+    that the next run sweeps.
+    """
+    doomed = draft_name(await asyncio.to_thread(new_owner))
     try:
-        await drop(connection, name, force=force)
-    except DatabaseNotFoundError:
-        pass
+        is_renamed = await _take_away(connection, name, doomed, comment, force=force)
+    except asyncio.CancelledError:
+        with suppress(Exception):  # the COMMIT of the rename may have been sent
+            await drop(connection, doomed, force=True, timeout=_DROP_TIMEOUT)
+        raise
+    if is_renamed:
+        await uninterrupted(_drop_doomed(connection, name, doomed))
+
+
+async def _take_away(
+    connection: Any, name: str, doomed: str, comment: str | None, *, force: bool
+) -> bool:
+    """Rename the database; end its sessions with `force`."""
+    for left in reversed(range(TRIES if force else 1)):
+        if force and comment is not None:
+            await end_sessions(connection, name, comment)
+        try:
+            return await rename_if_marked(connection, name, doomed, comment)
+        except Exception as error:
+            state = sqlstate_of(error)
+            if state == INVALID_CATALOG_NAME:
+                return False
+            if state == LOCK_NOT_AVAILABLE:
+                raise await _locked(connection, "drop", name) from error
+            if state != OBJECT_IN_USE:
+                raise
+            sessions = await users_of(connection, name)
+            # A prepared transaction, which has no process id, stays until it is ended by hand.
+            if not left or not all(each.pid for each in sessions):
+                raise _in_use(name, sessions) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _drop_doomed(connection: Any, name: str, doomed: str) -> None:
+    try:
+        await drop(connection, doomed, force=True, timeout=_DROP_TIMEOUT)
+    except Exception as error:
+        error.add_note(f"{doomed!r} is the database {name!r}, renamed for the attempt")
+        with suppress(Exception):
+            await rename(connection, doomed, name)
+        raise
+
+
+def _in_use(name: str, sessions: list[Blocker]) -> DatabaseInUseError:
+    return DatabaseInUseError(
+        f"could not drop the database {name!r}, because it is in use: "
+        f"{'; '.join(map(str, sessions)) or 'its sessions have ended since'}; close these sessions",
+        database=name,
+        sessions=sessions,
+    )
+
+
+async def _locked(connection: Any, action: str, name: str) -> DatabaseInUseError:
+    holders = await holders_of(connection, name)
+    return DatabaseInUseError(
+        f"could not {action} the database {name!r} within {LOCK_TIMEOUT:g} s, because another "
+        f"session holds a lock on it: {'; '.join(map(str, holders)) or 'it has ended since'}; "
+        "end that session's transaction",
+        database=name,
+        sessions=holders,
+    )

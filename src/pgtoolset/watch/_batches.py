@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
 
+from pgtoolset._text import safe
 from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, poll_on_pool
 
 __all__ = ["LAST_POLL_TIMEOUT", "BatchPoll", "Entry", "EntrySource", "as_own_error"]
@@ -140,6 +141,6 @@ def as_own_error(error: Exception) -> Exception:
 
     One exception that is raised in many tasks would collect the tracebacks of all.
     """
-    own = ConnectionError(f"{type(error).__name__}: {error}")
+    own = ConnectionError(safe(f"{type(error).__name__}: {error}"))
     own.__cause__ = error
     return own

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from pgtoolset._postgres.link import is_about_data
 from pgtoolset._postgres.notifications import channel_of
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._text import safe
 from pgtoolset.errors import WatchFailedError
 from pgtoolset.watch._known_rows import KnownRows
 from pgtoolset.watch._members import Members
@@ -272,7 +273,7 @@ class Group:
             subscription.fail(_failure(message, cause))
 
     def _fail_for_key(self, subscription: Subscription[Any], cause: Exception) -> None:
-        error = ValueError(f"pk_value: {subscription} cannot be a primary key: {cause}")
+        error = ValueError(safe(f"pk_value: {subscription} cannot be a primary key: {cause}"))
         error.__cause__ = cause
         subscription.fail(lambda: error)
         self.remove(subscription)

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pgtoolset._postgres.link import HEARTBEAT, Link, LinkLost, is_about_data, is_passing
+from pgtoolset._text import safe
 from pgtoolset.errors import WatcherClosedError
 from pgtoolset.watch._groups import Group
 from pgtoolset.watch._registry import Groups
@@ -136,7 +137,7 @@ class Hub:
         try:
             return await Link.open(self._engine)
         except Exception as error:
-            description = f"{type(error).__name__}: {error}"
+            description = safe(f"{type(error).__name__}: {error}")
             logger.warning("A RowWatcher cannot connect, and tries again: %s", description)
             raise LinkLost(description) from error
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm.base import NO_VALUE
 
 from pgtoolset._arguments import shown
 from pgtoolset._native import row_comparator
+from pgtoolset._text import printable
 from pgtoolset.watch.targets import Target
 
 __all__ = ["detached", "place", "seen_by", "values_of"]
@@ -48,7 +49,7 @@ def seen_by(target: Target[Any], baseline: Any) -> dict[str, Any]:
         )
     if not seen:
         raise ValueError(
-            f"baseline lacks every watched column ({', '.join(target.columns)}); "
+            f"baseline lacks every watched column ({printable(', '.join(target.columns))}); "
             "an expired instance has lost its values: refresh it, or pass a mapping"
         )
     return seen
@@ -57,7 +58,7 @@ def seen_by(target: Target[Any], baseline: Any) -> dict[str, Any]:
 def _seen_in_mapping(target: Target[Any], baseline: Mapping[Any, Any]) -> dict[str, Any]:
     unknown = [shown(name) for name in baseline if name not in target.mapper.column_attrs]
     if unknown:
-        known = ", ".join(sorted(target.mapper.column_attrs.keys()))
+        known = printable(", ".join(sorted(target.mapper.column_attrs.keys())))
         raise ValueError(
             f"baseline: {target} has no mapped column {', '.join(unknown)}; it has {known}"
         )

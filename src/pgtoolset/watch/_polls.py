@@ -32,6 +32,7 @@ from pgtoolset._postgres.catalog import unnested
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._text import safe
 from pgtoolset.watch.targets import Target, exact_part
 
 __all__ = ["Batch", "PollTimeout", "RowQuery", "is_lost", "poll_on_connection", "poll_on_pool"]
@@ -124,7 +125,7 @@ class RowQuery:
             except Exception as error:
                 if not is_lost(error) and _is_closed(connection):
                     # asyncpg raises any error when it is terminated between two messages.
-                    raise ConnectionError(f"{type(error).__name__}: {error}") from error
+                    raise ConnectionError(safe(f"{type(error).__name__}: {error}")) from error
                 raise
             session.expunge_all()
             return {position - 1: row for row, position in found}

@@ -12,8 +12,9 @@ from sqlalchemy import Dialect, Float, Numeric, Uuid
 from sqlalchemy.orm import Mapper
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from pgtoolset._arguments import PrimaryKey, check_columns, mapper_of
+from pgtoolset._arguments import PrimaryKey, cause_to_show, check_columns, mapper_of, shown
 from pgtoolset._postgres.arrays import Elements
+from pgtoolset._text import printable
 
 __all__ = ["Target", "exact_part", "raw_key", "resolve_target"]
 
@@ -37,7 +38,7 @@ class Target(Generic[M]):
     columns: tuple[str, ...]
 
     def __str__(self) -> str:
-        return self.model.__name__
+        return shown(self.model)
 
     def with_every_column(self) -> Target[M]:
         """Return the target that also watches every other mapped column."""
@@ -65,10 +66,13 @@ def raw_key(target: Target[Any], key: PrimaryKey, dialect: Dialect) -> Any:
             value = _raw_part(column.type, part, dialect)
             hash(value)
         except Exception as error:
-            raise ValueError(
-                f"pk_value: the type of {target}.{name} cannot bind it ({type(error).__name__})"
-            ) from error
-        values.append(value)
+            refusal = error
+        else:
+            values.append(value)
+            continue
+        what = f"pk_value: the type of {target}.{printable(name)} cannot bind it"
+        # Raised here, where nothing is chained that shows the value.
+        raise ValueError(f"{what} ({type(refusal).__name__})") from cause_to_show(refusal, part)
     return values[0] if len(values) == 1 else tuple(values)
 
 

@@ -50,7 +50,7 @@ def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
     for table in mapper.tables:
         if not isinstance(table, Table):
             raise TypeError(
-                f"model: {model.__name__} is mapped to {shown(table)}; only tables have triggers"
+                f"model: {shown(model)} is mapped to {shown(table)}; only tables have triggers"
             )
         elements.append(AnnounceFunction(table, _key_columns(mapper, table)))
         elements.extend(AnnounceTrigger(table, event) for event in EVENTS)

@@ -9,7 +9,7 @@ Subclass one, give it the fixtures that its docstring names, and pytest runs its
 
         @pytest.fixture
         def harness(self, session_maker) -> MappedRows:
-            return MappedRows(session_maker, Order, value="status")
+            return MappedRows(session_maker, Order, value=Order.status)
 
 The tests are coroutines. With pytest-asyncio set `asyncio_mode = "auto"` or mark the class with
 `pytest.mark.asyncio`; with anyio mark it with `pytest.mark.anyio` and run it on the asyncio

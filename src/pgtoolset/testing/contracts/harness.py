@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from pgtoolset._lifecycle import close
 from pgtoolset.protocols import ManagedSession, SessionFactory
+from pgtoolset.testing.contracts._values import Attribute, column_and_values
 from pgtoolset.testing.doubles import MemoryDatabase
 
 __all__ = [
@@ -108,9 +109,11 @@ class MappedRows:
     Args:
         session_maker: an `async_sessionmaker`, with `expire_on_commit=False`.
         model: the mapped class. Its table is empty when a test begins.
-        key: the attribute that is its primary key, an integer that the application chooses.
-        value: an attribute that a test can change.
-        values: three values for it, different from each other.
+        key: the attribute that is its primary key, an integer that the application chooses:
+            `Order.id`, or its name.
+        value: an attribute that a test can change: `Order.status`, or its name.
+        values: three values for it, different from each other; without them three of the type of
+            its column, where that is a text, a number, a date or time, a UUID or an enumeration.
         fail: makes a statement of a session fail with a SQLSTATE; without it the session executes a
             PL/pgSQL block that raises it.
         make: makes an instance of the class for a number, where it needs more than a key.
@@ -121,17 +124,15 @@ class MappedRows:
         session_maker: SessionFactory[Any],
         model: type[Any],
         *,
-        key: str = "id",
-        value: str | None = None,
-        values: tuple[Any, Any, Any] = ("one", "two", "three"),
+        key: Attribute = "id",
+        value: Attribute | None = None,
+        values: tuple[Any, Any, Any] | None = None,
         fail: Fail | None = None,
         make: Callable[[int], Any] | None = None,
     ) -> None:
         self.session_maker = session_maker
         self.model = model
-        self.key = key
-        self.value = value
-        self.values = values
+        self.key, self.value, self.values = column_and_values(model, key, value, values)
         self._fail: Fail = _raise_in_postgresql if fail is None else fail
         self._make = make
         self._written: set[int] = set()
@@ -199,9 +200,10 @@ class MemoryRows:
     Args:
         database: the sessions' database.
         model: a mapped class.
-        key: the attribute that is its primary key.
-        value: an attribute that a test can change.
-        values: three values for it, different from each other.
+        key: the attribute that is its primary key, or its name.
+        value: an attribute that a test can change, or its name.
+        values: three values for it, different from each other; without them three of the type of
+            its column.
     """
 
     def __init__(
@@ -209,15 +211,13 @@ class MemoryRows:
         database: MemoryDatabase,
         model: type[Any],
         *,
-        key: str = "id",
-        value: str | None = None,
-        values: tuple[Any, Any, Any] = ("one", "two", "three"),
+        key: Attribute = "id",
+        value: Attribute | None = None,
+        values: tuple[Any, Any, Any] | None = None,
     ) -> None:
         self.database = database
         self.model = model
-        self.key = key
-        self.value = value
-        self.values = values
+        self.key, self.value, self.values = column_and_values(model, key, value, values)
 
     def session(self) -> Any:
         return self.database.session()

@@ -12,6 +12,7 @@ from sqlalchemy.orm.attributes import QueryableAttribute
 from sqlalchemy.schema import PrimaryKeyConstraint, UniqueConstraint
 
 from pgtoolset._arguments import KeyParser, PrimaryKey, check_relationship, shown
+from pgtoolset._text import printable
 from pgtoolset.testing.doubles._refusals import no_database
 from pgtoolset.testing.doubles._rows import MemoryRow, in_order, model_of, table_of, values_of
 from pgtoolset.testing.doubles._work import Place, Work
@@ -39,7 +40,7 @@ class End:
                 self.columns[column] = position
         if set(self.columns.values()) != set(range(len(mapper.primary_key))):
             raise no_database(
-                f"{name} does not refer to the primary key of {mapper.class_.__name__}, and the "
+                f"{name} does not refer to the primary key of {shown(mapper.class_)}, and the "
                 "doubles know an instance by its key alone"
             )
 
@@ -54,7 +55,7 @@ class End:
             values = dict(zip(names, state.identity or (), strict=False)) | state.dict
         else:
             raise TypeError(
-                f"{self._name} takes instances of {class_.__name__}, not {shown(item)}{_hint(item)}"
+                f"{self._name} takes instances of {shown(class_)}, not {shown(item)}{_hint(item)}"
             )
         for name in names:
             if values.get(name) is None:
@@ -103,7 +104,7 @@ class Relationship:
     def __init__(self, rel_attr: object) -> None:
         prop = check_relationship(rel_attr)
         assert isinstance(prop.secondary, Table)
-        self.name = f"{prop.parent.class_.__name__}.{prop.key}"
+        self.name = f"{shown(prop.parent.class_)}.{printable(prop.key)}"
         self.table: Table = prop.secondary
         self.owner = End(self.name, prop.parent, prop.synchronize_pairs)
         self.related = End(self.name, prop.mapper, prop.secondary_synchronize_pairs or ())

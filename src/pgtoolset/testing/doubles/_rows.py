@@ -10,6 +10,7 @@ from sqlalchemy import Table
 from sqlalchemy.orm import Mapper
 
 from pgtoolset._arguments import PrimaryKey, mapper_of, parse_key, shown
+from pgtoolset._text import printable
 from pgtoolset.testing.doubles._refusals import Refusing, no_database
 from pgtoolset.testing.doubles._work import Place, Work
 
@@ -65,11 +66,11 @@ def new_row(model: type[Any], key: PrimaryKey, values: object) -> MemoryRow:
     names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
     for each in values:
         if each in names:
-            raise ValueError(f"values: {model.__name__}.{each} is part of the key")
+            raise ValueError(f"values: {shown(model)}.{printable(each)} is part of the key")
         if each not in mapper.column_attrs:
             known = ", ".join(sorted(mapper.column_attrs.keys()))
             raise ValueError(
-                f"values: {model.__name__} has no mapped column {shown(each)}; it has {known}"
+                f"values: {shown(model)} has no mapped column {shown(each)}; it has {known}"
             )
     return MemoryRow(model, {**dict(zip(names, key, strict=True)), **values})
 

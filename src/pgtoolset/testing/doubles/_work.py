@@ -11,8 +11,9 @@ from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
 from pgtoolset._arguments import PrimaryKey
+from pgtoolset._callbacks import Callback
+from pgtoolset._outcomes import aborted_by
 from pgtoolset._postgres.sqlstates import DEADLOCK_DETECTED, IN_FAILED_SQL_TRANSACTION
-from pgtoolset._record import Callback, aborted_by
 from pgtoolset.testing.doubles._clock import Clock
 from pgtoolset.testing.doubles._locking import DeadlockError, Locks, Resource
 from pgtoolset.testing.doubles._refusals import database_error

@@ -10,8 +10,8 @@ from sqlalchemy import Executable
 from sqlalchemy.exc import CompileError, InvalidRequestError
 
 from pgtoolset._arguments import check_transactional, shown, tables_of
+from pgtoolset._callbacks import Callback, run_callbacks
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._record import Callback, run_callbacks
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.testing.doubles import _rows as rows
 from pgtoolset.testing.doubles._refusals import NoResult, Refusing, no_database

@@ -162,7 +162,7 @@ class MemoryChanges(AsyncIterator[RowChange[M]], Generic[M]):
         store.listeners.append(self._check)
 
     def __str__(self) -> str:
-        return f"{self._model.__name__} {shown(self._pk)}"
+        return f"{shown(self._model)} {shown(self._pk)}"
 
     @property
     def _pk(self) -> Any:
@@ -261,7 +261,7 @@ class MemoryChanges(AsyncIterator[RowChange[M]], Generic[M]):
             baseline = rows.values_of(baseline)
         elif isinstance(baseline, self._model):
             raise no_database(
-                f"baseline is an instance of {self._model.__name__}, and a double cannot know "
+                f"baseline is an instance of {shown(self._model)}, and a double cannot know "
                 "which of its values were loaded; give a mapping or a row that a double returned"
             )
         if not isinstance(baseline, Mapping):
@@ -270,7 +270,7 @@ class MemoryChanges(AsyncIterator[RowChange[M]], Generic[M]):
         for name in baseline:
             if name not in known:
                 raise ValueError(
-                    f"baseline: {self._model.__name__} has no mapped column {shown(name)}"
+                    f"baseline: {shown(self._model)} has no mapped column {shown(name)}"
                 )
         seen = {name: baseline[name] for name in self._columns if name in baseline}
         if not seen:

@@ -1,0 +1,325 @@
+"""A connection while it is out of the pool: what the sessions on it share, and its commits.
+
+Several sessions may be joined to one connection. An error aborts the work of all of them, and one
+COMMIT stores it. The listeners on a dialect are registered with its first noted connection.
+https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from sqlalchemy import Connection, Dialect, PoolProxiedConnection, Transaction, event
+from sqlalchemy.engine import ExceptionContext, RootTransaction
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
+from pgtoolset._outcomes import aborted_by, commit_unknown
+from pgtoolset._postgres.connections import (
+    CommitAttempt,
+    Outcome,
+    check_verifiable,
+    is_closed,
+    verify_next_commit,
+)
+from pgtoolset._postgres.sqlstates import breaks_connection, reported_by_server
+from pgtoolset.errors import CommitUnknownError
+
+#: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
+#: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
+#: without `close()` is collected, and its connection with it.
+_KEY = "pgtoolset.checkout"
+
+DialectCommit: TypeAlias = Callable[[PoolProxiedConnection], None]
+DialectRelease: TypeAlias = Callable[[Connection, str], None]
+
+
+class Participant(Protocol):
+    """A session on a checkout, as its record describes it."""
+
+    unknown: CommitUnknownError | None
+
+    @property
+    def needs_verified_commit(self) -> bool:
+        """Whether a COMMIT that PostgreSQL answers with ROLLBACK must be an error."""
+        ...
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the commit is the one at the end of its block."""
+        ...
+
+
+class Checkout:
+    """One connection of SQLAlchemy, from the pool and back.
+
+    Attributes:
+        connection: the connection.
+        participants: the sessions whose open transaction uses it, each with the transaction or
+            savepoint that it began or joined; `None` after another one has committed that.
+        error: the error that aborted its transaction, or the first that may have.
+        deferred: callbacks of sessions that were joined to its transaction, and have ended.
+        owes_commit: whether a session, or a block of ours, relies on the COMMIT of others.
+        releasing: the savepoint whose RELEASE was sent last.
+        attempt: the COMMIT that was sent last.
+    """
+
+    __slots__ = (
+        "_aborts",
+        "_marks",
+        "_transaction",
+        "attempt",
+        "connection",
+        "deferred",
+        "error",
+        "owes_commit",
+        "participants",
+        "releasing",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.participants: dict[Participant, Transaction | None] = {}
+        self._begin(connection.get_transaction())
+
+    def _begin(self, transaction: RootTransaction | None) -> None:
+        self._transaction = transaction
+        self._aborts = False
+        self._marks: dict[str, int] | None = None
+        self.error: BaseException | None = None
+        self.deferred: list[Callback] = []
+        self.owes_commit = False
+        self.releasing: str | None = None
+        self.attempt: CommitAttempt | None = None
+
+    def follow(self) -> None:
+        """Forget what belongs to an earlier transaction of the connection."""
+        transaction = self.connection.get_transaction()
+        if transaction is not self._transaction:
+            self._begin(transaction)
+
+    def enter(self, participant: Participant) -> None:
+        """Note a session that begins or joins the transaction of the connection."""
+        connection = self.connection
+        self.participants[participant] = (
+            connection.get_nested_transaction() or connection.get_transaction()
+        )
+
+    def is_rolled_back_under(self, participant: Participant) -> bool:
+        """Whether what a session had joined was rolled back by others than the session."""
+        joined = self.participants.get(participant)
+        return joined is not None and not joined.is_active
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the transaction of the connection goes on after that of a session has ended."""
+        return not self.connection.closed and self.connection.in_transaction()
+
+    def note_error(self, error: BaseException, *, is_disconnect: bool = False) -> None:
+        """Keep the first error that PostgreSQL reported or that cost the connection.
+
+        Until there is one, keep the first of the others: it may have left the transaction intact.
+        """
+        aborts = is_disconnect or reported_by_server(error)
+        if self.error is None or (aborts and not self._aborts):
+            self.error = error
+            self._aborts = aborts
+
+    def forget_error(self) -> None:
+        """Forget the error: the transaction is back at a savepoint before it."""
+        self.error = None
+        self._aborts = False
+
+    def defer(self, callbacks: Sequence[Callback]) -> None:
+        """Keep the callbacks of a session that has ended until the transaction is committed."""
+        self.follow()
+        self.owes_commit = True
+        self.deferred.extend(callbacks)
+
+    def mark_savepoint(self, name: str) -> None:
+        if self._marks is None:
+            self._marks = {}
+        self._marks[name] = len(self.deferred)
+
+    def roll_back_to_savepoint(self, name: str) -> None:
+        """Follow a ROLLBACK TO, which repairs an aborted transaction, but no lost connection."""
+        self.forget_error()
+        if self.deferred:
+            # A savepoint without a mark is older than all that was deferred.
+            del self.deferred[self._marks.get(name, 0) if self._marks else 0 :]
+
+    def needs_verified_commit(self) -> bool:
+        if self.owes_commit:
+            return True
+        for participant in self.participants:
+            if participant.needs_verified_commit:
+                return True
+        return False
+
+    def commit(
+        self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
+    ) -> None:
+        """Send a COMMIT, and raise unless PostgreSQL has stored the transaction."""
+        if self.deferred:
+            check_can_run()  # before anything is sent
+        self.attempt = attempt = verify_next_commit(dbapi_connection)
+        if attempt is None:
+            dialect_commit(dbapi_connection)
+        else:
+            try:
+                dialect_commit(dbapi_connection)
+            except BaseException as error:
+                if attempt.outcome is Outcome.UNKNOWN:
+                    self._raise_unknown(attempt, error)
+                raise
+            if attempt.outcome is not Outcome.STORED:
+                raise aborted_by(self.error)
+        self.note_commit()
+        if self.deferred:
+            callbacks, self.deferred = self.deferred, []
+            run_in_greenlet(callbacks)
+
+    def note_commit(self) -> None:
+        """Note that the transaction is stored, for each session that is still open on it."""
+        for participant in self.participants:
+            self.participants[participant] = None
+
+    def release(self, name: str, dialect_release: DialectRelease) -> None:
+        """Send a RELEASE: what joined the savepoint belongs to the level around it then."""
+        self.releasing = name
+        released = self.connection.get_nested_transaction()
+        dialect_release(self.connection, name)
+        for participant, joined in self.participants.items():
+            if joined is released:
+                self.participants[participant] = self._transaction
+
+    def _raise_unknown(self, attempt: CommitAttempt, error: BaseException) -> None:
+        is_ending = self.owes_commit or any(each.is_ending for each in self.participants)
+        unknown = commit_unknown("end" if is_ending else "commit", attempt.error)
+        for participant in self.participants:
+            participant.unknown = unknown
+        if isinstance(error, (Exception, asyncio.CancelledError)):
+            raise unknown
+
+
+def checkout_of(connection: Connection) -> Checkout:
+    """Return what the sessions on a connection share; the first call makes it.
+
+    Raises:
+        UnsupportedVersionError: the driver's connection is wrapped so that its commits could not be
+            verified. Nothing was sent.
+    """
+    attributes = vars(connection.connection)
+    checkout: Checkout | None = attributes.get(_KEY)
+    if checkout is None:
+        dialect = connection.dialect
+        if _KEY not in vars(dialect):
+            _listen(dialect)
+        if dialect.driver == "asyncpg":
+            check_verifiable(connection.connection)
+        checkout = attributes[_KEY] = Checkout(connection)
+    else:
+        checkout.follow()
+    return checkout
+
+
+def verify_commit_of(connection: Connection) -> None:
+    """Verify the COMMIT that a block of ours sends on a connection without a session."""
+    checkout_of(connection).owes_commit = True
+
+
+def _known_checkout(connection: Connection | None) -> Checkout | None:
+    if connection is None or connection.closed or connection.invalidated:
+        return None
+    checkout: Checkout | None = vars(connection.connection).get(_KEY)
+    if checkout is not None:
+        checkout.follow()
+    return checkout
+
+
+def _listen(dialect: Dialect) -> None:
+    """Listen to errors, and to each COMMIT and savepoint just before it is sent.
+
+    An engine with a listener takes SQLAlchemy's slow path at every statement and every checkout:
+    10 us for each statement. The dialect's own methods are called at the same moments, and cost
+    nothing elsewhere.
+    """
+    vars(dialect)[_KEY] = True
+    event.listen(dialect, "handle_error", _on_error)
+    commit = dialect.do_commit
+    savepoint = dialect.do_savepoint
+    rollback_to_savepoint = dialect.do_rollback_to_savepoint
+    release_savepoint = dialect.do_release_savepoint
+    terminate = dialect.do_terminate
+
+    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
+        _commit(dbapi_connection, commit)
+
+    def do_savepoint(connection: Connection, name: str) -> None:
+        if checkout := _known_checkout(connection):
+            checkout.mark_savepoint(name)
+        savepoint(connection, name)
+
+    def do_rollback_to_savepoint(connection: Connection, name: str) -> None:
+        if checkout := _known_checkout(connection):
+            checkout.roll_back_to_savepoint(name)
+        rollback_to_savepoint(connection, name)
+
+    def do_release_savepoint(connection: Connection, name: str) -> None:
+        if checkout := _known_checkout(connection):
+            checkout.release(name, release_savepoint)
+        else:
+            release_savepoint(connection, name)
+
+    def do_terminate(dbapi_connection: DBAPIConnection) -> None:
+        _terminate(dbapi_connection, terminate)
+
+    methods = vars(dialect)
+    if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
+        methods["do_commit"] = do_commit
+        methods["do_terminate"] = do_terminate
+    methods["do_savepoint"] = do_savepoint
+    methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
+    methods["do_release_savepoint"] = do_release_savepoint
+
+
+def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit) -> None:
+    checkout: Checkout | None = vars(dbapi_connection).get(_KEY)
+    if checkout is None:
+        dialect_commit(dbapi_connection)
+        return
+    checkout.follow()
+    if checkout.needs_verified_commit():
+        checkout.commit(dbapi_connection, dialect_commit)
+    else:
+        dialect_commit(dbapi_connection)
+        checkout.note_commit()
+
+
+def _terminate(
+    dbapi_connection: DBAPIConnection, dialect_terminate: Callable[[DBAPIConnection], None]
+) -> None:
+    # To close a connection once more, gracefully, would be a suspension. A cancellation that waited
+    # for the answer to the COMMIT would arrive there, in place of the error that says what is
+    # known.
+    adapter: Any = dbapi_connection
+    if not is_closed(adapter.driver_connection):
+        dialect_terminate(dbapi_connection)
+
+
+def _on_error(context: ExceptionContext) -> None:
+    checkout = _known_checkout(context.connection)
+    if checkout is None:
+        return
+    error = context.sqlalchemy_exception or context.original_exception
+    attempt = checkout.attempt
+    if attempt is not None and attempt.outcome in (Outcome.UNKNOWN, Outcome.NOT_SENT):
+        # The connection was closed. The others of the pool are as good as they were, unless the
+        # driver had lost this one.
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = attempt.was_lost
+    elif breaks_connection(error):
+        context.is_disconnect = True
+    checkout.note_error(error, is_disconnect=context.is_disconnect)

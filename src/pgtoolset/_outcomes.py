@@ -1,0 +1,108 @@
+"""The errors of transactions that are lost, and of commits whose outcome is unknown."""
+
+from __future__ import annotations
+
+from pgtoolset._postgres.sqlstates import (
+    breaks_connection,
+    driver_error,
+    refuses_commit,
+    reported_by_server,
+    sqlstate_of,
+)
+from pgtoolset.errors import CommitUnknownError, TransactionAbortedError
+from pgtoolset.types import CommitPhase
+
+#: What became of the work, for `aborted_by`.
+DISCARDED = "PostgreSQL has discarded all its work"
+LOST = "its connection is lost, and PostgreSQL discards all its work"
+ROLLED_BACK = "SQLAlchemy has rolled it back, and nothing of it is stored"
+NEVER_BEGUN = "nothing of it had reached PostgreSQL, and nothing is stored"
+
+_SENT = {
+    "commit": "An explicit commit() has sent COMMIT",
+    "end": "The end of the block has sent COMMIT",
+    "statement": "A statement that commits by itself was sent",
+}
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error has cost the connection."""
+    if error is None:
+        return False
+    return getattr(error, "connection_invalidated", False) or breaks_connection(error)
+
+
+def flush_failed(error: BaseException | None, *, is_connected: bool) -> TransactionAbortedError:
+    """Return the error for a transaction that SQLAlchemy rolled back because a flush failed.
+
+    Args:
+        error: the error of the flush.
+        is_connected: whether the transaction has had a connection.
+    """
+    if error is None or reported_by_server(error) or is_lost(error):
+        return aborted_by(error)
+    return aborted_by(error, ROLLED_BACK if is_connected else NEVER_BEGUN)
+
+
+def aborted_by(error: BaseException | None, result: str | None = None) -> TransactionAbortedError:
+    """Return the error for a lost transaction, caused by the error that the block swallowed."""
+    if error is None:
+        what = (
+            "an error on its connection that SQLAlchemy did not see, such as one of asyncpg's own "
+            "methods"
+        )
+    else:
+        what = f"an error that was caught inside the block ({_named(error)})"
+    if result is None:
+        result = LOST if is_lost(error) else DISCARDED
+    aborted = TransactionAbortedError(
+        f"The transaction was aborted by {what}; {result}. "
+        "Let the error leave the block, or put the statement that may fail into a nested "
+        "get_transaction().",
+        sqlstate=sqlstate_of(error),
+    )
+    aborted.__cause__ = error
+    return aborted
+
+
+def rolled_back_outside() -> TransactionAbortedError:
+    """Return the error for a session whose outer transaction was rolled back under it."""
+    return TransactionAbortedError(
+        "The transaction or savepoint that the session had joined was rolled back outside of it, "
+        "and the work of the session with it. Roll back a level outside only after the sessions "
+        'that joined it have ended, or join them with join_transaction_mode="create_savepoint".'
+    )
+
+
+def commit_unknown(phase: CommitPhase, cause: BaseException | None) -> CommitUnknownError:
+    """Return the error for a commit that was sent and not answered, caused by the driver's."""
+    because = f" ({_named(cause)})" if cause is not None else ""
+    unknown = CommitUnknownError(
+        f"{_SENT[phase]}, and no answer says what became of it{because}: PostgreSQL may have "
+        "stored the work or not. Find out in a new session before you run the work again.",
+        phase=phase,
+    )
+    unknown.__cause__ = cause
+    return unknown
+
+
+def unknown_again(unknown: CommitUnknownError) -> CommitUnknownError:
+    """Return the same error for a block that has swallowed it."""
+    return commit_unknown(unknown.phase, unknown.__cause__)
+
+
+def raise_if_unanswered(error: Exception) -> None:
+    """Raise `CommitUnknownError` for an error of a statement that commits by itself, unless the
+    error is PostgreSQL's answer.
+
+    The driver refuses to send with an `InterfaceError`. The class is compared by its name, because
+    the driver is not imported here.
+    """
+    if not refuses_commit(error) and type(error).__name__ != "InterfaceError":
+        raise commit_unknown("statement", error)
+
+
+def _named(error: BaseException) -> str:
+    """Return the class and the message of an error, where it has one."""
+    message = str(driver_error(error))
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
