@@ -7,22 +7,23 @@ import ast
 import asyncio
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import httpx
 import pytest
 import sqlalchemy.util
-from fastapi import FastAPI
-from sqlalchemy import Engine, Table, column, event, text
-from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.requests import HTTPConnection
+from sqlalchemy import Engine, event, text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import RelationshipProperty, Session, SessionTransaction, strategies
 from sqlalchemy.orm.state import InstanceState
 
 import pgtoolset
@@ -35,7 +36,12 @@ from pgtoolset import (
     create_db_context,
 )
 from pgtoolset._commits import verify_commits
-from pgtoolset._compatibility import connections_of, error_of_failed_flush, is_in_block
+from pgtoolset._compatibility import (
+    connections_of,
+    error_of_failed_flush,
+    is_in_block,
+    written_by,
+)
 from pgtoolset._postgres.connections import (
     CommitAttempt,
     begun_transaction,
@@ -49,12 +55,22 @@ from tests.support import Item, insert
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
 
+#: SQLAlchemy 2.1 has given it an underscore.
+LAZY_LOADER = next(
+    getattr(strategies, name) for name in ("LazyLoader", "_LazyLoader") if hasattr(strategies, name)
+)
+
 ATTRIBUTES = [
     (Session, "_trans_context_manager"),
     (SessionTransaction, "_rollback_exception"),
     (AsyncAdapt_asyncpg_connection, "_transaction"),
+    (PGDialect_asyncpg(isolation_level="AUTOCOMMIT"), "_on_connect_isolation_level"),
+    (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
     (Item, "_sa_instance_state"),
     (InstanceState, "_deleted"),
+    (InstanceState, "callables"),
+    (RelationshipProperty, "_get_strategy"),
+    (LAZY_LOADER, "_load_for_state"),
     (Insert, "_post_values_clause"),
     (Insert, "_traverse_internals"),
     (sqlalchemy.util, "greenlet_spawn"),
@@ -222,6 +238,33 @@ async def test_is_in_block(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch)
         is_in_block(Session())
 
 
+async def test_written_by(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ORM has flushed in the open transaction is known, in a savepoint and around it."""
+    async with AsyncSession(engine) as session:
+        session.add_all([Item(id=1), Item(id=2), Item(id=3), Item(id=4)])
+        await session.commit()
+        keys = {id_: Session.identity_key(Item, id_) for id_ in range(1, 7)}
+        items = {id_: await session.get_one(Item, id_) for id_ in range(1, 5)}
+        session.add(new := Item(id=5))
+        items[1].name = "flushed"
+        items[2].id = 6
+        await session.flush()
+        async with session.begin_nested():
+            await session.delete(items[3])
+        await session.begin_nested()
+
+        def found() -> list[str | None]:
+            return [written_by(session.sync_session, keys[id_]) for id_ in range(1, 7)]
+
+        assert found() == ["written", "deleted", "deleted", None, "written", "written"]
+        del new
+        await session.rollback()
+    broken: Any = Session()
+    monkeypatch.setattr(broken, "get_nested_transaction", object)
+    with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_deleted"):
+        written_by(broken, keys[1])
+
+
 async def test_begun_transaction(engine: AsyncEngine) -> None:
     """The adapter keeps asyncpg's transaction, and asyncpg knows it as its own."""
     async with AsyncSession(engine) as session:
@@ -265,12 +308,6 @@ async def test_every_commit_is_verified(
         assert driver._top_xact is None
         assert not driver.is_in_transaction()
     assert len(commits) == 3
-
-
-def test_system_column() -> None:
-    """`column()` takes the table that a system column is of."""
-    table: Table = Item.__table__  # type: ignore[assignment]
-    assert str(column("ctid", _selectable=table)) == "item.ctid"
 
 
 async def test_engine_with_its_own_pool(engine: AsyncEngine) -> None:
@@ -366,6 +403,70 @@ async def test_exit_stacks_in_the_scope() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         await client.get("/")
     assert [type(stack) for stack in seen] == [AsyncExitStack, AsyncExitStack]
+
+
+async def test_dependencies_enter_the_stacks() -> None:
+    """A dependency that yields, in each scope, enters FastAPI's stacks by the method we watch."""
+    app = FastAPI()
+    entered: list[str] = []
+
+    class Noting(_requests.RequestUnits):
+        def note(self, *exit: Any) -> None:
+            entered.append("request")
+
+        def note_endpoint(self, *exit: Any) -> None:
+            entered.append("function")
+
+    async def watch(request: Request) -> None:
+        function, response = (
+            request.scope[key] for key in (_requests._FUNCTION_STACK, _requests._REQUEST_STACK)
+        )
+        units = Noting(function)
+        _requests._watch(function, _requests.EndpointStack, units)
+        _requests._watch(response, _requests.ResponseStack, units)
+
+    async def asynchronous() -> AsyncIterator[None]:
+        yield
+
+    def synchronous() -> Iterator[None]:
+        yield
+
+    scopes: list[Literal["function", "request"]] = ["function", "request"]
+    for scope in scopes:
+        for dependency in (asynchronous, synchronous):
+
+            @app.get(f"/{scope}/{dependency.__name__}")
+            async def endpoint(
+                first: None = Depends(watch),
+                second: None = Depends(dependency, scope=scope),
+            ) -> None: ...
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        paths = [f"/{scope}/{each}" for scope in scopes for each in ("asynchronous", "synchronous")]
+        for path in paths:
+            assert (await client.get(path)).status_code == 200
+    assert entered == ["function", "function", "request", "request"]
+
+
+async def test_route_of_an_endpoint() -> None:
+    """The route in the scope of an endpoint has a `dependant`, in each kind of router."""
+    app, router, inner = FastAPI(), APIRouter(), FastAPI()
+    seen: list[bool] = []
+
+    async def look(connection: HTTPConnection) -> None:
+        seen.append(hasattr(connection.scope["route"], "dependant"))
+
+    for each in (app, router, inner):
+
+        @each.get("/", dependencies=[Depends(look)])
+        async def endpoint() -> None: ...
+
+    app.include_router(router, prefix="/router")
+    app.mount("/inner", inner)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        for path in ("/", "/router/", "/inner/"):
+            assert (await client.get(path)).status_code == 200
+    assert seen == [True, True, True]
 
 
 # pytest

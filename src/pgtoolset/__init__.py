@@ -30,7 +30,15 @@ from pgtoolset.locks import advisory_lock, list_lock_waits, lock_rows, lock_tabl
 from pgtoolset.m2m import m2m_add, m2m_add_many, m2m_remove, m2m_set
 from pgtoolset.sessions import create_db_context, create_db_dependency
 from pgtoolset.transactions import IsolationLevel, get_transaction, on_commit, run_transaction
-from pgtoolset.values import Blocker, LockMode, LockWait, M2MChange, RowChange, RowLockMode
+from pgtoolset.values import (
+    Blocker,
+    LockMode,
+    LockWait,
+    M2MChange,
+    RetryAttempt,
+    RowChange,
+    RowLockMode,
+)
 from pgtoolset.watch import RowWatcher, row_change_trigger, wait_for_row_change
 
 __all__ = [
@@ -46,6 +54,7 @@ __all__ = [
     "M2MChange",
     "OutsideReferenceError",
     "PgToolsetError",
+    "RetryAttempt",
     "RowChange",
     "RowDeletedError",
     "RowLockMode",

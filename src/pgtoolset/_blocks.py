@@ -4,18 +4,26 @@ kind than SQLAlchemy's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 from weakref import ref
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._arguments import NO_OPTIONS, TransactionOptions, shown, sync_session_of
+from pgtoolset._arguments import (
+    AUTOCOMMIT,
+    NO_OPTIONS,
+    TransactionOptions,
+    check_atomic,
+    shown,
+    sync_session_of,
+)
 from pgtoolset._callbacks import Callback, run_callbacks
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._commits import (
@@ -27,10 +35,13 @@ from pgtoolset._commits import (
 )
 from pgtoolset._lifecycle import abandon
 from pgtoolset._outcomes import aborted_by, unknown_again
+from pgtoolset._postgres.discards import discard, is_autocommit, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
 from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import TransactionalSession
+
+logger = logging.getLogger("pgtoolset")
 
 S = TypeVar("S", bound=TransactionalSession)
 
@@ -104,6 +115,7 @@ class _Transaction(AbstractAsyncContextManager[None]):
         self._is_verifying = False
 
     async def __aenter__(self) -> None:
+        check_atomic(self._sync)
         # False where a unit of work around this block verifies the commits of the session already.
         self._is_verifying = verify_commits(self._sync)
         try:
@@ -143,11 +155,37 @@ class _Transaction(AbstractAsyncContextManager[None]):
 
 
 async def _send_options(session: Any, options: TransactionOptions) -> None:
-    execution_options = options.execution_options()
-    if execution_options:
-        await session.connection(execution_options=execution_options)
-    for statement in options.statements():
-        await session.execute(text(statement))
+    """Give the transaction its options, so that the next one of the same connection has none."""
+    modes = options.modes()
+    if not modes:
+        return
+    bind = session.sync_session.get_bind()
+    if isinstance(bind, Connection):
+        # Its execution options would stay with it, and the next transaction would have them.
+        _refuse_joined(options, bind)
+    else:
+        # The pool takes them off again. They travel with the BEGIN.
+        modes = options.remaining_modes()
+        execution_options = options.execution_options()
+        if execution_options:
+            await session.connection(
+                bind_arguments={"bind": bind}, execution_options=execution_options
+            )
+    if modes:
+        await session.execute(
+            text(f"SET TRANSACTION {', '.join(modes)}"), bind_arguments={"bind": bind}
+        )
+
+
+def _refuse_joined(options: TransactionOptions, connection: Connection) -> None:
+    """Raise where the transaction belongs to the caller, who would get the options with it."""
+    if connection.in_transaction():
+        names = [name for name in options.names() if name != "durable"]
+        raise TransactionStateError(
+            f"{', '.join(names)}: only an outermost transaction can have that, and the session is "
+            "bound to a connection that is in a transaction already; give the options to that "
+            "transaction, or use another session"
+        )
 
 
 class _Savepoint(AbstractAsyncContextManager[None]):
@@ -163,6 +201,10 @@ class _Savepoint(AbstractAsyncContextManager[None]):
         self._block = session.begin_nested()
 
     async def __aenter__(self) -> None:
+        if not self._record.verifies_commits:
+            check_atomic(self._sync)
+            if any(is_autocommit(connection) for connection in self._record.connections):
+                raise TransactionStateError(AUTOCOMMIT)
         await self._block.__aenter__()
         self._level = innermost(self._sync)
 
@@ -173,13 +215,30 @@ class _Savepoint(AbstractAsyncContextManager[None]):
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
-            await self._block.__aexit__(exc_type, exc, traceback)
+            await self._roll_back(exc_type, exc, traceback)
         elif self._record.unknown is not None:
             await self._fail(unknown_again(self._record.unknown))
         elif self._is_rolled_back():
             await self._fail(rolled_back_by_flush(self._sync))
         else:
             await self._release()
+
+    async def _roll_back(
+        self,
+        exc_type: type[BaseException],
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._block.__aexit__(exc_type, exc, traceback)
+        except Exception:
+            # A commit of the transaction around it would store what this level has written.
+            logger.warning(
+                "a rollback to a savepoint failed; its connection is discarded", exc_info=True
+            )
+            for connection in self._record.connections:
+                if is_open(connection):
+                    await greenlet_spawn(discard, connection.connection)
 
     def _is_rolled_back(self) -> bool:
         """Whether a flush has failed, so that SQLAlchemy is back at the savepoint already."""

@@ -24,6 +24,7 @@ from pgtoolset._postgres.connections import (
     is_closed,
     verify_next_commit,
 )
+from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded
 from pgtoolset._postgres.sqlstates import breaks_connection, reported_by_server
 from pgtoolset.errors import CommitUnknownError
 
@@ -164,6 +165,7 @@ class Checkout:
         """Send a COMMIT, and raise unless PostgreSQL has stored the transaction."""
         if self.deferred:
             check_can_run()  # before anything is sent
+        check_is_free(dbapi_connection)
         self.attempt = attempt = verify_next_commit(dbapi_connection)
         if attempt is None:
             dialect_commit(dbapi_connection)
@@ -280,6 +282,7 @@ def _listen(dialect: Dialect) -> None:
     if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
         methods["do_commit"] = do_commit
         methods["do_terminate"] = do_terminate
+    methods["do_rollback"] = checked_rollback(dialect.do_rollback)
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
     methods["do_release_savepoint"] = do_release_savepoint
@@ -310,6 +313,8 @@ def _terminate(
 
 
 def _on_error(context: ExceptionContext) -> None:
+    if is_discarded(context.connection):
+        context.invalidate_pool_on_disconnect = False
     checkout = _known_checkout(context.connection)
     if checkout is None:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -25,13 +26,14 @@ def verify_commits(session: Session) -> bool:
 
     The method is put on the instance, because after a failed flush SQLAlchemy refuses a commit
     (`PendingRollbackError`) before any event could replace that error by the one that names its
-    cause.
+    cause. It refers to the session weakly: a session in no transaction is freed with its last
+    reference.
     """
     record = record_of(session)
     if record.verifies_commits:
         return False
     record.verifies_commits = True
-    vars(session)["commit"] = partial(_verified_commit, session, record)
+    vars(session)["commit"] = partial(_verified_commit, ref(session))
     return True
 
 
@@ -89,8 +91,10 @@ def undo_failed_release(record: Record) -> None:
             connection.dialect.do_rollback_to_savepoint(connection, checkout.releasing)
 
 
-def _verified_commit(session: Session, record: Record) -> None:
-    _raise_if_aborted(session, record)
+def _verified_commit(session_ref: ref[Session]) -> None:
+    session = session_ref()
+    assert session is not None  # its own method is running
+    _raise_if_aborted(session, record_of(session))
     type(session).commit(session)
 
 

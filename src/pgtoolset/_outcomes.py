@@ -21,7 +21,7 @@ NEVER_BEGUN = "nothing of it had reached PostgreSQL, and nothing is stored"
 _SENT = {
     "commit": "An explicit commit() has sent COMMIT",
     "end": "The end of the block has sent COMMIT",
-    "statement": "A statement that commits by itself was sent",
+    "statement": "A statement outside a transaction was sent",
 }
 
 
@@ -92,7 +92,7 @@ def unknown_again(unknown: CommitUnknownError) -> CommitUnknownError:
 
 
 def raise_if_unanswered(error: Exception) -> None:
-    """Raise `CommitUnknownError` for an error of a statement that commits by itself, unless the
+    """Raise `CommitUnknownError` for an error of a statement outside a transaction, unless the
     error is PostgreSQL's answer.
 
     The driver refuses to send with an `InterfaceError`. The class is compared by its name, because

@@ -10,11 +10,13 @@ from __future__ import annotations
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
+from pgtoolset._arguments import AUTOCOMMIT
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._checkouts import Checkout, checkout_of
 from pgtoolset._compatibility import connections_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
-from pgtoolset.errors import CommitUnknownError
+from pgtoolset._postgres.discards import is_autocommit
+from pgtoolset.errors import CommitUnknownError, TransactionStateError
 
 #: In the `info` of a session.
 _KEY = "pgtoolset.record"
@@ -36,9 +38,11 @@ class Record:
         checkouts: the connections of the transaction.
         callbacks: of `on_commit`, each with the level whose rollback removes it.
         committed: the level that has just been committed.
+        abandoned: the transaction whose block has ended while another task used the session.
     """
 
     __slots__ = (
+        "abandoned",
         "callbacks",
         "checkouts",
         "committed",
@@ -54,6 +58,7 @@ class Record:
         self.checkouts: list[Checkout] = []
         self.callbacks: list[tuple[SessionTransaction, Callback]] = []
         self.committed: SessionTransaction | None = None
+        self.abandoned: SessionTransaction | None = None
 
     @property
     def needs_verified_commit(self) -> bool:
@@ -98,7 +103,7 @@ class Record:
             checkout.participants.pop(self, None)
         self.checkouts.clear()
         self.callbacks.clear()
-        self.committed = None
+        self.committed = self.abandoned = None
         if not self.verifies_commits:
             self.unknown = None
 
@@ -141,6 +146,26 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     record = _existing_record(session)
     if record is not None:
         record.add_connection(connection)
+        if record.abandoned is not None or (record.verifies_commits and is_autocommit(connection)):
+            _refuse_connection(record, session, connection)
+
+
+def _refuse_connection(record: Record, session: Session, connection: Connection) -> None:
+    """Take a connection away again that would be used outside of any transaction of ours.
+
+    A session that kept it would execute its next statement there.
+    """
+    is_late = record.abandoned is not None and record.abandoned is session.get_transaction()
+    if not is_late and not is_autocommit(connection):
+        return
+    if connection is not session.bind:
+        connection.close()
+    if is_late:
+        raise TransactionStateError(
+            "the block that this statement belongs to has ended while the statement waited for a "
+            "connection; wait for every task that uses the session before the end of its block"
+        )
+    raise TransactionStateError(AUTOCOMMIT)
 
 
 def _before_commit(session: Session) -> None:

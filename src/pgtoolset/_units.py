@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from pgtoolset._arguments import new_session, sync_session_of
+from pgtoolset._arguments import check_atomic, new_session, sync_session_of
+from pgtoolset._begins import explain_second_begin, stop_explaining
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
-from pgtoolset._lifecycle import close
+from pgtoolset._lifecycle import close, close_idle
 from pgtoolset._record import record_of
+from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
 
 S = TypeVar("S", bound=ManagedSession)
+
+
+def own_session(session_maker: SessionFactory[S]) -> S:
+    """Return a session of the factory that is in use nowhere else.
+
+    Raises:
+        TransactionStateError: the factory gave a session of another unit, or one in a transaction.
+            The session was not touched.
+        TypeError: the factory made something else than a session.
+    """
+    session = new_session(session_maker)
+    sync = sync_session_of(session)
+    # Between two transactions of its unit the session is in none.
+    if session.in_transaction() or (sync is not None and record_of(sync).verifies_commits):
+        raise TransactionStateError(
+            "session_maker must make a new session at each call; it has returned a session that is "
+            "in a transaction or in use already, and two units of work cannot share one: pass an "
+            "async_sessionmaker, or use get_transaction() on that session"
+        )
+    if sync is not None:
+        check_atomic(sync)
+    return session
 
 
 class UnitOfWork(Generic[S]):
@@ -21,7 +46,7 @@ class UnitOfWork(Generic[S]):
     __slots__ = ("_sync", "session")
 
     def __init__(self, session_maker: SessionFactory[S]) -> None:
-        self.session: S = new_session(session_maker)
+        self.session: S = own_session(session_maker)
         self._sync = sync_session_of(self.session)
 
     async def begin(self) -> None:
@@ -33,6 +58,7 @@ class UnitOfWork(Generic[S]):
         # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
         if not self._sync.in_transaction():
             self._sync.begin()
+        explain_second_begin(self._sync)
 
     async def commit(self) -> None:
         """Commit the open transaction; the session stays usable."""
@@ -84,4 +110,51 @@ class UnitOfWork(Generic[S]):
         """Roll back the open transaction, close the session and release its connection."""
         if self._sync is not None:
             stop_verifying(self._sync)
-        await close(self.session)
+            stop_explaining(self._sync)
+        if not close_idle(self.session):
+            await close(self.session)
+
+
+class UnitContext(AbstractAsyncContextManager[S]):
+    """One unit of work as a block.
+
+    A class: where it is dropped in its middle the event loop would run a generator to its end, and
+    close a session that is still in use.
+    """
+
+    __slots__ = ("_session_maker", "_unit")
+
+    def __init__(self, session_maker: SessionFactory[S]) -> None:
+        self._session_maker = session_maker
+        self._unit: UnitOfWork[S] | None = None
+
+    async def __aenter__(self) -> S:
+        if self._unit is not None:
+            raise TransactionStateError(
+                "this block is open already; call db_context() again for a block of its own"
+            )
+        unit = UnitOfWork(self._session_maker)
+        self._unit = unit
+        try:
+            await unit.begin()
+        except BaseException:
+            self._unit = None
+            await unit.close()
+            raise
+        return unit.session
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        unit = self._unit
+        if unit is None:
+            return
+        self._unit = None
+        try:
+            if exc_type is None:
+                await unit.commit()
+        finally:
+            await unit.close()

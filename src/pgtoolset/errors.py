@@ -83,7 +83,7 @@ class CommitUnknownError(PgToolsetError, ConnectionError):
     Attributes:
         phase: which commit it was. `"end"`: the one that the library sends at the end of a block,
             a unit of work, a request or a stream. `"commit"`: one that the block sent itself, with
-            `commit()`. `"statement"`: a statement that commits by itself, such as CREATE DATABASE.
+            `commit()`. `"statement"`: a statement outside a transaction, such as CREATE DATABASE.
 
     See https://www.postgresql.org/docs/current/sql-commit.html
     """

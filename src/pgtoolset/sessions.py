@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from pgtoolset._arguments import check_session_maker
-from pgtoolset._requests import exit_stacks, http_connection_type, make_injectable
-from pgtoolset._units import UnitOfWork
+from pgtoolset._requests import (
+    http_connection_type,
+    make_injectable,
+    raise_called_by_hand,
+    session_of_request,
+    session_of_request_in_thread,
+)
+from pgtoolset._units import UnitContext, UnitOfWork
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory
 
 __all__ = ["create_db_context", "create_db_dependency"]
@@ -22,8 +28,9 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     Use it as a plain `Depends(get_db)`. The endpoint gets a session that is in a transaction. The
     session checks out no connection before its first statement. After the endpoint has returned,
     the transaction is committed, and only then the response starts: a commit that fails gives the
-    client an error. An exception in the endpoint rolls back. What a streaming response writes is
-    committed at the end of the stream.
+    client an error. An exception that leaves the endpoint rolls back, also where another dependency
+    swallows it. What a streaming response writes is committed at the end of the stream. A request
+    has one session of this dependency, however often and in whatever way it is requested.
 
     Without FastAPI, `async for session in get_db(): ...` and `asynccontextmanager(get_db)` give the
     same unit of work. Leaving the `async for` early (`break`, `return`) rolls back.
@@ -40,9 +47,10 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         TypeError: `session_maker` is not a factory of sessions.
 
     At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
-    swallowed a database error that aborted the transaction, `CommitUnknownError` where the
-    connection was lost between COMMIT and its answer, and at its start
-    `UnsupportedVersionError` with FastAPI older than 0.121.
+    swallowed a database error that aborted the transaction, and `CommitUnknownError` where the
+    connection was lost between COMMIT and its answer. At its start it raises
+    `UnsupportedVersionError` with FastAPI older than 0.121, and `TransactionStateError` where
+    FastAPI ends dependencies after the response (`app.frontend`).
 
     Example:
         >>> engine = create_async_engine(url)
@@ -69,16 +77,16 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     if connection_type is None:
         return as_generator
 
-    async def in_request(connection: Any) -> S:
-        before_response, after_response = exit_stacks(connection)
-        unit = UnitOfWork(session_maker)
-        after_response.push_async_exit(unit.finish)
-        await unit.begin()
-        before_response.push_async_exit(unit.commit_unless_failed)
-        return unit.session
-
-    def get_db(connection: Any = None) -> Any:
-        return as_generator() if connection is None else in_request(connection)
+    def get_db(*arguments: Any, connection: Any = None) -> Any:
+        if arguments:
+            raise_called_by_hand()
+        if connection is None:
+            return as_generator()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return session_of_request_in_thread(connection, get_db, session_maker)
+        return session_of_request(connection, get_db, session_maker)
 
     make_injectable(get_db, connection_type)
     return get_db
@@ -117,14 +125,7 @@ def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
     """
     check_session_maker(session_maker)
 
-    @asynccontextmanager
-    async def db_context() -> AsyncIterator[S]:
-        unit = UnitOfWork(session_maker)
-        try:
-            await unit.begin()
-            yield unit.session
-            await unit.commit()
-        finally:
-            await unit.close()
+    def db_context() -> UnitContext[S]:
+        return UnitContext(session_maker)
 
     return db_context

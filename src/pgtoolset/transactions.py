@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
@@ -18,7 +16,6 @@ from pgtoolset._arguments import (
     check_function,
     check_session_maker,
     check_transactional,
-    new_session,
     shown,
     sync_session_of,
 )
@@ -26,8 +23,9 @@ from pgtoolset._blocks import TransactionBlock, foreign_callbacks
 from pgtoolset._callbacks import Callback
 from pgtoolset._commits import raise_if_unknown
 from pgtoolset._lifecycle import close
-from pgtoolset._postgres.sqlstates import RETRYABLE, sqlstate_of
 from pgtoolset._record import innermost, record_of
+from pgtoolset._retries import OnRetry, Retries, RetryOn
+from pgtoolset._units import own_session
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory, TransactionalSession
 
@@ -36,11 +34,6 @@ __all__ = ["IsolationLevel", "get_transaction", "on_commit", "run_transaction"]
 S = TypeVar("S", bound=TransactionalSession)
 M = TypeVar("M", bound=ManagedSession)
 R = TypeVar("R")
-
-#: Seconds: the longest pause before the second attempt. It doubles with each further attempt, up to
-#: the limit.
-BACKOFF_BASE = 0.02
-BACKOFF_LIMIT = 1.0
 
 
 def get_transaction(
@@ -164,14 +157,17 @@ async def run_transaction(
     attempts: int = 5,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    retry_on: RetryOn | None = None,
+    on_retry: OnRetry | None = None,
 ) -> R:
     """Run `work(session)` as one transaction, and again where PostgreSQL asks for that.
 
     A serialization failure (SQLSTATE 40001) or a deadlock (40P01), in the work or at the commit,
-    rolls the attempt back. The next attempt runs in a new session after a random pause of up to
-    0.02 s, 0.04 s, 0.08 s, ..., 1 s (exponential backoff with full jitter). Any other error
-    propagates at once, and so does the error of the last attempt. An error at the commit that
-    leaves its outcome unknown, such as a lost connection, is not tried again.
+    rolls the attempt back, and so does a connection that is lost before COMMIT was sent. The next
+    attempt runs in a new session after a random pause of up to 0.02 s, 0.04 s, 0.08 s, ..., 1 s
+    (exponential backoff with full jitter). The error may also be a member of an `ExceptionGroup`,
+    or the cause of another one (`raise ... from error`). Any other error propagates at once, and so
+    does the error of the last attempt.
 
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions.
@@ -180,6 +176,11 @@ async def run_transaction(
         attempts: the largest number of attempts, at least 1.
         isolation_level: as in `get_transaction`.
         read_only: as in `get_transaction`.
+        retry_on: a function of the error that returns whether to try again. It is asked for each
+            other error of an attempt, such as one of your own.
+        on_retry: a function, sync or async, that is called before each pause with a
+            `pgtoolset.values.RetryAttempt`: `.number` (of the attempt that failed, from 1),
+            `.error` and `.pause` (in seconds). An error that it raises ends the retries.
 
     Returns:
         The result of `work` in the attempt that was committed.
@@ -187,7 +188,9 @@ async def run_transaction(
     Raises:
         TransactionAbortedError: `work` swallowed an error that aborted the transaction.
         CommitUnknownError: the connection was lost between COMMIT and its answer, at the end or at
-            a `commit()` of `work`.
+            a `commit()` of `work`. It is never tried again.
+        TransactionStateError: `session_maker` gave a session that is in a transaction or in use
+            already, or its engine is in AUTOCOMMIT. Nothing was sent.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
 
     Example:
@@ -203,14 +206,16 @@ async def run_transaction(
     check_function("work", "an async function of one session", work)
     check_count("attempts", attempts)
     options = TransactionOptions(isolation_level=isolation_level, read_only=read_only)
-    for attempt in range(1, attempts):
+    retries = Retries(retry_on, on_retry)
+    for number in range(1, attempts):
         try:
             return await _attempt(session_maker, work, options)
         except Exception as error:
-            if sqlstate_of(error) not in RETRYABLE:
+            if not retries.allow(error):
                 raise
-        limit = min(BACKOFF_LIMIT, BACKOFF_BASE * 2 ** (attempt - 1))
-        await asyncio.sleep(random.uniform(0, limit))
+            failure = error
+        await retries.pause(number, failure)
+        del failure  # its traceback keeps the session of the attempt
     return await _attempt(session_maker, work, options)
 
 
@@ -219,7 +224,7 @@ async def _attempt(
     work: Callable[[M], Awaitable[R]],
     options: TransactionOptions,
 ) -> R:
-    session = new_session(session_maker)
+    session = own_session(session_maker)
     try:
         async with TransactionBlock(session, options):
             result = work(session)

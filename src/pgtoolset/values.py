@@ -13,7 +13,15 @@ from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from pgtoolset._text import may_hold_password, one_line, printable, without_passwords
 
-__all__ = ["Blocker", "LockMode", "LockWait", "M2MChange", "RowChange", "RowLockMode"]
+__all__ = [
+    "Blocker",
+    "LockMode",
+    "LockWait",
+    "M2MChange",
+    "RetryAttempt",
+    "RowChange",
+    "RowLockMode",
+]
 
 M_co = TypeVar("M_co", covariant=True)
 
@@ -159,6 +167,21 @@ class M2MChange(NamedTuple):
 
     added: int
     removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAttempt:
+    """An attempt of `run_transaction` that has failed, and that another one will follow.
+
+    Attributes:
+        number: the number of the attempt that has failed, from 1.
+        error: its error.
+        pause: the seconds until the next attempt begins.
+    """
+
+    number: int
+    error: Exception
+    pause: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,8 @@ WRONG: dict[str, list[Any]] = {
     "base": [5, SECRET, Item(id=1), object()],
     "work": [5, SECRET, None, object()],
     "callback": [5, SECRET, None, object()],
+    "retry_on": [5, SECRET, object(), work],
+    "on_retry": [5, SECRET, object()],
     "session_maker": [5, SECRET, None, object(), nowhere],
 }
 

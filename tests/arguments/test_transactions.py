@@ -17,31 +17,38 @@ URL = "postgresql+asyncpg://user:secret@host/database"
 
 
 @pytest.mark.parametrize(
-    ("options", "execution_options", "statements"),
+    ("options", "execution_options", "remaining", "modes"),
     [
-        ({}, {}, []),
-        ({"durable": True}, {}, []),
-        ({"isolation_level": "SERIALIZABLE"}, {"isolation_level": "SERIALIZABLE"}, []),
-        ({"read_only": True}, {"postgresql_readonly": True}, []),
+        ({}, {}, [], []),
+        ({"durable": True}, {}, [], []),
         (
-            {"read_only": False},
-            {"postgresql_readonly": False},
-            ["SET TRANSACTION READ WRITE"],
+            {"isolation_level": "SERIALIZABLE"},
+            {"isolation_level": "SERIALIZABLE"},
+            [],
+            ["ISOLATION LEVEL SERIALIZABLE"],
         ),
+        ({"read_only": True}, {"postgresql_readonly": True}, [], ["READ ONLY"]),
+        ({"read_only": False}, {"postgresql_readonly": False}, ["READ WRITE"], ["READ WRITE"]),
         (
             {"deferrable": False, "read_only": True},
             {"postgresql_readonly": True, "postgresql_deferrable": False},
-            ["SET TRANSACTION NOT DEFERRABLE"],
+            ["NOT DEFERRABLE"],
+            ["READ ONLY", "NOT DEFERRABLE"],
         ),
     ],
 )
 def test_options(
-    options: dict[str, Any], execution_options: dict[str, Any], statements: list[str]
+    options: dict[str, Any],
+    execution_options: dict[str, Any],
+    remaining: list[str],
+    modes: list[str],
 ) -> None:
-    """Each option goes into the BEGIN, or into a statement where the driver has no word for it."""
+    """Each option goes into the BEGIN, or into a SET TRANSACTION where the driver has no word for
+    it; on a bound connection all go there."""
     checked = TransactionOptions(**options)
     assert checked.execution_options() == execution_options
-    assert checked.statements() == statements
+    assert checked.remaining_modes() == remaining
+    assert checked.modes() == modes
     assert set(checked.names()) == set(options)
     assert (checked == NO_OPTIONS) == (not options)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib.util
 import inspect
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Annotated, Any
@@ -41,6 +43,36 @@ async def execute(source: str, filename: str, line: int, namespace: dict[str, An
     result = eval(code, namespace)
     if inspect.iscoroutine(result):
         await result
+
+
+#: Frameworks of the pages, each in blocks that need no other one. Where one is not installed, its
+#: blocks are skipped; the extra `dev` installs all.
+OPTIONAL = {
+    "celery",
+    "click",
+    "fast_depends",
+    "faststream",
+    "litestar",
+    "strawberry",
+    "taskiq",
+    "typer",
+}
+
+
+def missing_packages(source: str) -> set[str]:
+    """Return the optional packages that a block imports and that are not installed."""
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+    return {name for name in imported & OPTIONAL if importlib.util.find_spec(name) is None}
 
 
 @pytest.fixture
@@ -77,6 +109,8 @@ async def test_page(page: str, empty_database_url: str, namespace: dict[str, Any
     """The blocks of a page run from top to bottom, as one program."""
     content = PAGES[page]
     for block in BLOCK.finditer(content):
+        if missing_packages(block.group(1)):
+            continue
         line = content[: block.start(1)].count("\n")
         await execute(block.group(1), page, line, namespace)
 
@@ -90,6 +124,14 @@ def test_pages_have_blocks() -> None:
     for page, content in PAGES.items():
         assert len(BLOCK.findall(content)) == content.count("```python"), page
         assert "```python" in content or Path(page).name in WITHOUT_BLOCKS, page
+
+
+def test_optional_packages_are_in_the_extra() -> None:
+    """The extra `dev` installs what the blocks need, so that no block is skipped in silence."""
+    dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = " ".join(dev["dev"])
+    comes_with_another = {"click", "fast_depends"}
+    assert all(name in names for name in OPTIONAL - comes_with_another)
 
 
 #: Classes whose docstring has the example, in place of their methods.

@@ -90,6 +90,7 @@ async def test_blockers(
     await nothing_left(other)
 
 
+@pytest.mark.parametrize("bouncing", ["without caches"], indirect=True)
 async def test_nothing_is_left(bouncing: AsyncEngine, other: asyncpg.Connection) -> None:
     """After many locks, timeouts and cancellations, pg_locks is empty."""
 

@@ -26,6 +26,8 @@ from pgtoolset._arguments.relationships import (
     relationship_of,
 )
 from pgtoolset._arguments.sessions import (
+    AUTOCOMMIT,
+    check_atomic,
     check_engine,
     check_session_maker,
     check_transactional,
@@ -45,6 +47,7 @@ from pgtoolset._arguments.urls import (
 from pgtoolset._postgres.urls import asyncpg_url, connect_arguments, with_asyncpg
 
 __all__ = [
+    "AUTOCOMMIT",
     "LONGEST_NAME",
     "NO_OPTIONS",
     "DatabaseUrl",
@@ -56,6 +59,7 @@ __all__ = [
     "advisory_numbers",
     "asyncpg_url",
     "cause_to_show",
+    "check_atomic",
     "check_columns",
     "check_count",
     "check_engine",

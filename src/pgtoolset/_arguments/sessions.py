@@ -5,13 +5,23 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
+from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from pgtoolset._arguments.shown import shown
+from pgtoolset._compatibility import isolation_level_at_connect
+from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
 
 S = TypeVar("S", bound=ManagedSession)
+
+#: Of every place that finds out.
+AUTOCOMMIT = (
+    "the session's connection is in AUTOCOMMIT, where each statement is a transaction of its own "
+    "and nothing can be rolled back; use an engine without isolation_level='AUTOCOMMIT', such as "
+    "engine.execution_options(isolation_level='READ COMMITTED')"
+)
 
 _TRANSACTIONAL = ("in_transaction", "begin", "begin_nested")
 _MANAGED = (*_TRANSACTIONAL, "commit", "rollback", "close")
@@ -73,6 +83,28 @@ def new_session(session_maker: SessionFactory[S]) -> S:
             f"{shown(session)}{lacks}{_advice(session)}"
         )
     return session
+
+
+def check_atomic(session: Session) -> None:
+    """Raise `TransactionStateError` where the session's connections are in AUTOCOMMIT.
+
+    Without I/O: what only a connection knows is checked when the session has one.
+    """
+    bind = session.bind
+    if bind is not None and _isolation_level(session, bind) == "AUTOCOMMIT":
+        raise TransactionStateError(AUTOCOMMIT)
+
+
+def _isolation_level(session: Session, bind: Connection | Engine) -> object:
+    """Return the isolation level that a transaction would have; `None` for the server's default."""
+    # Sessions have options of their own from SQLAlchemy 2.1 on.
+    options = getattr(session, "execution_options", None)
+    level = options.get("isolation_level") if options else None
+    return (
+        level
+        or bind.get_execution_options().get("isolation_level")
+        or isolation_level_at_connect(bind.dialect)
+    )
 
 
 def check_engine(engine: object) -> AsyncEngine:

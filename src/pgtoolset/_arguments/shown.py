@@ -28,7 +28,7 @@ _PLAIN: tuple[Any, ...] = (
 )
 
 
-def shown(value: Any, *, _depth: int = 3) -> str:
+def shown(value: Any, *, depth: int = 3) -> str:
     """Describe a value; its `repr` might load attributes, be endless or hold a password."""
     if isinstance(value, type):
         return _name_of(value)
@@ -41,8 +41,8 @@ def shown(value: Any, *, _depth: int = 3) -> str:
     if isinstance(value, _PLAIN):
         plain = next(each for each in _PLAIN if isinstance(value, each))
         return _short(plain.__repr__(value))
-    if type(value) in (tuple, list) and _depth:
-        items = [shown(each, _depth=_depth - 1) for each in value[:5]] + ["..."] * (len(value) > 5)
+    if type(value) in (tuple, list) and depth:
+        items = [shown(each, depth=depth - 1) for each in value[:5]] + ["..."] * (len(value) > 5)
         brackets = "()" if type(value) is tuple else "[]"
         return f"{brackets[0]}{', '.join(items)}{brackets[1]}"
     name = _name_of(type(value))

@@ -18,10 +18,11 @@ _EXECUTION_OPTIONS = {
     "deferrable": "postgresql_deferrable",
 }
 
-#: The driver's BEGIN can say READ ONLY and DEFERRABLE, but not the opposite.
-_OPPOSITES = {
-    "read_only": "SET TRANSACTION READ WRITE",
-    "deferrable": "SET TRANSACTION NOT DEFERRABLE",
+#: What SET TRANSACTION calls them. The driver's BEGIN can say the first of each, not the second.
+#: https://www.postgresql.org/docs/current/sql-set-transaction.html
+_FLAGS = {
+    "read_only": ("READ ONLY", "READ WRITE"),
+    "deferrable": ("DEFERRABLE", "NOT DEFERRABLE"),
 }
 
 
@@ -49,10 +50,17 @@ class TransactionOptions:
         """Return the execution options of the connection, for its BEGIN."""
         return {_EXECUTION_OPTIONS[name]: value for name, value in self._settings().items()}
 
-    def statements(self) -> list[str]:
-        """Return the statements that say the rest, for the start of the transaction."""
+    def remaining_modes(self) -> list[str]:
+        """Return the modes of SET TRANSACTION that no execution option has."""
         settings = self._settings()
-        return [statement for name, statement in _OPPOSITES.items() if settings.get(name) is False]
+        return [no for name, (_, no) in _FLAGS.items() if settings.get(name) is False]
+
+    def modes(self) -> list[str]:
+        """Return all options as the modes of SET TRANSACTION."""
+        modes = [] if self.isolation_level is None else [f"ISOLATION LEVEL {self.isolation_level}"]
+        settings = self._settings()
+        yes = [yes for name, (yes, _) in _FLAGS.items() if settings.get(name) is True]
+        return [*modes, *yes, *self.remaining_modes()]
 
     def _settings(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in _EXECUTION_OPTIONS}

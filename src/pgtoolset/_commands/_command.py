@@ -30,12 +30,12 @@ __all__ = [
     "parse_url",
 ]
 
-#: How a command is told where to connect to, for the end of its help.
+#: Where a command connects to, for the end of its help.
 CONNECTION = (
     "URL is the database: postgresql://user@host/name, with libpq's parameters, or a DSN such as "
     "'host=... dbname=...'. A command line can be read by other users of the machine, so keep the "
     "password out of it: set DATABASE_URL or PGPASSWORD, or use ~/.pgpass. Without a URL the "
-    "command takes DATABASE_URL. What is missing then comes from PGSERVICE and the service file, "
+    "command takes DATABASE_URL. Missing parts come from PGSERVICE and the service file, "
     "and from PGHOST, PGPORT, PGDATABASE, PGUSER and libpq's other variables."
 )
 

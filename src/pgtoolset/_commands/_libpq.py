@@ -49,7 +49,7 @@ def environment_names_a_server(environment: Mapping[str, str] = os.environ) -> b
 
 
 def completed(url: URL, environment: Mapping[str, str] = os.environ) -> URL:
-    """Return a URL with what it lacks: first from the service, then from the variables.
+    """Complete a URL: first from the service, then from the variables.
 
     Raises:
         ServiceError: there is no such service, or no file that could have it.
@@ -67,7 +67,7 @@ def completed(url: URL, environment: Mapping[str, str] = os.environ) -> URL:
 
 
 def _with_defaults(url: URL, defaults: Mapping[str, str]) -> URL:
-    """Return a URL with each parameter that it lacks. libpq takes each by itself."""
+    """Add each missing parameter to a URL. libpq takes each one separately."""
     query = dict(url.query)
     for name, value in defaults.items():
         if name == "password":

@@ -27,7 +27,7 @@ _CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
 
 
 class Outcome(Enum):
-    """What is known of a COMMIT."""
+    """The outcome of a COMMIT."""
 
     #: PostgreSQL has stored the transaction.
     STORED = auto()
@@ -70,7 +70,12 @@ def has_one_backend(connection: Connection) -> bool:
     there. An asyncpg that does not say whether it caches counts as behind a pooler: that is correct
     everywhere, at the price of a BEGIN.
     """
-    return bool(getattr(connection.connection.driver_connection, "_stmt_cache_enabled", False))
+    return keeps_its_backend(connection.connection.driver_connection)
+
+
+def keeps_its_backend(driver: Any) -> bool:
+    """As `has_one_backend`, for a connection of the driver."""
+    return bool(getattr(driver, "_stmt_cache_enabled", False))
 
 
 #: The largest process id of Linux. A pooler such as PgBouncer answers with 32 random bits.
@@ -142,10 +147,10 @@ def verify_next_commit(connection: PoolProxiedConnection) -> CommitAttempt | Non
 
 
 class CommitAttempt:
-    """Stands in for asyncpg's `Transaction` while it commits, and remembers what is known of it.
+    """Stands in for asyncpg's `Transaction` while it commits, and remembers its outcome.
 
     Attributes:
-        outcome: what is known of the COMMIT.
+        outcome: the outcome of the COMMIT so far.
         error: the driver's error, where there was one.
         was_lost: whether the driver had lost the connection.
     """

@@ -23,6 +23,10 @@ IDLE_IN_TRANSACTION_SESSION_TIMEOUT = "25P03"
 #: https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 RETRYABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
 
+#: The server or the network has ended the session: connection_does_not_exist, connection_failure,
+#: admin_shutdown, crash_shutdown, idle_session_timeout, idle_in_transaction_session_timeout.
+LOST_CONNECTION = frozenset({"08003", "08006", "57P01", "57P02", "57P05", "25P03"})
+
 #: SQLSTATEs, or their beginnings, that do not say what became of a transaction: a connection that
 #: failed (reported by a pooler, say), a server that stops, and statement_completion_unknown.
 _UNKNOWN = ("08", "57P", "40003")

@@ -179,8 +179,9 @@ class _RowLocks:
     async def take(self, session: Any) -> Sequence[Any]:
         """Lock the rows and return the instances."""
         await session.flush()
+        # Where the session sends the statement itself.
         connection: AsyncConnection = await session.connection(
-            bind_arguments={"mapper": self.mapper}
+            bind_arguments={"mapper": self.mapper, "clause": self.statement}
         )
         assert connection.sync_connection is not None
         refuse_autocommit(connection.sync_connection)

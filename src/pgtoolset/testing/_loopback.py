@@ -49,7 +49,7 @@ class Loopback:
         return f"Loopback({self.port})"  # without the password
 
     def verifier(self) -> str:
-        """Return what PostgreSQL stores of the password, from which nobody can tell it.
+        """Return the verifier that PostgreSQL stores, which does not reveal the password.
 
         https://www.postgresql.org/docs/current/catalog-pg-authid.html
         """

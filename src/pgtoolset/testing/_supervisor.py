@@ -6,7 +6,7 @@ Copy the data directory TEMPLATE to DIRECTORY/data and start POSTGRES on it, as 
 not empty. RECORDS is a folder with a file for each server that runs.
 
 The parent process holds the other end of standard input. The first line is the SCRAM verifier of
-the password for TCP, or empty: then nobody can connect over TCP. The line `stop` or `immediate`
+the password for TCP, or empty, which allows no connection over TCP. The line `stop` or `immediate`
 ends the server (fast or immediate shutdown), `start` starts it again; the answer to each is the
 process id of the server. When standard input closes or the parent ends, stop the server and delete
 DIRECTORY.
@@ -207,7 +207,7 @@ def _tied() -> Callable[[], None] | None:
 def claim(records: str, directory: str) -> str | None:
     """Record that this process has a server in a directory; return the path of the record.
 
-    The record is locked for as long as this process lives. Where none can be written (a cache that
+    The record is locked while this process lives. Where none can be written (a cache that
     is read-only, a file system without locks), the result is `None`, and no sweep finds the server.
     """
     path = os.path.join(records, os.path.basename(directory))

@@ -202,7 +202,7 @@ class EmbeddedServer:
             self._record = None
 
     def _clean_up(self, record: Path) -> None:
-        """Do what is left to do where the supervisor was killed."""
+        """Stop the server and delete its files where the supervisor was killed."""
         from pgtoolset.testing import _supervisor  # imported here: it needs modules of POSIX
 
         _supervisor.end_left_over(str(self._directory))

@@ -10,6 +10,7 @@ from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from pgtoolset import (
+    RetryAttempt,
     create_db_context,
     create_db_dependency,
     get_transaction,
@@ -69,6 +70,18 @@ async def use(session: AsyncSession, mine: MySession) -> None:
         return 1
 
     assert_type(await run_transaction(my_maker, work, attempts=3, read_only=True), str)
+    seen: list[RetryAttempt] = []
+
+    async def observe(attempt: RetryAttempt) -> None:
+        assert_type(attempt.number, int)
+        assert_type(attempt.error, Exception)
+        assert_type(attempt.pause, float)
+
+    def is_busy(error: Exception) -> bool:
+        return isinstance(error, BlockingIOError)
+
+    await run_transaction(my_maker, work, retry_on=is_busy, on_retry=seen.append)
+    await run_transaction(my_maker, work, retry_on=None, on_retry=observe)
     on_commit(session, callback)
     on_commit(session, lambda: None)
 

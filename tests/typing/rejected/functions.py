@@ -88,6 +88,9 @@ async def transactions(
     _ = text
     await run_transaction(session_maker, work, attempts="5")  # refused
     await run_transaction(session_maker, lambda own: 1)  # refused
+    await run_transaction(session_maker, work, retry_on=work)  # refused
+    await run_transaction(session_maker, work, retry_on=40001)  # refused
+    await run_transaction(session_maker, work, on_retry=lambda: None)  # refused
 
 
 async def watchers(session: AsyncSession, engine: AsyncEngine) -> None:
