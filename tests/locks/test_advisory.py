@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any
+from typing import Any
 
 import asyncpg
 import pytest
@@ -248,7 +248,7 @@ async def test_only_one_at_a_time_in_endpoints(
     app = FastAPI()
 
     @app.post("/")
-    async def add_one(session: Annotated[AsyncSession, Depends(get_db)]) -> None:
+    async def add_one(session: AsyncSession = Depends(get_db)) -> None:  # noqa: B008
         async with advisory_lock(session, "counter"):
             item = await session.get_one(Item, 1)
             item.name = str(int(item.name) + 1)
