@@ -11,7 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper, Session, registry
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._arguments import metadata_of, milliseconds, optional_seconds, sync_session
+from pgtoolset._arguments import (
+    check_atomic,
+    metadata_of,
+    milliseconds,
+    optional_seconds,
+    sync_session,
+)
 from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
@@ -76,7 +82,7 @@ async def cleanup_tables(
         LockTimeoutError: another transaction is in the way; the error names the blockers. Nothing
             was touched.
         TransactionStateError: the session is inside a block such as `session.begin()`, which could
-            not go on afterwards.
+            not go on afterwards, or in AUTOCOMMIT.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
@@ -98,6 +104,7 @@ async def cleanup_tables(
             "cleanup_tables ends the transaction of its session, and this session is inside a "
             "block such as session.begin(): call it after the block, or with another session"
         )
+    check_atomic(sync)
     await abandon(session)
     sync.expunge_all()
     if not tables:

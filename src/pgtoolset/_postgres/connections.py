@@ -116,7 +116,7 @@ def check_verifiable(connection: PoolProxiedConnection) -> None:
     behaves like asyncpg's connection, such as the proxy of asyncpg's own pool.
 
     Raises:
-        UnsupportedVersionError: asyncpg, or what stands in its place, lacks an attribute.
+        UnsupportedVersionError: asyncpg, or a wrapper of its connection, lacks an attribute.
     """
     info = connection.info
     if _KEY not in info:

@@ -46,7 +46,7 @@ _PASSING = ("40", "53", "55", "57014")
 _DATA = ("22", "23514")
 
 
-#: SQLSTATE classes of statements that do not fit the tables, and of what was cached before a DDL
+#: SQLSTATE classes of statements that do not fit the tables, and of caches from before a DDL
 #: statement. Another attempt may find a table that is complete again.
 _SCHEMA = ("42", "0A", "XX")
 
@@ -202,7 +202,7 @@ def is_passing(error: Exception) -> bool:
 
 
 def is_about_schema(error: Exception) -> bool:
-    """Return whether a statement did not fit the tables, or what was cached about them."""
+    """Return whether a statement did not fit the tables, or the caches about them."""
     # asyncpg's own error about its cache of types has no SQLSTATE.
     name = type(error).__name__
     return name == "OutdatedSchemaCacheError" or (sqlstate_of(error) or "").startswith(_SCHEMA)

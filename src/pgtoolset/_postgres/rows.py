@@ -181,7 +181,7 @@ class _ColumnKeys:
 
     def __init__(self, mapper: Mapper[Any], keys: Sequence[str]) -> None:
         self._columns: list[Any] = list(mapper.primary_key)
-        # The driver decodes JSON, and what it decodes to is not what it takes as a parameter.
+        # The driver decodes JSON, and does not take the decoded value as a parameter.
         self.entities = [
             as_text(each) if _is_json(each) else getattr(mapper.class_, name)
             for name, each in _named(mapper, keys)

@@ -35,7 +35,7 @@ class Storage(IntEnum):
     WITHOUT_ARBITER = 1
     #: A unique pair, and something else that may refuse a new row because of an old one.
     RESTRICTED = 2
-    #: A unique pair, and nothing else.
+    #: Only a unique pair.
     PLAIN = 3
 
 
@@ -70,7 +70,7 @@ _known = WeakKeyDictionary()
 
 
 def knowledge(dialect: Dialect, table: Table, pair: frozenset[str]) -> Knowledge:
-    """Return what is known of a table, given the columns that identify an association."""
+    """Return the answers for a table, given the columns that identify an association."""
     tables = _known.get(dialect)
     if tables is None:
         tables = _known[dialect] = WeakKeyDictionary()
@@ -88,7 +88,7 @@ class _TableId(ColumnElement[Any]):
 
 
 # A schema's name arrives after the statement was compiled, so it cannot be escaped inside quotes.
-# It cannot end this literal either: nobody can know the tag.
+# It cannot end this literal either: no other role can know the tag.
 _TAG = f"$t{secrets.token_hex(8)}$"
 
 

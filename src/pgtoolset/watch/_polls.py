@@ -274,7 +274,7 @@ def poll_on_pool(engine: Engine, batch: Batch) -> None:
 def _poll_values(
     connection: Connection, queries: Sequence[RowQuery], batch: Batch
 ) -> list[RowQuery]:
-    """Answer the queries whose watched values are the same; return those that need the row."""
+    """Answer the queries with unchanged watched values; return the others, which need the row."""
     quiet = [query for query in queries if not query.condition.needs_row]
     if not quiet:
         return list(queries)
