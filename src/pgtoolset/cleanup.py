@@ -148,7 +148,7 @@ class _Cleaning:
         async with Lookout(self._timeout, holders=self._holders) as lookout:
             await greenlet_spawn(self._clean, lookout)
 
-    async def _holders(self, outside: AsyncConnection, pid: int) -> list[Blocker]:
+    async def _holders(self, outside: AsyncConnection, pid: int | None) -> list[Blocker]:
         mode = LockMode(self._wanted.mode)
         return await sessions_holding(outside, self._wanted.tables, mode, but=pid)
 

@@ -14,6 +14,7 @@ from pgtoolset._postgres.databases import (
     create_statement,
     drop_statement,
     execute_or_undo,
+    obstacles_of,
     users_of,
 )
 from pgtoolset._postgres.quoting import quoted
@@ -39,6 +40,22 @@ __all__ = ["create_database", "drop_database", "seal_database"]
 #: How often a CREATE DATABASE is tried while its template is in use. Each time PostgreSQL waits for
 #: 5 seconds and holds a lock that keeps new sessions out of the template.
 TRIES = 3
+
+#: How to end what uses a database and is no session.
+_ENDS = {
+    "prepared": (
+        "the prepared transaction {name}, which COMMIT PREPARED or ROLLBACK PREPARED ends in that "
+        "database"
+    ),
+    "slot": (
+        "the active replication slot {name}, which is free when its consumer has stopped (process "
+        "{pid}; pg_terminate_backend ends it, and a consumer that still runs connects again)"
+    ),
+    "subscription": (
+        "the subscription {name}, which DROP SUBSCRIPTION ends in that database (after ALTER "
+        "SUBSCRIPTION ... DISABLE and ... SET (slot_name = NONE) where its publisher is gone)"
+    ),
+}
 
 
 async def create_database(
@@ -153,11 +170,13 @@ async def drop_database(
         db_name: the name, which is quoted.
         server_url: a URL for SQLAlchemy or libpq of any database on the server.
         missing_ok: whether a database that does not exist is accepted.
-        force: end the sessions of the database. The page below says what prevents that.
+        force: end the sessions of the database. Prepared transactions, active replication slots and
+            subscriptions are not ended.
 
     Raises:
         DatabaseNotFoundError: the database does not exist.
-        DatabaseInUseError: the database is in use; the error names the sessions.
+        DatabaseInUseError: the database is in use; the error names the sessions, and what else uses
+            it and how to end that.
         CommitUnknownError: the connection was lost before PostgreSQL had answered.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
@@ -199,7 +218,11 @@ async def drop(connection: Any, db_name: str, *, force: bool, timeout: float | N
         if state != OBJECT_IN_USE:
             raise
         sessions = await users_of(connection, db_name)
-        raise _in_use(f"drop {shown(db_name)}", db_name, sessions, error) from error
+        obstacles = [
+            _ENDS[kind].format(name=shown(name), pid=pid)
+            for kind, name, pid in await obstacles_of(connection, db_name)
+        ]
+        raise _in_use(f"drop {shown(db_name)}", db_name, sessions, error, obstacles) from error
 
 
 async def seal_database(db_name: str, *, server_url: DatabaseUrl) -> None:
@@ -245,15 +268,35 @@ def _missing(db_name: str) -> DatabaseNotFoundError:
 
 
 def _in_use(
-    action: str, database: str, sessions: Sequence[Blocker], error: Exception
+    action: str,
+    database: str,
+    sessions: Sequence[Blocker],
+    error: Exception,
+    obstacles: Sequence[str] = (),
 ) -> DatabaseInUseError:
+    """Return the error for a database that is in use.
+
+    Args:
+        action: what could not be done, after "could not".
+        database: the database in use.
+        sessions: those in it.
+        error: PostgreSQL's own.
+        obstacles: what else is in the way, which `force=True` does not end.
+    """
     detail = getattr(error, "detail", None)
-    users = "; ".join(map(str, sessions)) or "its sessions could not be seen, or have ended since"
+    users = [str(each) for each in sessions if each.pid or not obstacles]
+    if not users and not obstacles:
+        users = ["its sessions could not be seen, or have ended since"]
     says = f" PostgreSQL says: {detail}" if detail else ""
+    advice = (
+        "Close these sessions (engine.dispose()), or end them with pg_terminate_backend; "
+        "drop_database(force=True) ends them itself."
+    )
+    if obstacles:
+        advice = f"force=True does not end: {'; '.join(obstacles)}."
+    used = f" is in use: {'; '.join(users)}" if users else " is in use"
     return DatabaseInUseError(
-        f"could not {action}, because {shown(database)} is in use: {users}.{says} Close these "
-        "sessions (engine.dispose()), or end them with pg_terminate_backend; "
-        "drop_database(force=True) ends them itself.",
+        f"could not {action}, because {shown(database)}{used}.{says} {advice}",
         database=database,
         sessions=sessions,
     )

@@ -218,7 +218,8 @@ class DatabaseNotFoundError(PgToolsetError, LookupError):
 class DatabaseInUseError(PgToolsetError, RuntimeError):
     """A database cannot be dropped or copied while sessions are connected to it.
 
-    Close these sessions, or drop it with `force=True`, which ends them.
+    Close these sessions, or drop it with `force=True`, which ends them. The message names what
+    `force=True` does not end: prepared transactions, active replication slots and subscriptions.
 
     Attributes:
         database: the name of the database.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import asyncpg
 import pytest
+from fastapi import Depends, FastAPI
+from httpx import ASGITransport, AsyncClient
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -18,11 +21,13 @@ from pgtoolset import (
     TransactionStateError,
     advisory_lock,
     create_db_context,
+    create_db_dependency,
     get_transaction,
+    lock_tables,
 )
 from pgtoolset._arguments import advisory_numbers
 from tests.locks.locking import holding, nothing_left, settings_of, waiting
-from tests.support import Item, insert, stored, swallow_error
+from tests.support import Account, Item, insert, stored, swallow_error
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -233,6 +238,72 @@ async def test_only_one_at_a_time_nested(session_maker: Maker, other: asyncpg.Co
 
     await asyncio.gather(*(increment_nested() for _ in range(20)))
     assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"
+
+
+async def test_only_one_at_a_time_in_endpoints(
+    session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """Of concurrent requests with `Depends(get_db)`, each sees what the one before has written."""
+    get_db = create_db_dependency(session_maker=session_maker)
+    app = FastAPI()
+
+    @app.post("/")
+    async def add_one(session: AsyncSession = Depends(get_db)) -> None:  # noqa: B008
+        async with advisory_lock(session, "counter"):
+            item = await session.get_one(Item, 1)
+            item.name = str(int(item.name) + 1)
+
+    await other.execute("INSERT INTO item (id, name) VALUES (1, '0')")
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        responses = await asyncio.gather(*(client.post("/") for _ in range(10)))
+    assert {response.status_code for response in responses} == {200}
+    assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "10"
+    await nothing_left(other)
+
+
+@pytest.mark.parametrize("kind", ["advisory", "tables"])
+async def test_pending_changes_are_flushed_under_the_lock(
+    session_maker: Maker, other: asyncpg.Connection, onlooker: asyncpg.Connection, kind: str
+) -> None:
+    """While a nested block waits, no row of its pending changes is locked; then they are stored."""
+    await other.execute("INSERT INTO item (id, name) VALUES (1, 'old')")
+
+    async def work() -> None:
+        async with session_maker() as session, get_transaction(session):
+            item = await session.get_one(Item, 1)
+            item.name = "new"
+            session.add(Item(id=2))
+            block: AbstractAsyncContextManager[Any] = (
+                advisory_lock(session, 42)
+                if kind == "advisory"
+                else lock_tables(session, [Account], mode="EXCLUSIVE")
+            )
+            async with block:
+                assert await session.scalar(text("SELECT name FROM item WHERE id = 1")) == "new"
+
+    async with holding(other, f"{TAKE}; LOCK TABLE account"):
+        task = asyncio.create_task(work())
+        await waiting(onlooker)
+        await onlooker.execute("SELECT FROM item WHERE id = 1 FOR UPDATE NOWAIT")
+    await task
+    assert await stored(other) == {1, 2}
+
+
+@pytest.mark.parametrize("pending", [False, True])
+async def test_timeout_with_pending_changes(
+    session_maker: Maker, other: asyncpg.Connection, pending: bool
+) -> None:
+    """After a timeout the changes are pending as before, and the transaction stores them."""
+    async with holding(other, TAKE), session_maker() as session, get_transaction(session):
+        await insert(session, 1)
+        if pending:
+            session.add(Item(id=2))
+        with pytest.raises(LockTimeoutError):
+            async with advisory_lock(session, 42, timeout=0.05):
+                pass
+        assert bool(session.new) == pending
+        assert await settings_of(session) == "0"
+    assert await stored(other) == ({1, 2} if pending else {1})
 
 
 async def increment(session: AsyncSession) -> None:

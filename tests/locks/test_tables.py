@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -355,6 +355,50 @@ async def test_no_snapshot_before_the_lock(
         await waiting(other)
         await other.execute("INSERT INTO item (id, name) VALUES (7, '')")
     assert await task == [7]
+
+
+@pytest.mark.parametrize("isolation_level", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("timeout", ["5s", None])
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_statements_do_not_grow_with_the_tables(
+    engine: AsyncEngine,
+    other: asyncpg.Connection,
+    isolation_level: Any,
+    timeout: Any,
+    blocked: bool,
+) -> None:
+    """Without a snapshot too, three tables take as many statements as one, free or not."""
+    statements: list[str] = []
+
+    def sent(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    async def count(tables: list[Any]) -> int:
+        async with (
+            AsyncSession(engine) as session,
+            get_transaction(session, isolation_level=isolation_level),
+        ):
+            await session.connection()
+            statements.clear()
+            async with lock_tables(session, tables, mode="EXCLUSIVE", timeout=timeout):
+                taken = sum(not each.startswith("SAVEPOINT") for each in statements)
+                assert await settings_of(session) == "0"
+                assert await session.scalar(text("SHOW statement_timeout")) == "0"
+        return taken
+
+    event.listen(engine.sync_engine, "before_cursor_execute", sent)
+    counts = []
+    for tables in ([Item], [Item, Account, Part]):
+        if blocked:
+            async with holding(other, "LOCK TABLE item"):
+                task = asyncio.create_task(count(tables))
+                await waiting(other)
+            counts.append(await task)
+        else:
+            counts.append(await count(tables))
+    event.remove(engine.sync_engine, "before_cursor_execute", sent)
+    assert counts[0] == counts[1]
+    assert blocked or counts[0] <= 2
 
 
 # Order

@@ -374,9 +374,7 @@ class LockRun:
         match step.what:
             case "tables":
                 tables = [TABLES[key % 3] for key in step.keys] or [Row]
-                # On PostgreSQL lock_rows(nowait=True) waits for EXCLUSIVE and ACCESS EXCLUSIVE
-                # of the table; the double does not, as the contract says.
-                mode = list(LockMode)[min(step.mode, 5) if Row in tables else step.mode]
+                mode = list(LockMode)[step.mode]
                 async with self._locks.lock_tables(session, tables, mode=mode, nowait=True):
                     return "locked"
             case "rows":

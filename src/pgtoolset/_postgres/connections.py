@@ -78,6 +78,19 @@ def keeps_its_backend(driver: Any) -> bool:
     return bool(getattr(driver, "_stmt_cache_enabled", False))
 
 
+#: The largest process id of Linux. A pooler such as PgBouncer answers with 32 random bits.
+_LARGEST_PID = 2**22
+
+
+def backend_pid(connection: Connection) -> int | None:
+    """Return the pid of the backend, which the driver got as it connected; `None` where a pooler
+    has answered in its place.
+    """
+    driver: Any = connection.connection.driver_connection
+    pid = int(driver.get_server_pid())
+    return pid if has_one_backend(connection) and 0 < pid <= _LARGEST_PID else None
+
+
 def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
     """Return asyncpg's transaction that SQLAlchemy's adapter has begun; `None` before the first
     statement.

@@ -33,6 +33,18 @@ _USERS = ACTIVITY.format(
             UNION ALL SELECT 0 FROM pg_catalog.pg_prepared_xacts AS x WHERE x.database {EQ} $1"""
 )
 
+#: What uses a database and is no session, with the slots that are active and their processes.
+_OBSTACLES = f"""
+SELECT 'prepared' AS kind, x.gid AS name, NULL AS pid FROM pg_catalog.pg_prepared_xacts AS x
+WHERE x.database {EQ} $1
+UNION ALL
+SELECT 'slot', s.slot_name, s.active_pid FROM pg_catalog.pg_replication_slots AS s
+WHERE s.database {EQ} $1 AND s.active
+UNION ALL
+SELECT 'subscription', u.subname, NULL FROM pg_catalog.pg_subscription AS u
+JOIN pg_catalog.pg_database AS d ON d.oid {EQ} u.subdbid WHERE d.datname {EQ} $1
+"""
+
 _COMMENTS = (
     "SELECT d.datname AS name, pg_catalog.shobj_description(d.oid, 'pg_database') AS comment"
     " FROM pg_catalog.pg_database AS d"
@@ -52,6 +64,14 @@ def drop_statement(name: str, *, force: bool) -> str:
 async def users_of(connection: Any, name: str) -> list[Blocker]:
     """Return the other sessions, and the prepared transactions, that use a database."""
     return [Blocker(*row) for row in await connection.fetch(_USERS, name)]
+
+
+async def obstacles_of(connection: Any, name: str) -> list[tuple[str, str, int | None]]:
+    """Return what else uses a database: the kind, the name and the process of each.
+
+    See https://www.postgresql.org/docs/current/sql-dropdatabase.html
+    """
+    return [tuple(row) for row in await connection.fetch(_OBSTACLES, name)]
 
 
 async def execute_or_undo(

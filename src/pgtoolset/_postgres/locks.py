@@ -7,14 +7,14 @@ https://www.postgresql.org/docs/current/view-pg-locks.html
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pgtoolset._postgres.catalog import EQ, MINUS
+from pgtoolset._postgres.catalog import EQ, GT, MINUS, NE
 from pgtoolset._postgres.quoting import do_block, literal
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.values import Blocker, LockMode, LockWait
@@ -64,23 +64,31 @@ def refuse_autocommit(connection: Connection) -> None:
         )
 
 
-def backend_pid(connection: Connection) -> int:
-    """Return the process id of the connection's backend, which the driver got as it connected."""
-    driver: Any = connection.connection.driver_connection
-    return int(driver.get_server_pid())
-
-
 def lock_block(names: Sequence[str], mode: LockMode, milliseconds: int | None) -> str:
     """Return one statement that locks `names` in this order and leaves `lock_timeout` as it was.
 
-    Tables that are all free are locked without touching the setting. Otherwise the setting is, for
-    each table, the rest of the budget, because PostgreSQL counts `lock_timeout` for each lock
-    separately. After a failure the rollback to the savepoint, or of the transaction, restores it.
+    Tables that are all free are locked without touching the setting. Otherwise a second block waits
+    for them; it is text inside the first, so that PostgreSQL compiles it only then. After a failure
+    the rollback to the savepoint, or of the transaction, restores the setting.
 
     Args:
         names: qualified and quoted.
         mode: the lock mode.
         milliseconds: the budget for all the tables together; `None` waits without limit.
+    """
+    return do_block(f"""
+BEGIN
+ {lock_statement(names, mode, nowait=True)};
+EXCEPTION WHEN lock_not_available THEN
+ EXECUTE {literal(_waiting_block(names, mode, milliseconds))};
+END """)
+
+
+def _waiting_block(names: Sequence[str], mode: LockMode, milliseconds: int | None) -> str:
+    """Return a statement that locks the tables one by one.
+
+    The setting is, for each table, the rest of the budget, because PostgreSQL counts `lock_timeout`
+    for each lock separately.
     """
     if milliseconds is None:
         left = "'0'"
@@ -89,22 +97,19 @@ def lock_block(names: Sequence[str], mode: LockMode, milliseconds: int | None) -
         now = "pg_catalog.clock_timestamp()"
         rest = f"EXTRACT(EPOCH FROM ends {MINUS} {now}) OPERATOR(pg_catalog.*) 1000"
         left = f"CAST(GREATEST(1, pg_catalog.ceil({rest})) AS integer)"
-    body = f"""
+    return do_block(f"""
 DECLARE
- earlier varchar; name varchar; ends timestamp with time zone;
-BEGIN
- {lock_statement(names, mode, nowait=True)};
-EXCEPTION WHEN lock_not_available THEN
- earlier := pg_catalog.current_setting('lock_timeout');
- ends := pg_catalog.clock_timestamp()
+ earlier varchar := pg_catalog.current_setting('lock_timeout');
+ ends timestamp with time zone := pg_catalog.clock_timestamp()
   OPERATOR(pg_catalog.+) CAST('{milliseconds or 0} ms' AS interval);
+ name varchar;
+BEGIN
  FOREACH name IN ARRAY ARRAY[{", ".join(map(literal, names))}] LOOP
   PERFORM pg_catalog.set_config('lock_timeout', CAST({left} AS varchar), true);
   EXECUTE pg_catalog.format('LOCK TABLE %s IN {mode.value} MODE', name);
  END LOOP;
  PERFORM pg_catalog.set_config('lock_timeout', earlier, true);
-END """
-    return do_block(body)
+END """)
 
 
 def lock_statement(names: Sequence[str], mode: LockMode, *, nowait: bool = False) -> str:
@@ -120,23 +125,51 @@ _VISIBLE = (
 )
 
 #: The columns of a `Blocker`, for the sessions whose pids the query `pids` returns.
-ACTIVITY = f"""
+_ACTIVITY = f"""
 SELECT b.pid, a.application_name, a.state, CASE WHEN {_VISIBLE} THEN a.query END AS query,
-       pg_catalog.clock_timestamp() {MINUS} a.xact_start AS transaction_age
-FROM (SELECT DISTINCT p.pid FROM ({{pids}}) AS p) AS b
-     LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid {EQ} b.pid
+       pg_catalog.clock_timestamp() {MINUS} a.xact_start AS transaction_age{{more}}
+FROM ({{pids}}) AS b LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid {EQ} b.pid
 ORDER BY a.xact_start, b.pid
 """
-_BLOCKING = text(
-    ACTIVITY.format(pids="SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(:pid)) AS pid")
-)
+ACTIVITY = _ACTIVITY.format(pids="SELECT DISTINCT p.pid FROM ({pids}) AS p", more="")
+
 # Arrays of oid and text, because asyncpg asks the server about the types of other arrays.
+_BLOCKING = text(
+    _ACTIVITY.format(
+        pids="""SELECT blocking.pid,
+                pg_catalog.array_agg(waiting.pid) AS waiters
+            FROM pg_catalog.unnest(CAST(:pids AS pg_catalog.oid[])) AS waiting(pid),
+                 pg_catalog.unnest(pg_catalog.pg_blocking_pids(CAST(waiting.pid AS integer)))
+                    AS blocking(pid)
+            GROUP BY blocking.pid""",
+        more=", b.waiters",
+    )
+)
 _SESSIONS = text(
     ACTIVITY.format(
         pids="""SELECT CAST(given.pid AS integer) AS pid
             FROM pg_catalog.unnest(CAST(:pids AS pg_catalog.oid[])) AS given(pid)"""
     )
 )
+#: LOCK TABLE and SELECT ... FOR UPDATE also lock the tables below a view, the partitions of a table
+#: and those that inherit from it.
+_LOCKED_TOO = f"""
+WITH RECURSIVE locked(oid) AS (
+    SELECT CAST(pg_catalog.to_regclass(n) AS pg_catalog.oid)
+    FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS n
+    UNION
+    SELECT below.oid FROM locked, LATERAL (
+        SELECT i.inhrelid AS oid FROM pg_catalog.pg_inherits AS i WHERE i.inhparent {EQ} locked.oid
+        UNION ALL
+        SELECT d.refobjid FROM pg_catalog.pg_rewrite AS r JOIN pg_catalog.pg_depend AS d
+            ON d.objid {EQ} r.oid AND d.refobjid {NE} r.ev_class
+           AND d.classid {EQ} CAST('pg_catalog.pg_rewrite' AS pg_catalog.regclass)
+           AND d.refclassid {EQ} CAST('pg_catalog.pg_class' AS pg_catalog.regclass)
+        WHERE r.ev_class {EQ} locked.oid AND r.rulename {EQ} '_RETURN'
+    ) AS below
+)
+SELECT locked.oid FROM locked
+"""
 _HOLDERS = text(
     ACTIVITY.format(
         # Waiters block NOWAIT too, since it does not overtake them. A prepared transaction has no
@@ -146,9 +179,7 @@ _HOLDERS = text(
               AND l.mode {EQ} ANY(CAST(:modes AS pg_catalog.text[]))
               AND l.database {EQ} (SELECT d.oid FROM pg_catalog.pg_database AS d
                                    WHERE d.datname {EQ} pg_catalog.current_database())
-              AND l.relation {EQ} ANY(
-                  SELECT CAST(pg_catalog.to_regclass(n) AS pg_catalog.oid)
-                  FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS n)"""
+              AND l.relation {EQ} ANY({_LOCKED_TOO})"""
     )
 )
 _OWNERS = text(
@@ -188,9 +219,27 @@ async def _blockers(connection: AsyncConnection, query: Any, **parameters: objec
     return [Blocker(*row) for row in await connection.execute(query, parameters)]
 
 
-async def sessions_blocking(connection: AsyncConnection, pid: int) -> list[Blocker]:
-    """Return the sessions that block a backend which waits now."""
-    return await _blockers(connection, _BLOCKING, pid=pid)
+async def sessions_blocking(
+    connection: AsyncConnection, pids: Sequence[int]
+) -> Mapping[int, list[Blocker]]:
+    """Return the sessions that block backends which wait now, by the pid of each that waits."""
+    found: dict[int, list[Blocker]] = {pid: [] for pid in pids}
+    for *blocker, waiters in await connection.execute(_BLOCKING, {"pids": list(found)}):
+        for waiter in waiters:
+            found[waiter].append(Blocker(*blocker))
+    return found
+
+
+_MARKED = text(f"""
+SELECT a.pid FROM pg_catalog.pg_stat_activity AS a
+WHERE a.pid {NE} pg_catalog.pg_backend_pid() AND pg_catalog.strpos(a.query, :mark) {GT} 0
+""")
+
+
+async def backend_marked(connection: AsyncConnection, mark: str) -> int | None:
+    """Return the pid of the backend whose last statement has this mark; `None` if none is shown."""
+    pid: int | None = await connection.scalar(_MARKED, {"mark": mark})
+    return pid
 
 
 async def sessions_of(connection: AsyncConnection, pids: Sequence[int]) -> list[Blocker]:
@@ -199,21 +248,29 @@ async def sessions_of(connection: AsyncConnection, pids: Sequence[int]) -> list[
 
 
 async def sessions_holding(
-    connection: AsyncConnection, names: Sequence[str], mode: LockMode, *, but: int
+    connection: AsyncConnection, names: Sequence[str], mode: LockMode, *, but: int | None
 ) -> list[Blocker]:
     """Return the sessions that hold or want a lock on the tables which conflicts with `mode`.
 
     Args:
         connection: any connection to the database.
-        names: of the tables.
+        names: of the tables and views.
         mode: the lock mode that was refused.
         but: the pid of the session that asked for it.
     """
     return await _blockers(connection, _HOLDERS, names=list(names), modes=lock_names(mode), pid=but)
 
 
+async def sessions_holding_rows(
+    connection: AsyncConnection, names: Sequence[str], *, but: int | None
+) -> list[Blocker]:
+    """Return the sessions that have locked or changed any rows of the tables."""
+    modes = ["RowShareLock", "RowExclusiveLock"]
+    return await _blockers(connection, _HOLDERS, names=list(names), modes=modes, pid=but)
+
+
 async def sessions_owning(
-    connection: AsyncConnection, xids: Sequence[str], *, but: int
+    connection: AsyncConnection, xids: Sequence[str], *, but: int | None
 ) -> list[Blocker]:
     """Return the sessions whose transactions have these ids, except the one with the pid `but`."""
     return await _blockers(connection, _OWNERS, xids=list(xids), pid=but)

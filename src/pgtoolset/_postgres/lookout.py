@@ -7,16 +7,19 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeAlias
+from uuid import uuid4
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._postgres.locks import backend_pid, sessions_blocking
-from pgtoolset._postgres.outside import outside_connection
+from pgtoolset._postgres.connections import backend_pid
+from pgtoolset._postgres.locks import backend_marked
+from pgtoolset._postgres.outside import Onlooker, ended
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.values import Blocker
@@ -25,7 +28,7 @@ logger: logging.Logger = logging.getLogger("pgtoolset")
 
 #: Returns the sessions that hold the wanted locks, except the backend with this pid. The connection
 #: is one outside of the pool.
-FindHolders: TypeAlias = Callable[[AsyncConnection, int], Awaitable[list[Blocker]]]
+FindHolders: TypeAlias = Callable[[AsyncConnection, int | None], Awaitable[list[Blocker]]]
 
 #: Seconds before the end of the wait at which a connection is opened to find the blockers, and at
 #: which they are asked for the last time. A short wait has less: four fifths and a tenth of it.
@@ -59,7 +62,8 @@ class Lookout:
     The error of PostgreSQL that reports a refused lock becomes a `LockTimeoutError`. A lock that is
     free costs no statement, no task and no connection: until the last second of the wait, or the
     last four fifths of a short one, there is only a timer. Then the blockers are asked for, over a
-    connection outside of the pool, which these very waiters may have exhausted.
+    connection outside of the pool, which these very waiters may have exhausted. All the waiters of
+    an engine share that connection.
 
     Args:
         timeout: the seconds after which PostgreSQL ends the wait; 0 where it does not wait at all,
@@ -87,13 +91,41 @@ class Lookout:
         self._search = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, connection: Connection, wanted: Wanted) -> None:
-        """Start the clock: the next statement on `connection` asks for the locks."""
+    def watch(
+        self,
+        connection: Connection,
+        wanted: Wanted,
+        *,
+        pid: int | None = None,
+        marks: bool = False,
+    ) -> str:
+        """Start the clock: the next statement on `connection` asks for the locks.
+
+        It runs in SQLAlchemy's greenlet. Behind a pooler the driver does not know the pid of the
+        backend, and a statement of its own asks for it.
+
+        Args:
+            connection: in a transaction.
+            wanted: the locks.
+            pid: of the backend, where the caller knows it.
+            marks: return a mark in place of asking: a comment that the statement has to contain.
+                The backend is found by it, and no snapshot is taken.
+
+        Returns:
+            The mark; empty where none is needed.
+        """
+        mark = ""
+        pid = pid or backend_pid(connection)
+        if pid is None and marks:
+            mark = f"/* pgtoolset {uuid4().hex} */ "
+        elif pid is None and (self._timeout or self._holders):
+            pid = connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar_one()
         self._began = time.monotonic()
-        self._search = _Search(connection, wanted, self._timeout, self._holders)
+        self._search = _Search(connection, wanted, self._timeout, self._holders, pid, mark)
         if self._timeout:
             delay = self._timeout - min(_OPEN_BEFORE, self._timeout * 4 / 5)
             self._timer = asyncio.get_running_loop().call_later(delay, self._search.start)
+        return mark
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,11 +166,14 @@ class _Search:
     """
 
     __slots__ = (
+        "_answered",
         "_began",
         "_connection",
         "_failed",
         "_failure",
         "_holders",
+        "_mark",
+        "_pid",
         "_task",
         "_timeout",
         "_wanted",
@@ -151,17 +186,23 @@ class _Search:
         wanted: Wanted,
         timeout: float | None,
         holders: FindHolders | None,
+        pid: int | None,
+        mark: str,
     ) -> None:
         self._began = time.monotonic()
         self._connection = connection
         self._wanted = wanted
         self._timeout = timeout
         self._holders = holders
+        self._pid = pid
+        self._mark = mark
         self._task: asyncio.Task[None] | None = None
         #: Set when PostgreSQL has refused the lock.
         self._failed = asyncio.Event()
         #: What went wrong with the search itself.
         self._failure: Exception | None = None
+        #: The seconds after which PostgreSQL was asked for the last time and has answered.
+        self._answered: float | None = None
         self.found: list[Blocker] = []
 
     def start(self) -> None:
@@ -172,7 +213,7 @@ class _Search:
         """End the search, whatever cancels the caller meanwhile."""
         if self._task is not None:
             self._task.cancel()
-            await uninterrupted(_ended(self._task))
+            await uninterrupted(ended(self._task))
 
     async def error(self, waited: float) -> LockTimeoutError:
         """Return the error for a lock that was refused after so many seconds."""
@@ -194,30 +235,44 @@ class _Search:
 
     async def _run(self) -> None:
         try:
-            pid = backend_pid(self._connection)
-            async with outside_connection(self._connection.engine) as outside:
-                if self._timeout:
-                    await self._ask_during_the_wait(outside, pid, self._timeout)
+            async with Onlooker.joined(self._connection.engine) as onlooker:
+                if self._pid is None and self._mark:
+                    self._pid = await onlooker.ask(partial(backend_marked, mark=self._mark))
+                    if self._pid is None:
+                        raise LookupError(
+                            "a pooler hides which backend waited, and pg_stat_activity does not "
+                            "show its statement; see track_activities"
+                        )
+                if self._timeout and self._pid is not None:
+                    await self._ask_during_the_wait(onlooker, self._pid, self._timeout)
                 if not self.found and self._holders is not None:
                     await self._failed.wait()
-                    self.found = await self._holders(outside, pid)
+                    asked = self._waited()
+                    self.found = await onlooker.ask(self._ask_for_holders)
+                    self._answered = asked
         except Exception as error:
             # The lock may still be granted. Where it is not, that is the error to report.
             logger.debug("the search for the blockers of a lock failed", exc_info=True)
             self._failure = error
 
-    async def _ask_during_the_wait(
-        self, outside: AsyncConnection, pid: int, timeout: float
-    ) -> None:
+    async def _ask_for_holders(self, outside: AsyncConnection) -> list[Blocker]:
+        assert self._holders is not None
+        return await self._holders(outside, self._pid)
+
+    async def _ask_during_the_wait(self, onlooker: Onlooker, pid: int, timeout: float) -> None:
         """Ask at once, and again shortly before the end, when the blockers may be others."""
-        self.found = await sessions_blocking(outside, pid)
-        waited = time.monotonic() - self._began
-        last = timeout - min(_ASK_BEFORE, timeout / 10) - waited
+        self._answered, self.found = self._waited(), await onlooker.blocking(pid)
+        last = timeout - min(_ASK_BEFORE, timeout / 10) - self._waited()
         if not await _is_set_within(last, self._failed):
-            self.found = await sessions_blocking(outside, pid) or self.found
+            asked = self._waited()
+            self.found = await onlooker.blocking(pid) or self.found
+            self._answered = asked
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._began
 
     def _account(self) -> str:
-        """The blockers in words, or the reason why none can be named."""
+        """The blockers in words, or what was seen in their place."""
         if self.found:
             verb = "is" if len(self.found) == 1 else "are"
             return (
@@ -227,9 +282,21 @@ class _Search:
         if self._failure is not None:
             kind = type(self._failure).__name__
             return f"the sessions in the way could not be found ({kind}: {self._failure})."
+        if self._answered is not None:
+            return (
+                f"PostgreSQL was asked {self._answered:.2f} s after the start and named no session "
+                "in the way. The last one has ended its transaction by then, or the time went into "
+                "something else than a lock. Try again."
+            )
+        if self._timeout is None and self._holders is None:
+            return (
+                "the lock_timeout of the connection ended the wait, and its length is not known "
+                "here, so PostgreSQL was not asked in time. Pass a timeout to have the sessions in "
+                "the way named."
+            )
         return (
-            "the sessions in the way were not found in time. The command `pgtoolset locks URL` "
-            "shows which sessions wait for which."
+            "PostgreSQL has not answered in time which sessions are in the way. The command "
+            "`pgtoolset locks URL` shows which sessions wait for which."
         )
 
 
@@ -239,7 +306,3 @@ async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import (
@@ -15,7 +16,6 @@ from pgtoolset._arguments import (
     sync_session,
 )
 from pgtoolset._postgres.advisory import acquire
-from pgtoolset._postgres.locks import refuse_autocommit
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset.locks._block import LockedBlock
 from pgtoolset.types import AdvisoryKey, Duration
@@ -39,9 +39,9 @@ def advisory_lock(
     pooled connection or on a server behind a pooler. A commit or rollback inside the block releases
     it too.
 
-    Take the lock first and change rows afterwards. SQLAlchemy flushes pending changes before the
-    savepoint of a nested block, and other sessions wait for those rows while this one waits for the
-    lock.
+    Take the lock first and change rows afterwards: other sessions would wait for those rows while
+    this one waits for the lock. Changes that are pending at the start of a nested block are flushed
+    when the lock is held; the rollback of the level around releases it then.
 
     Args:
         session: an `AsyncSession`. A session that holds the lock already does not wait for it.
@@ -77,13 +77,11 @@ def advisory_lock(
     seconds = optional_seconds("timeout", timeout)
     mode = "SHARE" if shared else "EXCLUSIVE"
 
-    def take(lookout: Lookout) -> bool:
-        connection = sync.connection()
-        refuse_autocommit(connection)
+    def take(lookout: Lookout, connection: Connection) -> bool:
         action = f"take the advisory lock {shown(key)} in {mode} mode"
         lookout.watch(connection, Wanted(action, tables=(), mode=mode))
         return acquire(
             connection, numbers, shared=shared, nowait=nowait, milliseconds=milliseconds(seconds)
         )
 
-    return LockedBlock(session, take, 0 if nowait else seconds)
+    return LockedBlock(session, sync.connection, take, 0 if nowait else seconds)

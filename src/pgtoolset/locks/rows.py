@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Select, Table, literal_column, select, text
+from sqlalchemy import ColumnClause, Connection, Dialect, Row, Select, Table, column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper
+from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import (
     PrimaryKey,
@@ -24,17 +26,24 @@ from pgtoolset._arguments import (
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.arrays import among
 from pgtoolset._postgres.catalog import GT, as_text
-from pgtoolset._postgres.locks import refuse_autocommit, sessions_owning
+from pgtoolset._postgres.locks import (
+    refuse_autocommit,
+    sessions_holding,
+    sessions_holding_rows,
+    sessions_owning,
+)
 from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
-from pgtoolset._postgres.tables import options_of, qualified_names, translation_of
+from pgtoolset._postgres.sqlstates import UNDEFINED_COLUMN, sqlstate_of
+from pgtoolset._postgres.tables import qualified_names, translation_of
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.transactions import get_transaction
 from pgtoolset.types import Duration, PrimaryKeys, RowLockModeSpelling
-from pgtoolset.values import Blocker, RowLockMode
+from pgtoolset.values import Blocker, LockMode, RowLockMode
 
 __all__ = ["lock_rows"]
 
 M = TypeVar("M")
+Translation: TypeAlias = Mapping[str | None, str | None]
 
 #: The arguments of SQLAlchemy's `with_for_update` for each mode.
 _STRENGTH: dict[RowLockMode, dict[str, bool]] = {
@@ -45,11 +54,14 @@ _STRENGTH: dict[RowLockMode, dict[str, bool]] = {
 }
 
 #: PostgreSQL counts `lock_timeout` for each row separately, so `statement_timeout` limits all the
-#: rows together. A shorter `statement_timeout` of the caller's stays.
+#: rows together. A shorter `statement_timeout` of the caller's stays, and any where `:statement` is
+#: NULL.
 _LIMIT = text(f"""
-SELECT e.lock, e.statement, pg_catalog.set_config('lock_timeout', :lock, true),
+SELECT e.lock, e.statement, pg_catalog.pg_backend_pid() AS pid,
+       pg_catalog.set_config('lock_timeout', :lock, true),
        pg_catalog.set_config('statement_timeout', CASE
-           WHEN CAST(e.statement AS interval) {GT} CAST('0' AS interval)
+           WHEN CAST(:statement AS varchar) IS NULL
+             OR CAST(e.statement AS interval) {GT} CAST('0' AS interval)
             AND CAST(CAST(:statement AS varchar) AS interval) {GT} CAST(e.statement AS interval)
            THEN e.statement ELSE CAST(:statement AS varchar) END, true)
 FROM (SELECT pg_catalog.current_setting('lock_timeout') AS lock,
@@ -63,6 +75,10 @@ SELECT pg_catalog.set_config('lock_timeout', :lock, true),
 #: How much longer the statement may take than the wait for a single row: where one row is in the
 #: way, the error of `lock_timeout` comes first, which says more.
 _STATEMENT_SHARE = 1.2
+
+#: NOWAIT and SKIP LOCKED are about rows: PostgreSQL still waits for the lock on the table. It has
+#: no shorter limit than this for that.
+_NO_WAIT = "1ms"
 
 _MEMBERS = text("""
 SELECT CAST(m.xid AS varchar)
@@ -91,8 +107,9 @@ async def lock_rows(
         model: the mapped class.
         pks: primary keys: scalars, or tuples in the mapper's order or mappings for a composite key.
         mode: a `RowLockMode`, its value or its name, in any case.
-        skip_locked: leave out the rows that another session has locked.
-        nowait: do not wait at all.
+        skip_locked: leave out the rows that another session has locked, and do not wait at all.
+        nowait: do not wait at all. As with `skip_locked`, a lock on the whole table, or an ALTER
+            TABLE that waits for one, is an error at once.
         timeout: how long to wait for all the rows together: seconds, a `timedelta`, or a number
             with a unit such as `"500ms"`. `None` leaves that to the connection's `lock_timeout`;
             PostgreSQL's default waits without limit.
@@ -101,8 +118,8 @@ async def lock_rows(
         The instances in the order of their keys, without rows that do not exist or were skipped.
 
     Raises:
-        LockTimeoutError: a row could not be locked in time; the error names the blockers. With
-            `timeout` or `nowait` the transaction is still usable.
+        LockTimeoutError: a row, or the table, could not be locked in time; the error names the
+            blockers. With `timeout`, `nowait` or `skip_locked` the transaction is still usable.
         TransactionStateError: the session's connection is in AUTOCOMMIT, where a lock would end
             with its own statement.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
@@ -125,7 +142,7 @@ async def lock_rows(
     if not keys:
         return []
     statement = _statement(mapper, lock_mode, skip_locked, nowait)
-    locks = _RowLocks(mapper, keys, lock_mode, 0 if nowait else seconds, statement)
+    locks = _RowLocks(mapper, keys, lock_mode, 0 if nowait or skip_locked else seconds, statement)
     return await _take(session, locks)
 
 
@@ -169,27 +186,34 @@ class _RowLocks:
         assert connection.sync_connection is not None
         refuse_autocommit(connection.sync_connection)
         earlier = await self._set_limits(connection)
-        rows = await self._select(session, connection.sync_connection)
+        rows = await self._select(
+            session, connection.sync_connection, None if earlier is None else earlier.pid
+        )
         if earlier is not None:
-            await connection.execute(_RESTORE, earlier)
+            await connection.execute(
+                _RESTORE, {"lock": earlier.lock, "statement": earlier.statement}
+            )
         return rows
 
-    async def _set_limits(self, connection: AsyncConnection) -> dict[str, str] | None:
+    async def _set_limits(self, connection: AsyncConnection) -> Row[Any] | None:
         """Set the timeouts in the transaction, and return the earlier ones; `None` if they stay."""
-        if not self.timeout:
+        if self.timeout is None:
             return None
-        limits = {
-            "lock": f"{milliseconds(self.timeout)}ms",
-            "statement": f"{milliseconds(self.timeout * _STATEMENT_SHARE)}ms",
-        }
-        row = (await connection.execute(_LIMIT, limits)).one()
-        return {"lock": row.lock, "statement": row.statement}
+        limits: dict[str, str | None] = {"lock": _NO_WAIT, "statement": None}
+        if self.timeout:
+            limits = {
+                "lock": f"{milliseconds(self.timeout)}ms",
+                "statement": f"{milliseconds(self.timeout * _STATEMENT_SHARE)}ms",
+            }
+        return (await connection.execute(_LIMIT, limits)).one()
 
-    async def _select(self, session: Any, connection: Connection) -> Sequence[Any]:
+    async def _select(self, session: Any, connection: Connection, pid: int | None) -> Sequence[Any]:
+        translation = translation_of(session.sync_session, connection)
+        names = self._names(connection.dialect, translation)
         async with Lookout(
-            self.timeout, holders=self._holders(session, connection), limits_statement=True
+            self.timeout, holders=self._holders(names, translation), limits_statement=True
         ) as lookout:
-            lookout.watch(connection, self._wanted(session.sync_session, connection))
+            await greenlet_spawn(partial(lookout.watch, connection, self._wanted(names), pid=pid))
             result = await session.scalars(
                 self.statement,
                 _parameters(self.keys),
@@ -198,34 +222,62 @@ class _RowLocks:
             rows: Sequence[Any] = result.unique().all()
         return rows
 
-    def _wanted(self, session: Session, connection: Connection) -> Wanted:
-        table = self.mapper.local_table
-        name = str(table)
-        if isinstance(table, Table):
-            translation = translation_of(session, connection)
-            (name,) = qualified_names([table], connection.dialect, translation)
+    def _wanted(self, names: Sequence[str]) -> Wanted:
         rows = f"{len(self.keys)} row{'s' * (len(self.keys) != 1)}"
-        action = f"lock {rows} of {name} in {self.mode.value} mode"
-        return Wanted(action, [name], self.mode.value)
+        action = f"lock {rows} of {names[0]} in {self.mode.value} mode"
+        return Wanted(action, names[:1], self.mode.value)
 
-    def _holders(self, session: Any, connection: Connection) -> FindHolders:
+    def _names(self, dialect: Dialect, translation: Translation) -> list[str]:
+        """Return the qualified names of the tables, that of the model first."""
+        tables = [self.mapper.local_table, *self.mapper.tables]
+        return [
+            name
+            for table in dict.fromkeys(tables)
+            for name in (
+                qualified_names([table], dialect, translation)
+                if isinstance(table, Table)
+                else [str(table)]
+            )
+        ]
+
+    def _holders(self, names: Sequence[str], translation: Translation) -> FindHolders:
         """Return a function that finds the sessions which have locked or changed the rows."""
-        options = options_of(session.sync_session, connection)
 
-        async def holders(outside: AsyncConnection, pid: int) -> list[Blocker]:
-            outside = await outside.execution_options(**options)
-            # The system column xmax has the transaction that has locked, changed or deleted a row.
-            xmax = select(as_text(literal_column("xmax"))).where(among(_columns(self.mapper)))
-            xmax = xmax.select_from(self.mapper.primary_key[0].table)
-            found = await outside.scalars(xmax, _parameters(self.keys))
-            xids = [xid for xid in dict.fromkeys(found) if xid != "0"]
-            owners = await sessions_owning(outside, xids, but=pid)
-            if owners:
-                return owners
-            members = [member for xid in xids for member in await _members(outside, xid)]
-            return await sessions_owning(outside, members, but=pid)
+        async def holders(outside: AsyncConnection, pid: int | None) -> list[Blocker]:
+            found = await sessions_holding(outside, names, LockMode.ROW_SHARE, but=pid)
+            if found:  # a query of the rows would wait for them
+                return found
+            outside = await outside.execution_options(schema_translate_map=translation)
+            try:
+                return await self._owners(outside, pid)
+            except DBAPIError as error:
+                if sqlstate_of(error) != UNDEFINED_COLUMN:
+                    raise
+            # A view has no system columns, so nothing tells which of its rows are locked.
+            return await sessions_holding_rows(outside, names, but=pid)
 
         return holders
+
+    async def _owners(self, outside: AsyncConnection, pid: int | None) -> list[Blocker]:
+        """Return the sessions that have locked, changed or deleted the rows."""
+        result = await outside.execute(_lockers(self.mapper), _parameters(self.keys))
+        found = dict.fromkeys(xid for row in result for xid in row)
+        xids = [xid for xid in found if xid not in ("0", None)]
+        owners = await sessions_owning(outside, xids, but=pid)
+        if owners:
+            return owners
+        members = [member for xid in xids for member in await _members(outside, xid)]
+        return await sessions_owning(outside, members, but=pid)
+
+
+def _lockers(mapper: Mapper[Any]) -> Select[Any]:
+    """Select the transactions that have locked, changed or deleted the rows, in every table."""
+    lockers = []
+    for table in mapper.tables:
+        xmax: ColumnClause[Any] = column("xmax")
+        xmax.table = table
+        lockers.append(as_text(xmax))
+    return select(*lockers).select_from(mapper.persist_selectable).where(among(_columns(mapper)))
 
 
 async def _members(outside: AsyncConnection, xid: str) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sqlalchemy import Connection, Table
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._arguments import (
@@ -19,14 +20,15 @@ from pgtoolset._arguments import (
     sync_session,
     tables_of,
 )
+from pgtoolset._arguments import seconds as seconds_of
 from pgtoolset._postgres.locks import (
     isolation_level_of,
     lock_block,
     lock_statement,
-    refuse_autocommit,
     sessions_holding,
 )
 from pgtoolset._postgres.lookout import Lookout, Wanted
+from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.locks._block import LockedBlock
 from pgtoolset.protocols import TransactionalSession
@@ -36,6 +38,13 @@ from pgtoolset.values import Blocker, LockMode
 __all__ = ["lock_tables"]
 
 S = TypeVar("S", bound=TransactionalSession)
+
+#: The settings that limit the wait.
+_LIMITS = ("lock_timeout", "statement_timeout")
+
+#: Seconds by which `statement_timeout` is longer, so that the error of `lock_timeout`, which says
+#: more, comes first where a single lock is in the way.
+_STATEMENT_SURPLUS = 0.02
 
 
 def lock_tables(
@@ -95,16 +104,19 @@ def lock_tables(
     bind_arguments = bind_arguments_of("tables", sync, targets)
     locks = _TableLocks(targets, lock_mode, seconds)
 
-    def take(lookout: Lookout) -> S:
-        connection = sync.connection(bind_arguments=bind_arguments)
-        refuse_autocommit(connection)
+    def connect() -> Connection:
+        return sync.connection(bind_arguments=bind_arguments)
+
+    def take(lookout: Lookout, connection: Connection) -> S:
         translation = translation_of(sync, connection)
         locks.names = qualified_names(targets, connection.dialect, translation)
-        lookout.watch(connection, locks.wanted())
-        locks.take(connection)
+        mark = lookout.watch(connection, locks.wanted(), marks=True)
+        locks.take(connection, mark)
         return session
 
-    return LockedBlock(session, take, seconds, holders=locks.holders)
+    return LockedBlock(
+        session, connect, take, seconds, holders=locks.holders, limits_statement=True
+    )
 
 
 @dataclass(slots=True)
@@ -120,38 +132,66 @@ class _TableLocks:
     mode: LockMode
     timeout: float | None
     names: list[str] = field(default_factory=list)
+    _spent: float = 0.0
 
     def wanted(self) -> Wanted:
         """Describe the locks for an error."""
         action = f"lock {', '.join(self.names)} in {self.mode.value} mode"
         return Wanted(action, self.names, self.mode.value)
 
-    async def holders(self, outside: AsyncConnection, pid: int) -> list[Blocker]:
+    async def holders(self, outside: AsyncConnection, pid: int | None) -> list[Blocker]:
         """Return the sessions other than `pid` that hold conflicting locks."""
         return await sessions_holding(outside, self.names, self.mode, but=pid)
 
-    def take(self, connection: Connection) -> None:
-        """Take the locks, as few statements as the isolation level allows."""
+    def take(self, connection: Connection, mark: str) -> None:
+        """Take the locks, as few statements as the isolation level allows.
+
+        Args:
+            connection: in a transaction.
+            mark: a comment before the statement that may wait.
+        """
         if self.timeout == 0:
-            connection.exec_driver_sql(lock_statement(self.names, self.mode, nowait=True))
+            connection.exec_driver_sql(mark + lock_statement(self.names, self.mode, nowait=True))
         elif isolation_level_of(connection) == "READ COMMITTED":
             limit = milliseconds(self.timeout)
-            connection.exec_driver_sql(lock_block(self.names, self.mode, limit))
-        else:
-            self._take_without_snapshot(connection)
+            connection.exec_driver_sql(mark + lock_block(self.names, self.mode, limit))
+        elif not self._are_free(connection):
+            self._wait_without_snapshot(connection, mark)
 
-    def _take_without_snapshot(self, connection: Connection) -> None:
-        """Take the locks by statements that take no snapshot; a DO block takes one as it starts."""
-        earlier = str(connection.exec_driver_sql("SHOW lock_timeout").scalar_one())
-        if self.timeout is None:
-            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
-            connection.exec_driver_sql(lock_statement(self.names, self.mode))
-        else:
-            # PostgreSQL counts the setting for each lock separately.
-            ends = time.monotonic() + self.timeout
-            for name in self.names:
-                left = milliseconds(max(0.0, ends - time.monotonic()))
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left}")
-                connection.exec_driver_sql(lock_statement([name], self.mode))
-        # SHOW returns a number and a unit, "5s", which needs quotes.
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{earlier}'")
+    def _are_free(self, connection: Connection) -> bool:
+        """Take the locks if none has to be waited for, and return whether they are taken.
+
+        A DO block would take a snapshot as it starts; plain statements take none.
+        """
+        began = time.monotonic()
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(lock_statement(self.names, self.mode, nowait=True))
+        except DBAPIError as error:
+            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
+                raise
+            self._spent = time.monotonic() - began
+            return False
+        return True
+
+    def _wait_without_snapshot(self, connection: Connection, mark: str) -> None:
+        earlier = {
+            name: str(connection.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in _LIMITS
+        }
+        limits = {"lock_timeout": "0"}
+        if self.timeout is not None:
+            # PostgreSQL counts `lock_timeout` for each lock separately, so `statement_timeout`
+            # limits all of them together. A shorter one of the caller's stays.
+            left = max(0.001, self.timeout - self._spent)
+            limits["lock_timeout"] = f"{milliseconds(left)}ms"
+            theirs = earlier["statement_timeout"]
+            if theirs == "0" or seconds_of("statement_timeout", theirs) > left:
+                limits["statement_timeout"] = f"{milliseconds(left + _STATEMENT_SURPLUS)}ms"
+        _set(connection, limits)
+        connection.exec_driver_sql(mark + lock_statement(self.names, self.mode))
+        _set(connection, {name: earlier[name] for name in limits})
+
+
+def _set(connection: Connection, settings: Mapping[str, str]) -> None:
+    for name, value in settings.items():
+        connection.exec_driver_sql(f"SET LOCAL {name} = '{value}'")

@@ -233,8 +233,7 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
 
     wanted = Wanted("drop the tables", names, "ACCESS EXCLUSIVE")
     async with Lookout(LOCK_TIMEOUT) as lookout, engine.begin() as connection:
-        assert connection.sync_connection is not None
-        lookout.watch(connection.sync_connection, wanted)
+        await connection.run_sync(lookout.watch, wanted)
         await connection.run_sync(verify_commit_of)
         await _limit_locks(connection)
         await connection.run_sync(drop)
