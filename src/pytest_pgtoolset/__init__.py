@@ -16,6 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
+    from pytest_pgtoolset._binding import Bind
     from pytest_pgtoolset._broker import Broker
     from pytest_pgtoolset._joined import Connections, JoinedSessions
     from pytest_pgtoolset._provisioning import Provision
@@ -205,7 +206,11 @@ def pg_engine(pg_database_url: str) -> AsyncEngine:
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
-    return create_async_engine(pg_database_url, poolclass=NullPool)
+    from pytest_pgtoolset._loops import refuse_other_loops
+
+    engine = create_async_engine(pg_database_url, poolclass=NullPool)
+    refuse_other_loops(engine)
+    return engine
 
 
 @pytest.fixture(scope="session")
@@ -241,6 +246,20 @@ def pg_session(request: pytest.FixtureRequest, pg_session_maker: async_sessionma
         joined: JoinedSessions = request.getfixturevalue(_for_the_loop(request, "joined"))
         return joined.session
     return request.getfixturevalue(_for_the_loop(request, "committing"))
+
+
+@pytest.fixture
+def pg_bind(pg_session_maker: async_sessionmaker[Any]) -> Iterator[Bind]:
+    """A function that binds a factory of the application to the test until its end.
+
+    The sessions that the factory opens afterwards are joined to the transaction of `pg_session`,
+    for code that opens sessions itself. In a test that is marked with `pg_commit` they commit to
+    the worker's database. What else the factory is configured with stays.
+    """
+    from pytest_pgtoolset._binding import bound_factories
+
+    with bound_factories(pg_session_maker) as bind:
+        yield bind
 
 
 def _commits(request: pytest.FixtureRequest) -> bool:

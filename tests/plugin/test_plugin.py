@@ -521,4 +521,28 @@ def test_documented_project(project: Project) -> None:
     for name, content in files.items():
         if "/" not in name:
             (project.path / name).write_text(content)
-    assert project.run().counts == {"passed": 2}
+    outcome = project.run()
+    assert outcome.counts == {"passed": 4}, outcome.output
+
+
+def test_documented_form_with_one_session(project: Project) -> None:
+    """With the other conftest.py of docs/testing.md, a request changes the instances of the
+    test."""
+    files = documented_files()
+    names = {"pytest.ini": "pytest.ini", "myapp.py": "myapp.py"}
+    for name, file in (names | {"conftest-one-session.py": "conftest.py"}).items():
+        (project.path / file).write_text(files[name])
+    project.write(
+        test_it="""
+            from myapp import Item
+
+            async def test_it(client, pg_session):
+                item = Item(name="table")
+                pg_session.add(item)
+                await pg_session.flush()
+                await client.put(f"/items/{item.id}", params={"name": "desk"})
+                assert item.name == "desk"
+        """
+    )
+    outcome = project.run()
+    assert outcome.counts == {"passed": 1}, outcome.output
