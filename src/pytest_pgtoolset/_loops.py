@@ -35,7 +35,11 @@ def _remember(dbapi_connection: Any, record: Any) -> None:
 
 def _check(connection: Connection, *statement: object) -> None:
     info = connection.info
-    if info[_LOOP] is asyncio.get_running_loop():
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return  # SQLAlchemy raises MissingGreenlet
+    if info[_LOOP] is loop:
         return
     fixtures = info.get(_NAME)
     if fixtures is not None:
@@ -54,5 +58,6 @@ def _check(connection: Connection, *statement: object) -> None:
         f"{what}, and this statement runs in another event loop. TestClient of Starlette and "
         "FastAPI runs the application in a loop of its own. In an async test, use "
         "pgtoolset.testing.create_test_client(app), an httpx.AsyncClient, in its place: its "
-        f"requests run in the loop of the test. {instead}"
+        "requests run in the loop of the test. In a sync test, use the fixture pg_client. "
+        f"{instead}"
     )

@@ -64,11 +64,14 @@ def test_client_with_a_loop_of_its_own(shop: Project, options: tuple[str, ...]) 
     fixtures and what to do, and the sessions of the test are as before."""
     shop.write(
         test_it="""
+            import asyncio
+
             import pytest
             from fastapi.testclient import TestClient
             from models import Item
             from shop import get_db
             from sqlalchemy import func, select
+            from sqlalchemy.exc import MissingGreenlet
 
             from pgtoolset.errors import TransactionStateError
 
@@ -96,6 +99,11 @@ def test_client_with_a_loop_of_its_own(shop: Project, options: tuple[str, ...]) 
                 with pytest.raises(TransactionStateError, match="^pg_session and"):
                     TestClient(shop).get("/count")
 
+            async def test_no_loop(pg_session):
+                await pg_session.connection()
+                with pytest.raises(MissingGreenlet):
+                    await asyncio.to_thread(pg_session.sync_session.scalar, select(1))
+
             @pytest.mark.pg_commit
             async def test_session_that_commits(shop, pg_session):
                 await pg_session.connection()
@@ -111,7 +119,7 @@ def test_client_with_a_loop_of_its_own(shop: Project, options: tuple[str, ...]) 
         """
     )
     outcome = shop.run(*options, *QUIET)
-    assert outcome.counts == {"passed": 4}, outcome.output
+    assert outcome.counts == {"passed": 5}, outcome.output
 
 
 def test_message_is_what_pytest_prints_last(shop: Project) -> None:

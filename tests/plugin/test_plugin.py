@@ -521,8 +521,8 @@ def test_documented_project(project: Project) -> None:
     for name, content in files.items():
         if "/" not in name:
             (project.path / name).write_text(content)
-    outcome = project.run()
-    assert outcome.counts == {"passed": 4}, outcome.output
+    outcome = project.run("-W", "ignore:Using `httpx`")
+    assert outcome.counts == {"passed": 5}, outcome.output
 
 
 def test_documented_form_with_one_session(project: Project) -> None:
