@@ -6,8 +6,10 @@ import pytest
 
 from tests.plugin.projects import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project
 
-#: Starlette warns of httpx from some version on, and pytest of options of pytest-asyncio.
-QUIET = ("-W", "ignore:Using `httpx`", "-W", "ignore:Unknown config option")
+#: Of Starlette, of a version that is newer than httpx or older than anyio, and of the options of
+#: pytest-asyncio where anyio runs the tests.
+_WARNINGS = ("Using `httpx`", "The anyio.abc.BlockingPortal", "Unknown config option")
+QUIET = tuple(part for warning in _WARNINGS for part in ("-W", f"ignore:{warning}"))
 
 SHOP = """
     from typing import Annotated

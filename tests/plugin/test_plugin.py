@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 
 from pgtoolset.testing import EmbeddedServer
 from tests.plugin.projects import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project, databases
+from tests.plugin.test_loops import QUIET
 from tests.support import plain_url
 
 
@@ -521,7 +522,7 @@ def test_documented_project(project: Project) -> None:
     for name, content in files.items():
         if "/" not in name:
             (project.path / name).write_text(content)
-    outcome = project.run("-W", "ignore:Using `httpx`")
+    outcome = project.run(*QUIET)
     assert outcome.counts == {"passed": 5}, outcome.output
 
 
