@@ -18,6 +18,7 @@ __all__ = [
     "DatabaseInUseError",
     "DatabaseNotFoundError",
     "EmbeddedServerError",
+    "LifespanError",
     "LockTimeoutError",
     "NoDatabaseError",
     "OutsideReferenceError",
@@ -117,6 +118,13 @@ class EmbeddedServerError(PgToolsetError, RuntimeError):
 
     def _said(self, argument: object) -> object:
         return safe_lines(argument) if isinstance(argument, str) else argument
+
+
+class LifespanError(PgToolsetError, RuntimeError):
+    """The startup or shutdown of an application under test has failed.
+
+    The message has the reason that the application gives; read its log, and correct its lifespan.
+    """
 
 
 class LockTimeoutError(PgToolsetError, TimeoutError):

@@ -16,7 +16,9 @@ import pytest
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
+    from pytest_pgtoolset._binding import Bind
     from pytest_pgtoolset._broker import Broker
+    from pytest_pgtoolset._clients import OpenClient
     from pytest_pgtoolset._joined import Connections, JoinedSessions
     from pytest_pgtoolset._provisioning import Provision
 
@@ -205,7 +207,11 @@ def pg_engine(pg_database_url: str) -> AsyncEngine:
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
-    return create_async_engine(pg_database_url, poolclass=NullPool)
+    from pytest_pgtoolset._loops import refuse_other_loops
+
+    engine = create_async_engine(pg_database_url, poolclass=NullPool)
+    refuse_other_loops(engine)
+    return engine
 
 
 @pytest.fixture(scope="session")
@@ -243,6 +249,39 @@ def pg_session(request: pytest.FixtureRequest, pg_session_maker: async_sessionma
     return request.getfixturevalue(_for_the_loop(request, "committing"))
 
 
+@pytest.fixture
+def pg_bind(pg_session_maker: async_sessionmaker[Any]) -> Iterator[Bind]:
+    """A function that binds a factory of the application to the test until its end.
+
+    The sessions that the factory opens afterwards are joined to the transaction of `pg_session`,
+    for code that opens sessions itself. In a test that is marked with `pg_commit` they commit to
+    the worker's database. What else the factory is configured with stays.
+    """
+    from pytest_pgtoolset._binding import bound_factories
+
+    with bound_factories(pg_session_maker) as bind:
+        yield bind
+
+
+@pytest.fixture
+def pg_client(request: pytest.FixtureRequest, pg_session_maker: Any) -> Iterator[OpenClient]:
+    """A function that opens Starlette's `TestClient` on an application, for a sync test.
+
+    The application runs in the event loop of `pg_session` and `pg_session_maker`, in a thread of
+    the plugin, until the end of the test: `pg_client(app, dependency_overrides={...})`. Further
+    keywords are those of `TestClient`. `client.portal.call(function)` runs an async function there.
+    """
+    if _asyncio_scope(request) is not None or "anyio_backend" in request.node.fixturenames:
+        raise pytest.UsageError(
+            f"pg_client is for sync tests, and {request.node.name} runs in an event loop: use "
+            "pgtoolset.testing.create_test_client(app) there"
+        )
+    from pytest_pgtoolset._clients import clients_on
+
+    with clients_on(request.getfixturevalue("_pg_portal")) as open_client:
+        yield open_client
+
+
 def _commits(request: pytest.FixtureRequest) -> bool:
     return request.node.get_closest_marker("pg_commit") is not None
 
@@ -261,10 +300,13 @@ def _for_the_loop(request: pytest.FixtureRequest, kind: str) -> str:
                 f'is {backend!r}: define a fixture anyio_backend that returns "asyncio"'
             )
         return f"_pg_{kind}_anyio"
+    if "pg_client" in request.node.fixturenames:
+        return f"_pg_{kind}_portal"
     raise pytest.UsageError(
         f"{request.fixturename} is for async tests of pytest-asyncio or anyio, and "
         f"{request.node.name} is not one: see docs/testing.md of pgtoolset for the markers. A sync "
-        "test can use pg_engine, and pg_session_maker where it is marked with pg_commit"
+        "test can use pg_client, with it the sessions, and without it pg_engine, and "
+        "pg_session_maker where it is marked with pg_commit"
     )
 
 
@@ -315,6 +357,36 @@ async def _pg_committing_anyio(
     anyio_backend: Any, pg_session_maker: async_sessionmaker[Any]
 ) -> AsyncIterator[Any]:
     async with pg_session_maker() as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def _pg_portal(_pg_connections: Connections) -> Iterator[Any]:
+    """An event loop in a thread, for the applications and the sessions of sync tests."""
+    from anyio.from_thread import start_blocking_portal
+
+    with start_blocking_portal() as portal:
+        yield portal
+        portal.call(_pg_connections.close)
+
+
+@pytest.fixture
+def _pg_joined_portal(
+    request: pytest.FixtureRequest,
+    _pg_portal: Any,
+    _pg_connections: Connections,
+    pg_session_options: dict[str, Any],
+) -> Iterator[JoinedSessions]:
+    block = _pg_connections.sessions(pg_session_options, lambda: has_passed(request))
+    with _pg_portal.wrap_async_context_manager(block) as joined:
+        yield joined
+
+
+@pytest.fixture
+def _pg_committing_portal(
+    _pg_portal: Any, pg_session_maker: async_sessionmaker[Any]
+) -> Iterator[Any]:
+    with _pg_portal.wrap_async_context_manager(pg_session_maker()) as session:
         yield session
 
 

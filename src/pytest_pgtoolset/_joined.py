@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionma
 from sqlalchemy.orm import Session
 
 from pgtoolset.errors import TransactionStateError
+from pytest_pgtoolset._loops import name_connection
 
 #: Checks deferred constraints as a COMMIT would, and leaves them deferred. A second SET CONSTRAINTS
 #: would also defer constraints that are INITIALLY IMMEDIATE, so a subtransaction is rolled back.
@@ -117,6 +118,7 @@ class Connections:
                 connection = None
         if connection is None:
             connection = self._kept[loop] = await self._engine.connect()
+            name_connection(connection, "pg_session and pg_session_maker")
         return connection
 
     async def _discard(self, connection: AsyncConnection) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -26,7 +27,12 @@ from sqlalchemy.orm import make_transient_to_detached
 
 import pgtoolset
 from pgtoolset import PgToolsetError, RowWatcher, protocols, testing
-from pgtoolset.testing import create_db_session, create_worker_database, worker_database_url
+from pgtoolset.testing import (
+    create_db_session,
+    create_test_client,
+    create_worker_database,
+    worker_database_url,
+)
 from tests.m2m.models import Post, Tag
 from tests.support import Base, Item
 
@@ -102,6 +108,10 @@ WRONG: dict[str, list[Any]] = {
     "retry_on": [5, SECRET, object(), work],
     "on_retry": [5, SECRET, object()],
     "session_maker": [5, SECRET, None, object(), nowhere],
+    "app": [5, SECRET, None, object()],
+    "dependency_overrides": [5, SECRET, [work], {"get_db": work}, {work: None}, object()],
+    "base_url": [5, None, "", "test", "/path", "http://", SECRET, b"http://test"],
+    "lifespan": WRONG_FLAGS,
 }
 
 #: Arguments that take every value of Python's, or whose mistakes SQLAlchemy names.
@@ -164,6 +174,7 @@ CALLS = [
     Call(RowWatcher, {"engine": nowhere}),
     Call(create_worker_database, {"database_url": URL}),
     Call(worker_database_url, {"database_url": URL, "default_test_db": "a"}),
+    Call(create_test_client, {"app": FastAPI()}),
     Call(create_db_session, {"database_url": URL, "base": MetaData()}),
 ]
 

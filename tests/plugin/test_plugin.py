@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 
 from pgtoolset.testing import EmbeddedServer
 from tests.plugin.projects import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project, databases
+from tests.plugin.test_loops import QUIET
 from tests.support import plain_url
 
 
@@ -521,4 +522,28 @@ def test_documented_project(project: Project) -> None:
     for name, content in files.items():
         if "/" not in name:
             (project.path / name).write_text(content)
-    assert project.run().counts == {"passed": 2}
+    outcome = project.run(*QUIET)
+    assert outcome.counts == {"passed": 5}, outcome.output
+
+
+def test_documented_form_with_one_session(project: Project) -> None:
+    """With the other conftest.py of docs/testing.md, a request changes the instances of the
+    test."""
+    files = documented_files()
+    names = {"pytest.ini": "pytest.ini", "myapp.py": "myapp.py"}
+    for name, file in (names | {"conftest-one-session.py": "conftest.py"}).items():
+        (project.path / file).write_text(files[name])
+    project.write(
+        test_it="""
+            from myapp import Item
+
+            async def test_it(client, pg_session):
+                item = Item(name="table")
+                pg_session.add(item)
+                await pg_session.flush()
+                await client.put(f"/items/{item.id}", params={"name": "desk"})
+                assert item.name == "desk"
+        """
+    )
+    outcome = project.run()
+    assert outcome.counts == {"passed": 1}, outcome.output

@@ -1,5 +1,6 @@
 """For tests and demos: PostgreSQL itself, databases on it, and doubles that need none."""
 
+from pgtoolset.testing.clients import create_test_client
 from pgtoolset.testing.db_sessions import create_db_session
 from pgtoolset.testing.doubles import (
     ManualClock,
@@ -21,6 +22,7 @@ __all__ = [
     "MemorySession",
     "MemoryWatcher",
     "create_db_session",
+    "create_test_client",
     "create_worker_database",
     "worker_database_url",
 ]
