@@ -29,6 +29,9 @@ Wait = Callable[[int], Awaitable[Any]]
 #: hear of it.
 SETTLE, REST = 10.0, 5.0
 
+#: The shortest run in which there is time for the changes between those two.
+SHORTEST = SETTLE + REST + 5.0
+
 CHANGES = 100
 
 #: Connections of the pool; and the seconds between two checkouts by somebody who does not watch.

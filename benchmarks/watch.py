@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from benchmarks import _waiters, _writers
 from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
 from pgtoolset import RowWatcher, row_change_trigger
-from pgtoolset._postgres.notifications import channel_of
+from pgtoolset._postgres.notifications import channel_in
 
 INTERVAL = 0.5
 
@@ -153,7 +153,7 @@ async def notified(engine: AsyncEngine, url: str, changes: int) -> tuple[list[fl
     notification."""
     writer, listener = await asyncpg.connect(url), await asyncpg.connect(url)
     heard = asyncio.Queue[float]()
-    channel = channel_of(Order.__table__)  # type: ignore[arg-type]
+    channel = channel_in(Order.__table__, "public")  # type: ignore[arg-type]
     async with (
         RowWatcher(engine, interval=60, notify=True) as watcher,
         watcher.changes(Order, 1) as stream,
@@ -263,12 +263,17 @@ def main() -> None:
         "--crowd-seconds",
         type=float,
         default=45,
-        help="for each number of waiters and contestant; 0 leaves them out",
+        help="for each number of waiters and contestant, at least 20; 0 leaves them out",
     )
     parser.add_argument(
         "--only-crowds", action="store_true", help="that comparison and nothing else"
     )
     options = parser.parse_args()
+    if 0 < options.crowd_seconds < _waiters.SHORTEST:
+        parser.error(
+            f"--crowd-seconds must be at least {_waiters.SHORTEST:g}, or 0: the waiters need "
+            f"{_waiters.SETTLE:g} s to begin and {_waiters.REST:g} s to hear of the last change"
+        )
     asyncio.run(
         run(
             options.rounds,

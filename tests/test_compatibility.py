@@ -18,12 +18,12 @@ import pytest
 import sqlalchemy.util
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.requests import HTTPConnection
-from sqlalchemy import Engine, Table, column, event, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import RelationshipProperty, Session, SessionTransaction, strategies
 from sqlalchemy.orm.state import InstanceState
 
 import pgtoolset
@@ -36,7 +36,12 @@ from pgtoolset import (
     create_db_context,
 )
 from pgtoolset._commits import verify_commits
-from pgtoolset._compatibility import connections_of, error_of_failed_flush, is_in_block
+from pgtoolset._compatibility import (
+    connections_of,
+    error_of_failed_flush,
+    is_in_block,
+    written_by,
+)
 from pgtoolset._postgres.connections import (
     CommitAttempt,
     begun_transaction,
@@ -50,6 +55,11 @@ from tests.support import Item, insert
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
 
+#: SQLAlchemy 2.1 has given it an underscore.
+LAZY_LOADER = next(
+    getattr(strategies, name) for name in ("LazyLoader", "_LazyLoader") if hasattr(strategies, name)
+)
+
 ATTRIBUTES = [
     (Session, "_trans_context_manager"),
     (SessionTransaction, "_rollback_exception"),
@@ -58,6 +68,9 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
     (Item, "_sa_instance_state"),
     (InstanceState, "_deleted"),
+    (InstanceState, "callables"),
+    (RelationshipProperty, "_get_strategy"),
+    (LAZY_LOADER, "_load_for_state"),
     (Insert, "_post_values_clause"),
     (Insert, "_traverse_internals"),
     (sqlalchemy.util, "greenlet_spawn"),
@@ -225,6 +238,33 @@ async def test_is_in_block(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch)
         is_in_block(Session())
 
 
+async def test_written_by(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ORM has flushed in the open transaction is known, in a savepoint and around it."""
+    async with AsyncSession(engine) as session:
+        session.add_all([Item(id=1), Item(id=2), Item(id=3), Item(id=4)])
+        await session.commit()
+        keys = {id_: Session.identity_key(Item, id_) for id_ in range(1, 7)}
+        items = {id_: await session.get_one(Item, id_) for id_ in range(1, 5)}
+        session.add(new := Item(id=5))
+        items[1].name = "flushed"
+        items[2].id = 6
+        await session.flush()
+        async with session.begin_nested():
+            await session.delete(items[3])
+        await session.begin_nested()
+
+        def found() -> list[str | None]:
+            return [written_by(session.sync_session, keys[id_]) for id_ in range(1, 7)]
+
+        assert found() == ["written", "deleted", "deleted", None, "written", "written"]
+        del new
+        await session.rollback()
+    broken: Any = Session()
+    monkeypatch.setattr(broken, "get_nested_transaction", object)
+    with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_deleted"):
+        written_by(broken, keys[1])
+
+
 async def test_begun_transaction(engine: AsyncEngine) -> None:
     """The adapter keeps asyncpg's transaction, and asyncpg knows it as its own."""
     async with AsyncSession(engine) as session:
@@ -268,12 +308,6 @@ async def test_every_commit_is_verified(
         assert driver._top_xact is None
         assert not driver.is_in_transaction()
     assert len(commits) == 3
-
-
-def test_system_column() -> None:
-    """`column()` takes the table that a system column is of."""
-    table: Table = Item.__table__  # type: ignore[assignment]
-    assert str(column("ctid", _selectable=table)) == "item.ctid"
 
 
 async def test_engine_with_its_own_pool(engine: AsyncEngine) -> None:

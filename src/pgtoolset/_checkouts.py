@@ -338,8 +338,8 @@ def _terminate(
     dbapi_connection: DBAPIConnection, dialect_terminate: Callable[[DBAPIConnection], None]
 ) -> None:
     # To close a connection once more, gracefully, would be a suspension. A cancellation that waited
-    # for the answer to the COMMIT would arrive there, in place of the error that says what is
-    # known.
+    # for the answer to the COMMIT would arrive there, in place of the error about the
+    # COMMIT.
     adapter: Any = dbapi_connection
     if not is_closed(adapter.driver_connection):
         dialect_terminate(dbapi_connection)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Dialect
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm.attributes import instance_state
 
 from pgtoolset.errors import UnsupportedVersionError
 
@@ -83,6 +85,38 @@ def is_in_block(session: Session) -> bool:
             "Session._trans_context_manager",
             "pgtoolset cannot see whether a session is inside an open block",
         ) from None
+
+
+def written_by(session: Session, key: Any) -> Literal["written", "deleted"] | None:
+    """Return what the ORM has flushed of a row in the open transaction of a session.
+
+    An ORM-enabled UPDATE or DELETE counts where it synchronizes the session. `None` also where the
+    application holds no instance of the row any more.
+
+    Args:
+        session: the session.
+        key: the identity key of the row.
+    """
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    present: Any = session.identity_map.get(key)
+    state = None if present is None else instance_state(present)
+    try:
+        while transaction is not None:
+            if state is None:
+                gone = [each.key for each in transaction._deleted]
+                gone += [old for old, _ in transaction._key_switches.values()]
+                if key in gone:
+                    return "deleted"
+            elif state in transaction._new or state in transaction._dirty:
+                return "written"
+            transaction = transaction.parent
+    except AttributeError:
+        raise unsupported(
+            "sqlalchemy",
+            "SessionTransaction._new, _dirty, _deleted or _key_switches",
+            "pgtoolset cannot see which rows the open transaction of a session has written",
+        ) from None
+    return None
 
 
 def _installed_version(package: str) -> str:

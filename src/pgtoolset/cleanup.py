@@ -8,17 +8,28 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, MetaData, Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapper, Session, registry
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._arguments import metadata_of, milliseconds, optional_seconds, sync_session
+from pgtoolset._arguments import (
+    check_atomic,
+    metadata_of,
+    milliseconds,
+    optional_seconds,
+    sync_session,
+)
 from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
 from pgtoolset._postgres.emptying import Details, Reference, Relation, Trigger
 from pgtoolset._postgres.locks import lock_block, sessions_holding
 from pgtoolset._postgres.lookout import Lookout, Wanted
-from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
+from pgtoolset._postgres.tables import (
+    bind_arguments_of,
+    options_of,
+    qualified_names,
+    translation_of,
+)
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
 from pgtoolset.transactions import get_transaction
 from pgtoolset.types import Duration
@@ -50,6 +61,8 @@ async def cleanup_tables(
     """Empty every table of `base.metadata`, restart its identities and serials, and commit.
 
     An open transaction of the session is rolled back first, and every object leaves the session.
+    The options of the session's connection, such as `schema_translate_map`, hold for this call too.
+
     One statement finds the tables that are not empty and the sequences that have moved; only those
     are touched. No user trigger fires.
 
@@ -69,7 +82,7 @@ async def cleanup_tables(
         LockTimeoutError: another transaction is in the way; the error names the blockers. Nothing
             was touched.
         TransactionStateError: the session is inside a block such as `session.begin()`, which could
-            not go on afterwards.
+            not go on afterwards, or in AUTOCOMMIT.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
@@ -80,21 +93,32 @@ async def cleanup_tables(
     sync = sync_session(session)
     tables = list(metadata_of(base).tables.values())
     seconds = optional_seconds("timeout", timeout)
-    bind_arguments = bind_arguments_of("base", sync, tables) if tables else {}
+    bind_arguments: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if tables:
+        bind_arguments = bind_arguments_of("base", sync, tables, _mappers_of(base))
+        # Before the rollback, with which those of the session's connection end.
+        options = options_of(sync, sync.get_bind(**bind_arguments))
     if is_in_block(sync):
         raise TransactionStateError(
             "cleanup_tables ends the transaction of its session, and this session is inside a "
             "block such as session.begin(): call it after the block, or with another session"
         )
+    check_atomic(sync)
     await abandon(session)
     sync.expunge_all()
     if not tables:
         return
     try:
         async with get_transaction(session):
-            await _Cleaning(sync, tables, seconds, bind_arguments).run()
+            await _Cleaning(sync, tables, seconds, bind_arguments, options).run()
     except _NothingToDo:
         pass
+
+
+def _mappers_of(base: HasMetadata | MetaData) -> Iterable[Mapper[Any]]:
+    found = getattr(base, "registry", None)
+    return found.mappers if isinstance(found, registry) else ()
 
 
 class _NothingToDo(Exception):
@@ -110,11 +134,13 @@ class _Cleaning:
         tables: Sequence[Table],
         timeout: float | None,
         bind_arguments: dict[str, Any],
+        options: dict[str, Any],
     ) -> None:
         self._session = session
         self._tables = tables
         self._timeout = timeout
         self._bind_arguments = bind_arguments
+        self._options = options
         #: Until the tables to empty are known, all of them are wanted, for reading.
         self._wanted = Wanted("empty the tables", (), LockMode.ACCESS_SHARE.value)
 
@@ -152,7 +178,7 @@ class _Cleaning:
     def _connection(self) -> Connection:
         """Return the session's connection, where each statement sees all that is committed."""
         if isinstance(self._session.get_bind(**self._bind_arguments), Engine):
-            options = {"isolation_level": "READ COMMITTED"}
+            options = {**self._options, "isolation_level": "READ COMMITTED"}
             return self._session.connection(
                 bind_arguments=self._bind_arguments, execution_options=options
             )

@@ -8,7 +8,7 @@ import itertools
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from ipaddress import ip_address
 from typing import Any
@@ -42,7 +42,15 @@ from sqlalchemy import (
     text,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import INET, INT8RANGE, JSONB, Range
+from sqlalchemy.dialects.postgresql import (
+    INET,
+    INT4MULTIRANGE,
+    INT4RANGE,
+    INT8RANGE,
+    JSONB,
+    TSTZRANGE,
+    Range,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -196,6 +204,8 @@ class Person(Base):
 
 counter = itertools.count(1)
 
+SINCE = datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+
 
 def pair_of(context: Any) -> str:
     row = context.get_current_parameters()
@@ -215,6 +225,10 @@ box_thing = Table(
     Column("serial", Integer, Identity(always=True)),
     Column("labels", ARRAY(Text), default=lambda: ["a", 'b"\\,{', None]),
     Column("payload", JSONB, default=lambda: {"a": [1, None]}),
+    Column("ranges", ARRAY(INT4RANGE), default=lambda: [Range(1, 5), Range(empty=True), None]),
+    Column("times", ARRAY(TSTZRANGE), default=lambda: [Range(SINCE, None, bounds="()")]),
+    Column("spans", INT4MULTIRANGE, default=lambda: [Range(1, 3), Range(7, None)]),
+    Column("no_spans", INT4MULTIRANGE, default=list),
     Column("plain", Text, key="plain_key"),
 )
 
@@ -277,6 +291,41 @@ class Shelf(Base):
         ),
         overlaps="boxes,things",
     )
+
+
+# -- an association table that is a class too, and that a third class shows
+
+
+class Entry(Base):
+    __tablename__ = "m2m_entry"
+
+    pupil: Mapped[int] = mapped_column(ForeignKey("m2m_pupil.id"), primary_key=True)
+    subject: Mapped[int] = mapped_column(ForeignKey("m2m_subject.id"), primary_key=True)
+    term: Mapped[int] = mapped_column(ForeignKey("m2m_term.id"))
+    mark: Mapped[int | None]
+
+
+class Pupil(Base):
+    __tablename__ = "m2m_pupil"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    subjects: Mapped[list[Subject]] = relationship(
+        secondary=Entry.__table__, overlaps="entries,pupils"
+    )
+    entries: Mapped[list[Entry]] = relationship(overlaps="subjects,pupils")
+
+
+class Subject(Base):
+    __tablename__ = "m2m_subject"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Term(Base):
+    __tablename__ = "m2m_term"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    pupils: Mapped[list[Pupil]] = relationship(secondary=Entry.__table__, viewonly=True)
 
 
 # -- joined-table inheritance; the key of the joined table has a name of its own

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 from sqlalchemy import inspect, select
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, MissingGreenlet
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from pgtoolset import get_transaction, m2m_add, m2m_add_many, m2m_remove, m2m_set
-from tests.m2m.models import Person, Post, Tag, pairs, post_tag
+from tests.m2m.models import (
+    Person,
+    Post,
+    Pupil,
+    Subject,
+    Tag,
+    Term,
+    pairs,
+    post_tag,
+)
+from tests.m2m.shapes import created, shape
 
 
 async def loaded(session: AsyncSession) -> tuple[Post, list[Tag]]:
@@ -204,3 +215,99 @@ async def test_a_failed_call_expires_nothing(session: AsyncSession) -> None:
     assert "tags" not in inspect(post).unloaded
     await nested.rollback()
     await check(session, post, tags, 1)
+
+
+async def link_objects(session: AsyncSession) -> tuple[Any, Any, Any]:
+    """A student with two courses, the objects of the association, and a term that shows both."""
+    student, term = Pupil(id=1), Term(id=1)
+    session.add_all([student, term, *(Subject(id=number) for number in (1, 2, 3))])
+    await session.flush()
+    await m2m_add(session, student, Pupil.subjects, pks=[1, 2], values={"term": 1, "mark": 5})
+    await session.commit()
+    session.expunge_all()
+    student = await session.get_one(
+        Pupil, 1, options=[selectinload(Pupil.entries), selectinload(Pupil.subjects)]
+    )
+    term = await session.get_one(Term, 1, options=[selectinload(Term.pupils)])
+    entries = {each.subject: each for each in student.entries}
+    return student, term, entries
+
+
+async def test_association_objects(session: AsyncSession) -> None:
+    """Objects of the association table, and collections of them, are never stale."""
+    student, term, entries = await link_objects(session)
+    one, two = entries[1], entries[2]
+    await m2m_set(session, student, Pupil.subjects, pks=[2, 3], values={"term": 1, "mark": 7})
+    assert {"entries", "subjects"} <= inspect(student).unloaded
+    assert "pupils" in inspect(term).unloaded
+    await session.refresh(two)
+    assert two.mark == 7
+    with pytest.raises(InvalidRequestError):
+        await session.refresh(one)
+    await session.refresh(student, ["entries"])
+    assert sorted(each.subject for each in student.entries) == [2, 3]
+    await session.refresh(student, ["entries"])
+    await session.refresh(two)
+    await m2m_remove(session, student, Pupil.subjects, pks=[2])
+    assert "mark" in inspect(two).unloaded and "entries" in inspect(student).unloaded
+
+
+async def test_association_objects_of_others(session: AsyncSession) -> None:
+    """Objects of other rows stay loaded."""
+    student, _, entries = await link_objects(session)
+    await m2m_remove(session, student, Pupil.subjects, pks=[1])
+    assert "mark" in inspect(entries[1]).unloaded and entries[2].mark == 5
+    await m2m_add_many(session, Pupil.subjects, [(1, 3)], values={"term": 1})
+    assert entries[2].mark == 5
+    session.add(other := Pupil(id=2))
+    await m2m_set(session, other, Pupil.subjects, pks=[2], values={"term": 1})
+    assert entries[2].mark == 5
+
+
+async def test_association_objects_after_a_savepoint(session: AsyncSession) -> None:
+    """What was read in a savepoint that is rolled back is read again."""
+    student, term, entries = await link_objects(session)
+    two = entries[2]
+    with pytest.raises(LookupError):
+        async with get_transaction(session):
+            await m2m_set(session, student, Pupil.subjects, pks=[2], values={"term": 1, "mark": 9})
+            await session.refresh(two)
+            await session.refresh(term, ["pupils"])
+            await session.refresh(student, ["entries"])
+            assert two.mark == 9
+            raise LookupError
+    await session.refresh(two)
+    assert two.mark == 5
+    assert "pupils" in inspect(term).unloaded and "entries" in inspect(student).unloaded
+
+
+async def test_collections_that_are_not_loaded(engine: AsyncEngine) -> None:
+    """With lazy="noload" a loaded collection is expired as any other, and not read as empty, after
+    a savepoint that is rolled back too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of SQLAlchemy 2.1
+        made = shape(lazy="noload")
+    async with created(engine, made) as session:
+        (first, *_), _ = await made.store(session)
+        await m2m_add(session, first, made.owner.others, pks=[1])
+        session.expunge_all()
+        loaded = [selectinload(made.owner.others)]
+        owner = await session.get_one(made.owner, 1, options=loaded)
+        assert [each.id for each in owner.others] == [1]
+
+        async def keys() -> list[int]:
+            return await session.run_sync(lambda _: [each.id for each in owner.others])
+
+        await m2m_add(session, owner, made.owner.others, pks=[2])
+        with pytest.raises(MissingGreenlet):
+            _ = owner.others
+        assert await keys() == [1, 2]
+        await m2m_set(session, owner, made.owner.others, pks=[2, 3])
+        assert await keys() == [2, 3]
+        with pytest.raises(LookupError):
+            async with get_transaction(session):
+                await m2m_set(session, owner, made.owner.others)
+                assert await keys() == []
+                raise LookupError
+        assert await keys() == [2, 3]
+        await session.rollback()

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import delete, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from pgtoolset import get_transaction, m2m_add, m2m_remove, m2m_set, run_transaction
-from tests.m2m.models import Box, Post, Tag, Thing, box_thing, post_tag
+from pgtoolset import get_transaction, m2m_add, m2m_add_many, m2m_remove, m2m_set, run_transaction
+from pgtoolset.m2m._analysis import association_of
+from pgtoolset.m2m._rows import owner_parameters, related_parameters
+from tests.m2m.models import (
+    Box,
+    CompositeA,
+    CompositeB,
+    Post,
+    Tag,
+    Thing,
+    box_thing,
+    composite_link,
+    post_tag,
+)
 from tests.support import interrupt_everywhere, until
 
 TAGS = 30
@@ -52,13 +64,18 @@ async def add(engine: AsyncEngine, keys: set[int]) -> None:
 
 async def until_one_waits(other: asyncpg.Connection) -> None:
     """Return once a statement in this database waits for a lock."""
+    await until_waiting(other, 1)
+
+
+async def until_waiting(other: asyncpg.Connection, count: int) -> None:
+    """Return once as many statements in this database wait for a lock."""
     waiting = (
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
 
     async def waits() -> bool:
-        return bool(await other.fetchval(waiting))
+        return bool(await other.fetchval(waiting) >= count)
 
     await until(waits)
 
@@ -212,3 +229,51 @@ async def test_removes_and_adds_leave_other_owners_alone(
         await second.commit()
     await session.commit()
     assert len(await keys_of(session, 1)) == len(await keys_of(session, 2)) + 1
+
+
+async def test_adds_from_both_sides(
+    session: AsyncSession, engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """Adds of the same pairs from both sides at once do not deadlock: both insert in one order."""
+    await store(session)
+
+    async def add_pairs(attribute: Any, links: list[tuple[int, int]]) -> int:
+        async with AsyncSession(engine) as session, get_transaction(session):
+            return await m2m_add_many(session, attribute, links, ignore_conflicts=True)
+
+    async with AsyncSession(engine) as blocker, asyncio.timeout(60):
+        await blocker.execute(insert(post_tag), {"post": 1, "tag": 3})
+        # This one has inserted (1, 2), waits for the blocker, and then wants (2, 1).
+        posts = asyncio.create_task(add_pairs(Post.tags, [(2, 1), (1, 3), (1, 2)]))
+        await until_waiting(other, 1)
+        # This one must not insert (2, 1) before it waits for (1, 2).
+        tags = asyncio.create_task(add_pairs(Tag.posts, [(1, 2), (2, 1)]))
+        await until_waiting(other, 2)
+        await blocker.rollback()
+        assert [await posts, await tags] == [3, 0]
+    assert (await keys_of(session, 1), await keys_of(session, 2)) == ({2, 3}, {1})
+
+
+async def test_adds_of_composite_keys_from_both_sides(
+    session: AsyncSession, engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """Rows are inserted in the order of the table's columns, whichever side names them."""
+    for rel_attr in (CompositeA.bs, CompositeB.as_):
+        association = association_of(rel_attr)
+        keys = {**owner_parameters(association), **related_parameters(association)}
+        ordered = [keys[name].name for name in association.in_table_order(keys)]
+        assert ordered == ["b1", "b2", "a1", "a2"]
+    session.add_all([CompositeA(one=1, two=number) for number in (1, 2)])
+    session.add_all([CompositeB(number=number, text="x") for number in (1, 2)])
+    await session.flush()
+    links = [((a, 1), (b, "x")) for a in (2, 1) for b in (2, 1)]
+    for attribute, pairs in (
+        (CompositeA.bs, links),
+        (CompositeB.as_, [(b, a) for a, b in links]),
+    ):
+        await session.execute(delete(composite_link))
+        rel_attr = cast("Any", attribute)
+        assert await m2m_add_many(session, rel_attr, pairs) == 4
+        stored = select(composite_link.c.b1, composite_link.c.a2).order_by(text("ctid"))
+        rows = [tuple(row) for row in await session.execute(stored)]
+        assert rows == [(1, 1), (1, 2), (2, 1), (2, 2)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.schema import CreateTable
 
@@ -14,6 +15,7 @@ from pgtoolset import RowNotFoundError, get_transaction, m2m_add, m2m_add_many, 
 from tests.m2m.models import (
     KEY_TYPES,
     KEYED,
+    SINCE,
     Box,
     Car,
     CompositeA,
@@ -98,7 +100,7 @@ async def test_joined_inheritance(session: AsyncSession, engine: AsyncEngine) ->
         assert await m2m_add(session, taxi, Car.drivers, driver) == 1
         assert await m2m_add(session, taxi, Taxi.drivers, driver, ignore_conflicts=True) == 0
         assert await m2m_set(session, driver, Driver.cars, taxi, pks=[2]) == (1, 0)
-    assert statements.verbs == ["INSERT", "INSERT", "SELECT", "WITH"]
+    assert statements.verbs == ["INSERT", "SELECT", "INSERT", "SELECT", "WITH"]
     assert await pairs(session, car_driver) == {(1, 1), (2, 1)}
 
 
@@ -218,6 +220,10 @@ async def test_defaults(session: AsyncSession) -> None:
     assert [row.pair for row in found.values()] == ["1/1/scalar", "1/2/scalar", "1/3/scalar"]
     assert {tuple(row.labels) for row in found.values()} == {("a", 'b"\\,{', None)}
     assert [row.payload for row in found.values()] == [{"a": [1, None]}] * 3
+    for row in found.values():
+        assert row.ranges == [Range(1, 5), Range(empty=True), None]
+        assert row.times == [Range(SINCE, None, bounds="()")]
+        assert list(row.spans) == [Range(1, 3), Range(7, None)] and list(row.no_spans) == []
 
 
 async def test_values(session: AsyncSession) -> None:

@@ -71,6 +71,11 @@ nan = float("nan")
         (Raises(1), Raises(1)),
         (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)),
         (Decimal("1.0"), Decimal("1.00")),
+        (1, 1.0),
+        (0, -0.0),
+        (True, True),
+        ({"a": [1, True]}, {"a": [1.0, True]}),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     ],
 )
 def test_same(comparator: RowComparator, left: Any, right: Any) -> None:
@@ -94,6 +99,14 @@ def test_same(comparator: RowComparator, left: Any, right: Any) -> None:
         (Raises(1), Raises(2)),
         (Raises(1), None),
         (b"a", memoryview(b"b")),
+        (1, True),
+        (0.0, False),
+        (Decimal(1), True),
+        ([1], [True]),
+        ((1, (0,)), (1, (False,))),
+        ({"a": 1}, {"a": True}),
+        ({"a": [{"b": 0}]}, {"a": [{"b": False}]}),
+        ([True, 1], [1, True]),
     ],
 )
 def test_different(comparator: RowComparator, left: Any, right: Any) -> None:

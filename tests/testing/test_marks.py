@@ -109,9 +109,10 @@ async def server(server_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.mark.parametrize("comment", HOSTILE, ids=range(len(HOSTILE)))
 async def test_a_hostile_comment_stops_no_run(
-    server: asyncpg.Connection, server_url: str, comment: str
+    server: asyncpg.Connection, server_url: str, comment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside a database with a hostile comment a worker's is made, and the other one stays."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     await server.execute("CREATE DATABASE pgts_hostile TEMPLATE template0")
     await server.execute(f"COMMENT ON DATABASE pgts_hostile IS {literal(comment)}")
     async with create_worker_database(server_url, "main", prefix="pgts_other"):

@@ -290,10 +290,15 @@ def test_left_over_without_the_help_of_the_kernel(tmp_path: Path) -> None:
     records = tmp_path / "records"
     left, alive = tmp_path / "left", tmp_path / "alive"
     processes = []
+
+    def notice() -> None:
+        # A run in the background of a shell ignores the signal, and so would the process.
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
     for directory in (left, alive):
         (directory / "data").mkdir(parents=True)
         command = [sys.executable, "-c", "import time; time.sleep(600)", f"{directory}/data"]
-        processes.append(subprocess.Popen(command, start_new_session=True))
+        processes.append(subprocess.Popen(command, start_new_session=True, preexec_fn=notice))
         (directory / "data" / "postmaster.pid").write_text(f"{processes[-1].pid}\n")
     records.mkdir()
     (records / "left").write_text(str(left))

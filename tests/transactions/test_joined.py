@@ -239,6 +239,7 @@ async def test_session_that_began(connection: AsyncConnection, other: asyncpg.Co
         ("rollback_only", "savepoint"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:nested transaction already deassociated")
 async def test_rolled_back_under_it(
     connection: AsyncConnection, mode: Any, level: str, other: asyncpg.Connection
 ) -> None:

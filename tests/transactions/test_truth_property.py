@@ -151,6 +151,11 @@ class Program:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
+    async def attempt(self, session: AsyncSession, block: Block) -> None:
+        """Run a program of `run_transaction`, which may have rolled an earlier attempt back."""
+        self.ledger.end(Failure())
+        await self.run(session, block)
+
     async def run(self, session: AsyncSession, block: Block) -> None:
         for step in block.steps:
             match step:
@@ -236,7 +241,7 @@ async def run(kind: str, maker: async_sessionmaker[AsyncSession], block: Block) 
             async with maker() as session, get_transaction(session):
                 await program.run(session, block)
         else:
-            await run_transaction(maker, lambda session: program.run(session, block))
+            await run_transaction(maker, lambda session: program.attempt(session, block))
     except Exception as error:
         ledger.end(program.of_the_end(error))
         assert isinstance(error, (PgToolsetError, SQLAlchemyError, Failure))

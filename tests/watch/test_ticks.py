@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from pgtoolset import RowNotFoundError, RowWatcher, WaitTimeoutError, row_change_trigger
 from pgtoolset._postgres import link
 from pgtoolset.watch import _hub, _yielding
+from pgtoolset.watch._groups import Group
 from pgtoolset.watch._subscriptions import Waiter
 from tests.proxy import Proxy
 from tests.support import Account, Item, interrupt_everywhere, plain_url, until
@@ -214,6 +215,50 @@ async def test_a_locked_table(
                     await late
             assert not locked.done()
         assert (await locked).after == {"id": 1, "name": "paid"}
+
+
+async def test_the_groups_of_a_locked_table(
+    engine: AsyncEngine,
+    database_url: str,
+    other: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A locked table gives the connection back to the others at once, and one of its groups waits
+    for all of them."""
+    refused: list[Any] = []
+    tick = Group.tick
+
+    async def noted(group: Group, *arguments: Any, **options: Any) -> None:
+        try:
+            await tick(group, *arguments, **options)
+        except Exception as error:
+            refused.append(error)
+            raise
+
+    monkeypatch.setattr(Group, "tick", noted)
+    await other.execute("INSERT INTO item VALUES (1, 'new'); INSERT INTO account VALUES (1, 0)")
+    second = await asyncpg.connect(plain_url(database_url))
+    try:
+        async with RowWatcher(engine, interval=0.02) as watcher:
+            columns = [["id"], ["name"], ["id", "name"]]
+            locked = [asyncio.create_task(watcher.wait(Item, 1, columns=each)) for each in columns]
+            await joined(watcher)
+            async with watcher.changes(Account, 1) as changes, other.transaction():
+                await other.execute("LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+                await until(lambda: len(refused) > 2)
+                for balance in range(1, 20):
+                    await second.execute("UPDATE account SET balance = $1", balance)
+                    async with asyncio.timeout(30):
+                        assert (await anext(changes)).after == {"id": 1, "balance": balance}
+                pauses = [group.not_before for group in watcher._hub._groups.all()]  # type: ignore[union-attr]
+                assert len(set(pauses)) == 2  # those of the locked table are alike
+                await other.execute("UPDATE item SET name = 'paid'")
+            assert (await locked[1]).after == {"name": "paid"}
+            assert (await locked[2]).after == {"id": 1, "name": "paid"}
+            locked[0].cancel()
+    finally:
+        await second.close()
+    assert {error.sqlstate for error in refused} == {"55P03"}
 
 
 @pytest.mark.usefixtures("engine")

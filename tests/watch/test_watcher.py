@@ -471,9 +471,9 @@ async def test_foreign_and_lost_notifications(
     places: AsyncEngine, other: asyncpg.Connection
 ) -> None:
     """Foreign payloads do no harm, and without a trigger a change costs one interval."""
-    from pgtoolset._postgres.notifications import channel_of
+    from pgtoolset._postgres.notifications import channel_in
 
-    channel = channel_of(Item.__table__)  # type: ignore[arg-type]
+    channel = channel_in(Item.__table__, "public")  # type: ignore[arg-type]
     await other.execute("INSERT INTO account VALUES (1, 1)")
     async with RowWatcher(places, interval=0.05, notify=True) as watcher:
         async with watcher.changes(Item, 1) as changes, watcher.changes(Account, 1) as untriggered:

@@ -56,8 +56,9 @@ def check_relationship(rel_attr: object) -> RelationshipProperty[Any]:
         if len(conditions) != len(pairs or ()) or not all(map(is_equality, conditions)):
             raise TypeError(
                 f"{name}: this Many-to-Many relationship has conditions beyond its keys "
-                f"({safe(str(join))}), so that its collection does not show every row of an owner; "
-                "write through a relationship without them"
+                f"({safe(str(join))}), so that its collection does not show every row of an owner, "
+                "and a set would delete rows that it does not show; write the rows with insert() "
+                "and delete() of the association table"
             )
     checked: RelationshipProperty[Any] = prop
     return checked

@@ -11,6 +11,7 @@ hashable.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ else:
         from pgtoolset._native import _pure as cython
     if cython.compiled:
         from cython.cimports.libc.string import memchr, memcmp
+
+#: Types that Python has equal to booleans: `1 == True`.
+_NUMBERS = (int, float, Decimal)
 
 __all__ = ["changed_lines", "changed_rows", "same_value"]
 
@@ -82,22 +86,19 @@ def _same_row(before: Any, row: Any) -> cython.bint:
     text = row[-1]
     if text is not None and before[-1] is not None:
         return bool(text == before[-1])
-    try:
-        # In C, and true for almost every row of almost every poll.
-        if before == row:
-            return True
-    except Exception:
-        pass
     return _same_items(before, row)
 
 
 def same_value(left: Any, right: Any) -> bool:
-    """Whether two values are the same to a waiter for changes."""
+    """Whether two values are the same to a waiter for changes.
+
+    `True` is not the number 1, as in PostgreSQL's jsonb; the numbers 1 and 1.0 are the same.
+    """
     if left is right:
         return True
     try:
         if left == right:
-            return True
+            return _same_kind(left, right)
     except Exception:
         return _alike(left, right)
     if type(left) is not type(right):
@@ -105,13 +106,33 @@ def same_value(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return _same_items(left, right)
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(
-            same_value(value, right[key]) for key, value in left.items()
-        )
+        return _same_mappings(left, right)
     try:
         return bool(left != left) and bool(right != right)  # NaN
     except Exception:
         return False
+
+
+@cython.cfunc
+def _same_kind(left: Any, right: Any) -> cython.bint:
+    """Whether two values that are equal in Python have their booleans in the same places."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return _same_mappings(left, right)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return _same_items(left, right)
+    if isinstance(left, bool):
+        return isinstance(right, bool) or not isinstance(right, _NUMBERS)
+    return not (isinstance(right, bool) and isinstance(left, _NUMBERS))
+
+
+@cython.cfunc
+def _same_mappings(left: Any, right: Any) -> cython.bint:
+    if left.keys() != right.keys():
+        return False
+    for key, value in left.items():
+        if not same_value(value, right[key]):
+            return False
+    return True
 
 
 @cython.cfunc

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.dialects.postgresql.ranges import AbstractMultiRange
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -68,8 +69,7 @@ class Elements(TypeDecorator[list[Any]]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         plain = stored_type(self.item, dialect)
-        # unnest would take an array of arrays apart to the last element, so they travel as text.
-        item = Text() if isinstance(plain, ARRAY) else _without_limits(plain)
+        item = Text() if _travels_as_text(plain) else _without_limits(plain)
         return postgresql.ARRAY(_in_catalog(item), dimensions=1).dialect_impl(dialect)
 
     def bind_processor(self, dialect: Dialect) -> Any:
@@ -129,8 +129,9 @@ def element(value: ColumnElement[Any], target: ColumnElement[Any]) -> ColumnElem
     Apply it once: a `bind_expression` that encodes would encode the value twice.
     """
     plain = stored_type(target.type, DIALECT)
-    if isinstance(plain, ARRAY):
-        value = cast(value, _array_without_limits(plain))
+    if _travels_as_text(plain):
+        whole = _array_without_limits(plain) if isinstance(plain, ARRAY) else _in_catalog(plain)
+        value = cast(value, whole)
     # `dialect_impl` chooses among the variants of a type, as SQLAlchemy's compiler does.
     bound = target.type.dialect_impl(DIALECT).bind_expression(value)  # type: ignore[arg-type]
     return value if bound is None else bound
@@ -148,10 +149,21 @@ def array_text(values: Sequence[Any]) -> str:
     return f"{{{','.join(quoted)}}}"
 
 
+def _travels_as_text(plain: TypeEngine[Any]) -> bool:
+    """Whether the values are lists.
+
+    unnest would take an array of arrays apart to the last element, and the driver a list of
+    multiranges.
+    """
+    return isinstance(plain, ARRAY | AbstractMultiRange)
+
+
 def _conversion(plain: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     """What makes of a bound value an element of the array; `None` where it is one already."""
     if isinstance(plain, ARRAY):
         return _literal
+    if isinstance(plain, AbstractMultiRange):
+        return _multirange
     if not isinstance(plain, Numeric) or isinstance(plain, sqltypes.Float):
         return None
     return None if plain.scale is None else _rounded
@@ -225,11 +237,31 @@ def _literal(value: Any) -> str | None:
     return None if value is None else f"{{{','.join(_literal_element(each) for each in value)}}}"
 
 
+def _multirange(value: Any) -> str | None:
+    """A multirange in PostgreSQL's text form."""
+    if value is None or isinstance(value, str):
+        return value
+    return f"{{{','.join(map(_range, value))}}}"
+
+
+def _range(value: Any) -> str:
+    """A range in PostgreSQL's text form, whether it is SQLAlchemy's or the driver's.
+
+    See https://www.postgresql.org/docs/current/rangetypes.html#RANGETYPES-IO
+    """
+    if value.isempty:
+        return "empty"
+    lower, upper = ("" if each is None else f'"{each}"' for each in (value.lower, value.upper))
+    return f"{'[' if value.lower_inc else '('}{lower},{upper}{']' if value.upper_inc else ')'}"
+
+
 def _literal_element(value: Any) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, list | tuple):
         return str(_literal(value))
+    if hasattr(value, "isempty"):
+        return _quoted(_range(value))
     text = "\\x" + value.hex() if isinstance(value, bytes) else str(value)
     return _quoted(text)
 

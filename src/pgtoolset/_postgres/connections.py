@@ -70,7 +70,12 @@ def has_one_backend(connection: Connection) -> bool:
     there. An asyncpg that does not say whether it caches counts as behind a pooler: that is correct
     everywhere, at the price of a BEGIN.
     """
-    return bool(getattr(connection.connection.driver_connection, "_stmt_cache_enabled", False))
+    return keeps_its_backend(connection.connection.driver_connection)
+
+
+def keeps_its_backend(driver: Any) -> bool:
+    """As `has_one_backend`, for a connection of the driver."""
+    return bool(getattr(driver, "_stmt_cache_enabled", False))
 
 
 def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
@@ -98,7 +103,7 @@ def check_verifiable(connection: PoolProxiedConnection) -> None:
     behaves like asyncpg's connection, such as the proxy of asyncpg's own pool.
 
     Raises:
-        UnsupportedVersionError: asyncpg, or what stands in its place, lacks an attribute.
+        UnsupportedVersionError: asyncpg, or a wrapper of its connection, lacks an attribute.
     """
     info = connection.info
     if _KEY not in info:

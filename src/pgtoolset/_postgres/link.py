@@ -11,15 +11,26 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._postgres.connections import is_closed, terminate_driver
-from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._postgres.connections import is_closed, keeps_its_backend, terminate_driver
+from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 
-__all__ = ["Busy", "Link", "LinkLost", "is_about_data", "is_passing"]
+__all__ = [
+    "Busy",
+    "Link",
+    "LinkLost",
+    "is_about_data",
+    "is_about_schema",
+    "is_locked",
+    "is_passing",
+]
 
 logger = logging.getLogger("pgtoolset")
 
 #: Seconds that the answer to a statement may take. Connecting may take twice as long.
 STATEMENT_TIMEOUT = 5.0
+
+#: Milliseconds that a statement waits for a lock: the statements for other tables wait with it.
+LOCK_TIMEOUT = 100
 
 #: Seconds of silence after which a connection that only listens is tested.
 HEARTBEAT = 20.0
@@ -35,6 +46,11 @@ _PASSING = ("40", "53", "55", "57014")
 _DATA = ("22", "23514")
 
 
+#: SQLSTATE classes of statements that do not fit the tables, and of caches from before a DDL
+#: statement. Another attempt may find a table that is complete again.
+_SCHEMA = ("42", "0A", "XX")
+
+
 class LinkLost(Exception):
     """The connection is lost; a new one has to start from the beginning."""
 
@@ -48,6 +64,7 @@ class Link:
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
+        self._keeps_its_backend = keeps_its_backend(driver)
         self._heard: Callable[[str, str], None] | None = None
         self._channels: set[str] = set()
 
@@ -59,7 +76,13 @@ class Link:
             fairy: Any = await greenlet_spawn(pool.connect)
         driver = fairy.driver_connection
         fairy.detach()
-        return cls(driver)
+        link = cls(driver)
+        try:
+            await link._limit_locks()
+        except BaseException:
+            await link.close()
+            raise
+        return link
 
     async def fetch(self, statement: str, *arguments: Sequence[Any]) -> list[Any]:
         """Return the rows of a statement, which is a transaction of its own.
@@ -70,10 +93,9 @@ class Link:
             Exception: any error of the driver.
         """
         try:
-            rows: list[Any] = await self._driver.fetch(
-                statement, *arguments, timeout=STATEMENT_TIMEOUT
-            )
-            return rows
+            if self._keeps_its_backend:
+                return await self._fetch(statement, *arguments)
+            return await self._fetch_behind_pooler(statement, *arguments)
         except TimeoutError:
             await self.check()
             raise Busy(
@@ -84,6 +106,25 @@ class Link:
         except Exception as error:
             self._raise_if_lost(error)
             raise
+
+    async def _limit_locks(self) -> None:
+        if self._keeps_its_backend:
+            await self._execute(f"SET lock_timeout = {LOCK_TIMEOUT}")
+
+    async def _fetch(self, statement: str, *arguments: Sequence[Any]) -> list[Any]:
+        rows: list[Any] = await self._driver.fetch(statement, *arguments, timeout=STATEMENT_TIMEOUT)
+        return rows
+
+    async def _fetch_behind_pooler(self, statement: str, *arguments: Sequence[Any]) -> list[Any]:
+        """Set the limit for this statement alone: its backend serves others afterwards."""
+        await self._execute(f"BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT}")
+        try:
+            return await self._fetch(statement, *arguments)
+        finally:
+            await self._execute("ROLLBACK")
+
+    async def _execute(self, statement: str) -> None:
+        await self._driver.execute(statement, timeout=STATEMENT_TIMEOUT)
 
     async def check(self) -> None:
         """Raise `LinkLost` where the server does not answer a heartbeat.
@@ -158,6 +199,18 @@ class Link:
 def is_passing(error: Exception) -> bool:
     """Return whether the same statement may succeed a moment later."""
     return isinstance(error, Busy) or (sqlstate_of(error) or "").startswith(_PASSING)
+
+
+def is_about_schema(error: Exception) -> bool:
+    """Return whether a statement did not fit the tables, or the caches about them."""
+    # asyncpg's own error about its cache of types has no SQLSTATE.
+    name = type(error).__name__
+    return name == "OutdatedSchemaCacheError" or (sqlstate_of(error) or "").startswith(_SCHEMA)
+
+
+def is_locked(error: Exception) -> bool:
+    """Return whether a table or a row is locked."""
+    return sqlstate_of(error) == LOCK_NOT_AVAILABLE
 
 
 def is_about_data(error: Exception) -> bool:

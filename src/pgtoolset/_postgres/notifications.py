@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +23,17 @@ from pgtoolset._postgres.catalog import EQ, GT, NE
 from pgtoolset._postgres.quoting import do_block, dollar_quoted, literal
 from pgtoolset._postgres.untrusted import json_in
 
-__all__ = ["AnnounceFunction", "AnnounceTrigger", "channel_of", "keys_in", "payload_key"]
+__all__ = [
+    "SCHEMA_OF_TABLE",
+    "AnnounceFunction",
+    "AnnounceTrigger",
+    "channel_in",
+    "channel_of",
+    "keys_in",
+    "payload_key",
+]
+
+_PREFIX = "pgtoolset_"
 
 #: The longest payload that PostgreSQL accepts, in bytes.
 LONGEST_PAYLOAD = 7999
@@ -43,10 +53,29 @@ EVENTS: Mapping[str, str] = {
 }
 
 
+#: The schema of the table with a qualified name.
+SCHEMA_OF_TABLE = f"""
+SELECT n.nspname FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE c.oid {EQ} pg_catalog.to_regclass($1::pg_catalog.text)
+"""
+
+
+def channel_in(table: Table, schema: str) -> str:
+    """Return the channel of a table in the schema that it is in on the server.
+
+    Tenants have the same table in schemas of their own, and must not hear each other.
+    """
+    return _PREFIX + sha256((channel_of(table) + schema).encode()).hexdigest()[:32]
+
+
 def channel_of(table: Table) -> str:
-    """Return the channel of a table: a hash, because PostgreSQL cuts names to 63 bytes."""
+    """Return the name of a table's function, from which the channels of the table are made.
+
+    It is a hash, because PostgreSQL cuts names to 63 bytes.
+    """
     name = json.dumps([table.schema, table.name])
-    return "pgtoolset_" + blake2b(name.encode(), digest_size=16).hexdigest()
+    return _PREFIX + blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def keys_in(payload: str) -> list[tuple[Any, ...]] | None:
@@ -176,6 +205,12 @@ def _check_owner(function: str, oid: str) -> str:
 def _body(element: AnnounceFunction) -> str:
     quote = DIALECT.identifier_preparer.quote
     columns = ", ".join(quote(column.name) for column in element.keys)
+    # `channel_in`, for the schema in which the function is executed.
+    channel = (
+        f"pg_catalog.concat('{_PREFIX}', pg_catalog.left(pg_catalog.encode(pg_catalog.sha256("
+        f"pg_catalog.convert_to(pg_catalog.concat('{channel_of(element.table)}', TG_TABLE_SCHEMA), "
+        "'UTF8')), 'hex'), 32))"
+    )
     if element.keys and all(map(_is_spelled_alike, element.keys)):
 
         def named(rows: str) -> str:
@@ -211,7 +246,7 @@ DECLARE
     keys pg_catalog.text;
 BEGIN{body}
     IF keys IS NOT NULL THEN
-        PERFORM pg_catalog.pg_notify('{channel_of(element.table)}', keys);
+        PERFORM pg_catalog.pg_notify({channel}, keys);
     END IF;
     RETURN NULL;
 END

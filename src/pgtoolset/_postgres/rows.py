@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     Dialect,
     Integer,
@@ -98,8 +99,9 @@ class RowStatements:
             self.selected: tuple[str | None, ...] = (*(None for _ in keys), *others)
         else:
             self._keys = _ColumnKeys(mapper, keys)
-            others = tuple(name for name in columns if name not in keys)
-            self.selected = (*keys, *others)
+            spelled = [None if _is_json(each) else name for name, each in _named(mapper, keys)]
+            others = tuple(name for name in columns if name not in spelled)
+            self.selected = (*spelled, *others)
         # The entities are attributes of the class, so that SQLAlchemy joins the tables of a
         # subclass and adds its discriminator.
         attributes = [getattr(mapper.class_, name) for name in others]
@@ -179,7 +181,11 @@ class _ColumnKeys:
 
     def __init__(self, mapper: Mapper[Any], keys: Sequence[str]) -> None:
         self._columns: list[Any] = list(mapper.primary_key)
-        self.entities = [getattr(mapper.class_, name) for name in keys]
+        # The driver decodes JSON, and does not take the decoded value as a parameter.
+        self.entities = [
+            as_text(each) if _is_json(each) else getattr(mapper.class_, name)
+            for name, each in _named(mapper, keys)
+        ]
 
     def criterion(self, parameters: Sequence[str]) -> Any:
         matches = [
@@ -225,6 +231,14 @@ class _GivenKeys:
 def _needs_expression(target: ColumnElement[Any]) -> bool:
     # The elements of an array of arrays are not its arrays; their texts travel in their place.
     return not is_bound_as_it_is(target)
+
+
+def _named(mapper: Mapper[Any], keys: Sequence[str]) -> list[tuple[str, ColumnElement[Any]]]:
+    return list(zip(keys, mapper.primary_key, strict=True))
+
+
+def _is_json(target: ColumnElement[Any]) -> bool:
+    return isinstance(stored_type(target.type, DIALECT), JSON)
 
 
 def _is_exact() -> Any:

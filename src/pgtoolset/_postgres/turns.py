@@ -57,14 +57,14 @@ async def turn(
     timeout: float,
     purpose: str,
 ) -> AsyncIterator[bool]:
-    """Open a transaction with locks over a connection of asyncpg, which has nothing else to do.
+    """Open a transaction with locks over a connection of asyncpg that runs no other statement.
 
     Args:
         connection: to the same database as every other process, because a lock belongs to one.
         alone: a key that no other process may have.
         together: a key that others may have as well.
         timeout: seconds to wait for the locks; 0 to try once, and yield whether they are held.
-        purpose: what they are for, for the error.
+        purpose: their purpose, for the error.
 
     Raises:
         LockTimeoutError: another session has one of the locks for too long.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Select, Table, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, Session
 
 from pgtoolset._arguments import (
     PrimaryKey,
@@ -26,6 +26,7 @@ from pgtoolset._postgres.arrays import among
 from pgtoolset._postgres.catalog import GT, as_text
 from pgtoolset._postgres.locks import refuse_autocommit, sessions_owning
 from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
+from pgtoolset._postgres.tables import options_of, qualified_names, translation_of
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.transactions import get_transaction
 from pgtoolset.types import Duration, PrimaryKeys, RowLockModeSpelling
@@ -161,8 +162,9 @@ class _RowLocks:
     async def take(self, session: Any) -> Sequence[Any]:
         """Lock the rows and return the instances."""
         await session.flush()
+        # Where the session sends the statement itself.
         connection: AsyncConnection = await session.connection(
-            bind_arguments={"mapper": self.mapper}
+            bind_arguments={"mapper": self.mapper, "clause": self.statement}
         )
         assert connection.sync_connection is not None
         refuse_autocommit(connection.sync_connection)
@@ -185,9 +187,9 @@ class _RowLocks:
 
     async def _select(self, session: Any, connection: Connection) -> Sequence[Any]:
         async with Lookout(
-            self.timeout, holders=self._holders(session), limits_statement=True
+            self.timeout, holders=self._holders(session, connection), limits_statement=True
         ) as lookout:
-            lookout.watch(connection, self._wanted())
+            lookout.watch(connection, self._wanted(session.sync_session, connection))
             result = await session.scalars(
                 self.statement,
                 _parameters(self.keys),
@@ -196,21 +198,22 @@ class _RowLocks:
             rows: Sequence[Any] = result.unique().all()
         return rows
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self, session: Session, connection: Connection) -> Wanted:
         table = self.mapper.local_table
-        name = table.fullname if isinstance(table, Table) else str(table)
+        name = str(table)
+        if isinstance(table, Table):
+            translation = translation_of(session, connection)
+            (name,) = qualified_names([table], connection.dialect, translation)
         rows = f"{len(self.keys)} row{'s' * (len(self.keys) != 1)}"
         action = f"lock {rows} of {name} in {self.mode.value} mode"
         return Wanted(action, [name], self.mode.value)
 
-    def _holders(self, session: Any) -> FindHolders:
+    def _holders(self, session: Any, connection: Connection) -> FindHolders:
         """Return a function that finds the sessions which have locked or changed the rows."""
-        options = getattr(session.sync_session, "execution_options", None) or {}
-        translation = options.get("schema_translate_map")
+        options = options_of(session.sync_session, connection)
 
         async def holders(outside: AsyncConnection, pid: int) -> list[Blocker]:
-            if translation is not None:
-                outside = await outside.execution_options(schema_translate_map=translation)
+            outside = await outside.execution_options(**options)
             # The system column xmax has the transaction that has locked, changed or deleted a row.
             xmax = select(as_text(literal_column("xmax"))).where(among(_columns(self.mapper)))
             xmax = xmax.select_from(self.mapper.primary_key[0].table)

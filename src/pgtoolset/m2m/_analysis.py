@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Column, Index, Table
+from sqlalchemy import Column, Table
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapper, RelationshipProperty
-from sqlalchemy.schema import PrimaryKeyConstraint, UniqueConstraint
 
 from pgtoolset._arguments import (
     KeyParser,
@@ -24,7 +23,8 @@ from pgtoolset._arguments import (
 )
 from pgtoolset._postgres.arrays import DIALECT, is_bound_as_it_is
 from pgtoolset._text import printable
-from pgtoolset.m2m._associations import Association, End
+from pgtoolset.m2m._associations import Association, AssociationObject, End
+from pgtoolset.m2m._names import free_prefix
 
 #: In the `info` of a relationship: its association, which is forgotten with the mapping.
 _INFO = "pgtoolset.m2m"
@@ -59,7 +59,8 @@ def _analyse(prop: RelationshipProperty[Any]) -> Association:
     owner_columns = tuple(column for _, column in owner_pairs)
     related_columns = tuple(column for _, column in related_pairs)
     pair = {*owner_columns, *related_columns}
-    unique_keys = list(_unique_keys(table))
+    ends = (prop.parent, prop.mapper)
+    tables: set[Any] = {table, *(each for mapper in ends for each in mapper.tables)}
     return Association(
         name=name,
         table=table,
@@ -69,8 +70,10 @@ def _analyse(prop: RelationshipProperty[Any]) -> Association:
         extras=tuple(
             column for column in table.columns if column not in pair and column.computed is None
         ),
-        unique=any(key == pair and is_target for key, is_target in unique_keys),
-        collides=any(_may_collide(key, pair) for key, _ in unique_keys),
+        generated=tuple(column for column in table.columns if _is_generated(column)),
+        viewers=tuple(_viewers(table, ends)),
+        objects=tuple(_objects(table, prop.parent, owner_columns, related_columns)),
+        prefix=free_prefix(tables),
     )
 
 
@@ -138,35 +141,50 @@ def _collections(
     found: dict[str, None] = {}
     for each in mapper.self_and_descendants:
         for relationship in each.relationships:
-            # Dynamic and write-only ones are read by a query at each use.
-            if relationship.secondary is table and relationship.lazy not in (
-                "dynamic",
-                "write_only",
-            ):
-                local: set[Any] = {column for _, column in relationship.synchronize_pairs}
-                if local == columns or local != set(others):
-                    found[relationship.key] = None
+            if not _shows(relationship, table):
+                continue
+            local: set[Any] = {column for _, column in relationship.synchronize_pairs}
+            if relationship.secondary is None or local == columns or local != set(others):
+                found[relationship.key] = None
     return tuple(found)
 
 
-def _unique_keys(table: Table) -> Iterator[tuple[set[Any], bool]]:
-    """Yield the columns of each unique constraint, and whether ON CONFLICT can name them."""
-    for constraint in table.constraints:
-        if isinstance(constraint, PrimaryKeyConstraint | UniqueConstraint) and constraint.columns:
-            yield set(constraint.columns), not constraint.deferrable
-    for index in table.indexes:
-        if index.unique:
-            yield set(index.columns), not _is_partial(index)
+def _shows(relationship: RelationshipProperty[Any], table: Table) -> bool:
+    """Whether a relationship shows rows of the table and is loaded as a whole.
+
+    Dynamic and write-only ones are read by a query at each use.
+    """
+    reads = relationship.secondary is table or table in relationship.mapper.tables
+    return reads and relationship.lazy not in ("dynamic", "write_only")
 
 
-def _is_partial(index: Index) -> bool:
-    where = index.dialect_options["postgresql"]["where"]
-    return where is not None or not all(isinstance(each, Column) for each in index.expressions)
+def _viewers(
+    table: Table, ends: tuple[Mapper[Any], Mapper[Any]]
+) -> Iterator[tuple[Mapper[Any], tuple[str, ...]]]:
+    for mapper in _mappers(ends[0]):
+        names = [each.key for each in mapper.relationships if _shows(each, table)]
+        if names and not any(mapper.isa(end) for end in ends):
+            yield mapper, tuple(names)
 
 
-def _may_collide(key: set[Any], pair: set[Any]) -> bool:
-    """Whether a unique key may refuse a row because of one that has another pair."""
-    return key < pair or not all(map(_is_generated, key - pair))
+def _objects(
+    table: Table, owner: Mapper[Any], one: tuple[Column[Any], ...], other: tuple[Column[Any], ...]
+) -> Iterator[AssociationObject]:
+    for mapper in _mappers(owner):
+        if table in mapper.tables:
+            names = [
+                tuple(
+                    mapper.get_property_by_column(column).key
+                    for column in columns
+                    if mapper.columns.contains_column(column)
+                )
+                for columns in (one, other)
+            ]
+            yield AssociationObject(mapper, *names)
+
+
+def _mappers(mapper: Mapper[Any]) -> list[Mapper[Any]]:
+    return sorted(mapper.registry.mappers, key=lambda each: each.class_.__qualname__)
 
 
 def _is_generated(column: Column[Any]) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, Table, Update, update
 from sqlalchemy.orm import Mapper
 
 from pgtoolset._arguments import KeyParser, shown
@@ -56,6 +56,21 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class AssociationObject:
+    """A class that is mapped to an association table.
+
+    Attributes:
+        mapper: of the class.
+        owner: the attributes of the columns that refer to the owner.
+        related: the attributes of the columns that refer to the related row.
+    """
+
+    mapper: Mapper[Any]
+    owner: tuple[str, ...]
+    related: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Association:
     """A Many-to-Many relationship, seen from its owner.
 
@@ -66,8 +81,13 @@ class Association:
         related: the end that the attribute shows.
         shared: the columns of both ends: their positions in `related.columns`, and in the owner's.
         extras: the table's columns beyond the keys that can be written.
-        unique: whether a unique constraint covers exactly the pair.
-        collides: whether rows of different pairs might violate another unique constraint.
+        generated: the columns that have another value in each row.
+        viewers: mapped classes that are neither end, with the attributes that show rows of the
+            table.
+        objects: the classes that are mapped to the table itself.
+        prefix: of the names of parameters and aliases; see `pgtoolset.m2m._names`.
+        write: what the statements are to `Session.get_bind`, in which the documented recipes look
+            for UPDATE and DELETE to find the writer.
     """
 
     name: str
@@ -76,9 +96,25 @@ class Association:
     related: End
     shared: dict[int, int]
     extras: tuple[Column[Any], ...]
-    unique: bool
-    collides: bool
+    generated: tuple[Column[Any], ...]
+    viewers: tuple[tuple[Mapper[Any], tuple[str, ...]], ...]
+    objects: tuple[AssociationObject, ...]
+    prefix: str
+    write: Update = field(init=False)
     _made: dict[Hashable, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "write", update(self.table))
+
+    @property
+    def bind_arguments(self) -> dict[str, Any]:
+        """What leads the session to the database of the table, and to the one that is written."""
+        return {"mapper": self.owner.mapper, "clause": self.write}
+
+    def in_table_order(self, columns: Mapping[str, Column[Any]]) -> list[str]:
+        """Return the names of `columns` in an order that is the same from either side."""
+        order = list(self.table.columns)
+        return sorted(columns, key=lambda name: order.index(columns[name]))
 
     @property
     def related_columns(self) -> list[Column[Any]]:

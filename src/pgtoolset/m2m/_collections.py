@@ -21,10 +21,13 @@ from pgtoolset._arguments import PrimaryKey
 from pgtoolset._record import innermost
 from pgtoolset.m2m._associations import Association, End
 from pgtoolset.m2m._keys import identities
+from pgtoolset.m2m._statements import is_system
 
 #: In the `info` of a session: its `Writes`.
 _INFO = "pgtoolset.m2m"
 _is_listening = False
+#: Values of `lazy` with which an expired collection is read as an empty one.
+_WITHOUT_LOADER = ("noload", None)
 
 
 class Writes:
@@ -78,10 +81,10 @@ def expire(
 def _expire_instance(session: Session, end: End, instance: Any) -> bool:
     """Expire the loaded collections of one instance; whether it is in the session."""
     state: Any = instance_state(instance)
-    loaded = _loaded_collections(end, state)
+    loaded = _loaded_collections(end.collections, state)
     if state.session is session:
         if loaded:
-            session.expire(instance, loaded)
+            _expire_collections(session, state, loaded)
         return True
     if state.session is None:
         # It cannot be loaded again: an access now raises `DetachedInstanceError`.
@@ -104,16 +107,103 @@ def _expire_by_key(session: Session, end: End, items: Sequence[Any] | None) -> N
         return
     wanted = None if items is None else _comparable_keys(items, [state for state, _ in loaded])
     for state, names in loaded:
-        instance = state.obj()
-        if instance is not None and (wanted is None or state.key[1] in wanted):
-            session.expire(instance, names)
+        if wanted is None or state.key[1] in wanted:
+            _expire_collections(session, state, names)
+
+
+def expire_viewers(session: Session, association: Association) -> None:
+    """Expire loaded collections of classes that are neither end and show rows of the table."""
+    state: Any
+    for state in session.identity_map.all_states():
+        for mapper, collections in association.viewers:
+            names = _loaded_collections(collections, state)
+            if names and state.mapper.isa(mapper):
+                _expire_collections(session, state, names)
+
+
+def expire_objects(
+    session: Session,
+    association: Association,
+    rows: tuple[Sequence[PrimaryKey], Sequence[PrimaryKey] | None] | None,
+) -> None:
+    """Expire the instances that are rows of the association table.
+
+    Args:
+        session: the session that has written.
+        association: the relationship.
+        rows: the keys of the owners, and of the related or `None` for all; `None` means every row.
+    """
+    if not association.objects:
+        return
+    owners = related = None
+    if rows is not None and association.owner.has_one_spelling:
+        owners = set(rows[0])
+        if rows[1] is not None and association.related.has_one_spelling:
+            related = set(rows[1])
+    state: Any
+    for state in session.identity_map.all_states():
+        for each in association.objects:
+            if state.mapper.isa(each.mapper):
+                is_touched = _may_be(state, each.owner, owners)
+                instance = state.obj()
+                if is_touched and _may_be(state, each.related, related) and instance is not None:
+                    session.expire(instance)
+
+
+def _may_be(state: Any, attributes: Sequence[str], keys: set[PrimaryKey] | None) -> bool:
+    """Whether the attributes may have the values of one of the keys."""
+    loaded = state.dict
+    if keys is None or not all(name in loaded for name in attributes):
+        return True
+    return tuple([loaded[name] for name in attributes]) in keys
+
+
+def expire_owner(session: Session, end: End, instance: Any, *, has_triggers: bool) -> None:
+    """Expire what an UPDATE of the owner's row to its own values has changed.
+
+    Args:
+        session: the session that has written.
+        end: the owner's end.
+        instance: the owner.
+        has_triggers: whether triggers may have changed any column.
+    """
+    table = end.referenced[0].table
+    state: Any = instance_state(instance)
+    if state.session is not session:
+        instance = session.identity_map.get(state.key)
+        if instance is None:
+            return
+        state = instance_state(instance)
+    changed = [
+        attribute.key
+        for attribute in state.mapper.column_attrs
+        for column in attribute.columns[:1]
+        if getattr(column, "table", None) is table
+        and not column.primary_key
+        and (has_triggers or is_system(column))
+    ]
+    if loaded := [name for name in changed if name in state.dict]:
+        session.expire(instance, loaded)
+
+
+def _expire_collections(session: Session, state: Any, names: list[str]) -> None:
+    instance = state.obj()
+    if instance is None:
+        return
+    session.expire(instance, names)
+    for name in names:
+        prop: Any = state.mapper.relationships[name]
+        if prop.lazy in _WITHOUT_LOADER:
+            # It would be read as empty. This loads it, as any other collection.
+            loader = prop._get_strategy((("lazy", "select"),))
+            state.callables = {**state.callables, name: loader._load_for_state}
 
 
 def _loaded(session: Session, end: End) -> Iterator[tuple[Any, list[str]]]:
     """Yield the states of the session that have loaded collections, with the collections' names."""
     state: Any
     for state in session.identity_map.all_states():
-        names = _loaded_collections(end, state)
+        names = _loaded_collections(end.collections, state)
         if names and state.mapper.isa(end.mapper):
             yield state, names
 
@@ -126,8 +216,8 @@ def _comparable_keys(items: Sequence[Any], states: Iterable[Any]) -> set[Primary
     return keys if len(types) == 1 else None
 
 
-def _loaded_collections(end: End, state: Any) -> list[str]:
-    return [name for name in end.collections if name in state.dict]
+def _loaded_collections(collections: Sequence[str], state: Any) -> list[str]:
+    return [name for name in collections if name in state.dict]
 
 
 def _type_of(value: Any) -> type[Any]:
@@ -168,6 +258,8 @@ def _end_savepoint(session: Session, writes: Writes, ended: SessionTransaction) 
         for association in written:
             _expire_by_key(session, association.owner, None)
             _expire_by_key(session, association.related, None)
+            expire_viewers(session, association)
+            expire_objects(session, association, None)
     elif (outer := _savepoint(ended.parent)) is not None:
         writes.by_savepoint += [(outer, association) for association in written]
 

@@ -35,24 +35,25 @@ class Extras:
         self._defaults: dict[str, Any] = {}
         self._scalar_columns: dict[str, Column[Any]] = {}
         for at, column in enumerate(association.extras):
+            name = f"{association.prefix}v{at}"
             if column.name in given:
-                self._given[f"v{at}"] = column
-                self._add_scalar(f"v{at}", column)
+                self._given[name] = column
+                self._add_scalar(name, column)
             elif column.default is not None:
-                self._add_default(at, column, column.default)
+                self._add_default(name, column, column.default)
 
-    def _add_default(self, at: int, column: Column[Any], default: Any) -> None:
+    def _add_default(self, name: str, column: Column[Any], default: Any) -> None:
         if isinstance(default, DatabaseSequence):
             self._add(column, default.next_value())
         elif default.is_callable:
-            self.array_columns[f"x{at}"] = column
-            self._add(column, f"x{at}")
+            self.array_columns[name] = column
+            self._add(column, name)
         elif default.is_clause_element:
             is_query = isinstance(default.arg, Select)
             self._add(column, default.arg.scalar_subquery() if is_query else default.arg)
         else:
-            self._defaults[f"v{at}"] = default.arg
-            self._add_scalar(f"v{at}", column)
+            self._defaults[name] = default.arg
+            self._add_scalar(name, column)
 
     def _add_scalar(self, name: str, column: Column[Any]) -> None:
         self._scalar_columns[name] = column

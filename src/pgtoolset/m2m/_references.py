@@ -63,8 +63,10 @@ async def _read(
     if not keys:
         return []
     statement = association.once(_selection, end)
-    parameters = {f"k{at}": [key[at] for key in keys] for at in range(end.width)}
-    rows = await session.execute(statement, parameters, bind_arguments={"mapper": end.mapper})
+    prefix = association.prefix
+    parameters = {f"{prefix}k{at}": [key[at] for key in keys] for at in range(end.width)}
+    bind = {"mapper": end.mapper, "clause": association.write}
+    rows = await session.execute(statement, parameters, bind_arguments=bind)
     found = {position: tuple(values) for position, *values in rows}
     for position, key in enumerate(keys, start=1):
         if position not in found:
@@ -81,9 +83,10 @@ def _selection(association: Association, end: End) -> Select[Any]:
 
     Each row has the position of its key: PostgreSQL may spell a key otherwise than the caller.
     """
-    keys: Any = {f"k{at}": column for at, column in enumerate(end.mapper.primary_key)}
-    wanted = unnest("wanted", keys, ordinality="position")
-    columns: Any = select(wanted.c.position, *end.referenced)
+    prefix = association.prefix
+    keys: Any = {f"{prefix}k{at}": column for at, column in enumerate(end.mapper.primary_key)}
+    wanted = unnest(f"{prefix}wanted", keys, ordinality=f"{prefix}n")
+    columns: Any = select(wanted.c[f"{prefix}n"], *end.referenced)
     statement: Select[Any] = columns.select_from(wanted, end.mapper.selectable).where(
         *(equals(column, wanted.c[name]) for name, column in keys.items())
     )

@@ -1,8 +1,12 @@
-"""The statement of `m2m_set`: the smallest change from the rows of an owner to the wanted ones.
+"""The statements of `m2m_set`: from the rows of an owner to the wanted ones.
 
-Wanted and present rows are compared by a FULL JOIN, for which PostgreSQL has no nested loop: a plan
-that is reused does not know the length of an array, and a nested loop over two times 10,000 rows
-takes seconds.
+Where nothing but the pair can refuse a row, one statement makes the smallest change. Where a new
+row may be refused because of an old one, the old ones go first, in a statement of their own: a
+trigger, a check or a policy that counts rows sees the deletion only then.
+
+Wanted and present rows are compared by a FULL JOIN or a hashed NOT IN, for which PostgreSQL has no
+nested loop: a plan that is reused does not know the length of an array, and a nested loop over two
+times 10,000 rows takes seconds.
 
 See https://www.postgresql.org/docs/current/queries-with.html#QUERIES-WITH-MODIFYING
 """
@@ -12,28 +16,39 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    FromClause,
+    ColumnElement,
+    Delete,
     Select,
     and_,
     bindparam,
-    column,
     delete,
     literal_column,
     not_,
     or_,
     select,
+    tuple_,
 )
 from sqlalchemy.sql.expression import CTE
 
-from pgtoolset._postgres.catalog import compare, count, pg
+from pgtoolset._postgres.arrays import element, unnest
+from pgtoolset._postgres.catalog import compare, count
 from pgtoolset.m2m._associations import Association
 from pgtoolset.m2m._conflicts import Insert, overwrite_conflicts, skip_conflicts
 from pgtoolset.m2m._extras import Extras
-from pgtoolset.m2m._rows import is_of_owner, owner_parameters, related_parameters, stored_rows
+from pgtoolset.m2m._rows import (
+    Columns,
+    is_of_owner,
+    is_of_selected_owner,
+    owner_parameters,
+    related_parameters,
+    stored_rows,
+)
 
 
 def replacement(association: Association, extras: Extras, *, rewrite: bool) -> Select[Any]:
     """Make the owner's rows exactly the related, and select how many were added and removed.
+
+    For a table where nothing but the pair can refuse a row.
 
     Args:
         association: the relationship.
@@ -57,115 +72,140 @@ class _Replacement:
         self._extras = extras
         self._rewrite = rewrite
         self._related = related_parameters(association)
-        self._difference = self._compare()
+        rows = _compare(association, extras.array_columns, _present(association))
+        if not rewrite:
+            rows = _different(association, rows)
+        self._difference = rows.cte(f"{association.prefix}difference")
         first = next(iter(self._related))
         self._is_added = self._difference.c[f"p_{first}"].is_(None)
         self._is_removed = self._difference.c[f"w_{first}"].is_(None)
 
     def statement(self) -> Select[Any]:
-        association = self._association
-        if association.unique and not association.collides:
-            # A transaction that adds what this one removes waits for it. If this one removed first
-            # and then waited for a row of the other, each would wait for the other.
-            inserted = self._insert(after=None)
-            deleted = self._delete_removed(after=inserted)
-        else:
-            # A new row may collide with an old one, so the old ones go first.
-            deleted = self._delete_old()
-            inserted = self._insert(after=deleted)
+        # A transaction that adds what this one removes waits for it. If this one removed first and
+        # then waited for a row of the other, each would wait for the other.
+        inserted = self._insert()
+        deleted = self._delete_removed(after=inserted)
         added = count().filter(self._is_added)
         removed = count().filter(self._is_removed)
         counts: Any = select(added, removed).select_from(self._difference)
         statement: Select[Any] = counts.add_cte(inserted, deleted)
         return statement
 
-    def _compare(self) -> CTE:
-        wanted = stored_rows(self._related, self._extras.array_columns, "wanted")
-        present = self._present()
-        is_same = and_(*(present.c[name] == wanted.c[name] for name in self._related))
-        columns = [wanted.c[name].label(f"w_{name}") for name in wanted.c.keys()]
-        columns += [present.c[name].label(f"p_{name}") for name in self._related]
-        rows = select(*columns).select_from(present.join(wanted, is_same, full=True))
-        if not self._rewrite:
-            first = next(iter(self._related))
-            rows = rows.where(or_(present.c[first].is_(None), wanted.c[first].is_(None)))
-        return rows.cte("difference")
-
-    def _present(self) -> FromClause:
-        columns = (column.label(name) for name, column in self._related.items())
-        rows = select(*columns).where(*is_of_owner(self._association))
-        # Without a unique constraint a pair may be there several times, and is compared once.
-        return (rows if self._association.unique else rows.distinct()).subquery("present")
-
-    def _insert(self, after: CTE | None) -> CTE:
-        association, extras, difference = self._association, self._extras, self._difference
+    def _insert(self) -> CTE:
+        association, extras, rows = self._association, self._extras, self._difference
+        keys = {name: rows.c[f"w_{name}"] for name in self._related}
         owner = owner_parameters(association)
         owners = [bindparam(name, type_=column.type) for name, column in owner.items()]
-        keys = [difference.c[f"w_{name}"] for name in self._related]
         is_inserted = not_(self._is_removed) if self._rewrite else self._is_added
-        rows = select(*owners, *keys, *extras.expressions(difference, "w_")).where(is_inserted)
-        rows = rows.order_by(*keys)
-        if after is not None:
-            rows = rows.where(_is_done(after))
+        wanted = select(*owners, *keys.values(), *extras.expressions(rows, "w_")).where(is_inserted)
+        wanted = wanted.order_by(
+            *(keys[name] for name in association.in_table_order(self._related))
+        )
         columns = [*owner.values(), *self._related.values(), *extras.columns]
-        statement = Insert(association.table).from_select(columns, rows, include_defaults=False)
-        if self._rewrite and after is None:
-            statement = overwrite_conflicts(statement, association.pair, association.extras)
-        elif association.unique:
-            statement = skip_conflicts(statement, association.pair)
-        return _cte(statement, "inserted")
-
-    def _delete_old(self) -> CTE:
-        """Delete what has to go before anything is inserted."""
+        statement = Insert(association.table).from_select(columns, wanted, include_defaults=False)
         if self._rewrite:
-            return _cte(
-                delete(self._association.table).where(*is_of_owner(self._association)), "deleted"
-            )
-        if self._association.unique:
-            return self._delete_removed(after=None)
-        return self._delete_surplus()
+            statement = overwrite_conflicts(statement, association.pair, association.extras)
+        else:
+            statement = skip_conflicts(statement, association.pair)
+        return self._cte(statement, "inserted")
 
-    def _delete_removed(self, after: CTE | None) -> CTE:
-        association, difference = self._association, self._difference
+    def _delete_removed(self, after: CTE) -> CTE:
+        association, rows = self._association, self._difference
         statement = delete(association.table).where(
             *is_of_owner(association),
             self._is_removed,
-            *(column == difference.c[f"p_{name}"] for name, column in self._related.items()),
+            *(column == rows.c[f"p_{name}"] for name, column in self._related.items()),
+            _is_done(after),
         )
-        if after is not None:
-            statement = statement.where(_is_done(after))
-        return _cte(statement, "deleted")
+        return self._cte(statement, "deleted")
 
-    def _delete_surplus(self) -> CTE:
-        """Delete unwanted rows, and of a pair that is there several times all but one row."""
-        table, related = self._association.table, self._related
-        # What tells rows without a unique key apart, in a partitioned table too.
-        place: list[Any] = [column(name, _selectable=table) for name in ("tableoid", "ctid")]
-        number = pg.row_number().over(partition_by=list(related.values()), order_by=place)
-        columns = [each.label(each.name) for each in place]
-        columns += [each.label(name) for name, each in related.items()]
-        rows = select(*columns, number.label("number")).where(*is_of_owner(self._association))
-        present = rows.subquery("numbered_rows")
-        kept = stored_rows(related, {}, "kept")
-        is_same = and_(*(present.c[name] == kept.c[name] for name in related))
-        first = next(iter(related))
-        surplus = (
-            select(present.c.tableoid, present.c.ctid)
-            .select_from(present.join(kept, is_same, full=True))
-            .where(
-                or_(kept.c[first].is_(None), compare(present.c.number, ">", literal_column("1")))
-            )
-            .cte("surplus")
-        )
-        statement = delete(table).where(
-            *(compare(each, "=", surplus.c[each.name]) for each in place)
-        )
-        return _cte(statement, "deleted")
+    def _cte(self, statement: Any, name: str) -> CTE:
+        prefix = self._association.prefix
+        cte: CTE = statement.returning(literal_column("1").label(f"{prefix}n")).cte(prefix + name)
+        return cte
 
 
-def _cte(statement: Any, name: str) -> CTE:
-    cte: CTE = statement.returning(literal_column("1").label("n")).cte(name)
-    return cte
+def counts(association: Association) -> Select[Any]:
+    """SELECT how many associations the wanted set adds and removes."""
+    # Without a unique constraint a pair may be there several times, and is counted once.
+    rows = _compare(association, {}, _present(association).distinct())
+    found = _different(association, rows).subquery(f"{association.prefix}difference")
+    first = next(iter(related_parameters(association)))
+    added = count().filter(found.c[f"p_{first}"].is_(None))
+    removed = count().filter(found.c[f"w_{first}"].is_(None))
+    selected: Any = select(added, removed)
+    statement: Select[Any] = selected.select_from(found)
+    return statement
+
+
+def deletion_of_old(association: Association, *, rewrite: bool, keep_existing: bool) -> Delete:
+    """DELETE the rows of the owner that have to go before the new set is inserted.
+
+    Args:
+        association: the relationship.
+        rewrite: whether rows that stay are inserted again.
+        keep_existing: whether a pair that is there several times keeps all of its rows.
+    """
+    statement = delete(association.table).where(*is_of_owner(association))
+    if rewrite:
+        return statement
+    related = related_parameters(association)
+    wanted = unnest(f"{association.prefix}wanted", related)
+    kept = select(*(element(wanted.c[name], column) for name, column in related.items()))
+    key = _key(list(related.values()))
+    is_old: ColumnElement[bool] = key.not_in(kept)
+    if not keep_existing:
+        # Without a unique constraint: such a pair is inserted again, once.
+        several = _present(association).correlate(None).group_by(*related.values())
+        several = several.having(compare(count(), ">", literal_column("1")))
+        is_old = or_(is_old, key.in_(several))
+    return statement.where(is_old)
+
+
+def insertion_of_new(
+    association: Association, extras: Extras, *, rewrite: bool, has_arbiter: bool
+) -> Insert:
+    """INSERT the wanted rows that are not there."""
+    owner, related = owner_parameters(association), related_parameters(association)
+    wanted = stored_rows(association, related, extras.array_columns, "wanted")
+    keys = [wanted.c[name] for name in related]
+    owners = [bindparam(name, type_=column.type) for name, column in owner.items()]
+    rows = select(*owners, *keys, *extras.expressions(wanted)).select_from(wanted)
+    if not rewrite:
+        present = select(*related.values()).where(*is_of_selected_owner(association))
+        present = present.correlate(None).where(*(each.is_not(None) for each in related.values()))
+        rows = rows.where(_key(keys).not_in(present))
+    columns = [*owner.values(), *related.values(), *extras.columns]
+    statement = Insert(association.table).from_select(columns, rows, include_defaults=False)
+    return skip_conflicts(statement, association.pair) if has_arbiter else statement
+
+
+def _present(association: Association) -> Select[Any]:
+    """SELECT the related keys of the owner's rows, by the names of their parameters."""
+    columns = (column.label(name) for name, column in related_parameters(association).items())
+    return select(*columns).where(*is_of_owner(association))
+
+
+def _compare(association: Association, extras: Columns, present: Select[Any]) -> Select[Any]:
+    """SELECT the wanted rows and the present ones side by side."""
+    related = related_parameters(association)
+    wanted = stored_rows(association, related, extras, "wanted")
+    there = present.subquery(f"{association.prefix}present")
+    is_same = and_(*(there.c[name] == wanted.c[name] for name in related))
+    columns = [wanted.c[name].label(f"w_{name}") for name in wanted.c.keys()]
+    columns += [there.c[name].label(f"p_{name}") for name in related]
+    return select(*columns).select_from(there.join(wanted, is_same, full=True))
+
+
+def _different(association: Association, rows: Select[Any]) -> Select[Any]:
+    """Leave out the rows that are wanted and present."""
+    first = next(iter(related_parameters(association)))
+    sides = {each.name: each.element for each in rows.selected_columns}
+    return rows.where(or_(sides[f"p_{first}"].is_(None), sides[f"w_{first}"].is_(None)))
+
+
+def _key(columns: list[Any]) -> ColumnElement[Any]:
+    return columns[0] if len(columns) == 1 else tuple_(*columns)
 
 
 def _is_done(cte: CTE) -> Any:

@@ -16,12 +16,26 @@ Columns = dict[str, Column[Any]]
 
 def owner_parameters(association: Association) -> Columns:
     """Return the columns of the owner's key by the names of their parameters."""
-    return {f"o{at}": column for at, column in enumerate(association.owner.columns)}
+    prefix = association.prefix
+    return {f"{prefix}o{at}": column for at, column in enumerate(association.owner.columns)}
 
 
 def related_parameters(association: Association) -> Columns:
     """Return the columns of the related key by the names of their parameters."""
-    return {f"r{at}": column for at, column in enumerate(association.related_columns)}
+    prefix = association.prefix
+    return {f"{prefix}r{at}": column for at, column in enumerate(association.related_columns)}
+
+
+def is_of_selected_owner(association: Association) -> list[ColumnElement[bool]]:
+    """Return the conditions of `is_of_owner` for a statement that also selects the owner's key.
+
+    They have parameters of their own: PostgreSQL infers one type for each, TEXT for what is
+    selected and perhaps VARCHAR for what is compared.
+    """
+    return [
+        column == bindparam(f"{association.prefix}p{at}", type_=column.type)
+        for at, column in enumerate(association.owner.columns)
+    ]
 
 
 def is_of_owner(association: Association) -> list[ColumnElement[bool]]:
@@ -32,28 +46,33 @@ def is_of_owner(association: Association) -> list[ColumnElement[bool]]:
     ]
 
 
-def stored_rows(keys: Mapping[str, Column[Any]], extras: Columns, name: str) -> FromClause:
-    """Return a subquery of the arrays' rows, each key once, in the order of the keys.
+def stored_rows(
+    association: Association, keys: Mapping[str, Column[Any]], extras: Columns, name: str
+) -> FromClause:
+    """Return a subquery of the arrays' rows, each key once, in an order that both sides share.
 
     The values have the form in which their columns store them, so whatever is joined with the
     subquery or inserted from it needs no further look at types: where a type stores strings in
     lower case, "A" and "a" are one row here.
 
     Args:
+        association: the relationship.
         keys: columns by the names of the parameters.
         extras: more columns that have a value for each row; they do not tell rows apart.
-        name: the alias.
+        name: the alias, without the prefix.
     """
+    prefix = association.prefix
     columns = {**keys, **extras}
-    rows = unnest("rows", columns)
+    order = association.in_table_order(keys)
+    rows = unnest(f"{prefix}rows", columns)
     stored = {each: element(rows.c[each], column) for each, column in columns.items()}
     labelled = [value.label(each) for each, value in stored.items()]
     if not extras:
-        ordered = select(*labelled).order_by(*(stored[each] for each in keys))
-        return ordered.distinct().subquery(name)
+        ordered = select(*labelled).order_by(*(stored[each] for each in order))
+        return ordered.distinct().subquery(f"{prefix}{name}")
     # DISTINCT would compare the extra columns too.
     number = pg.row_number().over(partition_by=[stored[each] for each in keys])
-    numbered = select(*labelled, number.label("number")).subquery("numbered")
-    first = compare(numbered.c.number, "=", literal_column("1"))
+    numbered = select(*labelled, number.label(f"{prefix}n")).subquery(f"{prefix}numbered")
+    first = compare(numbered.c[f"{prefix}n"], "=", literal_column("1"))
     once = select(*(numbered.c[each] for each in columns)).where(first)
-    return once.order_by(*(numbered.c[each] for each in keys)).subquery(name)
+    return once.order_by(*(numbered.c[each] for each in order)).subquery(f"{prefix}{name}")

@@ -15,16 +15,32 @@ from sqlalchemy import Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from pgtoolset._arguments import PrimaryKey, check_iterable, sync_session
+from pgtoolset._arguments import PrimaryKey, check_iterable, shown, sync_session
 from pgtoolset._native import association_rows
+from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._text import printable
+from pgtoolset.errors import RowNotFoundError
 from pgtoolset.m2m._analysis import association_of
 from pgtoolset.m2m._arguments import check_instances, check_links, check_values
-from pgtoolset.m2m._associations import End
-from pgtoolset.m2m._collections import expire, remember
+from pgtoolset.m2m._associations import Association, End
+from pgtoolset.m2m._catalog import Knowledge, Storage, knowledge
+from pgtoolset.m2m._collections import (
+    expire,
+    expire_objects,
+    expire_owner,
+    expire_viewers,
+    remember,
+)
 from pgtoolset.m2m._extras import Extras
 from pgtoolset.m2m._keys import check_shared, columns_of, divided, identities
 from pgtoolset.m2m._references import referenced_values
-from pgtoolset.m2m._statements import lock, touch
+from pgtoolset.m2m._replacement import counts, deletion_of_old, insertion_of_new, replacement
+from pgtoolset.m2m._statements import ask, lock, touch
+
+#: No constraint that ON CONFLICT can name (42P10), or a deferrable one (55000).
+_WITHOUT_ARBITER = frozenset({"42P10", "55000"})
+#: No privilege, not a table, not an updatable view.
+_NOT_LOCKABLE = frozenset({"42501", "42809", "0A000"})
 
 #: Which collections a call changes: those of an end, of these instances and keys; `None`: of all.
 Touched = tuple[End, Sequence[Any], Sequence[Any] | None]
@@ -58,13 +74,44 @@ class Writer(ABC):
             statement: of this association.
             one: whether its parameters are the values of one row in place of arrays.
         """
+        return await self._execute(statement, self._parameters(one))
+
+    async def has_arbiter(self) -> bool:
+        """Whether ON CONFLICT can name the constraint of the pair; PostgreSQL is asked once."""
+        storage = self._knowledge().latest
+        if storage is None:
+            storage = await self._ask()
+        return storage >= Storage.RESTRICTED
+
+    async def _ask(self) -> Storage:
+        """Ask PostgreSQL what the association table is."""
+        row = (await self._read(self.association.once(ask), {})).one_or_none()
+        if row is None:
+            return Storage.INDIRECT  # made by another session, after this transaction's snapshot
+        storage = Storage(row[1])
+        self._knowledge().learn(row[0], storage)
+        return storage
+
+    def _knowledge(self) -> Knowledge:
+        association = self.association
+        dialect = self._sync_session.get_bind(**association.bind_arguments).dialect
+        pair = association.once(_pair_names)
+        return knowledge(dialect, association.table, pair)
+
+    async def _read(self, statement: Executable, parameters: dict[str, Any]) -> Any:
+        """Execute a statement that changes no association where the associations are."""
+        bind = self.association.bind_arguments
+        return await self._session.execute(statement, parameters, bind_arguments=bind)
+
+    async def _execute(self, statement: Executable, parameters: dict[str, Any]) -> Any:
         sync, association = self._sync_session, self.association
-        parameters = self._parameters(one)
         try:
             remember(sync, association)
-            bind = {"mapper": association.owner.mapper, "clause": association.table}
+            bind = association.bind_arguments
             result = await self._session.execute(statement, parameters, bind_arguments=bind)
-        except DBAPIError:
+        except DBAPIError as error:
+            if sqlstate_of(error) in _WITHOUT_ARBITER:
+                self._knowledge().latest = None
             raise  # PostgreSQL has undone the statement
         except BaseException:
             # After a cancellation the statement may have been executed or not.
@@ -74,13 +121,16 @@ class Writer(ABC):
         return result
 
     def _parameters(self, one: bool) -> dict[str, Any]:
-        parameters = {f"o{at}": value for at, value in enumerate(self.owner)}
-        shared = self.association.shared
+        prefix, shared = self.association.prefix, self.association.shared
+        parameters = {f"{prefix}o{at}": value for at, value in enumerate(self.owner)}
         related = [column for at, column in enumerate(self.columns) if at not in shared]
-        parameters |= {f"r{at}": each[0] if one else each for at, each in enumerate(related)}
+        parameters |= {
+            f"{prefix}r{at}": each[0] if one else each for at, each in enumerate(related)
+        }
         if self.extras.columns:
             keys = dict(zip(self.association.pair, parameters.values(), strict=True))
             parameters |= self.extras.parameters(self._values, keys, len(self.columns[0]))
+        parameters |= {f"{prefix}p{at}": value for at, value in enumerate(self.owner)}
         return parameters
 
     async def _flush(self) -> bool:
@@ -97,8 +147,16 @@ class Writer(ABC):
         """Yield the ends whose loaded collections the call changes."""
 
     def _expire_touched(self) -> None:
+        sync, association = self._sync_session, self.association
         for end, instances, keys in self._touched():
-            expire(self._sync_session, end, instances, keys)
+            expire(sync, end, instances, keys)
+        if association.viewers or association.objects:
+            expire_viewers(sync, association)
+            expire_objects(sync, association, self._touched_rows())
+
+    @abstractmethod
+    def _touched_rows(self) -> tuple[Sequence[PrimaryKey], Sequence[PrimaryKey] | None]:
+        """Return the keys of the owners whose rows the call changes, and those of the related."""
 
 
 class OwnerWriter(Writer):
@@ -156,28 +214,84 @@ class OwnerWriter(Writer):
         name = "related" if self._related else "pks"
         check_shared(name, association, self.owner, self.columns)
 
-    async def lock_owner(self) -> None:
-        """Lock the owner's row, so that of two sets at the same time the second waits."""
-        end = self.association.owner
+    async def lock_owner(self) -> Storage:
+        """Lock the owner's row, so that of two sets at the same time the second waits.
+
+        Raises:
+            RowNotFoundError: there is no such row, or row-level security hides it.
+        """
+        association = self.association
+        parameters = self._owner_parameters()
+        try:
+            row = (await self._read(association.once(lock), parameters)).one_or_none()
+        except DBAPIError as error:
+            if sqlstate_of(error) in _NOT_LOCKABLE:
+                error.add_note(f"{self._what_is_locked()}. Nothing has been written.")
+            raise
+        if row is None:
+            raise self._not_locked()
+        level, signature = row
+        if level in ("repeatable read", "serializable"):
+            await self._touch_owner(parameters)
+        storage = self._knowledge().recall(signature)
+        return await self._ask() if storage is None else storage
+
+    async def _touch_owner(self, parameters: dict[str, Any]) -> None:
+        association = self.association
+        update = association.once(touch)
+        if update is None:
+            return
+        row = (await self._read(update, parameters)).one_or_none()
+        if row is None:
+            raise self._not_locked()
+        expire_owner(self._sync_session, association.owner, self._instance, has_triggers=row[0])
+
+    def _owner_parameters(self) -> dict[str, Any]:
+        """Return the parameters that find the owner's row in its own table."""
+        end, prefix = self.association.owner, self.association.prefix
         table = end.referenced[0].table
-        parameters = {
-            f"o{at}": value
+        return {
+            f"{prefix}o{at}": value
             for at, value in enumerate(self.owner)
             if end.referenced[at].table is table
         }
-        bind = {"mapper": end.mapper}
-        level = await self._session.scalar(
-            self.association.once(lock), parameters, bind_arguments=bind
-        )
-        if level in ("repeatable read", "serializable"):
-            update = self.association.once(touch)
-            if update is not None:
-                await self._session.execute(update, parameters, bind_arguments=bind)
 
-    async def replace(self, statement: Executable) -> Any:
-        """Execute a statement that may change the collection of any related row."""
+    def _what_is_locked(self) -> str:
+        end = self.association.owner
+        table = printable(str(end.referenced[0].table))
+        return (
+            f"{self.association.name}: m2m_set locks the row of {end.name} in {table} FOR NO KEY "
+            "UPDATE, for which that has to be a table or an updatable view, and the role needs the "
+            "privilege UPDATE on one of its columns"
+        )
+
+    def _not_locked(self) -> RowNotFoundError:
+        return RowNotFoundError(
+            f"{self._what_is_locked()}; the row with {shown(tuple(self.owner))} was not found: it "
+            "has been deleted, or row-level security hides it (the policies for UPDATE count "
+            "too). Nothing has been written."
+        )
+
+    async def replace(self, storage: Storage, *, keep_existing: bool) -> tuple[int, int]:
+        """Make the owner's rows the set; return how many associations it has gained and lost."""
+        association, extras = self.association, self.extras
         self._replaces_all = True
-        return await self.execute(statement)
+        rewrite = bool(association.extras) and not keep_existing
+        parameters = self._parameters(one=False)
+        # ON CONFLICT DO UPDATE calls the row that was to be inserted `excluded`.
+        if storage is Storage.PLAIN and not (rewrite and association.table.name == "excluded"):
+            statement = association.once(replacement, extras, rewrite=rewrite)
+            return tuple((await self._execute(statement, parameters)).one())
+        change = (await self._read(association.once(counts), parameters)).one()
+        old = association.once(deletion_of_old, rewrite=rewrite, keep_existing=keep_existing)
+        await self._execute(old, parameters)
+        if self.columns[0]:
+            has_arbiter = storage >= Storage.RESTRICTED
+            new = association.once(
+                insertion_of_new, extras, rewrite=rewrite, has_arbiter=has_arbiter
+            )
+            await self._execute(new, parameters)
+        return tuple(change)
 
     def _build(self) -> list[list[Any]] | None:
         """Return the related keys as columns; `None` where one of them needs a closer look."""
@@ -203,6 +317,10 @@ class OwnerWriter(Writer):
         yield self.association.owner, [self._instance], ()
         keys = None if self._replaces_all else self._keys
         yield self.association.related, self._related, keys
+
+    def _touched_rows(self) -> tuple[Sequence[PrimaryKey], Sequence[PrimaryKey] | None]:
+        related = None if self._replaces_all else list(zip(*self.columns, strict=True))
+        return [tuple(self.owner)], related
 
 
 class LinkWriter(Writer):
@@ -277,3 +395,10 @@ class LinkWriter(Writer):
         for position, end in enumerate((self.association.owner, self.association.related)):
             if end.collections:
                 yield end, *divided(end, (link[position] for link in self._links))
+
+    def _touched_rows(self) -> tuple[Sequence[PrimaryKey], Sequence[PrimaryKey] | None]:
+        return list(zip(*self.owner, strict=True)), list(zip(*self.columns, strict=True))
+
+
+def _pair_names(association: Association) -> frozenset[str]:
+    return frozenset(column.name for column in association.pair)

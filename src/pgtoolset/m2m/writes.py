@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import check_flag
-from pgtoolset.m2m._replacement import replacement
 from pgtoolset.m2m._statements import deletion, insertion, insertion_of_one
 from pgtoolset.m2m._writer import LinkWriter, OwnerWriter
 from pgtoolset.types import ManyToMany, PrimaryKeys, Related
@@ -73,17 +72,14 @@ async def m2m_add(
     if writer.is_empty:
         return 0
     await writer.resolve_keys()
-    association, extras = writer.association, writer.extras
-    one = (
-        writer.has_one_row
-        and not extras.array_columns
-        and (association.unique or not ignore_conflicts)
-    )
+    association, extras, skip = writer.association, writer.extras, ignore_conflicts
+    has_arbiter = skip and await writer.has_arbiter()
+    one = writer.has_one_row and not extras.array_columns and (has_arbiter or not skip)
     if one:
-        statement = association.once(insertion_of_one, extras, ignore_conflicts=ignore_conflicts)
+        statement = association.once(insertion_of_one, extras, skip=skip)
     else:
         statement = association.once(
-            insertion, extras, many=False, ignore_conflicts=ignore_conflicts
+            insertion, extras, many=False, skip=skip, has_arbiter=has_arbiter
         )
     return int((await writer.execute(statement, one=one)).rowcount)
 
@@ -142,7 +138,8 @@ async def m2m_set(
     The table is left as if every association of the owner had been deleted and these inserted, by
     the smallest change. Associations that stay keep their rows. Where the association table has
     columns beyond the keys those rows are rewritten, with `values` and defaults, unless
-    `keep_existing`.
+    `keep_existing`. Rows are inserted before others are deleted, or after that where the database
+    has a constraint, a trigger or a policy that may refuse a new row because of an old one.
 
     The owner's row is locked FOR NO KEY UPDATE: of two calls for one owner at the same time the
     second waits for the first one's transaction, and the result is that of one of them, never a
@@ -157,14 +154,18 @@ async def m2m_set(
         pks: primary keys of more related rows, as in `m2m_add`.
         values: extra columns of the association table, by column name, the same for every row that
             is written.
-        keep_existing: leave the extra columns of associations that exist already as they are.
+        keep_existing: leave all rows of associations that exist already as they are.
 
     Returns:
         The numbers of associations added and removed. A row that is only rewritten counts as
         neither.
 
     Raises:
-        TypeError, ValueError, RowNotFoundError, sqlalchemy.exc.IntegrityError: as `m2m_add`.
+        TypeError, ValueError, sqlalchemy.exc.IntegrityError: as `m2m_add`.
+        RowNotFoundError: as `m2m_add`, and where the owner's row is gone or row-level security
+            hides it; before anything is written.
+        sqlalchemy.exc.DBAPIError: the owner's row cannot be locked: the role lacks the privilege
+            UPDATE, or the owner is a view that cannot be updated; before anything is written.
 
     Example:
         >>> async with get_transaction(session=session):
@@ -176,11 +177,8 @@ async def m2m_set(
     check_flag("keep_existing", keep_existing)
     writer = OwnerWriter(session, rel_attr, instance, related, pks, values)
     await writer.resolve_keys()
-    await writer.lock_owner()
-    association = writer.association
-    rewrite = bool(association.extras) and not keep_existing
-    statement = association.once(replacement, writer.extras, rewrite=rewrite)
-    added, removed = (await writer.replace(statement)).one()
+    storage = await writer.lock_owner()
+    added, removed = await writer.replace(storage, keep_existing=keep_existing)
     return M2MChange(added, removed)
 
 
@@ -223,7 +221,8 @@ async def m2m_add_many(
     if writer.is_empty:
         return 0
     await writer.resolve_keys()
+    has_arbiter = ignore_conflicts and await writer.has_arbiter()
     statement = writer.association.once(
-        insertion, writer.extras, many=True, ignore_conflicts=ignore_conflicts
+        insertion, writer.extras, many=True, skip=ignore_conflicts, has_arbiter=has_arbiter
     )
     return int((await writer.execute(statement)).rowcount)

@@ -62,7 +62,7 @@ async def mark(connection: AsyncConnection, owner: Owner, before: set[int]) -> N
 
 
 async def sweep(connection: AsyncConnection, is_over: Callable[[Owner], bool]) -> None:
-    """Drop the tables and types of blocks that are over, where nothing else depends on them."""
+    """Drop the tables and types of blocks that are over, where no other object depends on them."""
     rows = (await connection.execute(_TYPES)).all()
     marks = {row.mark: owner_in(row.mark, _KIND) for row in rows if row.mark}
     over = {

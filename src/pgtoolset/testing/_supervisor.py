@@ -105,7 +105,7 @@ class Server:
 
     def _spawn(self, command: list[str], stdin: int) -> "subprocess.Popen[bytes]":
         output: dict[str, object] = {"stdin": stdin, "stdout": self._log, "stderr": self._log}
-        # What is called before exec runs after the change of the user, which would undo it.
+        # The function called before exec runs after the change of the user, which would undo it.
         options = output | self._identity | {"cwd": "/", "preexec_fn": _tied()}
         return subprocess.Popen(command, **options)  # type: ignore[call-overload, no-any-return]
 

@@ -11,8 +11,9 @@ from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pgtoolset._postgres.link import is_about_data
-from pgtoolset._postgres.notifications import channel_of
+from pgtoolset._postgres.notifications import SCHEMA_OF_TABLE, channel_in
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._postgres.tables import qualified_names
 from pgtoolset._text import safe
 from pgtoolset.errors import WatchFailedError
 from pgtoolset.watch._known_rows import KnownRows
@@ -34,16 +35,16 @@ class Group:
 
     Attributes:
         target: the model and the columns.
-        channels: the notification channels of the tables.
+        channels: the notification channels of the tables, once they are found.
         not_before: the time of the event loop before which the group is not ticked.
         failures: ticks in a row that found the server busy.
     """
 
     def __init__(self, engine: AsyncEngine, target: Target[Any]) -> None:
         self.target = target
-        self.channels = tuple(
-            channel_of(table) for table in target.mapper.tables if isinstance(table, Table)
-        )
+        self.channels: tuple[str, ...] = ()
+        self._tables = [table for table in target.mapper.tables if isinstance(table, Table)]
+        self._engine = engine
         self.not_before = 0.0
         self.failures = 0
         self._rows = KnownRows(engine, target)
@@ -62,6 +63,22 @@ class Group:
     @property
     def subscriptions(self) -> list[Subscription[Any]]:
         return self._members.all()
+
+    def shares(self, other: Group) -> bool:
+        """Return whether two groups have a table in common."""
+        return not set(self._tables).isdisjoint(other._tables)
+
+    async def find_channels(self, fetch: Fetch) -> None:
+        """Ask which schemas the tables are in: each tenant's table has a channel of its own."""
+        if self.channels:
+            return
+        translation = self._engine.sync_engine.get_execution_options().get("schema_translate_map")
+        found: list[str] = []
+        for table in self._tables:
+            names = qualified_names([table], self._engine.dialect, translation or {})
+            rows = await fetch(SCHEMA_OF_TABLE, *names)
+            found += [channel_in(table, schema) for (schema,) in rows]
+        self.channels = tuple(found)
 
     def add(self, subscription: Subscription[Any]) -> None:
         self._members.add(subscription)

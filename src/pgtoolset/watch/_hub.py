@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from pgtoolset._postgres.link import HEARTBEAT, Link, LinkLost, is_about_data, is_passing
+from pgtoolset._postgres.link import (
+    HEARTBEAT,
+    Link,
+    LinkLost,
+    is_about_data,
+    is_about_schema,
+    is_locked,
+    is_passing,
+)
 from pgtoolset._text import safe
 from pgtoolset.errors import WatcherClosedError
 from pgtoolset.watch._groups import Group
@@ -26,8 +35,16 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 
 #: Seconds: the longest pause of a group whose table does not answer, so that the other groups are
-#: not delayed with it.
+#: not delayed with it; and the most for a table that is locked, before the pauses double.
 LONGEST_BUSY_PAUSE = 10.0
+FIRST_LOCK_PAUSE = 0.25
+
+#: Ticks of a group in a row that may fail because of DDL, and the longest pause between two.
+MOST_SCHEMA_FAILURES = 3
+LONGEST_SCHEMA_PAUSE = 0.5
+
+#: Seconds after which a refused LISTEN is tried again over the same connection.
+LISTEN_RETRY = 10.0
 
 #: Seconds after which the task of a watcher that is closed is cancelled again.
 CLOSE_RETRY = 3.0
@@ -51,6 +68,7 @@ class Hub:
         self._has_ticked = False  # over the present connection
         self._problem: Exception | None = None
         self._first_link: Link | None = None
+        self._listen_at = -math.inf
 
     @property
     def is_open(self) -> bool:
@@ -150,6 +168,8 @@ class Hub:
         """Tick until the connection is lost."""
         loop = asyncio.get_running_loop()
         self._is_connected, self._has_ticked, self._problem = True, False, None
+        self._listen_at = -math.inf
+        self._groups.forget_channels()
         self._groups.mark_all_due()  # for the changes while there was no connection
         next_tick = loop.time()
         while True:
@@ -184,19 +204,32 @@ class Hub:
 
     async def _tick(self, link: Link, group: Group, whole: bool) -> None:
         try:
-            if self._notify:
+            if self._notify and asyncio.get_running_loop().time() >= self._listen_at:
                 await self._listen(link, group)
             await self._poll(link, group, whole)
             group.failures = 0
         except LinkLost:
             raise
         except Exception as error:
-            if is_passing(error):
-                self._postpone(group, error)
+            pause = self._pause_after(group, error)
+            if pause is not None:
+                self._postpone(group, error, pause)
                 return
             # The next subscription gets a new group, and finds the table repaired or fails too.
             self._groups.discard(group)
             group.fail(error)
+
+    def _pause_after(self, group: Group, error: Exception) -> float | None:
+        """Return the seconds after which the group is ticked again; `None` where it has failed."""
+        group.failures += 1
+        if is_locked(error):
+            first = min(self._interval, FIRST_LOCK_PAUSE)
+            return min(first * 2.0**group.failures, LONGEST_BUSY_PAUSE)
+        if is_passing(error):
+            return min(self._interval * 2.0**group.failures, LONGEST_BUSY_PAUSE)
+        if is_about_schema(error) and group.failures < MOST_SCHEMA_FAILURES:
+            return min(self._interval, LONGEST_SCHEMA_PAUSE)
+        return None
 
     async def _poll(self, link: Link, group: Group, whole: bool) -> None:
         try:
@@ -207,22 +240,35 @@ class Hub:
             await group.fail_bad_keys(link.fetch)
             await group.tick(link.fetch, whole=whole)
 
-    def _postpone(self, group: Group, error: Exception) -> None:
-        group.failures += 1
-        pause = min(self._interval * 2**group.failures, LONGEST_BUSY_PAUSE)
-        group.not_before = asyncio.get_running_loop().time() + pause
-        logger.warning("%s cannot be polled now, and is polled again: %s", group.target, error)
+    def _postpone(self, group: Group, error: Exception, pause: float) -> None:
+        loop = asyncio.get_running_loop()
+        group.mark_all_due()
+        # A locked table would have each of its groups wait for the same lock.
+        together = [each for each in self._groups.all() if is_locked(error) and each.shares(group)]
+        again_at = loop.time() + pause
+        for each in (group, *together):
+            each.not_before = again_at
+        loop.call_at(again_at, self._wake.set)
+        logger.warning(
+            "%s cannot be polled now, and is polled again: %s", group.target, safe(str(error))
+        )
 
     async def _listen(self, link: Link, group: Group) -> None:
         try:
+            await group.find_channels(link.fetch)
             await link.listen(group.channels, self._heard)
         except LinkLost:
             raise
         except Exception as error:
-            # A standby refuses to LISTEN, for example. Polling still finds every change.
-            self._notify = False
-            logger.warning(
-                "A RowWatcher cannot LISTEN, and finds changes by polling only: %s", error
+            # A standby refuses to LISTEN, until it is promoted. Polling still finds every change.
+            is_first = self._listen_at == -math.inf
+            self._listen_at = asyncio.get_running_loop().time() + LISTEN_RETRY
+            logger.log(
+                logging.WARNING if is_first else logging.DEBUG,
+                "A RowWatcher cannot LISTEN now, and tries again in %s s. Until then it finds "
+                "changes by polling only: %s",
+                LISTEN_RETRY,
+                safe(str(error)),
             )
 
     def _heard(self, channel: str, payload: str) -> None:

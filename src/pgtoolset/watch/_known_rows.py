@@ -26,6 +26,10 @@ logger = logging.getLogger("pgtoolset")
 FETCHED_ROWS = 30
 
 
+#: Snapshots in a row that may fail before rows are only fetched.
+MOST_FAILURES = 3
+
+
 class KnownRows:
     """The rows that every joined subscription of a group has received.
 
@@ -52,6 +56,7 @@ class KnownRows:
         self._snapshots = Snapshots(statements, self._width)
         self._decode = decoder(target.mapper, statements.selected, target.columns, dialect)
         self._rows: dict[Any, Sequence[Any]] = {}
+        self._failures = 0
 
     def __contains__(self, key: Any) -> bool:
         return key in self._rows
@@ -110,13 +115,19 @@ class KnownRows:
         except Exception as error:
             self._raise_unless_about_snapshots(error)
             return keys
+        self._failures = 0
         return keys if changed is None else [key for key in changed | due if key in watched]
 
     def _raise_unless_about_snapshots(self, error: Exception) -> None:
         if isinstance(error, LinkLost) or is_passing(error):
             raise error
         # Where the keys or the rows are to blame, fetching the rows shows it.
-        if not is_about_data(error):
+        if is_about_data(error):
+            return
+        # After DDL the next snapshot may succeed, with the types that the keys have now.
+        self._failures += 1
+        self._snapshots.forget_types()
+        if self._failures >= MOST_FAILURES:
             self._snapshots.is_usable = False
             logger.warning(
                 "Rows of %s cannot be compared as text, so every tick fetches them: %s",

@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/queries-table-expressions.html#QUERIES-T
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections.abc import Callable, Sequence
 from datetime import date, time, timedelta
@@ -15,27 +16,38 @@ from decimal import Decimal
 from enum import Enum
 from functools import cached_property
 from types import NoneType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Select, column, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, Select, Table, column, literal_column, select
+from sqlalchemy.exc import DBAPIError, InternalError, NotSupportedError, ProgrammingError
 from sqlalchemy.orm import Session, lazyload, undefer
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import QueuePool
+from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import PrimaryKey
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
-from pgtoolset._postgres.catalog import unnested
+from pgtoolset._postgres.catalog import pg, unnested
 from pgtoolset._postgres.connections import has_one_backend, terminate
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._postgres.tables import hiding, options_of, qualified_names
 from pgtoolset._text import safe
+from pgtoolset.watch.conditions import SAME, Condition
 from pgtoolset.watch.targets import Target, exact_part
 
-__all__ = ["Batch", "PollTimeout", "RowQuery", "is_lost", "poll_on_connection", "poll_on_pool"]
+__all__ = [
+    "Batch",
+    "PollTimeout",
+    "RowQuery",
+    "is_lost",
+    "is_outdated",
+    "poll_on_connection",
+    "poll_on_pool",
+]
 
 #: Seconds that connecting may take, and the answer to a statement. Then the connection counts as
 #: lost.
@@ -48,51 +60,91 @@ IMMUTABLE_TYPES = (
 )
 
 
+#: The isolation level of the transaction.
+_LEVEL: Any = pg.current_setting(literal_column("'transaction_isolation'"))
+
+
+class KeyedSelects:
+    """The statements for the rows of any number of keys. Queries of one queue share them.
+
+    Each returns the position of the key, from 1, in its last column.
+    """
+
+    def __init__(self, target: Target[Any]) -> None:
+        self._target = target
+
+    @cached_property
+    def rows(self) -> Select[Any]:
+        """The rows as instances, with every watched column."""
+        return self._select(self._target.model).options(*self._loading)
+
+    @cached_property
+    def rows_and_level(self) -> Select[Any]:
+        """The same, each with the isolation level of the transaction."""
+        return self._select(self._target.model, _LEVEL).options(*self._loading)
+
+    @cached_property
+    def values(self) -> Select[Any]:
+        """The values of the watched columns alone: instances cost several times as much."""
+        target = self._target
+        selected = self._select(*(getattr(target.model, name) for name in target.columns))
+        return selected.select_from(target.mapper)
+
+    @cached_property
+    def _wanted(self) -> TableValuedAlias:
+        typed = self._typed
+        arrays = [key_parameter(name, each.type) for name, each in typed]
+        outputs = [column(name, each.type) for name, each in typed]
+        numbered = unnested(arrays).table_valued(*outputs, with_ordinality="position")
+        return cast("TableValuedAlias", numbered.render_derived(name="pgtoolset_wanted"))
+
+    @property
+    def _loading(self) -> list[Any]:
+        target = self._target
+        return [
+            lazyload("*"),
+            *(undefer(getattr(target.model, name)) for name in target.columns),
+        ]
+
+    @property
+    def _typed(self) -> list[tuple[str, Any]]:
+        keys: list[Any] = list(self._target.mapper.primary_key)
+        return list(zip(_parameters(self._target), keys, strict=True))
+
+    def _select(self, *entities: Any) -> Select[Any]:
+        target = self._target
+        matches = [
+            getattr(target.model, attribute) == element(self._wanted.c[name], each)
+            for attribute, (name, each) in zip(target.keys, self._typed, strict=True)
+        ]
+        selected: Any = select(*entities, self._wanted.c.position)
+        return cast("Select[Any]", selected.where(*matches))
+
+
 class RowQuery:
     """What one waiter polls for: a row, and where its session's statements go.
 
     Attributes:
+        condition: what the waiter waits for.
+        options: the execution options of the session's statements, schema translation included.
+        selects: the statements.
         sent_at: the time of the event loop at which the last statement for the row was sent.
-        has_predicate: whether the caller's own function receives the row, which then must not be
-            shared.
     """
 
     def __init__(
-        self,
-        target: Target[Any],
-        key: PrimaryKey,
-        session: Session,
-        bind: Engine | Connection,
-        *,
-        has_predicate: bool,
+        self, target: Target[Any], key: PrimaryKey, session: Session, condition: Condition
     ) -> None:
         self.target = target
         columns = target.mapper.primary_key
         self.key = tuple(exact_part(c.type, part) for c, part in zip(columns, key, strict=True))
-        self.bind = bind
-        self.has_predicate = has_predicate
+        # As the session itself chooses it for a SELECT.
+        arguments: dict[str, Any] = {"mapper": target.mapper, "clause": select(target.model)}
+        self.bind: Engine | Connection = session.get_bind(**arguments)
+        self.condition = condition
+        self.options = options_of(session, self.bind)
+        self.selects = KeyedSelects(target)
         self.sent_at = -math.inf
         self._session = session
-
-    @cached_property
-    def statement(self) -> Select[Any]:
-        """The rows of any number of keys, each with the position of its key, from 1."""
-        target = self.target
-        keys: list[Any] = list(target.mapper.primary_key)
-        names = _parameters(target)
-        typed = list(zip(names, keys, strict=True))
-        arrays = [key_parameter(name, each.type) for name, each in typed]
-        outputs = [column(name, each.type) for name, each in typed]
-        numbered = unnested(arrays).table_valued(*outputs, with_ordinality="position")
-        wanted = numbered.render_derived(name="pgtoolset_wanted")
-        matches = [
-            getattr(target.model, attribute) == element(wanted.c[name], each)
-            for attribute, (name, each) in zip(target.keys, typed, strict=True)
-        ]
-        loaded = [undefer(getattr(target.model, name)) for name in target.columns]
-        rows: Any = select(target.model, wanted.c.position)
-        statement: Select[Any] = rows.options(lazyload("*"), *loaded).where(*matches)
-        return statement
 
     @property
     def pool_timeout(self) -> float:
@@ -109,26 +161,62 @@ class RowQuery:
         pool = getattr(self.bind, "pool", None)
         return any(connection.engine.pool is pool for connection in connections_of(transaction))
 
-    def run(self, connection: Connection) -> Any:
+    def row(self, connection: Connection) -> Any:
         """Return the row as a detached instance, or `None`."""
-        return self.rows(connection, [self.key]).get(0)
+        return self.rows(connection, [self]).get(0)
 
-    def rows(self, connection: Connection, keys: Sequence[PrimaryKey]) -> dict[int, Any]:
-        """Return the rows of keys as detached instances, by the positions of the keys, from 0."""
+    def row_and_level(self, connection: Connection) -> tuple[Any, str]:
+        """Return the row as a detached instance, or `None`, and the isolation level."""
+        for row, level, _ in self._fetch(connection, self.selects.rows_and_level, [self]):
+            return row, level
+        self._note_missing(connection, {}, [self])
+        return None, str(connection.scalar(select(_LEVEL)))
+
+    def rows(self, connection: Connection, queries: Sequence[RowQuery]) -> dict[int, Any]:
+        """Return the rows of queries as detached instances, by their positions, from 0."""
+        found = self._fetch(connection, self.selects.rows, queries)
+        rows = {position - 1: row for row, position in found}
+        self._note_missing(connection, rows, queries)
+        return rows
+
+    def values(self, connection: Connection, queries: Sequence[RowQuery]) -> dict[int, Any]:
+        """Return the watched values of queries, by their positions, from 0."""
+        found = self._fetch(connection, self.selects.values, queries)
+        rows = {row[-1] - 1: row[:-1] for row in found}
+        self._note_missing(connection, rows, queries)
+        return rows
+
+    def _fetch(
+        self, connection: Connection, statement: Select[Any], queries: Sequence[RowQuery]
+    ) -> Sequence[Any]:
         names = _parameters(self.target)
-        arrays = {name: [key[n] for key in keys] for n, name in enumerate(names)}
+        arrays = {name: [each.key[n] for each in queries] for n, name in enumerate(names)}
         # This session only reads, and must not end a transaction that it has not begun:
         # "rollback_only" has its `close` leave the transaction alone.
         with Session(connection, join_transaction_mode="rollback_only", autoflush=False) as session:
             try:
-                found: Any = session.execute(self.statement, arrays).all()
+                found = session.execute(statement, arrays, execution_options=self.options).all()
             except Exception as error:
                 if not is_lost(error) and _is_closed(connection):
                     # asyncpg raises any error when it is terminated between two messages.
                     raise ConnectionError(safe(f"{type(error).__name__}: {error}")) from error
                 raise
             session.expunge_all()
-            return {position - 1: row for row, position in found}
+            return found
+
+    def _note_missing(
+        self, connection: Connection, rows: dict[int, Any], queries: Sequence[RowQuery]
+    ) -> None:
+        """Tell the conditions of the queries without a row whether it may be hidden."""
+        if len(rows) == len(queries):
+            return
+        tables = [each for each in self.target.mapper.tables if isinstance(each, Table)]
+        translation = self.options.get("schema_translate_map") or {}
+        names = qualified_names(tables, connection.dialect, translation)
+        hidden_by = hiding(connection, names)
+        for position, query in enumerate(queries):
+            if position not in rows:
+                query.condition.hidden_by = hidden_by
 
 
 def _parameters(target: Target[Any]) -> list[str]:
@@ -157,22 +245,24 @@ def poll_on_connection(
     """Return the row of a query, within the transaction that is open on the connection, if any."""
     sending(connection)
     if connection.in_transaction():
-        return query.run(connection)
+        return query.row(connection)
     with connection.begin():
-        return query.run(connection)
+        return query.row(connection)
 
 
 def poll_on_pool(engine: Engine, batch: Batch) -> None:
     """Answer the queries of a batch over one connection of the engine's pool."""
     with engine.connect() as connection:
+        queries = batch.connected()
         # A snapshot of this moment, where possible with neither BEGIN nor ROLLBACK on the wire.
         level: Any = "AUTOCOMMIT" if has_one_backend(connection) else "READ COMMITTED"
-        connection = connection.execution_options(isolation_level=level)
-        queries = batch.connected()
+        options = {**queries[0].options, "isolation_level": level}
+        connection = connection.execution_options(**options)
+        queries = _poll_values(connection, queries, batch)
         for query in _poll_together(connection, queries, batch) if len(queries) > 1 else queries:
             batch.sending(connection)
             try:
-                row = query.run(connection)
+                row = query.row(connection)
             except Exception as error:
                 if is_lost(error):
                     raise
@@ -181,13 +271,40 @@ def poll_on_pool(engine: Engine, batch: Batch) -> None:
                 batch.answered(query, row)
 
 
+def _poll_values(
+    connection: Connection, queries: Sequence[RowQuery], batch: Batch
+) -> list[RowQuery]:
+    """Answer the queries with unchanged watched values; return the others, which need the row."""
+    quiet = [query for query in queries if not query.condition.needs_row]
+    if not quiet:
+        return list(queries)
+    batch.sending(connection)
+    try:
+        values = quiet[0].values(connection, quiet)
+    except Exception as error:
+        if is_lost(error):
+            raise
+        if not is_outdated(error):
+            return list(queries)
+        for query in queries:  # the same error would answer each of them
+            batch.answered(query, None, copy.copy(error))
+        return []
+    answered: set[RowQuery] = set()
+    for position, query in enumerate(quiet):
+        found = values.get(position)
+        if found is None or query.condition.is_same(found):
+            batch.answered(query, None if found is None else SAME)
+            answered.add(query)
+    return [query for query in queries if query not in answered]
+
+
 def _poll_together(
     connection: Connection, queries: Sequence[RowQuery], batch: Batch
 ) -> list[RowQuery]:
     """Send one statement for all queries, and return the queries that need one of their own."""
     batch.sending(connection)
     try:
-        rows = queries[0].rows(connection, [query.key for query in queries])
+        rows = queries[0].rows(connection, queries)
     except Exception as error:
         if is_lost(error):
             raise
@@ -209,7 +326,7 @@ def _poll_together(
 
 
 def _may_share(row: Any, sharers: Sequence[RowQuery]) -> bool:
-    return _is_immutable(row) and not any(query.has_predicate for query in sharers)
+    return _is_immutable(row) and not any(query.condition.needs_row for query in sharers)
 
 
 def _is_immutable(row: Any) -> bool:
@@ -229,6 +346,12 @@ def is_lost(error: Exception) -> bool:
     # and of the server.
     state = sqlstate_of(error) or ""
     return isinstance(error, OSError) or state.startswith(("08", "53", "57"))
+
+
+def is_outdated(error: Exception) -> bool:
+    """Return whether a statement did not fit the tables, or the caches about them."""
+    about_schema = (ProgrammingError, NotSupportedError, InternalError)
+    return isinstance(error, about_schema) and not error.connection_invalidated
 
 
 def _is_closed(connection: Connection) -> bool:

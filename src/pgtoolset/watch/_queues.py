@@ -13,7 +13,7 @@ import asyncio
 import copy
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,7 +24,6 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from pgtoolset.watch._batches import BatchPoll, Entry, as_own_error
 from pgtoolset.watch._polls import RowQuery
-from pgtoolset.watch.targets import Target
 
 __all__ = ["PollQueue", "joined_queue"]
 
@@ -40,7 +39,8 @@ def joined_queue(query: RowQuery) -> Iterator[PollQueue]:
     """Yield the queue for a query over a pool, and keep it while the block runs."""
     assert isinstance(query.bind, Engine)
     share = _share_of(query.bind.pool, asyncio.get_running_loop())
-    queue = share.queue(query.bind, query.target)
+    queue = share.queue(query)
+    query.selects = queue.selects
     queue.waiters += 1
     try:
         yield queue
@@ -49,15 +49,20 @@ def joined_queue(query: RowQuery) -> Iterator[PollQueue]:
 
 
 class PollQueue:
-    """The waiters for rows of one model and the same columns, over one engine.
+    """The waiters for rows of one model and the same columns, over one engine, with equal options.
 
     Attributes:
         waiters: how many may join again, sleeping ones included.
+        selects: the statements of them all.
+        options: the execution options of the first.
     """
 
-    def __init__(self, share: PoolShare, engine: Engine) -> None:
+    def __init__(self, share: PoolShare, first: RowQuery) -> None:
+        assert isinstance(first.bind, Engine)
         self.waiters = 0
-        self.engine = engine
+        self.engine = first.bind
+        self.selects = first.selects
+        self.options = first.options
         self._share = share
         self._loop = share.loop
         self._origin = self._loop.time()
@@ -185,12 +190,13 @@ class PoolShare:
         self._requests: deque[PollQueue] = deque()
         self._free = _size_of_share(pool)
 
-    def queue(self, engine: Engine, target: Target[Any]) -> PollQueue:
-        """Return the queue of an engine, model and columns."""
-        id_ = (engine, target.mapper, target.columns)
+    def queue(self, query: RowQuery) -> PollQueue:
+        """Return the queue of an engine, model, columns and execution options."""
+        target = query.target
+        id_ = (query.bind, target.mapper, target.columns, _hashable(query.options))
         queue = self._queues.get(id_)
         if queue is None:
-            queue = self._queues[id_] = PollQueue(self, engine)
+            queue = self._queues[id_] = PollQueue(self, query)
         return queue
 
     def request_turn(self, queue: PollQueue) -> None:
@@ -225,6 +231,17 @@ def _share_of(pool: Pool, loop: asyncio.AbstractEventLoop) -> PoolShare:
     if share is None:
         share = _shares[id_] = PoolShare(pool, loop)
     return share
+
+
+def _hashable(value: Any) -> Any:
+    """Return a key that equal options share. A queue keeps them, so an `id` stays unique."""
+    if isinstance(value, Mapping):
+        return frozenset((name, _hashable(each)) for name, each in value.items())
+    try:
+        hash(value)
+    except TypeError:
+        return type(value), id(value)
+    return type(value), value
 
 
 def _size_of_share(pool: Pool) -> int:

@@ -74,6 +74,11 @@ class Groups:
         for group in self._active.values():
             group.mark_all_due()
 
+    def forget_channels(self) -> None:
+        """Have each group ask again for its channels: a new connection may be to another server."""
+        for group in self._active.values():
+            group.channels = ()
+
     def mark_announced(self, channel: str, payload: str) -> bool:
         """Have the next tick poll what a notification names; return whether it is watched."""
         keys = keys_in(payload)

@@ -47,6 +47,11 @@ class Snapshots:
         self._statement, self._arguments = "", []
         self.comparison = SnapshotComparison()
 
+    def forget_types(self) -> None:
+        """Ask for the types of the keys again, and prepare the statement again."""
+        self._keys, self._types = None, None
+        self._sql = {}
+
     def note(self, key: Any, before: Sequence[Any] | None, row: Sequence[Any] | None) -> None:
         """Note that the row of `key` was fetched, or is not watched any more.
 

@@ -13,7 +13,7 @@ from pgtoolset._native import row_comparator
 from pgtoolset.errors import RowNotFoundError, WaitTimeoutError
 from pgtoolset.values import RowChange
 from pgtoolset.watch._loading import detached
-from pgtoolset.watch.conditions import differs
+from pgtoolset.watch.conditions import differs, holds
 from pgtoolset.watch.targets import Target
 
 __all__ = ["Stream", "Subscription", "Values", "Waiter"]
@@ -153,7 +153,7 @@ class Waiter(Subscription[M]):
 
     def _call_predicate(self, values: Values) -> object:
         assert self._until is not None
-        return self._until(detached(self.target, values))
+        return holds(self._until, detached(self.target, values))
 
     def _finish(self, before: Values | None, after: Values | None) -> None:
         if not self.future.done():

@@ -18,6 +18,9 @@ __all__ = ["row_change_trigger"]
 def row_change_trigger(model: type[Any]) -> Sequence[ExecutableDDLElement]:
     """Return the DDL of triggers that announce committed changes to watchers with `notify=True`.
 
+    Execute it with the `schema_translate_map` of each tenant: each table in each schema has a
+    channel of its own.
+
     For each table of the class that is one function and four statement-level triggers (INSERT,
     UPDATE, DELETE, TRUNCATE). Existing ones are replaced, so running the DDL twice is not an error.
     The role that runs it owns the function. Where another role owns a function of that name, the

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import (
@@ -24,7 +25,8 @@ from pgtoolset.errors import WaitTimeoutError
 from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.watch._batches import LAST_POLL_TIMEOUT
 from pgtoolset.watch._loading import place, seen_by
-from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, poll_on_connection
+from pgtoolset.watch._own import OwnRow
+from pgtoolset.watch._polls import PollTimeout, RowQuery, is_lost, is_outdated, poll_on_connection
 from pgtoolset.watch._queues import joined_queue
 from pgtoolset.watch.conditions import Condition
 from pgtoolset.watch.targets import resolve_target
@@ -37,6 +39,10 @@ M = TypeVar("M")
 #: shorter.
 FIRST_RETRY = 0.02
 LONGEST_RETRY = 0.5
+
+#: Polls in a row that may fail because of DDL: a cache is older than the table, or a table
+#: that is complete again a moment later.
+MOST_SCHEMA_FAILURES = 3
 
 
 async def wait_for_row_change(
@@ -59,7 +65,9 @@ async def wait_for_row_change(
     there, if any.
 
     The session's transaction and its pending changes stay as they are: an attribute with unflushed
-    changes keeps them. A lost connection is replaced until the timeout. Where the pool has no free
+    changes keeps them, and so does a row that the transaction has written. The execution options of
+    the session, its connection and its engine hold for polls, and so does its routing. A lost
+    connection is replaced until the timeout. Where the pool has no free
     connection, the poll waits for one; SQLAlchemy's `TimeoutError` is raised, after the pool's own
     timeout, only where the session itself holds one of its connections.
 
@@ -87,10 +95,12 @@ async def wait_for_row_change(
         The session's instance of the row.
 
     Raises:
-        RowNotFoundError: there is no such row.
-        RowDeletedError: the row was deleted; a `RowNotFoundError` too.
+        RowNotFoundError: there is no such row, or row-level security may hide it.
+        RowDeletedError: the row was deleted, perhaps by the session's own transaction; a
+            `RowNotFoundError` too.
         WaitTimeoutError: the row did not change in time.
-        TypeError, ValueError: an argument is wrong; before any SQL.
+        TypeError, ValueError: an argument is wrong; before any SQL. A `TypeError` too where
+            `until` returns an awaitable.
 
     Example:
         >>> account = await session.get(Account, 1)
@@ -112,10 +122,8 @@ async def wait_for_row_change(
     check_predicate("until", until)
     seen = None if baseline is None else seen_by(target, baseline)
     row = f"{target} {shown(key[0] if len(key) == 1 else key)}"
-    bind = sync.get_bind(target.mapper)
-    query = RowQuery(target, key, sync, bind, has_predicate=until is not None)
-    wait = _Wait(query, row, Condition(target, row, until, seen), pause, limit)
-    found = await wait.run()
+    query = RowQuery(target, key, sync, Condition(target, row, until, seen))
+    found = await _Wait(query, row, pause, limit).run(sync)
     placed: M = await greenlet_spawn(place, sync, target, found)
     return placed
 
@@ -127,29 +135,32 @@ class _Wait:
         self,
         query: RowQuery,
         row: str,
-        condition: Condition,
         interval: float,
         timeout: float | None,
     ) -> None:
         self._query = query
         self._row = row
-        self._condition = condition
         self._interval = interval
         self._timeout = timeout
+        self._schema_failures = 0
         self._loop = asyncio.get_running_loop()
         self._deadline = math.inf if timeout is None else self._loop.time() + timeout
 
-    async def run(self) -> Any:
-        """Return the row that meets the condition, as a detached instance."""
+    async def run(self, session: Session) -> Any:
+        """Return the row that meets the condition as it is for the session: a detached instance."""
         if isinstance(self._query.bind, Connection):
             return await self._poll_until_met(
                 self._poll_on_connection, lambda last: last + self._interval
             )
         with joined_queue(self._query) as queue:
-            return await self._poll_until_met(
-                lambda: queue.poll(self._query, self._deadline),
-                lambda last: queue.next_poll_at(last, self._interval),
+
+            def poll() -> Awaitable[Any]:
+                return queue.poll(self._query, self._deadline)
+
+            found = await self._poll_until_met(
+                poll, lambda last: queue.next_poll_at(last, self._interval)
             )
+            return await OwnRow(session, self._query).instead_of(found, poll)
 
     async def _poll_until_met(
         self, poll: Callable[[], Awaitable[Any]], next_poll_at: Callable[[float], float]
@@ -165,11 +176,13 @@ class _Wait:
                 if not self._may_pass(error):
                     raise
                 problem = error
-                poll_at = self._loop.time() + min(self._interval, retry)
+                pause = LONGEST_RETRY if self._schema_failures > 1 else retry
+                poll_at = self._loop.time() + min(self._interval, pause)
                 retry = min(2 * retry, LONGEST_RETRY)
             else:
                 retry = FIRST_RETRY
-                if self._condition.is_met(row):
+                self._schema_failures = 0
+                if self._query.condition.is_met(row):
                     return row
                 # A poll that waited for its turn may have been sent after the deadline.
                 is_last = is_last or self._query.sent_at >= self._deadline
@@ -195,7 +208,11 @@ class _Wait:
 
     def _may_pass(self, error: Exception) -> bool:
         """Return whether another poll may succeed."""
-        if isinstance(self._query.bind, Connection):
+        bind = self._query.bind
+        if is_outdated(error) and not (isinstance(bind, Connection) and bind.in_transaction()):
+            self._schema_failures += 1
+            return self._schema_failures < MOST_SCHEMA_FAILURES
+        if isinstance(bind, Connection):
             return False  # it cannot be replaced: its transaction is lost with it
         if isinstance(error, PoolTimeoutError):
             return not self._query.holds_pool_connection()

@@ -103,9 +103,9 @@ class RowWatcher:
     ) -> RowChange[M]:
         """Return the next change of a row: an update of the watched columns, or its deletion.
 
-        Subscribes, polls the row, then waits, so it misses no change after that poll. With
-        `baseline` it misses none since the caller has read the row. At the deadline it polls once
-        more.
+        Subscribes, polls the row, then waits, so it misses no change after that poll. A change
+        between the call and the poll is missed, unless `baseline` says what the caller has seen:
+        then none is missed since. At the deadline it polls once more.
 
         Args:
             model: a mapped class.

@@ -27,6 +27,15 @@ async def finished(task: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(task, harnesses.EVENT_TIMEOUT)
 
 
+def returns_awaitable(row: Any) -> Any:
+    """A predicate that looks like a plain function."""
+
+    async def is_done() -> bool:
+        return False
+
+    return is_done()
+
+
 class ChangeWaiterContract:
     """What `ChangeWaiter` promises. Fixtures: `waiter`, and `harness`, a `RowsHarness` with a
     value."""
@@ -132,6 +141,17 @@ class ChangeWaiterContract:
             row = await wait(session, harness.model, 1, timeout=0, until=is_done)
             assert getattr(row, harness.attribute) == harness.values[2]
 
+    async def test_until_is_no_coroutine(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
+        """A predicate that returns an awaitable, which is always true, is refused."""
+        await harness.insert(1)
+        async with opened(harness) as session:
+            with pytest.raises(TypeError):
+                await finished(
+                    waiter.wait_for_row_change(
+                        session, harness.model, 1, timeout=10, until=returns_awaitable
+                    )
+                )
+
     async def test_no_row(self, waiter: ChangeWaiter, harness: RowsHarness) -> None:
         """A row that does not exist is an error at once; so is one that is deleted meanwhile."""
         await harness.insert(1)
@@ -236,6 +256,51 @@ class WatcherContract:
                 await finished(task)
             with pytest.raises(RowNotFoundError):
                 await watcher.wait(harness.model, 2, timeout=10)
+
+    async def test_baseline(self, watcher: Any, harness: RowsHarness) -> None:
+        """With a baseline no change is missed since the caller has read the row, a deletion
+        included; without a change the wait goes on."""
+        attribute, values = harness.attribute, harness.values
+        seen = {attribute: values[0]}
+        await harness.insert(1)
+        async with watcher:
+            with pytest.raises(WaitTimeoutError):
+                await watcher.wait(harness.model, 1, baseline=seen, timeout=0)
+            changes: list[Callable[[], Awaitable[Any]]] = [
+                lambda: harness.update(1, values[1]),
+                lambda: harness.delete(1),
+            ]
+            for number, change in enumerate(changes):
+                seen = {attribute: values[number]}
+                # Between the call and the first look, and before the call.
+                wait = asyncio.ensure_future(
+                    watcher.wait(harness.model, 1, columns=[attribute], baseline=seen, timeout=10)
+                )
+                await change()
+                told = await finished(wait)
+                again = await finished(watcher.wait(harness.model, 1, baseline=seen, timeout=10))
+                for each in (told, again):
+                    assert each.before[attribute] == values[number]
+                    assert (each.after is None) == (each.kind == "delete") == (number == 1)
+
+    async def test_until(self, watcher: Any, harness: RowsHarness) -> None:
+        """With a predicate the wait ends when it holds, at once if it already does; an awaitable,
+        which is always true, is refused."""
+        attribute, values = harness.attribute, harness.values
+        await harness.insert(1)
+
+        def is_done(row: Any) -> bool:
+            return bool(getattr(row, attribute) == values[2])
+
+        async with watcher:
+            wait = asyncio.ensure_future(watcher.wait(harness.model, 1, until=is_done, timeout=10))
+            await harness.update(1, values[1])
+            await harness.update(1, values[2])
+            assert (await finished(wait)).after[attribute] == values[2]
+            change = await finished(watcher.wait(harness.model, 1, until=is_done, timeout=0))
+            assert change.after[attribute] == values[2]
+            with pytest.raises(TypeError):
+                await finished(watcher.wait(harness.model, 1, until=returns_awaitable, timeout=10))
 
     async def test_many_waiters(self, watcher: Any, harness: RowsHarness) -> None:
         """Each waiter of a row receives its change, and no other waiter does."""

@@ -31,6 +31,7 @@ from pgtoolset.testing.doubles._work import Store, Work
 from pgtoolset.testing.doubles.database import MemoryDatabase
 from pgtoolset.testing.doubles.session import work_of
 from pgtoolset.values import RowChange
+from pgtoolset.watch.conditions import holds
 
 __all__ = ["MemoryChanges", "MemoryWatcher"]
 
@@ -253,7 +254,7 @@ class MemoryChanges(AsyncIterator[RowChange[M]], Generic[M]):
     def _is_over(self, before: Values | None, until: Callable[[M], bool] | None) -> bool:
         if until is None or self._latest is None:
             return not _is_same(before, self._latest) or self._latest is None
-        return bool(until(cast("M", self.row())))
+        return holds(until, self.row())
 
     def _seen_by_caller(self, baseline: object) -> Values:
         """The watched values that the caller has seen; the others are those of the first look."""
