@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, Dialect, PoolProxiedConnection, Transaction, event
@@ -25,7 +26,7 @@ from pgtoolset._postgres.connections import (
     verify_next_commit,
 )
 from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded
-from pgtoolset._postgres.sqlstates import breaks_connection, reported_by_server
+from pgtoolset._postgres.sqlstates import breaks_connection, refuses_commit, reported_by_server
 from pgtoolset.errors import CommitUnknownError
 
 #: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
@@ -63,7 +64,7 @@ class Checkout:
         error: the error that aborted its transaction, or the first that may have.
         deferred: callbacks of sessions that were joined to its transaction, and have ended.
         owes_commit: whether a session, or a block of ours, relies on the COMMIT of others.
-        releasing: the savepoint whose RELEASE was sent last.
+        releasing: the savepoint whose RELEASE was sent, and was refused.
         attempt: the COMMIT that was sent last.
     """
 
@@ -112,6 +113,10 @@ class Checkout:
         """Whether what a session had joined was rolled back by others than the session."""
         joined = self.participants.get(participant)
         return joined is not None and not joined.is_active
+
+    def is_committed_under(self, participant: Participant) -> bool:
+        """Whether a COMMIT has stored what a session did, and the session has not ended yet."""
+        return participant in self.participants and self.participants[participant] is None
 
     @property
     def is_joined(self) -> bool:
@@ -174,7 +179,7 @@ class Checkout:
                 dialect_commit(dbapi_connection)
             except BaseException as error:
                 if attempt.outcome is Outcome.UNKNOWN:
-                    self._raise_unknown(attempt, error)
+                    self._raise_unknown(error, attempt.error)
                 raise
             if attempt.outcome is not Outcome.STORED:
                 raise aborted_by(self.error)
@@ -182,6 +187,16 @@ class Checkout:
         if self.deferred:
             callbacks, self.deferred = self.deferred, []
             run_in_greenlet(callbacks)
+
+    def commit_prepared(self, dialect_commit: Callable[[], None]) -> None:
+        """Send COMMIT PREPARED; PostgreSQL answers with an error where it stores nothing."""
+        try:
+            dialect_commit()
+        except BaseException as error:
+            if not refuses_commit(error):
+                self._raise_unknown(error, error)
+            raise
+        self.note_commit()
 
     def note_commit(self) -> None:
         """Note that the transaction is stored, for each session that is still open on it."""
@@ -193,13 +208,14 @@ class Checkout:
         self.releasing = name
         released = self.connection.get_nested_transaction()
         dialect_release(self.connection, name)
+        self.releasing = None
         for participant, joined in self.participants.items():
             if joined is released:
                 self.participants[participant] = self._transaction
 
-    def _raise_unknown(self, attempt: CommitAttempt, error: BaseException) -> None:
+    def _raise_unknown(self, error: BaseException, cause: BaseException | None) -> None:
         is_ending = self.owes_commit or any(each.is_ending for each in self.participants)
-        unknown = commit_unknown("end" if is_ending else "commit", attempt.error)
+        unknown = commit_unknown("end" if is_ending else "commit", cause)
         for participant in self.participants:
             participant.unknown = unknown
         if isinstance(error, (Exception, asyncio.CancelledError)):
@@ -282,6 +298,7 @@ def _listen(dialect: Dialect) -> None:
     if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
         methods["do_commit"] = do_commit
         methods["do_terminate"] = do_terminate
+    methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
     methods["do_rollback"] = checked_rollback(dialect.do_rollback)
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
@@ -299,6 +316,22 @@ def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectComm
     else:
         dialect_commit(dbapi_connection)
         checkout.note_commit()
+
+
+def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None]:
+    """Return `Dialect.do_commit_twophase` that says so where COMMIT PREPARED is not answered."""
+
+    def do_commit_twophase(
+        connection: Connection, xid: Any, is_prepared: bool = True, recover: bool = False
+    ) -> None:
+        send = partial(commit_twophase, connection, xid, is_prepared, recover)
+        checkout = _known_checkout(connection)
+        if is_prepared and checkout is not None and checkout.needs_verified_commit():
+            checkout.commit_prepared(send)
+        else:
+            send()
+
+    return do_commit_twophase
 
 
 def _terminate(

@@ -6,6 +6,7 @@ ROLLBACK, without an error. https://www.postgresql.org/docs/current/sql-commit.h
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -15,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from pgtoolset._compatibility import error_of_failed_flush
-from pgtoolset._outcomes import aborted_by, flush_failed, unknown_again
+from pgtoolset._outcomes import aborted_by, flush_failed, partly_stored, unknown_again
+from pgtoolset._postgres.discards import discard, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
 from pgtoolset._record import Record, innermost, record_of
 from pgtoolset.errors import TransactionAbortedError
@@ -83,19 +85,31 @@ def rolled_back_by_flush(session: Session) -> TransactionAbortedError:
 def undo_failed_release(record: Record) -> None:
     """Roll back to the savepoint whose RELEASE was refused, which SQLAlchemy does not do.
 
-    Runs in SQLAlchemy's greenlet.
+    Another connection of the session may have released its part already, which cannot be undone:
+    none of them may be committed then. Runs in SQLAlchemy's greenlet.
     """
+    is_alone = len(record.checkouts) == 1
     for checkout in record.checkouts:
-        if checkout.releasing is not None:
-            connection = checkout.connection
+        connection = checkout.connection
+        if not is_alone:
+            if is_open(connection):
+                discard(connection.connection)
+        elif checkout.releasing is not None:
             connection.dialect.do_rollback_to_savepoint(connection, checkout.releasing)
 
 
 def _verified_commit(session_ref: ref[Session]) -> None:
     session = session_ref()
     assert session is not None  # its own method is running
-    _raise_if_aborted(session, record_of(session))
-    type(session).commit(session)
+    record = record_of(session)
+    _raise_if_aborted(session, record)
+    try:
+        type(session).commit(session)
+    except (Exception, asyncio.CancelledError) as error:
+        if record.is_partly_stored and record.unknown is None:
+            record.unknown = partly_stored("end" if record.is_ending else "commit", error)
+            raise record.unknown from error
+        raise
 
 
 def _raise_if_aborted(session: Session, record: Record) -> None:

@@ -86,9 +86,23 @@ def commit_unknown(phase: CommitPhase, cause: BaseException | None) -> CommitUnk
     return unknown
 
 
+def partly_stored(phase: CommitPhase, cause: BaseException) -> CommitUnknownError:
+    """Return the error for a session with several connections, of which not all were committed."""
+    unknown = CommitUnknownError(
+        f"{_SENT[phase]} on each connection of the session. One of them has stored its part of the "
+        f"work, and a later one has failed ({_named(cause)}). Look at each database before you run "
+        "the work again. Only a session with twophase=True commits all or none of them.",
+        phase=phase,
+    )
+    unknown.__cause__ = cause
+    return unknown
+
+
 def unknown_again(unknown: CommitUnknownError) -> CommitUnknownError:
     """Return the same error for a block that has swallowed it."""
-    return commit_unknown(unknown.phase, unknown.__cause__)
+    again = CommitUnknownError(str(unknown), phase=unknown.phase)
+    again.__cause__ = unknown.__cause__
+    return again
 
 
 def raise_if_unanswered(error: Exception) -> None:

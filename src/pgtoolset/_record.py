@@ -78,6 +78,12 @@ class Record:
                 return checkout.error
         return None
 
+    @property
+    def is_partly_stored(self) -> bool:
+        """Whether some of several connections are committed, and the others are not."""
+        committed = [checkout.is_committed_under(self) for checkout in self.checkouts]
+        return any(committed) and not all(committed)
+
     def add_connection(self, connection: Connection) -> None:
         """Note that the transaction uses a connection from now on."""
         for checkout in self.checkouts:

@@ -81,6 +81,9 @@ class CommitUnknownError(PgToolsetError, ConnectionError):
     `commit()` can commit nothing afterwards, and its end raises the error again. Callbacks of
     `on_commit` have not run. The `__cause__` is the driver's error.
 
+    A session with several connections sends a COMMIT on each. Where one of them has stored its part
+    and a later one fails, with whatever error, that is this error too.
+
     Attributes:
         phase: which commit it was. `"end"`: the one that the library sends at the end of a block,
             a unit of work, a request or a stream. `"commit"`: one that the block sent itself, with

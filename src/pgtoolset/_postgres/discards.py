@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from pgtoolset._postgres.connections import CommitAttempt
+from pgtoolset._postgres.connections import CommitAttempt, is_closed, terminate_driver
 from pgtoolset.errors import TransactionStateError
 
 #: Seconds that the server may take to cancel a statement and to close the connection.
@@ -66,14 +66,16 @@ async def _end(connection: PoolProxiedConnection) -> None:
     and keep its row locks.
     """
     driver: Any = connection.driver_connection
-    if driver is None or driver.is_closed():
+    if driver is None or is_closed(driver):
         return
     connection.info[_DISCARDED] = True
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await driver.close()
-    except Exception:
-        driver.terminate()
+    except BaseException as error:
+        terminate_driver(driver)
+        if not isinstance(error, Exception):
+            raise
 
 
 def is_discarded(connection: Connection | None) -> bool:
