@@ -272,12 +272,13 @@ class _RowLocks:
 
 def _lockers(mapper: Mapper[Any]) -> Select[Any]:
     """Select the transactions that have locked, changed or deleted the rows, in every table."""
-    lockers = []
+    lockers: list[Any] = []
     for table in mapper.tables:
         xmax: ColumnClause[Any] = column("xmax")
         xmax.table = table
         lockers.append(as_text(xmax))
-    return select(*lockers).select_from(mapper.persist_selectable).where(among(_columns(mapper)))
+    locked: Select[Any] = select(*lockers)
+    return locked.select_from(mapper.persist_selectable).where(among(_columns(mapper)))
 
 
 async def _members(outside: AsyncConnection, xid: str) -> list[str]:
