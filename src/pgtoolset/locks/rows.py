@@ -277,8 +277,9 @@ def _lockers(mapper: Mapper[Any]) -> Select[Any]:
         xmax: ColumnClause[Any] = column("xmax")
         xmax.table = table
         lockers.append(as_text(xmax))
-    locked: Select[Any] = select(*lockers)
-    return locked.select_from(mapper.persist_selectable).where(among(_columns(mapper)))
+    lockers_of_all: Any = select(*lockers)
+    statement: Select[Any] = lockers_of_all.select_from(mapper.persist_selectable)
+    return statement.where(among(_columns(mapper)))
 
 
 async def _members(outside: AsyncConnection, xid: str) -> list[str]:
