@@ -115,5 +115,5 @@ def test_alembic(project: Project) -> None:
                 assert await pg_session.scalar(select(Item.name)) == "table"
         """
     )
-    outcome = project.run("-c", "pytest-alembic.ini", *ASYNCIO)
+    outcome = project.run("-c", "pytest-alembic.ini", *ASYNCIO, "test_myapp.py")
     assert outcome.counts == {"passed": 1}, outcome.output

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.orm import registry
 
 from pgtoolset import row_change_trigger
-from pgtoolset._postgres.notifications import channel_of
+from pgtoolset._postgres.notifications import channel_in, channel_of
 from tests.safety.names import NAMES
 from tests.support import plain_url, until
 
@@ -187,7 +187,8 @@ async def test_any_name_is_a_name(empty_database: str, name: str, is_translated:
         engine = engine.execution_options(schema_translate_map={"given": schema})
     listener = await asyncpg.connect(plain_url(empty_database))
     heard: list[str] = []
-    await listener.add_listener(channel_of(table), lambda *arguments: heard.append(arguments[3]))
+    channel = channel_in(table, schema)
+    await listener.add_listener(channel, lambda *arguments: heard.append(arguments[3]))
     try:
         async with engine.begin() as connection:
             preparer = connection.dialect.identifier_preparer
