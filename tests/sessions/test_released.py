@@ -97,6 +97,14 @@ async def failure_beside_a_statement(stage: Stage) -> None:
     raise Failed
 
 
+async def failure_beside_a_short_statement(stage: Stage) -> None:
+    """A caller of the connection waits for the end of the statement before it rolls back."""
+    await insert(stage.session, 1)
+    stage.start(stage.sleep(3))
+    await stage.until_it_runs()
+    raise Failed
+
+
 async def failure_beside_many_statements(stage: Stage) -> None:
     await insert(stage.session, 1)
     stage.start(*(stage.sleep() for _ in range(4)))
@@ -316,12 +324,19 @@ async def test_the_next_request_is_served(
 
 
 @pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only", "control_fully"])
-@pytest.mark.parametrize("use", [failure_beside_the_first_statement, failure_beside_a_statement])
+@pytest.mark.parametrize(
+    "use", [failure_beside_the_first_statement, failure_beside_a_short_statement]
+)
 async def test_the_connection_of_the_caller(
-    small: AsyncEngine, other: asyncpg.Connection, use: Use, mode: Any
+    small: AsyncEngine,
+    other: asyncpg.Connection,
+    use: Use,
+    mode: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A session that is bound to a connection leaves it to its caller: what the block has written
     is never stored, and the pool gets the connection when the caller closes it."""
+    monkeypatch.setattr("pgtoolset._lifecycle.ROLLBACK_TIMEOUT", 1.0)
     pool: Any = small.pool
     async with small.connect() as connection:
         try:
