@@ -1,6 +1,6 @@
 """Sessions, transactions, locks, row watching and many-to-many writes for PostgreSQL.
 
-For SQLAlchemy's `AsyncSession`, FastAPI and asyncpg.
+For SQLAlchemy's `AsyncSession`, FastAPI, and asyncpg or psycopg 3.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,9 @@ from pgtoolset.errors import (
     RowDeletedError,
     RowNotFoundError,
     TransactionAbortedError,
+    TransactionLostError,
     TransactionStateError,
+    UnsupportedDriverError,
     UnsupportedVersionError,
     WaitTimeoutError,
     WatcherClosedError,
@@ -61,7 +63,9 @@ __all__ = [
     "RowNotFoundError",
     "RowWatcher",
     "TransactionAbortedError",
+    "TransactionLostError",
     "TransactionStateError",
+    "UnsupportedDriverError",
     "UnsupportedVersionError",
     "WaitTimeoutError",
     "WatchFailedError",

@@ -26,7 +26,9 @@ __all__ = [
     "RowDeletedError",
     "RowNotFoundError",
     "TransactionAbortedError",
+    "TransactionLostError",
     "TransactionStateError",
+    "UnsupportedDriverError",
     "UnsupportedVersionError",
     "WaitTimeoutError",
     "WatchFailedError",
@@ -97,12 +99,30 @@ class CommitUnknownError(PgToolsetError, ConnectionError):
         self.phase: CommitPhase = phase
 
 
+class TransactionLostError(PgToolsetError, ConnectionError):
+    """The connection was lost at the COMMIT, and the transaction is certainly not stored.
+
+    Raised in place of `CommitUnknownError` where `resolve_commit=` was given and PostgreSQL has
+    answered. Run the work again; `run_transaction` does. Callbacks of `on_commit` have not run. The
+    `__cause__` is the driver's error.
+
+    See https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
+    """
+
+
 class TransactionStateError(PgToolsetError, RuntimeError):
     """The session's transaction is in a state that does not allow the call.
 
     Raised for an option of an outermost transaction inside another one, for `on_commit` outside of
     a transaction, for a lock in AUTOCOMMIT. The message names the state; change it, or open another
     session.
+    """
+
+
+class UnsupportedDriverError(PgToolsetError, ValueError):
+    """The database, or the driver of the engine, is one that the called function does not support.
+
+    Use PostgreSQL through `postgresql+asyncpg` or `postgresql+psycopg`. Nothing was sent.
     """
 
 
