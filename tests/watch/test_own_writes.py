@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Delete, Insert, Update, delete, select, text, update
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pgtoolset import RowDeletedError, get_transaction, wait_for_row_change
+from pgtoolset import RowDeletedError, WaitTimeoutError, get_transaction, wait_for_row_change
 from pgtoolset.watch import _own
 
 
@@ -342,3 +343,28 @@ async def test_property(
         shown = (await session.execute(select(Job.attempts, Job.status, Job.note))).one()
         assert seen == (shown.attempts, shown.status, shown.note if pending is None else pending)
         await session.rollback()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_hidden"),
+    [
+        (OSError("the server is away"), True),
+        (TimeoutError("the pool is exhausted"), True),
+        (PendingRollbackError("the connection is lost"), True),
+        (asyncpg.TooManyConnectionsError("no slot is left"), True),
+        (WaitTimeoutError("out of time"), True),
+        (AttributeError("a fault of the program"), False),
+        (KeyError("a fault of the program"), False),
+    ],
+)
+async def test_second_look_that_fails(error: Exception, is_hidden: bool) -> None:
+    """A second look that the database fails keeps the session's own row; other errors propagate."""
+
+    async def look_again() -> Any:
+        raise error
+
+    if is_hidden:
+        assert await _own._is_still(Job(id=1), look_again)
+    else:
+        with pytest.raises(type(error)):
+            await _own._is_still(Job(id=1), look_again)

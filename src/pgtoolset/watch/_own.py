@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, update
 from sqlalchemy import inspect as inspect_instance
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
@@ -22,6 +23,7 @@ from pgtoolset._compatibility import connections_of, written_by
 from pgtoolset._native import row_comparator
 from pgtoolset._postgres.locks import isolation_level_of
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset.errors import PgToolsetError
 from pgtoolset.watch._polls import RowQuery, is_lost
 
 __all__ = ["OwnRow"]
@@ -94,7 +96,10 @@ async def _is_still(found: Any, look_again: Callable[[], Awaitable[Any]]) -> boo
     """Return whether the committed row is the same as before, or cannot be read now."""
     try:
         return _is_same(await look_again(), found)
-    except Exception:
+    except Exception as error:
+        known = isinstance(error, SQLAlchemyError | PgToolsetError | OSError)
+        if not known and sqlstate_of(error) is None:
+            raise
         return True  # the caller's own work counts more than a change
 
 
