@@ -266,7 +266,7 @@ def made(class_: Any, keys: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("name", SHAPES)
 @settings(
-    max_examples=examples(20),
+    max_examples=examples(10),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
