@@ -10,8 +10,8 @@ SOURCES := $(shell find src stubs -name '*.py*' -not -path '*/__pycache__/*') se
 OUTSIDE = .wheel-tests
 TESTED = tests docs examples benchmarks README.md CHANGELOG.md pyproject.toml
 
-# The suite runs in four processes, each with an embedded server of its own: more than half of its time it waits, so they
-# keep two cores busy. On a server that DATABASE_URL names it runs in one: some tests look at everything that happens on
+# The suite runs in four processes, each with an embedded server of its own: it waits for half of its time, so they keep
+# two cores busy. On a server that DATABASE_URL names it runs in one: some tests look at everything that happens on
 # their server.
 WORKERS ?= $(if $(DATABASE_URL),0,4)
 PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
