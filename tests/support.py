@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -42,6 +43,12 @@ class Account(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     balance: Mapped[int] = mapped_column(default=0)
+
+
+def examples(number: int) -> int:
+    """The examples of a property that needs a server; `EXAMPLES=20 make test` takes 20 times as
+    many."""
+    return number * int(os.environ.get("EXAMPLES", "1"))
 
 
 def sqlalchemy_url(url: str) -> str:

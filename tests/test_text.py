@@ -22,6 +22,9 @@ from pgtoolset._text import (
 from pgtoolset.errors import EmbeddedServerError
 from pgtoolset.values import Blocker, LockWait
 
+#: Characters in, characters out.
+pytestmark = pytest.mark.once
+
 #: Each kind: C0, DEL, C1, a separator, an override, an isolate, a zero width, a lone surrogate.
 CONTROL = "\x00\x07\x1b\x7f\x85\x9b\u2028\u2029\u202a\u202e\u2066\u2069\u200b\ud800\ue000"
 

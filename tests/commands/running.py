@@ -1,12 +1,16 @@
-"""Run `pgtoolset` in a process of its own."""
+"""Run `pgtoolset` in a process of its own, or in a thread."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+from pgtoolset.cli import main
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -20,7 +24,7 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
-    """Start a command."""
+    """Start a command in a process of its own."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pgtoolset.cli", *arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -29,12 +33,33 @@ async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process
     )
 
 
-async def run(*arguments: str, **variables: str) -> tuple[int | None, str, str]:
-    """Run a command to its end; return its exit code, output and errors."""
-    process = await start(*arguments, **variables)
-    async with asyncio.timeout(180):
-        output, errors = await process.communicate()
-    return process.returncode, output.decode(), errors.decode()
+async def run(*arguments: str, answer: str = "", **variables: str) -> tuple[int, str, str]:
+    """Run a command to its end in a thread; return its exit code, output and errors.
+
+    The start of a process of its own takes longer than most commands.
+    """
+    return await asyncio.to_thread(run_here, *arguments, answer=answer, **variables)
+
+
+def run_here(*arguments: str, answer: str = "", **variables: str) -> tuple[int, str, str]:
+    """Run a command to its end as `run` does, in this thread."""
+    output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+    with (
+        patch.dict(os.environ, environment(variables), clear=True),
+        patch.object(sys, "stdin", io.StringIO(answer)),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+    ):
+        try:
+            code = main(arguments)
+        except SystemExit as exit_:
+            code = int(str(exit_.code))
+    printed = []
+    for each in (output, errors):
+        each.flush()
+        each.seek(0)
+        printed.append(each.read())
+    return code, printed[0], printed[1]
 
 
 @asynccontextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import pytest
 from sqlalchemy import make_url
 
 from pgtoolset._commands._libpq import ServiceError, completed
-from pgtoolset.cli import main
-from tests.commands.running import environment, line, run, running, start
+from tests.commands.running import line, run, run_here, running, start
 from tests.support import plain_url
 
 PASSWORD = "hunter2 %'\\"
@@ -48,28 +46,6 @@ async def server(database_url: str, other: asyncpg.Connection) -> AsyncIterator[
     assert isinstance(host, str)
     port = await other.fetchval("SELECT current_setting('port')")
     yield Server(host, port, str(url.database))
-
-
-Here = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """Run a command in this process; return its exit code, output and errors."""
-
-    def run_here(*arguments: str, **variables: str) -> tuple[int, str, str]:
-        for name in set(os.environ) - set(environment({})):
-            monkeypatch.delenv(name)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        try:
-            code = main(arguments)
-        except SystemExit as exit_:
-            code = int(str(exit_.code))
-        output, errors = capsys.readouterr()
-        return code, output, errors
-
-    return run_here
 
 
 @pytest.mark.usefixtures("engine")
@@ -236,11 +212,11 @@ def test_what_a_url_lacks(tmp_path: Path) -> None:
     ],
 )
 def test_no_connection(
-    command: str, arguments: list[str], variables: dict[str, str], says: str, here: Here
+    command: str, arguments: list[str], variables: dict[str, str], says: str
 ) -> None:
     """A URL that is wrong or leads nowhere: one line on standard error, exit code 2, no secret."""
     more = ["item", "1"] if command == "watch" else []
-    code, output, errors = here(command, *arguments, *more, **variables)
+    code, output, errors = run_here(command, *arguments, *more, **variables)
     assert (code, output) == (2, ""), errors
     assert says in errors
     assert "Traceback" not in errors
@@ -267,9 +243,9 @@ def test_no_connection(
         [],
     ],
 )
-def test_usage(arguments: list[str], here: Here) -> None:
+def test_usage(arguments: list[str]) -> None:
     """Wrong arguments: exit code 2, and the message shows no URL and no control character."""
-    code, output, errors = here(*arguments)
+    code, output, errors = run_here(*arguments)
     assert (code, output) == (2, "")
     assert all(each.isprintable() for each in errors.splitlines())
     assert "hunter2" not in errors
@@ -324,3 +300,12 @@ async def test_a_reader_that_leaves(server: Server) -> None:
         errors = await process.stderr.read()
         await process.wait()
     assert b"Traceback" not in errors
+
+
+async def test_a_process_of_its_own() -> None:
+    """The exit code of a command is that of its process."""
+    process = await start("locks", "nonsense")
+    output, errors = await process.communicate()
+    assert (process.returncode, output) == (2, b"")
+    assert b"URL" in errors
+    assert errors.count(b"\n") == 1

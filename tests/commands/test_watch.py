@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 import asyncpg
 import pytest
 
-
-async def start(*arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pgtoolset.cli", "watch", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+from tests.commands.running import run, start
 
 
 @pytest.mark.usefixtures("engine")
 async def test_prints_changes(database_url: str, other: asyncpg.Connection) -> None:
     """The row as it is, then a line for each insertion, update and deletion."""
-    process = await start(database_url, "item", "1", "--interval", "0.05")
+    process = await start("watch", database_url, "item", "1", "--interval", "0.05")
     assert process.stdout is not None
     try:
         async with asyncio.timeout(30):
@@ -53,7 +46,7 @@ async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -
         """
     )
     key = ("1", "10.0.0.1", "2026-01-01T01:00:00+01:00", "red", "false")
-    process = await start(database_url, "Odd.a table", *key, "--interval", "0.05")
+    process = await start("watch", database_url, "Odd.a table", *key, "--interval", "0.05")
     assert process.stdout is not None
     try:
         async with asyncio.timeout(30):
@@ -77,26 +70,24 @@ async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -
 )
 async def test_bad_arguments(database_url: str, arguments: tuple[str, ...], message: str) -> None:
     """A wrong table or key is one sentence on standard error, and exit code 2."""
-    process = await start(database_url, *arguments)
-    _, errors = await process.communicate()
-    assert process.returncode == 2
-    assert message in errors.decode()
-    assert "Traceback" not in errors.decode()
+    code, _, errors = await run("watch", database_url, *arguments)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
 
 
 async def test_bad_interval(database_url: str) -> None:
     """An interval that is not a time is a usage error, which names the option."""
     for interval in ("0", "soon", "-1s"):
-        process = await start(database_url, "item", "1", f"--interval={interval}")
-        _, errors = await process.communicate()
-        assert process.returncode == 2
-        assert "--interval must be" in errors.decode()
+        code, _, errors = await run("watch", database_url, "item", "1", f"--interval={interval}")
+        assert code == 2
+        assert "--interval must be" in errors
 
 
 @pytest.mark.usefixtures("engine")
 async def test_interval_with_a_unit(database_url: str, other: asyncpg.Connection) -> None:
     """An interval is taken with a unit, as everywhere."""
-    process = await start(database_url, "item", "1", "--interval", "50ms")
+    process = await start("watch", database_url, "item", "1", "--interval", "50ms")
     assert process.stdout is not None
     try:
         async with asyncio.timeout(30):

@@ -35,7 +35,7 @@ from pgtoolset import (
     on_commit,
 )
 from tests.databases.cleaning import counts, files, statements, tables, waiting
-from tests.support import Item, interrupt_everywhere, swallow_error
+from tests.support import Item, examples, interrupt_everywhere, swallow_error
 
 # What is promised
 
@@ -419,7 +419,9 @@ rows = st.lists(st.sampled_from([0, 0, 1, 5, 400]), min_size=6, max_size=6)
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(20),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(edges=edges, rows=rows, outside=st.sampled_from([0, 0, 1]), linked=st.booleans())
 async def test_any_graph(

@@ -9,8 +9,13 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import pgtoolset
 import pytest_pgtoolset
+
+#: It reads the same files.
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
 

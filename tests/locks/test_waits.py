@@ -1,15 +1,12 @@
-"""`list_lock_waits` and the command `pgtoolset locks`, in a process of its own."""
+"""`list_lock_waits` and the command `pgtoolset locks`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -17,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from pgtoolset import Blocker, LockWait, list_lock_waits
 from pgtoolset._commands.locks import tree
+from tests.commands.running import run, start
 from tests.locks.locking import waiting
 from tests.support import plain_url, until
 
@@ -43,23 +41,6 @@ async def jam(
         for connection in connections:
             connection.terminate()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def command(*arguments: str, answer: str = "", url: str = "") -> tuple[int, str, str]:
-    """Run `pgtoolset` and give its exit code and output."""
-    environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    if url:
-        environment["DATABASE_URL"] = url
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pgtoolset.cli", *arguments),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-    )
-    out, error = await asyncio.wait_for(process.communicate(answer.encode()), 60)
-    return process.returncode or 0, out.decode(), error.decode()
 
 
 @pytest.mark.parametrize("through", ["session", "connection", "engine"])
@@ -107,12 +88,12 @@ async def test_wrong_source() -> None:
 
 async def test_tree(database_url: str, other: asyncpg.Connection) -> None:
     """Waiters stand below the sessions in their way, and the absence of waits is said in words."""
-    code, out, _ = await command("locks", plain_url(database_url))
+    code, out, _ = await run("locks", plain_url(database_url))
     assert (code, out) == (0, "No session waits for a lock.\n")
     async with jam(
         database_url, other, "LOCK TABLE item IN SHARE MODE", "LOCK TABLE item", "SELECT FROM item"
     ) as pids:
-        code, out, _ = await command("locks", url=database_url)
+        code, out, _ = await run("locks", DATABASE_URL=database_url)
         lines = out.splitlines()
         assert code == 0
         assert lines[0].startswith(f"{pids[0]} jam 0 idle in transaction, transaction of ")
@@ -138,7 +119,7 @@ def test_tree_of_a_deadlock_and_of_hostile_names() -> None:
 async def test_json(database_url: str, other: asyncpg.Connection) -> None:
     """JSON has the waits and the blockers that wait for nothing, with times in seconds."""
     async with jam(database_url, other, "LOCK TABLE item", "SELECT FROM item") as pids:
-        code, out, _ = await command("locks", database_url, "--json")
+        code, out, _ = await run("locks", database_url, "--json")
     report = json.loads(out)
     assert code == 0
     assert [(wait["pid"], wait["blocked_by"]) for wait in report["waits"]] == [(pids[1], [pids[0]])]
@@ -149,10 +130,7 @@ async def test_json(database_url: str, other: asyncpg.Connection) -> None:
 
 async def test_watch(database_url: str, other: asyncpg.Connection) -> None:
     """It asks again and again, one line of JSON each time, until it is interrupted."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pgtoolset.cli", "locks", database_url, "--json", "--watch", "0.1"),
-        stdout=asyncio.subprocess.PIPE,
-    )
+    process = await start("locks", database_url, "--json", "--watch", "0.1")
     assert process.stdout is not None
     assert json.loads(await process.stdout.readline())["waits"] == []
     async with jam(database_url, other, "LOCK TABLE item", "SELECT FROM item"):
@@ -174,7 +152,7 @@ async def test_terminate(
 ) -> None:
     """It shows the session that it is about to end, and ends it only when that is confirmed."""
     async with jam(database_url, other, "LOCK TABLE item", "SELECT FROM item") as pids:
-        code, out, _ = await command(
+        code, out, _ = await run(
             "locks", database_url, "--terminate", str(pids[0]), *options, answer=answer
         )
         assert out.startswith(f"{pids[0]} jam 0 idle in transaction")
@@ -206,6 +184,6 @@ async def test_mistakes(database_url: str) -> None:
         (["locks", database_url, "--watch", "0"], 2, "seconds"),
         (["nonsense"], 2, "nonsense"),
     ):
-        result, _, error = await command(*arguments)
+        result, _, error = await run(*arguments)
         assert (result, "Traceback" in error) == (code, False), error
         assert says in error

@@ -26,7 +26,7 @@ from tests.m2m.models import (
     composite_link,
     post_tag,
 )
-from tests.support import interrupt_everywhere, until
+from tests.support import examples, interrupt_everywhere, until
 
 TAGS = 30
 
@@ -81,9 +81,9 @@ async def until_waiting(other: asyncpg.Connection, count: int) -> None:
 
 
 async def test_sets(session: AsyncSession, engine: AsyncEngine) -> None:
-    """Of sets at the same time the result is one of them, in 200 rounds."""
+    """Of sets at the same time the result is one of them, in many rounds."""
     await store(session)
-    for number in range(200):
+    for number in range(examples(60)):
         sets = [
             set(random.Random((number, each).__hash__()).sample(range(1, TAGS + 1), 8))
             for each in range(4)
@@ -94,10 +94,10 @@ async def test_sets(session: AsyncSession, engine: AsyncEngine) -> None:
 
 
 async def test_sets_and_adds(session: AsyncSession, engine: AsyncEngine) -> None:
-    """Sets and adds of the same keys never deadlock, in 200 rounds; the result is a set, and what
+    """Sets and adds of the same keys never deadlock, in many rounds; the result is a set, and what
     was added after."""
     await store(session)
-    for number in range(200):
+    for number in range(examples(60)):
         chance = random.Random(number)
         sets = [set(chance.sample(range(1, TAGS + 1), 10)) for _ in range(2)]
         adds = [set(chance.sample(range(1, TAGS + 1), 10)) for _ in range(2)]

@@ -46,6 +46,7 @@ from sqlalchemy.orm import registry, relationship, selectinload
 
 from pgtoolset import m2m_add, m2m_add_many, m2m_remove, m2m_set
 from tests.m2m.models import Colour, Hexadecimal, Lowered, Prefixed
+from tests.support import examples
 
 #: A type of a key, and four keys.
 TYPES: dict[str, tuple[Any, list[Any]]] = {
@@ -435,7 +436,7 @@ async def create(connection: AsyncConnection, made: Mapped, schema: str) -> None
 
 
 @settings(
-    max_examples=60,
+    max_examples=examples(30),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     # Each example creates its tables: to find a smaller one takes many minutes.

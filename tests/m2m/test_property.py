@@ -17,6 +17,7 @@ from sqlalchemy.orm import selectinload
 
 from pgtoolset import M2MChange, get_transaction, m2m_add, m2m_add_many, m2m_remove, m2m_set
 from tests.m2m import models
+from tests.support import examples
 
 SIZE = 4
 
@@ -265,7 +266,9 @@ def made(class_: Any, keys: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("name", SHAPES)
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(10),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(sequence=st.lists(operations, max_size=8))
 async def test_sequences(engine: AsyncEngine, tables: None, name: str, sequence: list[Any]) -> None:

@@ -10,6 +10,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ SOURCE = (
 )
 TESTED = ("tests", "docs", "examples", "benchmarks")
 BUILT = {"associations_c", "comparator_c"}
+LEFT_BY_TESTS = (
+    "tests/__pycache__/test_build.pyc",
+    "tests/native/.pytest_cache/v/cache/lastfailed",
+)
 
 #: What an editable install leaves in the source tree, and no checkout has.
 IGNORED = shutil.ignore_patterns("__pycache__", ".pytest_cache", "*.egg-info", "*.so", "*.pyd")
@@ -41,17 +46,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def copied(folder: Path, *names: str) -> Path:
+    """A copy of what is built, and of `names`, so that nothing is left in the source tree."""
+    source = folder / "source"
+    source.mkdir()
+    for name in (*SOURCE, *names):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=IGNORED)
+        else:
+            shutil.copy(ROOT / name, source)
+    return source
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A copy of the source tree, so that nothing is left in it."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in SOURCE:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=IGNORED)
-        else:
-            shutil.copy(ROOT / name, folder)
-    return folder
+    """A copy of the source tree, which the test may change."""
+    return copied(tmp_path)
 
 
 def run(
@@ -117,6 +127,42 @@ def installed(wheel: Path, **variables: str) -> str:
     return implementation
 
 
+@pytest.fixture(scope="module")
+def pure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that is built straight from the source tree, without compiled modules."""
+    source = copied(tmp_path_factory.mktemp("pure"))
+    wheel, _ = wheel_of(source, PGTOOLSET_NO_EXTENSIONS="1")
+    return wheel
+
+
+@dataclass
+class Built:
+    """An sdist with its tests, and the wheel that is built from it, with compiled modules."""
+
+    source: Path
+    sdist: Path
+    wheel: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Both, from a tree in which tests have been run."""
+    folder = tmp_path_factory.mktemp("built")
+    source = copied(folder, *TESTED)
+    for left in LEFT_BY_TESTS:
+        (source / left).parent.mkdir(parents=True)
+        (source / left).touch()
+    out = folder / "dist"
+    result = run(
+        source,
+        *("-m", "build", "--no-isolation", "--outdir", str(out)),
+        variables={"PGTOOLSET_REQUIRE_EXTENSIONS": "1"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return Built(source, sdist, wheel)
+
+
 @pytest.fixture
 def no_compiler(tmp_path: Path) -> dict[str, str]:
     """Variables of an environment in which there is no C compiler."""
@@ -142,51 +188,29 @@ def test_wheel_with_compiled_modules(source: Path) -> None:
     assert installed(wheel, PGTOOLSET_IMPL="python") == "python"
 
 
-def test_sdist_builds_the_same_wheel(source: Path, tmp_path: Path) -> None:
+def test_sdist_builds_the_same_wheel(pure: Path, built: Built) -> None:
     """Nothing that the build needs is missing from the sdist."""
-    direct, _ = wheel_of(source, PGTOOLSET_NO_EXTENSIONS="1")
-    out = tmp_path / "dist"
-    result = run(
-        source,
-        *("-m", "build", "--no-isolation", "--outdir", str(out)),
-        variables={"PGTOOLSET_REQUIRE_EXTENSIONS": "1"},
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    (through_sdist,) = out.glob("*.whl")
-    ours, theirs = files_of(direct), files_of(through_sdist)
+    ours, theirs = files_of(pure), files_of(built.wheel)
     assert ours.items() <= theirs.items()
     extra = {Path(name).name.partition(".")[0] for name in set(theirs) - set(ours)}
     assert extra == BUILT
 
 
-def test_sdist_has_its_tests(source: Path, tmp_path: Path) -> None:
+def test_sdist_has_its_tests(built: Built) -> None:
     """The sdist can be tested: it has all of the tests and all files that they read."""
-    for name in TESTED:
-        shutil.copytree(ROOT / name, source / name, ignore=IGNORED)
     wanted = {
-        str(path.relative_to(source))
+        str(path.relative_to(built.source))
         for name in TESTED
-        for path in (source / name).rglob("*")
+        for path in (built.source / name).rglob("*")
         if path.is_file()
     }
-    for left in (
-        "tests/__pycache__/test_build.pyc",
-        "tests/native/.pytest_cache/v/cache/lastfailed",
-    ):
-        (source / left).parent.mkdir(parents=True)
-        (source / left).touch()
-    result = run(
-        source, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path / "dist")
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
+    with tarfile.open(built.sdist) as archive:
         names = {
             member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()
         }
     assert {
         name for name in names if name.startswith(tuple(f"{folder}/" for folder in TESTED))
-    } == wanted
+    } == wanted - set(LEFT_BY_TESTS)
     assert {"Makefile", "requirements-minimum.txt"} <= names
 
 
@@ -225,12 +249,11 @@ def test_no_cython(source: Path, tmp_path: Path) -> None:
     assert "PGTOOLSET_REQUIRE_EXTENSIONS is set, but Cython is not installed" in result.stderr
 
 
-def test_no_extensions_wanted(source: Path) -> None:
+def test_no_extensions_wanted(pure: Path) -> None:
     """PGTOOLSET_NO_EXTENSIONS=1 makes a pure wheel, for every platform."""
-    wheel, _ = wheel_of(source, PGTOOLSET_NO_EXTENSIONS="1")
-    assert wheel.name.endswith("-py3-none-any.whl")
-    assert not [name for name in files_of(wheel) if name.endswith((".so", ".pyd", ".pyi"))]
-    assert installed(wheel) == "python"
+    assert pure.name.endswith("-py3-none-any.whl")
+    assert not [name for name in files_of(pure) if name.endswith((".so", ".pyd", ".pyi"))]
+    assert installed(pure) == "python"
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,14 @@ class Warm:
 
 
 def outside_environment() -> dict[str, str]:
-    """The environment of this process, without what belongs to this run of pytest."""
+    """The environment of this process, without what belongs to this run of pytest.
+
+    A project has no bytecode: a test may write a file twice in the second that tells its versions
+    apart.
+    """
     ours = ("DATABASE_URL", "PYTEST_", "COV_CORE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return outside | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Project:

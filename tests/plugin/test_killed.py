@@ -16,6 +16,9 @@ from tests.plugin.projects import LIMIT, Project, databases, outside_environment
 from tests.support import until
 from tests.testing.test_server import running_on
 
+#: Signals, processes and files; the statements that drop databases are tested in test_workers.py.
+pytestmark = pytest.mark.once
+
 SLEEPERS = """
     import asyncio
     import os

@@ -10,7 +10,7 @@ import pytest
 from pgtoolset import create_db_context
 from pgtoolset.testing.contracts import SessionFactoryContract, TransactionalSessionContract
 from pgtoolset.testing.contracts.harness import missing
-from tests.plugin.projects import ANYIO, ASYNCIO, Project
+from tests.plugin.projects import ANYIO, ASYNCIO, Project, Warm
 from tests.transactions.plain_session import PlainHarness, PlainManagedSession, PlainSession
 
 
@@ -45,7 +45,7 @@ def test_a_fixture_that_is_missing() -> None:
 
 
 @pytest.mark.parametrize("options", [ASYNCIO, ANYIO], ids=["asyncio", "anyio"])
-def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_in_a_project_of_a_user(tmp_path: Path, warm: Warm, options: tuple[str, ...]) -> None:
     """Every contract class runs by pytest-asyncio and by anyio; a failure shows the compared
     values."""
     tests = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def test_in_a_project_of_a_user(tmp_path: Path, options: tuple[str, ...]) -> Non
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tests / name, copy)
         (copy.parent / "__init__.py").touch()
-    project = Project(tmp_path, None)
+    project = Project(tmp_path, None, warm)
     project.write(
         pytest_ini="[pytest]",
         conftest="""

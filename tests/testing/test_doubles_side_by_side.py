@@ -37,6 +37,7 @@ from pgtoolset import (
 )
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.testing import MemoryAssociations, MemoryDatabase, MemoryLocks, MemoryWatcher
+from tests.support import examples
 
 SIZE = 4
 DEPTH = 3
@@ -278,7 +279,9 @@ async def transactions_on_postgresql(
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(50),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(program=blocks(DEPTH))
 def test_transactions(runner: asyncio.Runner, shared_engine: AsyncEngine, program: Block) -> None:
@@ -407,7 +410,9 @@ async def locks_on_postgresql(engine: AsyncEngine, program: list[Lock]) -> list[
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(30),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(program=locks)
 def test_locks(runner: asyncio.Runner, shared_engine: AsyncEngine, program: list[Lock]) -> None:
@@ -484,7 +489,9 @@ async def changes_on_postgresql(engine: AsyncEngine, program: list[Any]) -> list
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(12),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(program=changes)
 def test_changes(runner: asyncio.Runner, shared_engine: AsyncEngine, program: list[Any]) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import (
 
 from pgtoolset import TransactionAbortedError, get_transaction, on_commit
 from pgtoolset.testing import MemoryDatabase
-from tests.support import Item
+from tests.support import Item, examples
 from tests.transactions.plain_session import PlainSession
 
 
@@ -297,7 +297,9 @@ def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEn
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(120),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(program=programs(sql=True, plain=True))
 def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program: Block) -> None:
@@ -321,7 +323,7 @@ def test_postgresql(runner: asyncio.Runner, shared_engine: AsyncEngine, program:
     assert shared_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(program=programs(sql=True, plain=False))
 def test_double(program: Block) -> None:
     """The double of `pgtoolset.testing`: the same programs by blocks of ours, errors of statements
@@ -340,7 +342,7 @@ def test_double(program: Block) -> None:
     assert ran == model.rows
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(program=programs(sql=False, plain=False))
 def test_plain_session(program: Block) -> None:
     """A session of a user's own: the same semantics, by the protocol alone."""

@@ -37,7 +37,7 @@ from pgtoolset import (
     run_transaction,
 )
 from tests.proxy import Direction, How, Proxy
-from tests.support import Base, Item, plain_url, sqlalchemy_url
+from tests.support import Base, Item, examples, plain_url, sqlalchemy_url
 
 #: SQLAlchemy's own, after a savepoint of its `begin_nested()` has lost its connection.
 pytestmark = pytest.mark.filterwarnings("ignore:nested transaction already deassociated")
@@ -322,7 +322,9 @@ HOWS: list[How] = ["RST", "FIN", "half"]
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(30),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     kind=st.sampled_from(KINDS),

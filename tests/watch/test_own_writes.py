@@ -17,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgtoolset import RowDeletedError, WaitTimeoutError, get_transaction, wait_for_row_change
 from pgtoolset.watch import _own
+from tests.support import examples
 
 
 class Base(DeclarativeBase):
@@ -303,7 +304,7 @@ STEPS = st.lists(
 
 
 @settings(
-    max_examples=40,
+    max_examples=examples(20),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from pgtoolset import RowChange, RowNotFoundError, RowWatcher
 from pgtoolset.watch import _known_rows
-from tests.support import Item
+from tests.support import Item, examples
 
 KEYS = (1, 2)
 CLOCK = 100
@@ -171,7 +171,9 @@ def is_part(part: list[str | None], whole: list[str | None]) -> bool:
 @pytest.mark.parametrize("few", [_known_rows.FETCHED_ROWS, 0], ids=["fetched", "as text"])
 @given(schedule=steps)
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(20),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_schedules(
     database_url: str,

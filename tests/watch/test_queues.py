@@ -22,7 +22,7 @@ from sqlalchemy.util import await_only
 
 from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, wait_for_row_change
 from pgtoolset.watch import _batches, _queues
-from tests.support import Account, Item, interrupt_everywhere, plain_url, until
+from tests.support import Account, Item, examples, interrupt_everywhere, plain_url, until
 from tests.watch.crowd import Polls, every_connection, queued, shares_of, small
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -485,7 +485,9 @@ waiters = st.lists(
 
 @given(crowd=waiters, size=st.integers(1, 3), batch=st.integers(1, 5), busy=st.booleans())
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_crowd(
     database_url: str,

@@ -29,7 +29,7 @@ from pgtoolset.watch import _known_rows
 from pgtoolset.watch._groups import Group
 from pgtoolset.watch._subscriptions import Stream
 from pgtoolset.watch.targets import resolve_target
-from tests.support import Item, until
+from tests.support import Item, examples, until
 
 
 class Base(DeclarativeBase):
@@ -402,7 +402,9 @@ WATCHED = [("join", 1, None), ("put", (1, "a"), None), *[("look", True, [])] * 2
     )
 )
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(120),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_nothing_is_missed(
     monkeypatch: pytest.MonkeyPatch, program: list[tuple[str, Any, Any]]
