@@ -8,9 +8,17 @@ from collections.abc import Iterator
 import asyncpg
 import pytest
 
+from pgtoolset._postgres import lookout
 from pgtoolset.testing import EmbeddedServer
 from tests.safety.planting import AFTER_CATALOG, BEFORE_CATALOG, plant, spared_drivers
 from tests.support import plain_url
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error waits for the names of its blockers, however slow the machine is."""
+    monkeypatch.setattr(lookout, "_GRACE", 20.0)
+    monkeypatch.setattr(lookout, "_SHORT_GRACE", 20.0)
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ async def test_locks(engine: AsyncEngine, shop: Shop) -> None:
         await session.commit()
     async with AsyncSession(engine) as holder, AsyncSession(engine) as session:
         async with lock_tables(holder, [shop.model], mode="ACCESS EXCLUSIVE"):
-            for keywords in ({"timeout": 0.3}, {"nowait": True}):
+            for keywords in ({"timeout": 1.5}, {"nowait": True}):
                 with pytest.raises(LockTimeoutError) as caught:
                     async with lock_tables(session, [shop.model], **keywords):  # type: ignore[arg-type]
                         pass

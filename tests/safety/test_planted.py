@@ -192,7 +192,7 @@ async def table_locks(place: Place) -> None:
 @call
 async def table_locks_that_are_taken(place: Place) -> None:
     async with place.locked("LOCK TABLE public.tag IN SHARE MODE"):
-        for keywords in ({"timeout": 0.3}, {"nowait": True}):
+        for keywords in ({"timeout": 1.5}, {"nowait": True}):
             async with place.maker() as session:
                 with pytest.raises(LockTimeoutError) as caught:
                     async with lock_tables(session, [Book, Tag], mode="EXCLUSIVE", **keywords):  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ async def advisory_locks(place: Place) -> None:
                     assert is_mine
     async with place.locked("SELECT pg_catalog.pg_advisory_lock(7)"), place.maker() as session:
         with pytest.raises(LockTimeoutError) as caught:
-            async with advisory_lock(session, 7, timeout=0.3):
+            async with advisory_lock(session, 7, timeout=1.5):
                 pass
         assert len(caught.value.blockers) == 1
 
@@ -243,7 +243,7 @@ async def row_locks(place: Place) -> None:
 async def row_locks_that_are_taken(place: Place) -> None:
     share = "SELECT FROM public.book WHERE title IS NOT NULL FOR SHARE"
     async with place.locked(share), place.locked(share):
-        for keywords in ({"timeout": 0.3}, {"nowait": True}):
+        for keywords in ({"timeout": 1.5}, {"nowait": True}):
             async with place.maker() as session:
                 with pytest.raises(LockTimeoutError) as caught:
                     await lock_rows(session, Book, [1, 2], **keywords)  # type: ignore[arg-type]
