@@ -239,7 +239,7 @@ async def snapshot(sql: asyncpg.Connection) -> dict[str, Any]:
 
 @settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

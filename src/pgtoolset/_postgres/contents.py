@@ -54,11 +54,11 @@ begun AS MATERIALIZED (
          pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', true),
          pg_catalog.pg_advisory_xact_lock({_CLEANING})),
 ours AS MATERIALIZED (
-  SELECT DISTINCT c.oid, c.relkind, c.relhasrules, c.relname, c.relnamespace, c.relowner
-  FROM begun AS b CROSS JOIN pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS given(name)
-  JOIN pg_catalog.pg_class AS c
-    ON c.oid {EQ} CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid)
-  WHERE b.lock_timeout IS NOT NULL AND c.relkind {EQ} ANY ('{{r,p}}')),
+  SELECT c.oid, c.relkind, c.relhasrules, c.relname, c.relnamespace, c.relowner
+  FROM begun AS b CROSS JOIN pg_catalog.pg_class AS c
+  WHERE b.lock_timeout IS NOT NULL AND c.relkind {EQ} ANY ('{{r,p}}') AND c.oid {EQ} ANY (ARRAY(
+    SELECT CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid)
+    FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS given(name)))),
 member AS MATERIALIZED (
   SELECT o.oid, o.oid AS top FROM ours AS o
   UNION
