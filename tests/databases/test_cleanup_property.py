@@ -7,13 +7,14 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Sequence, Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset import OutsideReferenceError, cleanup_tables
+from tests.support import examples
 
 NUMBERS = range(5)
 
@@ -238,8 +239,7 @@ async def snapshot(sql: asyncpg.Connection) -> dict[str, Any]:
 
 
 @settings(
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    max_examples=40,
+    max_examples=examples(20),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
