@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, MetaData, Table
@@ -21,13 +21,15 @@ from pgtoolset._arguments import (
 from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
-from pgtoolset._postgres.emptying import Details, Reference, Relation, Trigger
+from pgtoolset._postgres.contents import Contents, Relation, contents_of, filled_and_moved, run
+from pgtoolset._postgres.emptying import Details, Reaction, Reference
 from pgtoolset._postgres.locks import lock_block, sessions_holding
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.tables import (
     bind_arguments_of,
     options_of,
     qualified_names,
+    sequences_of,
     translation_of,
 )
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
@@ -58,13 +60,14 @@ async def cleanup_tables(
     *,
     timeout: Duration | None = "5s",
 ) -> None:
-    """Empty every table of `base.metadata`, restart its identities and serials, and commit.
+    """Empty every table of `base.metadata`, restart its sequences, and commit.
 
     An open transaction of the session is rolled back first, and every object leaves the session.
     The options of the session's connection, such as `schema_translate_map`, hold for this call too.
 
-    One statement finds the tables that are not empty and the sequences that have moved; only those
-    are touched. No user trigger fires.
+    Only tables that are not empty are touched, and sequences that have moved: those that a column
+    owns, and those in the default of a column, unless a table outside of the metadata has them too.
+    No user trigger fires. Where DELETE is refused and TRUNCATE is not, the table is truncated.
 
     A partitioned table stands for its partitions. The rows of an inheritance child stay unless the
     metadata has the child. Tables that the database lacks are skipped, and so are views and foreign
@@ -82,7 +85,7 @@ async def cleanup_tables(
         LockTimeoutError: another transaction is in the way; the error names the blockers. Nothing
             was touched.
         TransactionStateError: the session is inside a block such as `session.begin()`, which could
-            not go on afterwards, or in AUTOCOMMIT.
+            not go on afterwards, or in AUTOCOMMIT; or a table was replaced during the call.
         ValueError, TypeError: an argument is not valid; raised before any SQL.
 
     Example:
@@ -157,23 +160,48 @@ class _Cleaning:
         connection = self._connection()
         translation = translation_of(self._session, connection)
         names = qualified_names(self._tables, connection.dialect, translation)
+        sequences = qualified_names(sequences_of(self._tables), connection.dialect, translation)
         self._wanted.tables = names
         lookout.watch(connection, self._wanted)
-        settings = emptying.begin(connection, milliseconds(self._timeout))
-        relations, sequences = emptying.structure_of(connection, names)
-        filled, moved = emptying.changed(connection, relations, sequences)
+        found = contents_of(connection, names, sequences, milliseconds(self._timeout))
+        filled, moved = filled_and_moved(connection, found)
         if not filled and not moved:
             raise _NothingToDo
-        plan = _Plan([], [], [], [])
-        if filled:
-            plan = _plan_of(relations, filled, emptying.details_of(connection, relations, filled))
-            self._lock(connection, plan)
-            # From here on a new reference to a row of these tables waits for the locks.
-            if plan.from_outside:
-                _refuse(emptying.with_rows(connection, plan.from_outside))
-        connection.exec_driver_sql(
-            emptying.empty_block(plan.truncated, plan.deleted, moved, plan.triggers, settings)
+        plan = self._prepare(connection, found, filled) if filled else _Plan()
+        emptying.empty(
+            connection,
+            truncated=plan.truncated,
+            deleted=plan.deleted,
+            reactions=plan.reactions,
+            sequences=moved,
+            settings=found.settings,
         )
+
+    def _prepare(
+        self, connection: Connection, found: Contents, filled: Sequence[Relation]
+    ) -> _Plan:
+        """Lock the tables that have rows, and decide how to empty them."""
+        exclusive = any(_may_be_truncated(each, bool(found.published)) for each in filled)
+        mode = LockMode.ACCESS_EXCLUSIVE if exclusive else LockMode.EXCLUSIVE
+        self._lock(connection, filled, mode)
+        # From here on nobody adds a row to these tables, a foreign key, or a row that refers to one
+        # of them.
+        empty: list[Relation] = []
+        while True:
+            known = [*filled, *empty]
+            details = emptying.details_of(connection, found.tables, found.partitioned, known)
+            _refuse_replaced(details.replaced)
+            plan, wanted = _plan_of(filled, details, found.published)
+            more = wanted - {relation.oid for relation in known}
+            if not more:
+                break
+            # Empty tables that PostgreSQL wants in the same TRUNCATE, and those that refer to them.
+            added = emptying.relations_of(connection, more)
+            self._lock(connection, added, LockMode.ACCESS_EXCLUSIVE)
+            empty += added
+        _refuse(emptying.with_rows(connection, plan.from_outside))
+        plan.truncated.extend(relation for relation in empty if relation.oid in wanted)
+        return plan
 
     def _connection(self) -> Connection:
         """Return the session's connection, where each statement sees all that is committed."""
@@ -184,13 +212,12 @@ class _Cleaning:
             )
         return self._session.connection(bind_arguments=self._bind_arguments)
 
-    def _lock(self, connection: Connection, plan: _Plan) -> None:
-        mode = LockMode.ACCESS_EXCLUSIVE if plan.truncated else LockMode.EXCLUSIVE
-        emptied = sorted([*plan.truncated, *plan.deleted], key=lambda relation: relation.name)
+    def _lock(self, connection: Connection, tables: Sequence[Relation], mode: LockMode) -> None:
+        ordered = sorted(tables, key=lambda relation: relation.name)
         self._wanted.mode = mode.value
-        self._wanted.tables = [relation.name for relation in emptied]
-        names = [relation.only for relation in emptied]
-        connection.exec_driver_sql(lock_block(names, mode, milliseconds(self._timeout)))
+        self._wanted.tables = [relation.name for relation in ordered]
+        names = [relation.only for relation in ordered]
+        run(connection, lock_block(names, mode, milliseconds(self._timeout)))
 
 
 def _refuse(references: Sequence[Reference]) -> None:
@@ -204,7 +231,28 @@ def _refuse(references: Sequence[Reference]) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+def _refuse_replaced(names: Sequence[str]) -> None:
+    if names:
+        raise TransactionStateError(
+            f"{', '.join(names)}: replaced by another table of that name while cleanup_tables "
+            "waited for its lock. Nothing was deleted; call it again."
+        )
+
+
+def _may_be_truncated(relation: Relation, has_published: bool) -> bool:
+    """Whether the lock on a table must allow TRUNCATE, or ALTER TABLE of its rules.
+
+    It is taken before the foreign keys are known, because they are not certain without it. To take
+    a stronger lock afterwards could be a deadlock with a transaction that reads the table.
+    """
+    if relation.has_rules or relation.is_for_truncate:
+        return True
+    if relation.is_referenced:
+        return relation.pages > 1 or has_published
+    return relation.pages > _PAGES_PER_TRUNCATE
+
+
+@dataclass(slots=True)
 class _Plan:
     """The tables to empty, and how.
 
@@ -212,34 +260,51 @@ class _Plan:
         truncated: tables for TRUNCATE, with every table that references them.
         deleted: tables for DELETE.
         from_outside: the foreign keys of other tables to these.
-        triggers: the user triggers of these tables, which must not fire.
+        reactions: the user's triggers and rules on these tables, which must not act.
     """
 
-    truncated: list[Relation]
-    deleted: list[Relation]
-    from_outside: list[Reference]
-    triggers: list[Trigger]
+    truncated: list[Relation] = field(default_factory=list)
+    deleted: list[Relation] = field(default_factory=list)
+    from_outside: list[Reference] = field(default_factory=list)
+    reactions: list[Reaction] = field(default_factory=list)
 
 
-def _plan_of(relations: Sequence[Relation], filled: Sequence[Relation], details: Details) -> _Plan:
+def _plan_of(
+    filled: Sequence[Relation], details: Details, published: Collection[int]
+) -> tuple[_Plan, set[int]]:
     """Choose TRUNCATE or DELETE for each table.
 
     Args:
-        relations: the tables of the metadata.
-        filled: the tables among them that have rows.
-        details: of the tables that have rows.
+        filled: the tables that have rows.
+        details: of these.
+        published: the oids of the tables where PostgreSQL may refuse a DELETE or an UPDATE.
+
+    Returns:
+        The plan, and the oids of all tables to truncate: with those that have rows, empty ones that
+        refer to them.
     """
     graph = _Graph(details)
-    # A partition is emptied with its partitioned table, where that is one of ours.
-    own = [relation for relation in filled if graph.top_of(relation.oid) == relation.oid]
-    truncated = _truncated(own, graph)
-    emptied = {relation.oid for relation in own}
-    return _Plan(
-        truncated=[relation for relation in relations if relation.oid in truncated],
-        deleted=[relation for relation in relations if relation.oid in emptied - truncated],
+    # A DELETE writes into these too, though they may be empty.
+    needed = {
+        graph.top_of(each.referenced)
+        for each in details.references
+        if each.writes and graph.top_of(each.referencing) in published
+    }
+    needed |= {relation.oid for relation in filled if relation.is_for_truncate}
+    truncated = _truncated(filled, graph, needed)
+    emptied = {relation.oid for relation in filled}
+    plan = _Plan(
+        truncated=[relation for relation in filled if relation.oid in truncated],
+        deleted=[relation for relation in filled if relation.oid not in truncated],
         from_outside=_from_outside(details.references, emptied, graph),
-        triggers=[each for each in details.triggers if graph.top_of(each.relation) in emptied],
+        reactions=[
+            each
+            for each in details.reactions
+            if (top := graph.top_of(each.relation)) in truncated | emptied
+            and (each.on_truncate if top in truncated else each.on_delete)
+        ],
     )
+    return plan, truncated
 
 
 def _from_outside(
@@ -254,16 +319,21 @@ def _from_outside(
     ]
 
 
-def _truncated(filled: Sequence[Relation], graph: _Graph) -> set[int]:
-    """Return the oids of the tables for which TRUNCATE is allowed and cheaper than DELETE."""
+def _truncated(
+    filled: Sequence[Relation], graph: _Graph, needed: Collection[int | None]
+) -> set[int]:
+    """Return the oids of the tables for which TRUNCATE is allowed, and needed or cheaper."""
     oids = {relation.oid for relation in filled}
     truncated: set[int] = set()
     for relation in filled:
         together = graph.truncated_with(relation.oid)
-        # A TRUNCATE must not touch a table that is empty, or outside of the metadata.
-        if together is not None and together <= oids:
-            if graph.is_truncate_cheaper(relation, len(together - truncated)):
-                truncated |= together
+        # A TRUNCATE must not touch a table outside of the metadata; nor an empty one without need.
+        if together is None:
+            continue
+        if relation.oid in needed or (
+            together <= oids and graph.is_truncate_cheaper(relation, len(together - truncated))
+        ):
+            truncated |= together
     return truncated
 
 

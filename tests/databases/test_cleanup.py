@@ -7,8 +7,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy import (
     BigInteger,
     ForeignKey,
@@ -27,15 +25,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgtoolset import (
     LockTimeoutError,
-    OutsideReferenceError,
     TransactionStateError,
     cleanup_tables,
     create_db_context,
     get_transaction,
     on_commit,
 )
-from tests.databases.cleaning import counts, files, statements, tables, waiting
-from tests.support import Item, examples, interrupt_everywhere, swallow_error
+from tests.databases.cleaning import counts, files, statements, waiting
+from tests.support import Item, interrupt_everywhere, swallow_error
 
 # What is promised
 
@@ -402,66 +399,6 @@ async def test_cancelled_everywhere(own: AsyncEngine, sql: asyncpg.Connection) -
         await work(n)
 
     assert await interrupt_everywhere(only_cleaning, check) > 8
-
-
-# By property
-
-edges = st.lists(
-    st.tuples(
-        st.integers(0, 5),
-        st.integers(0, 5),
-        st.sampled_from(["NO ACTION", "RESTRICT", "CASCADE", "SET NULL"]),
-        st.sampled_from(["", "DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED"]),
-    ),
-    max_size=10,
-)
-rows = st.lists(st.sampled_from([0, 0, 1, 5, 400]), min_size=6, max_size=6)
-
-
-@settings(
-    max_examples=examples(20),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(edges=edges, rows=rows, outside=st.sampled_from([0, 0, 1]), linked=st.booleans())
-async def test_any_graph(
-    session: AsyncSession,
-    sql: asyncpg.Connection,
-    edges: list[Any],
-    rows: list[int],
-    outside: int,
-    linked: bool,
-) -> None:
-    """Whatever references whatever, all tables are emptied, or rows from outside are named."""
-    await sql.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    for number in range(6):
-        await sql.execute(f"CREATE TABLE t{number} (id serial PRIMARY KEY)")
-    for number, (one, other, action, deferrable) in enumerate(edges):
-        await sql.execute(
-            f"ALTER TABLE t{one} ADD COLUMN r{number} int"
-            f" REFERENCES t{other} ON DELETE {action} {deferrable}"
-        )
-    for number, count in enumerate(rows):
-        await sql.execute(f"INSERT INTO t{number} SELECT FROM generate_series(1, {count})")
-    for number, (one, other, _, _) in enumerate(edges):
-        least = min(rows[one], rows[other]) if linked else 0
-        await sql.execute(f"UPDATE t{one} SET r{number} = id WHERE id <= {least}")
-    ours = [f"t{number}" for number in range(outside, 6)]
-    into_ours = any(
-        one < outside <= other and linked and min(rows[one], rows[other])
-        for one, other, _, _ in edges
-    )
-    before = await counts(sql, *(f"t{number}" for number in range(6)))
-    if into_ours:
-        with pytest.raises(OutsideReferenceError):
-            await cleanup_tables(session, tables(*ours))
-        assert await counts(sql, *(f"t{number}" for number in range(6))) == before
-        return
-    await cleanup_tables(session, tables(*ours))
-    assert await counts(sql, *ours) == [0] * len(ours)
-    assert await counts(sql, "t0") == ([rows[0]] if outside else [0])
-    for name in ours:
-        assert await sql.fetchval(f"INSERT INTO {name} DEFAULT VALUES RETURNING id") == 1
 
 
 async def test_the_tables_of_the_suite(engine: AsyncEngine) -> None:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     Table,
     insert,
 )
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from pgtoolset import (
@@ -231,38 +230,6 @@ async def test_as_the_owner(own: AsyncEngine, sql: asyncpg.Connection) -> None:
         assert await sql.fetchval("INSERT INTO c DEFAULT VALUES RETURNING id") == 1
     finally:
         await sql.execute(f"DROP OWNED BY {ROLE}; DROP ROLE {ROLE}")
-
-
-async def test_row_security(own: AsyncEngine, sql: asyncpg.Connection) -> None:
-    """Rows that a policy hides from this role are an error, not forgotten."""
-    await sql.execute(
-        f"""CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES;
-           CREATE ROLE {ROLE};
-           ALTER TABLE t OWNER TO {ROLE};
-           ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY"""
-    )
-    try:
-        engine = create_async_engine(own.url, connect_args={"server_settings": {"role": ROLE}})
-        async with AsyncSession(engine) as session:
-            with pytest.raises(DBAPIError, match="row-level security"):
-                await cleanup_tables(session, tables("t"))
-        await sql.execute("ALTER TABLE t NO FORCE ROW LEVEL SECURITY")
-        async with AsyncSession(engine) as session:
-            await cleanup_tables(session, tables("t"))
-        await engine.dispose()
-        assert await counts(sql, "t") == [0]
-    finally:
-        await sql.execute(f"DROP TABLE t; DROP ROLE {ROLE}")
-
-
-async def test_rules(session: AsyncSession, sql: asyncpg.Connection) -> None:
-    """A rule that would keep the rows is an error."""
-    await sql.execute(
-        "CREATE TABLE t (id serial); CREATE RULE keep AS ON DELETE TO t DO INSTEAD NOTHING"
-    )
-    await sql.execute("INSERT INTO t DEFAULT VALUES")
-    with pytest.raises(DBAPIError, match="rule"):
-        await cleanup_tables(session, tables("t"))
 
 
 # What is not ours

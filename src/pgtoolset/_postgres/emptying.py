@@ -1,4 +1,4 @@
-"""The SQL that finds the tables which are not empty, and empties them.
+"""The SQL that empties tables: what stands in the way of it, and the one statement that does it.
 
 https://www.postgresql.org/docs/current/catalogs.html,
 https://www.postgresql.org/docs/current/sql-truncate.html and
@@ -13,120 +13,77 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from pgtoolset._postgres.catalog import EQ, GT, NE
+from pgtoolset._postgres.catalog import EQ, NE
+from pgtoolset._postgres.contents import MovedSequence, Relation, flags, run
 from pgtoolset._postgres.quoting import do_block, literal, quoted
 
-#: The advisory lock of a cleaning. Two at a time would deadlock: each would have read the tables
-#: that the other wants to truncate.
-_CLEANING = 0x70675F636C65616E
+#: Of the bits in pg_trigger.tgtype.
+_ON_DELETE, _ON_TRUNCATE = 8, 32
 
-_BEGIN = text(f"""
-SELECT pg_catalog.current_setting('lock_timeout') AS lock_timeout,
-       pg_catalog.current_setting('row_security') AS row_security,
-       pg_catalog.set_config('lock_timeout', :timeout, true),
-       pg_catalog.set_config('row_security', 'off', true),
-       pg_catalog.pg_advisory_xact_lock({_CLEANING})
-""")
-
-_PG_CLASS = "CAST('pg_catalog.pg_class' AS pg_catalog.regclass)"
-
-_STRUCTURE = text(f"""
-WITH ours AS MATERIALIZED (
-  SELECT DISTINCT c.oid, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
-  FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS given(name)
-  JOIN pg_catalog.pg_class AS c
-    ON c.oid {EQ} CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid)
-  JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
-  WHERE c.relkind {EQ} ANY ('{{r,p}}'))
-SELECT pg_catalog.array_agg(f.kind), pg_catalog.array_agg(f.oid), pg_catalog.array_agg(f.name),
-       pg_catalog.array_agg(f.start) FROM (
-SELECT CAST(o.relkind AS varchar) AS kind, o.oid, o.name, CAST(NULL AS bigint) AS start
-FROM ours AS o
-UNION ALL
-SELECT CAST(s.relkind AS varchar), s.oid, pg_catalog.format('%I.%I', n.nspname, s.relname),
-       q.seqstart
-FROM pg_catalog.pg_depend AS d
-JOIN pg_catalog.pg_class AS s ON s.oid {EQ} d.objid AND s.relkind {EQ} 'S'
-JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} s.relnamespace
-JOIN pg_catalog.pg_sequence AS q ON q.seqrelid {EQ} s.oid
--- An array, because the planner estimates too few tables, and would scan them for each sequence.
-WHERE d.refclassid {EQ} {_PG_CLASS}
-  AND d.refobjid {EQ} ANY (ARRAY(SELECT o.oid FROM ours AS o)) AND d.refobjsubid {GT} 0
-  AND d.classid {EQ} {_PG_CLASS} AND d.deptype {EQ} ANY ('{{a,i}}')
-ORDER BY name) AS f
-""")
-
+# The foreign keys by way of pg_depend, because pg_constraint has no index for those to a table.
 _DETAILS = text(f"""
-WITH member AS MATERIALIZED (
-  SELECT t.oid, t.oid AS root FROM pg_catalog.unnest(CAST(:filled AS pg_catalog.oid[])) AS t(oid)
-  UNION
-  SELECT CAST(p.relid AS pg_catalog.oid), t.oid
+WITH filled AS MATERIALIZED (
+  SELECT t.oid FROM pg_catalog.unnest(CAST(:filled AS pg_catalog.oid[])) AS t(oid)),
+part AS MATERIALIZED (
+  SELECT CAST(p.relid AS pg_catalog.oid) AS oid, t.oid AS top
   FROM pg_catalog.unnest(CAST(:partitioned AS pg_catalog.oid[])) AS t(oid),
-       pg_catalog.pg_partition_tree(CAST(t.oid AS pg_catalog.regclass)) AS p
-)
-SELECT 'member' AS kind, m.oid AS a, m.root AS b, '' AS name, '' AS detail,
-       CASE WHEN m.root {EQ} ANY(CAST(:filled AS pg_catalog.oid[]))
-            THEN pg_catalog.pg_relation_size(CAST(m.oid AS pg_catalog.regclass))
-                 OPERATOR(pg_catalog./) CAST(pg_catalog.current_setting('block_size') AS bigint)
-            ELSE 0 END AS pages
-FROM member AS m
+       pg_catalog.pg_partition_tree(CAST(t.oid AS pg_catalog.regclass)) AS p),
+member AS MATERIALIZED (
+  SELECT f.oid FROM filled AS f
+  UNION
+  SELECT p.oid FROM part AS p WHERE p.top {EQ} ANY (ARRAY(SELECT f.oid FROM filled AS f)))
+SELECT 'part' AS kind, p.oid AS a, p.top AS b, '' AS name, '' AS detail, '' AS mode, 0 AS events
+FROM part AS p
 UNION ALL
 SELECT 'reference', f.conrelid, f.confrelid,
-       CASE WHEN f.conrelid {EQ} ANY (SELECT m.oid FROM member AS m) THEN '' ELSE
-         pg_catalog.format('%s%I.%I WHERE %s',
-           CASE WHEN c.relkind {EQ} 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname,
-           (SELECT pg_catalog.string_agg(
-                pg_catalog.format('%I IS NOT NULL', a.attname), ' AND ' ORDER BY a.attnum)
-            FROM pg_catalog.pg_attribute AS a
-            WHERE a.attrelid {EQ} f.conrelid AND a.attnum {EQ} ANY(f.conkey))) END,
-       pg_catalog.format('%s.%s (%s)', n.nspname, c.relname, f.conname), 0
+       pg_catalog.format('%s%I.%I WHERE %s',
+         CASE WHEN c.relkind {EQ} 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname,
+         (SELECT pg_catalog.string_agg(
+              pg_catalog.format('%I IS NOT NULL', a.attname), ' AND ' ORDER BY a.attnum)
+          FROM pg_catalog.pg_attribute AS a
+          WHERE a.attrelid {EQ} f.conrelid AND a.attnum {EQ} ANY(f.conkey))),
+       pg_catalog.format('%s.%s (%s)', n.nspname, c.relname, f.conname),
+       CAST(f.confdeltype AS varchar), 0
 FROM pg_catalog.pg_constraint AS f
 JOIN pg_catalog.pg_class AS c ON c.oid {EQ} f.conrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
 WHERE f.contype {EQ} 'f' AND f.conparentid {EQ} 0
-  AND f.confrelid {EQ} ANY (SELECT m.oid FROM member AS m)
+  AND f.confrelid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))
+  AND f.oid {EQ} ANY (ARRAY(
+    SELECT d.objid FROM pg_catalog.pg_depend AS d
+    WHERE d.refclassid {EQ} CAST('pg_catalog.pg_class' AS pg_catalog.regclass)
+      AND d.refobjid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))
+      AND d.classid {EQ} CAST('pg_catalog.pg_constraint' AS pg_catalog.regclass)))
 UNION ALL
-SELECT 'trigger', t.tgrelid, t.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),
-       t.tgname, CASE WHEN t.tgenabled {EQ} 'A' THEN 1 ELSE 0 END
+SELECT 'TRIGGER', t.tgrelid, t.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),
+       t.tgname, CAST(t.tgenabled AS varchar), t.tgtype OPERATOR(pg_catalog.&) 40
 FROM pg_catalog.pg_trigger AS t
 JOIN pg_catalog.pg_class AS c ON c.oid {EQ} t.tgrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
-WHERE NOT t.tgisinternal AND t.tgenabled {EQ} ANY ('{{O,A}}')
-  AND (t.tgtype OPERATOR(pg_catalog.&) 40) {NE} 0  -- on DELETE (8) or TRUNCATE (32)
-  AND t.tgrelid {EQ} ANY (SELECT m.oid FROM member AS m)
+WHERE NOT t.tgisinternal AND t.tgenabled {NE} 'D'
+  AND (t.tgtype OPERATOR(pg_catalog.&) 40) {NE} 0
+  AND t.tgrelid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))
+UNION ALL
+SELECT 'RULE', r.ev_class, r.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),
+       r.rulename, CAST(r.ev_enabled AS varchar), {_ON_DELETE}
+FROM pg_catalog.pg_rewrite AS r
+JOIN pg_catalog.pg_class AS c ON c.oid {EQ} r.ev_class
+JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE r.ev_type {EQ} '4' AND r.ev_enabled {NE} 'D'
+  AND r.ev_class {EQ} ANY (ARRAY(SELECT f.oid FROM filled AS f))
+UNION ALL
+SELECT 'replaced', given.oid, given.oid, given.name, '', '', 0
+FROM ROWS FROM (pg_catalog.unnest(CAST(:filled AS pg_catalog.oid[])),
+                pg_catalog.unnest(CAST(:names AS pg_catalog.text[]))) AS given(oid, name)
+WHERE (CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid) {EQ} given.oid) IS NOT TRUE
 ORDER BY kind, name, detail
 """)
 
-
-@dataclass(slots=True)
-class Relation:
-    """A table of the metadata. A partitioned one stands for its partitions.
-
-    Attributes:
-        oid: its object id.
-        name: quoted and qualified.
-        partitioned: whether it has partitions in place of rows.
-        pages: its size in pages, with its partitions; known where it has rows.
-    """
-
-    oid: int
-    name: str
-    partitioned: bool
-    pages: int = 0
-
-    @property
-    def only(self) -> str:
-        """The name for statements that must spare the rows of inheritance children."""
-        return self.name if self.partitioned else f"ONLY {self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class OwnedSequence:
-    """A sequence that a column of one of the tables owns, and its first value."""
-
-    oid: int
-    name: str
-    start: int
+_NAMES = text(f"""
+SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind {EQ} 'p'
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
+WHERE c.oid {EQ} ANY (CAST(:oids AS pg_catalog.oid[]))
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,143 +93,123 @@ class Reference:
     Attributes:
         referencing: the oid of the table that has the key.
         referenced: the oid of the table, or partition, that the key points to.
-        rows: a table and a condition, for the rows that reference some row; empty where the
-            referencing table is one of the tables itself.
+        rows: a table and a condition, for the rows that reference some row.
         label: the table and the constraint, for a message.
+        writes: whether the DELETE of a row writes rows that refer to it (CASCADE, SET NULL).
     """
 
     referencing: int
     referenced: int
     rows: str
     label: str
+    writes: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Trigger:
-    """A user trigger that fires on DELETE or TRUNCATE.
+class Reaction:
+    """A trigger or a rule of the user that acts on DELETE or TRUNCATE.
 
     Attributes:
+        kind: `TRIGGER` or `RULE`.
         relation: the oid of its table or partition.
         table: the quoted and qualified name of that.
         name: quoted.
-        always: whether it is enabled as ALWAYS.
+        mode: how it is enabled: `ALWAYS`, `REPLICA` or, as usually, empty.
+        on_delete: whether a DELETE fires it.
+        on_truncate: whether a TRUNCATE fires it.
     """
 
+    kind: str
     relation: int
     table: str
     name: str
-    always: bool
+    mode: str
+    on_delete: bool
+    on_truncate: bool
 
 
 @dataclass(slots=True)
 class Details:
-    """The partitions, foreign keys and triggers of the tables to empty.
+    """The partitions, foreign keys, triggers and rules of the tables to empty.
 
     Attributes:
         roots: by the oid of a table or partition: the tables of the metadata that its rows belong
             to. A table belongs to itself.
         references: the foreign keys to one of them.
-        triggers: the user triggers on them.
+        reactions: the triggers and rules of the user on them.
+        replaced: the names that mean other tables by now.
     """
 
     roots: dict[int, set[int]] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)
-    triggers: list[Trigger] = field(default_factory=list)
-
-
-def begin(connection: Connection, milliseconds: int | None) -> dict[str, str]:
-    """Wait for other cleanings, and return the settings that this one changes.
-
-    With `row_security` off, a policy that would hide rows from this role is an error.
-
-    Args:
-        connection: in a transaction.
-        milliseconds: how long to wait for each lock from now on; `None` waits without limit.
-    """
-    row = connection.execute(_BEGIN, {"timeout": str(milliseconds or 0)}).one()
-    return {"lock_timeout": row.lock_timeout, "row_security": row.row_security}
-
-
-def structure_of(
-    connection: Connection, names: Sequence[str]
-) -> tuple[list[Relation], list[OwnedSequence]]:
-    """Return the tables that exist, each once, and their sequences, without a lock on them."""
-    relations: list[Relation] = []
-    sequences: list[OwnedSequence] = []
-    # One row of arrays: SQLAlchemy takes longer for a row than PostgreSQL does for a table.
-    columns = connection.execute(_STRUCTURE, {"names": list(names)}).one()
-    for kind, oid, name, start in zip(*columns, strict=True) if columns[0] else ():
-        if kind == "S":
-            sequences.append(OwnedSequence(oid, name, start))
-        else:
-            relations.append(Relation(oid, name, kind == "p"))
-    return relations, sequences
-
-
-def changed(
-    connection: Connection, relations: Sequence[Relation], sequences: Sequence[OwnedSequence]
-) -> tuple[list[Relation], list[OwnedSequence]]:
-    """Return the tables that have rows and the sequences that have moved, by one statement."""
-    filled = _array(f"EXISTS (SELECT FROM {relation.only})" for relation in relations)
-    version: Any = connection.dialect.server_version_info
-    moved = _moved_by_function(sequences) if version >= (18,) else _moved_by_reading(sequences)
-    row = connection.exec_driver_sql(f"SELECT {filled}, {moved}").one()
-    return (
-        [relation for relation, is_filled in zip(relations, row[0], strict=True) if is_filled],
-        [each for each, has_moved in zip(sequences, row[1], strict=True) if has_moved],
-    )
+    reactions: list[Reaction] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
 
 
 def details_of(
-    connection: Connection, relations: Sequence[Relation], filled: Sequence[Relation]
+    connection: Connection,
+    tables: Sequence[int],
+    partitioned: Sequence[int],
+    filled: Sequence[Relation],
 ) -> Details:
-    """Return the details of the tables that have rows, and write their pages into them.
+    """Return the details of the tables that have rows.
 
     Args:
-        connection: in a transaction.
-        relations: the tables of the metadata.
+        connection: in a transaction that has locked them, so that no detail changes any more.
+        tables: the oids of the tables of the metadata.
+        partitioned: the oids of those that are partitioned.
         filled: the tables among them that have rows.
     """
-    found = Details(roots={relation.oid: {relation.oid} for relation in relations})
+    found = Details(roots={oid: {oid} for oid in tables})
     parameters = {
-        "partitioned": [relation.oid for relation in relations if relation.partitioned],
+        "partitioned": list(partitioned),
         "filled": [relation.oid for relation in filled],
+        "names": [relation.name for relation in filled],
     }
-    pages = dict.fromkeys(found.roots, 0)
     for row in connection.execute(_DETAILS, parameters):
-        if row.kind == "member":
-            pages[row.b] += row.pages
         _add(found, row)
-    for relation in filled:
-        relation.pages = pages[relation.oid]
     return found
 
 
 def _add(found: Details, row: Row[Any]) -> None:
     match row.kind:
-        case "member":
+        case "part":
             found.roots.setdefault(row.a, set()).add(row.b)
         case "reference":
-            found.references.append(Reference(row.a, row.b, row.name, row.detail))
-        case "trigger":
-            found.triggers.append(Trigger(row.a, row.name, quoted(row.detail), row.pages == 1))
+            writes = row.mode in ("c", "n", "d")
+            found.references.append(Reference(row.a, row.b, row.name, row.detail, writes))
+        case "replaced":
+            found.replaced.append(row.name)
+        case kind:
+            mode = {"A": "ALWAYS ", "R": "REPLICA "}.get(row.mode, "")
+            on_delete, on_truncate = bool(row.events & _ON_DELETE), bool(row.events & _ON_TRUNCATE)
+            found.reactions.append(
+                Reaction(kind, row.a, row.name, quoted(row.detail), mode, on_delete, on_truncate)
+            )
+
+
+def relations_of(connection: Connection, oids: Iterable[int]) -> list[Relation]:
+    """Return tables by their oids."""
+    rows = connection.execute(_NAMES, {"oids": list(oids)})
+    return [Relation(*row) for row in rows]
 
 
 def with_rows(connection: Connection, references: Sequence[Reference]) -> list[Reference]:
     """Return the foreign keys by which some row references another."""
-    used = _array(f"EXISTS (SELECT FROM {reference.rows})" for reference in references)
-    row = connection.exec_driver_sql(f"SELECT {used}").one()
-    return [reference for reference, is_used in zip(references, row[0], strict=True) if is_used]
+    used = flags(connection, [f"EXISTS (SELECT FROM {each.rows})" for each in references])
+    return [reference for reference, is_used in zip(references, used, strict=True) if is_used]
 
 
-def empty_block(
+def empty(
+    connection: Connection,
+    *,
     truncated: Sequence[Relation],
     deleted: Sequence[Relation],
-    sequences: Sequence[OwnedSequence],
-    triggers: Sequence[Trigger],
+    sequences: Sequence[MovedSequence],
+    reactions: Sequence[Reaction],
     settings: dict[str, str],
-) -> str:
-    """Return one statement that empties the tables, fires no user trigger and restores settings.
+) -> None:
+    """Empty the tables and restart the sequences by one statement, and restore the settings.
 
     The DELETEs are one statement inside it: PostgreSQL checks foreign keys at its end, when the
     rows of all the tables are gone. So their order does not matter, and they may form a cycle.
@@ -280,7 +217,7 @@ def empty_block(
     # ALTER TABLE and TRUNCATE are refused while a deferred constraint is to be checked.
     statements = ["SET CONSTRAINTS ALL IMMEDIATE"]
     statements += [
-        f"ALTER TABLE ONLY {trigger.table} DISABLE TRIGGER {trigger.name}" for trigger in triggers
+        f"ALTER TABLE ONLY {each.table} DISABLE {each.kind} {each.name}" for each in reactions
     ]
     if truncated:
         statements.append(f"TRUNCATE {', '.join(relation.only for relation in truncated)}")
@@ -288,40 +225,14 @@ def empty_block(
         parts = ", ".join(
             f"d{n} AS (DELETE FROM {relation.only})" for n, relation in enumerate(deleted)
         )
-        # In a WITH, PostgreSQL refuses a rule that would keep the rows.
         statements.append(f"EXECUTE {literal(f'WITH {parts} SELECT')}")
-    for trigger in triggers:
-        mode = "ALWAYS " if trigger.always else ""
-        statements.append(f"ALTER TABLE ONLY {trigger.table} ENABLE {mode}TRIGGER {trigger.name}")
+    statements += [
+        f"ALTER TABLE ONLY {each.table} ENABLE {each.mode}{each.kind} {each.name}"
+        for each in reactions
+    ]
     statements += [f"ALTER SEQUENCE {each.name} RESTART" for each in sequences]
     statements += [
         f"PERFORM pg_catalog.set_config('{name}', {literal(to)}, true)"
         for name, to in settings.items()
     ]
-    return do_block(f"BEGIN {'; '.join(statements)}; END")
-
-
-def _moved_by_reading(sequences: Sequence[OwnedSequence]) -> str:
-    return _array(
-        f"(SELECT is_called OR last_value {NE} {each.start} FROM {each.name})" for each in sequences
-    )
-
-
-def _moved_by_function(sequences: Sequence[OwnedSequence]) -> str:
-    """The same from PostgreSQL 18 on, by a plan that a restart of a sequence does not invalidate.
-
-    The function returns NULL where the role may not read the sequence. That counts as moved, so
-    that the error of the restart says why.
-    """
-    rows = ", ".join(f"({n}, {each.oid}, {each.start})" for n, each in enumerate(sequences))
-    if not rows:
-        return _array(())
-    moved = f"coalesce(d.is_called OR d.last_value {NE} s.start, true)"
-    sequence = "CAST(CAST(s.oid AS pg_catalog.oid) AS pg_catalog.regclass)"
-    return f"""(SELECT pg_catalog.array_agg({moved} ORDER BY s.n)
-        FROM (VALUES {rows}) AS s(n, oid, start),
-             pg_catalog.pg_get_sequence_data({sequence}) AS d)"""
-
-
-def _array(expressions: Iterable[str]) -> str:
-    return f"CAST(ARRAY[{', '.join(expressions)}] AS boolean[])"
+    run(connection, do_block(f"BEGIN {'; '.join(statements)}; END"))

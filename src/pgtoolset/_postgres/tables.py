@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ARRAY, Connection, Dialect, Engine, Table, Text, bindparam, delete, text
+from sqlalchemy import Sequence as SchemaSequence
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.sql.functions import next_value
+from sqlalchemy.sql.visitors import iterate
 
 from pgtoolset._compatibility import connections_of
 from pgtoolset._text import printable
 
-__all__ = ["bind_arguments_of", "hiding", "options_of", "qualified_names", "translation_of"]
+__all__ = [
+    "bind_arguments_of",
+    "hiding",
+    "options_of",
+    "qualified_names",
+    "sequences_of",
+    "translation_of",
+]
 
 #: Execution options of one transaction, or of how results are fetched. The others say where
 #: statements go and what they mean, or are the application's own.
@@ -75,8 +85,27 @@ def translation_of(session: Session, connection: Connection) -> Mapping[str | No
     return options.get("schema_translate_map") or {}
 
 
+def sequences_of(tables: Iterable[Table]) -> Iterator[SchemaSequence]:
+    """Return the sequences that the defaults of columns call from SQLAlchemy's side."""
+    for table in tables:
+        for column in table.columns:
+            default: Any = column.default
+            if default is None:
+                continue
+            if isinstance(default, SchemaSequence):
+                # PostgreSQL has a serial in place of one that is optional.
+                if not default.optional:
+                    yield default
+            elif default.is_clause_element:
+                for element in iterate(default.arg):
+                    if isinstance(element, next_value):
+                        yield element.sequence
+
+
 def qualified_names(
-    tables: Iterable[Table], dialect: Dialect, translation: Mapping[str | None, str | None]
+    tables: Iterable[Table | SchemaSequence],
+    dialect: Dialect,
+    translation: Mapping[str | None, str | None],
 ) -> list[str]:
     """Return the quoted and qualified names, in the order of the plain schema and table names.
 
