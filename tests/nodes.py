@@ -104,7 +104,7 @@ class Nodes:
         assert await execute(self.standby, "SELECT pg_promote(true, 60)")
         self.primary, self.standby = self.standby, self.primary
         if moves_address:
-            self.move(self.primary)
+            await asyncio.to_thread(self.move, self.primary)
 
     async def rejoin(self) -> None:
         """Replace the data of the standby, which does not run, by a copy of the primary."""
