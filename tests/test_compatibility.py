@@ -66,6 +66,8 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_connection, "_transaction"),
     (PGDialect_asyncpg(isolation_level="AUTOCOMMIT"), "_on_connect_isolation_level"),
     (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
+    (sqlalchemy.Pool, "_invalidate"),
+    (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
     (Item, "_sa_instance_state"),
     (InstanceState, "_deleted"),
     (InstanceState, "callables"),

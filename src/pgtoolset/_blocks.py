@@ -26,6 +26,7 @@ from pgtoolset._arguments import (
 )
 from pgtoolset._callbacks import Callback, run_callbacks
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._checkouts import checkout_of, listen_to_errors
 from pgtoolset._commits import (
     commit_at_end,
     rolled_back_by_flush,
@@ -37,7 +38,7 @@ from pgtoolset._lifecycle import abandon
 from pgtoolset._outcomes import aborted_by, unknown_again
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
-from pgtoolset._record import innermost, record_of
+from pgtoolset._record import innermost, note_driver_error, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import TransactionalSession
 
@@ -116,6 +117,7 @@ class _Transaction(AbstractAsyncContextManager[None]):
 
     async def __aenter__(self) -> None:
         check_atomic(self._sync)
+        listen_to_errors(self._sync.bind)
         # False where a unit of work around this block verifies the commits of the session already.
         self._is_verifying = verify_commits(self._sync)
         try:
@@ -133,7 +135,8 @@ class _Transaction(AbstractAsyncContextManager[None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc_type is not None:
+        if exc is not None:
+            note_driver_error(self._sync, exc)
             await self._abandon()
             return
         try:
@@ -175,6 +178,8 @@ async def _send_options(session: Any, options: TransactionOptions) -> None:
         await session.execute(
             text(f"SET TRANSACTION {', '.join(modes)}"), bind_arguments={"bind": bind}
         )
+    if options.read_only and isinstance(bind, Connection):
+        checkout_of(bind).is_read_only = True
 
 
 def _refuse_joined(options: TransactionOptions, connection: Connection) -> None:

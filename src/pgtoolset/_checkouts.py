@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import Connection, Dialect, PoolProxiedConnection, Transaction, event
+from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, Transaction, event
 from sqlalchemy.engine import ExceptionContext, RootTransaction
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
@@ -25,14 +25,19 @@ from pgtoolset._postgres.connections import (
     is_closed,
     verify_next_commit,
 )
-from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded
+from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded, is_open
+from pgtoolset._postgres.poolers import explained
 from pgtoolset._postgres.sqlstates import breaks_connection, refuses_commit, reported_by_server
-from pgtoolset.errors import CommitUnknownError
+from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
+from pgtoolset.errors import CommitUnknownError, PoolerError
 
 #: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
 #: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
 #: without `close()` is collected, and its connection with it.
 _KEY = "pgtoolset.checkout"
+
+#: In the attributes of a dialect whose errors are listened to.
+_ERRORS = "pgtoolset.errors"
 
 DialectCommit: TypeAlias = Callable[[PoolProxiedConnection], None]
 DialectRelease: TypeAlias = Callable[[Connection, str], None]
@@ -62,6 +67,7 @@ class Checkout:
         participants: the sessions whose open transaction uses it, each with the transaction or
             savepoint that it began or joined; `None` after another one has committed that.
         error: the error that aborted its transaction, or the first that may have.
+        is_read_only: whether a statement of ours has made its transaction READ ONLY.
         deferred: callbacks of sessions that were joined to its transaction, and have ended.
         owes_commit: whether a session, or a block of ours, relies on the COMMIT of others.
         releasing: the savepoint whose RELEASE was sent, and was refused.
@@ -76,6 +82,7 @@ class Checkout:
         "connection",
         "deferred",
         "error",
+        "is_read_only",
         "owes_commit",
         "participants",
         "releasing",
@@ -91,6 +98,7 @@ class Checkout:
         self._aborts = False
         self._marks: dict[str, int] | None = None
         self.error: BaseException | None = None
+        self.is_read_only = False
         self.deferred: list[Callback] = []
         self.owes_commit = False
         self.releasing: str | None = None
@@ -237,6 +245,7 @@ def checkout_of(connection: Connection) -> Checkout:
             _listen(dialect)
         if dialect.driver == "asyncpg":
             check_verifiable(connection.connection)
+        note_node(connection.connection)
         checkout = attributes[_KEY] = Checkout(connection)
     else:
         checkout.follow()
@@ -246,6 +255,22 @@ def checkout_of(connection: Connection) -> Checkout:
 def verify_commit_of(connection: Connection) -> None:
     """Verify the COMMIT that a block of ours sends on a connection without a session."""
     checkout_of(connection).owes_commit = True
+
+
+def listen_to_errors(bind: Connection | Engine | None) -> None:
+    """Listen to the errors of an engine from its first connection on.
+
+    The rest follows with the first connection, or the first error on one: until SQLAlchemy has
+    looked at the server it calls the methods of the dialect with connections of its own.
+    """
+    if bind is not None:
+        _listen_to_errors(bind.dialect)
+
+
+def _listen_to_errors(dialect: Dialect) -> None:
+    if _ERRORS not in vars(dialect):
+        vars(dialect)[_ERRORS] = True
+        event.listen(dialect, "handle_error", _on_error)
 
 
 def _known_checkout(connection: Connection | None) -> Checkout | None:
@@ -265,7 +290,7 @@ def _listen(dialect: Dialect) -> None:
     nothing elsewhere.
     """
     vars(dialect)[_KEY] = True
-    event.listen(dialect, "handle_error", _on_error)
+    _listen_to_errors(dialect)
     commit = dialect.do_commit
     savepoint = dialect.do_savepoint
     rollback_to_savepoint = dialect.do_rollback_to_savepoint
@@ -299,7 +324,7 @@ def _listen(dialect: Dialect) -> None:
         methods["do_commit"] = do_commit
         methods["do_terminate"] = do_terminate
     methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
-    methods["do_rollback"] = checked_rollback(dialect.do_rollback)
+    methods["do_rollback"] = replacing_rollback(checked_rollback(dialect.do_rollback))
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
     methods["do_release_savepoint"] = do_release_savepoint
@@ -345,13 +370,25 @@ def _terminate(
         dialect_terminate(dbapi_connection)
 
 
-def _on_error(context: ExceptionContext) -> None:
+def _on_error(context: ExceptionContext) -> PoolerError | None:
+    _note_error(context)
+    return explained(context)
+
+
+def _note_error(context: ExceptionContext) -> None:
     if is_discarded(context.connection):
         context.invalidate_pool_on_disconnect = False
     checkout = _known_checkout(context.connection)
+    error = context.sqlalchemy_exception or context.original_exception
+    if context.connection is not None:
+        if is_open(context.connection) and _KEY not in vars(context.dialect):
+            _listen(context.dialect)
+        is_read_only = checkout is not None and checkout.is_read_only
+        note_refusal(
+            context.connection, error, is_read_only=is_read_only, statement=context.statement
+        )
     if checkout is None:
         return
-    error = context.sqlalchemy_exception or context.original_exception
     attempt = checkout.attempt
     if attempt is not None and attempt.outcome in (Outcome.UNKNOWN, Outcome.NOT_SENT):
         # The connection was closed. The others of the pool are as good as they were, unless the

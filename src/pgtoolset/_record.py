@@ -8,6 +8,7 @@ https://docs.sqlalchemy.org/en/20/orm/session_events.html
 from __future__ import annotations
 
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from pgtoolset._arguments import AUTOCOMMIT
@@ -16,6 +17,7 @@ from pgtoolset._checkouts import Checkout, checkout_of
 from pgtoolset._compatibility import connections_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.discards import is_autocommit
+from pgtoolset._postgres.standby import note_refusal
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
 
 #: In the `info` of a session.
@@ -132,6 +134,14 @@ def record_of(session: Session) -> Record:
 def innermost(session: Session) -> SessionTransaction | None:
     """Return the savepoint or transaction that a session is in now, the innermost of them."""
     return session.get_nested_transaction() or session.get_transaction()
+
+
+def note_driver_error(session: Session, error: BaseException) -> None:
+    """Note an error of the driver's own connection, which SQLAlchemy has not seen."""
+    if isinstance(error, SQLAlchemyError):
+        return
+    for checkout in record_of(session).checkouts:
+        note_refusal(checkout.connection, error, is_read_only=checkout.is_read_only, statement=None)
 
 
 def _existing_record(session: Session) -> Record | None:

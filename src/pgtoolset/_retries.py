@@ -7,10 +7,19 @@ import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import Any, TypeAlias
 
 from pgtoolset._arguments import check_function, shown
-from pgtoolset._postgres.sqlstates import LOST_CONNECTION, RETRYABLE, breaks_connection, sqlstate_of
+from pgtoolset._postgres.sqlstates import (
+    LOST_CONNECTION,
+    NOT_REACHED,
+    RETRYABLE,
+    breaks_connection,
+    is_refused_connection,
+    sqlstate_of,
+)
+from pgtoolset._postgres.standby import has_moved
 from pgtoolset.errors import CommitUnknownError
 from pgtoolset.values import RetryAttempt
 
@@ -23,12 +32,20 @@ BACKOFF_BASE = 0.02
 BACKOFF_LIMIT = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Retries:
-    """What the caller of `run_transaction` adds: further errors, and an observer."""
+    """The retries of one call of `run_transaction`, and what its caller adds to them.
+
+    Attributes:
+        retry_on: a function that allows further errors.
+        on_retry: an observer.
+        is_reconnecting: whether an attempt has lost its server, which may come back, or another one
+            in its place.
+    """
 
     retry_on: RetryOn | None = None
     on_retry: OnRetry | None = None
+    is_reconnecting: bool = False
 
     def __post_init__(self) -> None:
         if self.retry_on is not None:
@@ -46,7 +63,12 @@ class Retries:
         causes = list(_causes_of(error))
         if any(isinstance(cause, CommitUnknownError) for cause in causes):
             return False  # it may be stored
-        if any(_is_transient(cause) for cause in causes):
+        if any(_has_lost_server(cause) for cause in causes):
+            self.is_reconnecting = True
+            return True
+        if any(sqlstate_of(cause) in RETRYABLE for cause in causes):
+            return True
+        if self.is_reconnecting and any(_is_refused_connection(cause) for cause in causes):
             return True
         return self.retry_on is not None and _answer(self.retry_on, error)
 
@@ -81,15 +103,38 @@ def _causes_of(error: BaseException) -> Iterator[BaseException]:
             todo.extend(found.exceptions)
 
 
-def _is_transient(error: BaseException) -> bool:
-    """Whether PostgreSQL asks to run again, or the connection was lost before a COMMIT was sent.
+def _has_lost_server(error: BaseException) -> bool:
+    """Whether a connection was lost before a COMMIT was sent, or its primary has moved.
 
     A connection that is lost at the COMMIT is a `CommitUnknownError`.
     """
-    sqlstate = sqlstate_of(error)
-    if sqlstate in RETRYABLE or sqlstate in LOST_CONNECTION:
+    if sqlstate_of(error) in LOST_CONNECTION or has_moved(error):
         return True
-    return getattr(error, "connection_invalidated", False) is True or breaks_connection(error)
+    if getattr(error, "connection_invalidated", False) is True:
+        return True
+    # asyncpg refuses a node that is none of the wanted kind by an error of the same class.
+    return breaks_connection(error) and not _is_from_pool(error)
+
+
+def _is_refused_connection(error: BaseException) -> bool:
+    """Whether no server could be reached, or none that takes writes yet."""
+    if not _is_from_pool(error):
+        return False
+    sqlstate = sqlstate_of(error)
+    if sqlstate is not None:
+        return sqlstate in NOT_REACHED
+    return isinstance(error, OSError) or is_refused_connection(error)
+
+
+def _is_from_pool(error: BaseException) -> bool:
+    """Whether an error was raised while SQLAlchemy's pool connected.
+
+    There an error of the network is none of SQLAlchemy, and `work` may raise one of its own.
+    """
+    return any(
+        frame.f_globals.get("__name__") == "sqlalchemy.pool.base"
+        for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 def _answer(retry_on: RetryOn, error: Exception) -> bool:

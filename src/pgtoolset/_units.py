@@ -9,9 +9,10 @@ from typing import Generic, TypeVar
 
 from pgtoolset._arguments import check_atomic, new_session, sync_session_of
 from pgtoolset._begins import explain_second_begin, stop_explaining
+from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
 from pgtoolset._lifecycle import close, close_idle
-from pgtoolset._record import record_of
+from pgtoolset._record import note_driver_error, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
 
@@ -37,6 +38,7 @@ def own_session(session_maker: SessionFactory[S]) -> S:
         )
     if sync is not None:
         check_atomic(sync)
+        listen_to_errors(sync.bind)
     return session
 
 
@@ -95,10 +97,17 @@ class UnitOfWork(Generic[S]):
     ) -> None:
         """Commit what a streaming response wrote, unless it failed or was cancelled, and close."""
         try:
+            if exc is not None:
+                self.note_error(exc)
             if exc_type is None and not self._was_cancelled():
                 await self.commit()
         finally:
             await self.close()
+
+    def note_error(self, error: BaseException) -> None:
+        """Note the error that ends the unit."""
+        if self._sync is not None:
+            note_driver_error(self._sync, error)
 
     def _was_cancelled(self) -> bool:
         # Starlette cancels the stream of a client that hangs up, and raises no error for it.
@@ -154,7 +163,9 @@ class UnitContext(AbstractAsyncContextManager[S]):
             return
         self._unit = None
         try:
-            if exc_type is None:
+            if exc is None:
                 await unit.commit()
+            else:
+                unit.note_error(exc)
         finally:
             await unit.close()

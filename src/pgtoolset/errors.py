@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy.exc import DBAPIError, StatementError
+
 from pgtoolset._text import safe, safe_lines
 from pgtoolset.types import CommitPhase
 from pgtoolset.values import Blocker
@@ -23,6 +25,7 @@ __all__ = [
     "NoDatabaseError",
     "OutsideReferenceError",
     "PgToolsetError",
+    "PoolerError",
     "RowDeletedError",
     "RowNotFoundError",
     "TransactionAbortedError",
@@ -187,6 +190,32 @@ class NoDatabaseError(PgToolsetError, NotImplementedError):
 
     Test that code with the fixture `pg_session`.
     """
+
+
+class PoolerError(PgToolsetError, DBAPIError, RuntimeError):
+    """A pooler between the driver and PostgreSQL has made a statement or a connection impossible.
+
+    The message names the option to change, of the driver or of the pooler. It takes the place of
+    SQLAlchemy's error, is one itself, and has the same attributes: `orig`, `statement`, `params`.
+    The `__cause__` is the driver's error.
+
+    See https://www.pgbouncer.org/features.html and docs/poolers.md.
+    """
+
+    def __init__(self, message: str, *, refused: DBAPIError, is_disconnect: bool = False) -> None:
+        StatementError.__init__(
+            self,
+            safe(message),
+            refused.statement,
+            refused.params,
+            refused.orig,
+            hide_parameters=refused.hide_parameters,
+            ismulti=refused.ismulti,
+        )
+        self.connection_invalidated = is_disconnect
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RowNotFoundError(PgToolsetError, LookupError):

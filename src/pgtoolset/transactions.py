@@ -163,17 +163,19 @@ async def run_transaction(
     """Run `work(session)` as one transaction, and again where PostgreSQL asks for that.
 
     A serialization failure (SQLSTATE 40001) or a deadlock (40P01), in the work or at the commit,
-    rolls the attempt back, and so does a connection that is lost before COMMIT was sent. The next
-    attempt runs in a new session after a random pause of up to 0.02 s, 0.04 s, 0.08 s, ..., 1 s
-    (exponential backoff with full jitter). The error may also be a member of an `ExceptionGroup`,
-    or the cause of another one (`raise ... from error`). Any other error propagates at once, and so
-    does the error of the last attempt.
+    rolls the attempt back, and so does a connection that is lost before COMMIT was sent, or whose
+    server has refused to write because it is a standby now. The next attempt runs in a new session
+    after a random pause of up to 0.02 s, 0.04 s, 0.08 s, ..., 1 s (exponential backoff with full
+    jitter). After a lost server it may also fail to connect; the first attempt may not. The error
+    may also be a member of an `ExceptionGroup`, or the cause of another one (`raise ... from
+    error`). Any other error propagates at once, and so does the error of the last attempt.
 
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions.
         work: an async function of one session. It may run several times, so put its effects
             outside of the database into `on_commit`.
-        attempts: the largest number of attempts, at least 1.
+        attempts: the largest number of attempts, at least 1. The pauses of 5 last up to 0.3 s, of
+            20 up to 14 s: docs/poolers.md says how to bridge a failover.
         isolation_level: as in `get_transaction`.
         read_only: as in `get_transaction`.
         retry_on: a function of the error that returns whether to try again. It is asked for each

@@ -119,8 +119,9 @@ def check_verifiable(connection: PoolProxiedConnection) -> None:
         UnsupportedVersionError: asyncpg, or a wrapper of its connection, lacks an attribute.
     """
     info = connection.info
-    if _KEY not in info:
-        driver: Any = connection.driver_connection
+    driver: Any = connection.driver_connection
+    # One that was lost in the pool refuses to be looked at. SQLAlchemy replaces it at its next use.
+    if _KEY not in info and not is_closed(driver):
         owner = _owner_of(driver.transaction(), driver)
         _forget_transaction(owner, owner._top_xact)
         info[_KEY] = True

@@ -8,6 +8,8 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError
 
 IN_FAILED_SQL_TRANSACTION = "25P02"
+READ_ONLY_SQL_TRANSACTION = "25006"
+FEATURE_NOT_SUPPORTED = "0A000"
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
 SERIALIZATION_FAILURE = "40001"
@@ -26,6 +28,10 @@ RETRYABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
 #: The server or the network has ended the session: connection_does_not_exist, connection_failure,
 #: admin_shutdown, crash_shutdown, idle_session_timeout, idle_in_transaction_session_timeout.
 LOST_CONNECTION = frozenset({"08003", "08006", "57P01", "57P02", "57P05", "25P03"})
+
+#: A server refuses a new session and may soon take it: sqlclient_unable_to_establish_sqlconnection,
+#: sqlserver_rejected_establishment_of_sqlconnection, cannot_connect_now.
+NOT_REACHED = frozenset({"08001", "08004", "57P03"})
 
 #: SQLSTATEs, or their beginnings, that do not say what became of a transaction: a connection that
 #: failed (reported by a pooler, say), a server that stops, and statement_completion_unknown.
@@ -79,3 +85,15 @@ def breaks_connection(error: BaseException) -> bool:
     is compared by its name, because the driver is not imported here.
     """
     return type(driver_error(error)).__name__ == "InternalClientError"
+
+
+def is_refused_connection(error: BaseException) -> bool:
+    """Whether the driver could not connect, and no server has said why.
+
+    asyncpg raises `TargetServerAttributeNotMatched` where no host of the URL is a primary, and
+    psycopg an `OperationalError` without a SQLSTATE for each reason.
+    """
+    return type(driver_error(error)).__name__ in (
+        *("TargetServerAttributeNotMatched", "ClientCannotConnectError"),
+        *("OperationalError", "ConnectionTimeout"),
+    )

@@ -23,6 +23,7 @@ from pgtoolset._arguments import (
     parse_keys,
     sync_session,
 )
+from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres.arrays import among
 from pgtoolset._postgres.catalog import GT, as_text
@@ -185,6 +186,7 @@ class _RowLocks:
         )
         assert connection.sync_connection is not None
         refuse_autocommit(connection.sync_connection)
+        listen_to_errors(connection.sync_connection)
         earlier = await self._set_limits(connection)
         rows = await self._select(
             session, connection.sync_connection, None if earlier is None else earlier.pid

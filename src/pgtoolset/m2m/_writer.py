@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import PrimaryKey, check_iterable, shown, sync_session
+from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._native import association_rows
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset._text import printable
@@ -62,6 +63,7 @@ class Writer(ABC):
         self._sync_session = sync_session(session)
         self._session = session
         self.association = association_of(rel_attr)
+        listen_to_errors(self._sync_session.get_bind(**self.association.bind_arguments))
         self._values = check_values(self.association, values)
         self.extras = self.association.once(Extras, frozenset(self._values))
         self.owner: list[Any] = []
