@@ -235,8 +235,7 @@ def checkout_of(connection: Connection) -> Checkout:
         dialect = connection.dialect
         if _KEY not in vars(dialect):
             _listen(dialect)
-        if dialect.driver == "asyncpg":
-            check_verifiable(connection.connection)
+        check_verifiable(connection.connection)
         checkout = attributes[_KEY] = Checkout(connection)
     else:
         checkout.follow()
@@ -295,9 +294,8 @@ def _listen(dialect: Dialect) -> None:
         _terminate(dbapi_connection, terminate)
 
     methods = vars(dialect)
-    if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
-        methods["do_commit"] = do_commit
-        methods["do_terminate"] = do_terminate
+    methods["do_commit"] = do_commit
+    methods["do_terminate"] = do_terminate
     methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
     methods["do_rollback"] = checked_rollback(dialect.do_rollback)
     methods["do_savepoint"] = do_savepoint
