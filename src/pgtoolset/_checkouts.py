@@ -26,6 +26,7 @@ from pgtoolset._postgres.connections import (
     verify_next_commit,
 )
 from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded
+from pgtoolset._postgres.engines import see
 from pgtoolset._postgres.sqlstates import breaks_connection, refuses_commit, reported_by_server
 from pgtoolset.errors import CommitUnknownError
 
@@ -226,6 +227,7 @@ def checkout_of(connection: Connection) -> Checkout:
     """Return what the sessions on a connection share; the first call makes it.
 
     Raises:
+        UnsupportedDriverError: the database or the driver is not supported. Nothing was sent.
         UnsupportedVersionError: the driver's connection is wrapped so that its commits could not be
             verified. Nothing was sent.
     """
@@ -233,6 +235,7 @@ def checkout_of(connection: Connection) -> Checkout:
     checkout: Checkout | None = attributes.get(_KEY)
     if checkout is None:
         dialect = connection.dialect
+        see(dialect)
         if _KEY not in vars(dialect):
             _listen(dialect)
         check_verifiable(connection.connection)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from pgtoolset._arguments.shown import shown
 from pgtoolset._compatibility import isolation_level_at_connect
+from pgtoolset._postgres.engines import see
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
 
@@ -85,11 +86,22 @@ def new_session(session_maker: SessionFactory[S]) -> S:
     return session
 
 
+def check_supported(session: Session) -> None:
+    """Raise `UnsupportedDriverError` where the session's engine is known, and is not supported.
+
+    A session with several engines knows only with a statement which one it uses.
+    """
+    if session.bind is not None:
+        see(session.bind.dialect)
+
+
 def check_atomic(session: Session) -> None:
-    """Raise `TransactionStateError` where the session's connections are in AUTOCOMMIT.
+    """Raise `TransactionStateError` where the session's connections are in AUTOCOMMIT, and
+    `UnsupportedDriverError` where they are of another driver.
 
     Without I/O: what only a connection knows is checked when the session has one.
     """
+    check_supported(session)
     bind = session.bind
     if bind is not None and _isolation_level(session, bind) == "AUTOCOMMIT":
         raise TransactionStateError(AUTOCOMMIT)

@@ -11,7 +11,7 @@ from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
 from pgtoolset._postgres.drivers._protocol import Driver
 from pgtoolset._postgres.drivers._psycopg import PsycopgDriver
 
-__all__ = ["CommitAttempt", "Driver", "Outcome", "driver_of", "is_supported"]
+__all__ = ["DRIVERS", "CommitAttempt", "Driver", "Outcome", "driver_of", "is_supported"]
 
 ASYNCPG: Driver = AsyncpgDriver()
 PSYCOPG: Driver = PsycopgDriver()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import PoolProxiedConnection
+from sqlalchemy import Dialect, PoolProxiedConnection
 
 from pgtoolset._cancellation import UninterruptedHere
 from pgtoolset._compatibility import unsupported
@@ -22,6 +22,9 @@ _CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
 
 class AsyncpgDriver:
     """The driver asyncpg."""
+
+    def mend(self, dialect: Dialect) -> None:
+        """Leave a dialect as it is: asyncpg's BEGIN names only what differs from the defaults."""
 
     def terminate(self, raw: Any) -> None:
         """Close the socket at once, without a message to a server that may not answer."""

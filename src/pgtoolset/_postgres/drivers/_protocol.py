@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import PoolProxiedConnection
+from sqlalchemy import Dialect, PoolProxiedConnection
 
 from pgtoolset._postgres.drivers._attempts import CommitAttempt
 
 
 class Driver(Protocol):
     """One driver. `raw` is a connection of it, or a wrapper around one."""
+
+    def mend(self, dialect: Dialect) -> None:
+        """Change what a dialect of SQLAlchemy does with options of a connection, if needed."""
+        ...
 
     def terminate(self, raw: Any) -> None:
         """Close the socket at once, without waiting for the server. Never raises."""

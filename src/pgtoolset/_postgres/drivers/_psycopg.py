@@ -14,14 +14,17 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import PoolProxiedConnection
+from sqlalchemy import Dialect, PoolProxiedConnection
+from sqlalchemy.dialects.postgresql import base
+from sqlalchemy.engine import characteristics
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._compatibility import unsupported
+from pgtoolset._compatibility import isolation_level_at_connect, unsupported
 from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
 
 #: libpq's states of a transaction, `PQTRANS_...`. psycopg is not imported here.
@@ -53,6 +56,21 @@ _ADVICE = "Give SQLAlchemy psycopg's own connection, or a wrapper that passes it
 
 class PsycopgDriver:
     """The driver psycopg, from version 3 on."""
+
+    def mend(self, dialect: Dialect) -> None:
+        """Let the options of a connection end with it.
+
+        psycopg's BEGIN names each option that is not `None`. SQLAlchemy sets them back to `False`
+        and to the level that it saw at its first connection, and every later BEGIN says READ WRITE
+        then, also for a role whose transactions are read-only by default.
+        """
+        known: Mapping[str, Any] = dialect.connection_characteristics  # type: ignore[attr-defined]
+        vars(dialect)["connection_characteristics"] = {
+            **known,
+            "isolation_level": _IsolationLevel(),
+            "postgresql_readonly": _ReadOnly(),
+            "postgresql_deferrable": _Deferrable(),
+        }
 
     def terminate(self, raw: Any) -> None:
         """Close the socket at once.
@@ -138,6 +156,28 @@ class PsycopgDriver:
         adapter: Any = connection.dbapi_connection
         attempt = adapter._connection = _Attempt(self, raw, adapter)
         return attempt
+
+
+class _IsolationLevel(characteristics.IsolationLevelCharacteristic):
+    def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
+        if isolation_level_at_connect(dialect) is not None:
+            dialect.reset_isolation_level(dbapi_conn)
+            return
+        adapter: Any = dbapi_conn
+        adapter.set_autocommit(False)
+        adapter.set_isolation_level(None)
+
+
+class _ReadOnly(base.PGReadOnlyConnectionCharacteristic):
+    def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
+        adapter: Any = dbapi_conn
+        adapter.set_read_only(None)
+
+
+class _Deferrable(base.PGDeferrableConnectionCharacteristic):
+    def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
+        adapter: Any = dbapi_conn
+        adapter.set_deferrable(None)
 
 
 class _Attempt(CommitAttempt):
