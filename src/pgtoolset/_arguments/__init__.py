@@ -30,6 +30,7 @@ from pgtoolset._arguments.sessions import (
     check_atomic,
     check_engine,
     check_session_maker,
+    check_supported,
     check_transactional,
     new_session,
     sync_session,
@@ -44,7 +45,7 @@ from pgtoolset._arguments.urls import (
     is_connection_string,
     url_of,
 )
-from pgtoolset._postgres.urls import asyncpg_url, connect_arguments, with_asyncpg
+from pgtoolset._postgres.urls import connect_arguments, engine_url, uses_asyncpg
 
 __all__ = [
     "AUTOCOMMIT",
@@ -57,7 +58,6 @@ __all__ = [
     "TransactionOptions",
     "UrlObject",
     "advisory_numbers",
-    "asyncpg_url",
     "cause_to_show",
     "check_atomic",
     "check_columns",
@@ -71,9 +71,11 @@ __all__ = [
     "check_predicate",
     "check_relationship",
     "check_session_maker",
+    "check_supported",
     "check_transactional",
     "conditions_of",
     "connect_arguments",
+    "engine_url",
     "is_connection_string",
     "is_equality",
     "mapper_of",
@@ -90,5 +92,5 @@ __all__ = [
     "sync_session_of",
     "tables_of",
     "url_of",
-    "with_asyncpg",
+    "uses_asyncpg",
 ]

@@ -64,6 +64,15 @@ def severity_of(error: BaseException) -> str | None:
     return None
 
 
+def detail_of(error: BaseException) -> str | None:
+    """Return the detail of an error that PostgreSQL sent."""
+    answer = driver_error(error)
+    detail = getattr(answer, "detail", None) or getattr(
+        getattr(answer, "diag", None), "message_detail", None
+    )
+    return None if detail is None else str(detail)
+
+
 def reported_by_server(error: BaseException) -> bool:
     """Whether PostgreSQL sent the error."""
     return severity_of(error) is not None

@@ -11,17 +11,31 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Dialect, PoolProxiedConnection
+from sqlalchemy import URL, Dialect, PoolProxiedConnection
 
 from pgtoolset._cancellation import UninterruptedHere
 from pgtoolset._compatibility import unsupported
 from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
+from pgtoolset._postgres.drivers._plain import connect_asyncpg
+from pgtoolset._postgres.sqlstates import sqlstate_of
+
+#: SQLSTATEs of a refused connection where another database may be open: the database is missing,
+#: sealed or full, or the role has no CONNECT privilege or no line in pg_hba.conf.
+_REFUSED = frozenset({"3D000", "42501", "28000", "55000", "53300"})
 
 _CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
 
 
 class AsyncpgDriver:
     """The driver asyncpg."""
+
+    async def connect(self, url: URL, database: str) -> Any:
+        """Connect without SQLAlchemy; see `pgtoolset._postgres.drivers._plain`."""
+        return await connect_asyncpg(url, database)
+
+    def refuses_database(self, error: BaseException) -> bool:
+        """Whether a server has refused a connection so that another database may accept it."""
+        return sqlstate_of(error) in _REFUSED
 
     def mend(self, dialect: Dialect) -> None:
         """Leave a dialect as it is: asyncpg's BEGIN names only what differs from the defaults."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import Dialect, PoolProxiedConnection
+from sqlalchemy import URL, Dialect, PoolProxiedConnection
 
 from pgtoolset._postgres.drivers._attempts import CommitAttempt
 
 
 class Driver(Protocol):
     """One driver. `raw` is a connection of it, or a wrapper around one."""
+
+    async def connect(self, url: URL, database: str) -> Any:
+        """Connect to a database without SQLAlchemy, with the methods of asyncpg's connection."""
+        ...
+
+    def refuses_database(self, error: BaseException) -> bool:
+        """Whether a server has refused a connection so that another database may accept it."""
+        ...
 
     def mend(self, dialect: Dialect) -> None:
         """Change what a dialect of SQLAlchemy does with options of a connection, if needed."""

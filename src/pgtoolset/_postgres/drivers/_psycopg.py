@@ -11,14 +11,12 @@ that is cancelled like that may be stored, so it runs in a task of its own.
 
 from __future__ import annotations
 
-import os
 import select
-import socket
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Dialect, PoolProxiedConnection
+from sqlalchemy import URL, Dialect, PoolProxiedConnection
 from sqlalchemy.dialects.postgresql import base
 from sqlalchemy.engine import characteristics
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -26,6 +24,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._compatibility import isolation_level_at_connect, unsupported
 from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
+from pgtoolset._postgres.drivers._plain import connect_psycopg, terminate_psycopg
 
 #: libpq's states of a transaction, `PQTRANS_...`. psycopg is not imported here.
 _IDLE = 0
@@ -57,6 +56,18 @@ _ADVICE = "Give SQLAlchemy psycopg's own connection, or a wrapper that passes it
 class PsycopgDriver:
     """The driver psycopg, from version 3 on."""
 
+    async def connect(self, url: URL, database: str) -> Any:
+        """Connect without SQLAlchemy; see `pgtoolset._postgres.drivers._plain`."""
+        return await connect_psycopg(url, database)
+
+    def refuses_database(self, error: BaseException) -> bool:
+        """Whether a server has refused a connection so that another database may accept it.
+
+        libpq gives a server's refusal no SQLSTATE, and so any refusal may be one.
+        """
+        name = type(error).__name__
+        return name == "OperationalError"  # a subclass of it is for a time that is over
+
     def mend(self, dialect: Dialect) -> None:
         """Let the options of a connection end with it.
 
@@ -73,18 +84,9 @@ class PsycopgDriver:
         }
 
     def terminate(self, raw: Any) -> None:
-        """Close the socket at once.
-
-        Where a task waits for an answer, its event loop watches the socket: closed, its number
-        could belong to another socket before the task is woken. Shut down, it wakes the task, and
-        libpq closes it there.
-        """
+        """Close the socket at once."""
         with suppress(Exception):
-            if raw.lock.locked():
-                with socket.socket(fileno=os.dup(raw.pgconn.socket)) as duplicate:
-                    duplicate.shutdown(socket.SHUT_RDWR)
-            else:
-                raw.pgconn.finish()
+            terminate_psycopg(raw)
 
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
