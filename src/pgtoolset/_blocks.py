@@ -21,6 +21,7 @@ from pgtoolset._arguments import (
     NO_OPTIONS,
     TransactionOptions,
     check_atomic,
+    check_bind,
     shown,
     sync_session_of,
 )
@@ -36,7 +37,6 @@ from pgtoolset._commits import (
 from pgtoolset._lifecycle import abandon
 from pgtoolset._outcomes import aborted_by, unknown_again
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open
-from pgtoolset._postgres.engines import see
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
 from pgtoolset._record import innermost, record_of
 from pgtoolset.errors import TransactionStateError
@@ -161,7 +161,7 @@ async def _send_options(session: Any, options: TransactionOptions) -> None:
     if not modes:
         return
     bind = session.sync_session.get_bind()
-    see(bind.dialect)
+    check_bind(bind)
     if isinstance(bind, Connection):
         # Its execution options would stay with it, and the next transaction would have them.
         _refuse_joined(options, bind)

@@ -28,6 +28,7 @@ from pgtoolset._arguments.relationships import (
 from pgtoolset._arguments.sessions import (
     AUTOCOMMIT,
     check_atomic,
+    check_bind,
     check_engine,
     check_session_maker,
     check_supported,
@@ -60,6 +61,7 @@ __all__ = [
     "advisory_numbers",
     "cause_to_show",
     "check_atomic",
+    "check_bind",
     "check_columns",
     "check_count",
     "check_engine",

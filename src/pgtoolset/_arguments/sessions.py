@@ -6,7 +6,12 @@ import inspect
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+)
 from sqlalchemy.orm import Session, scoped_session
 
 from pgtoolset._arguments.shown import shown
@@ -29,10 +34,13 @@ _MANAGED = (*_TRANSACTIONAL, "commit", "rollback", "close")
 
 
 def sync_session(session: object) -> Session:
-    """Return the `Session` inside an `AsyncSession`; `TypeError` for anything else."""
+    """Return the `Session` inside an `AsyncSession`; `TypeError` for anything else, and
+    `UnsupportedDriverError` where its engine is of another driver.
+    """
     sync = sync_session_of(session)
     if sync is None:
         raise TypeError(f"session must be an AsyncSession, not {shown(session)}{_advice(session)}")
+    check_supported(sync)
     return sync
 
 
@@ -92,7 +100,12 @@ def check_supported(session: Session) -> None:
     A session with several engines knows only with a statement which one it uses.
     """
     if session.bind is not None:
-        see(session.bind.dialect)
+        check_bind(session.bind)
+
+
+def check_bind(bind: Connection | Engine | AsyncConnection | AsyncEngine) -> None:
+    """Raise `UnsupportedDriverError` for the bind of a statement that is not supported."""
+    see(bind.dialect)
 
 
 def check_atomic(session: Session) -> None:
@@ -120,9 +133,12 @@ def _isolation_level(session: Session, bind: Connection | Engine) -> object:
 
 
 def check_engine(engine: object) -> AsyncEngine:
-    """Return the engine; `TypeError` for an object that is not an `AsyncEngine`."""
+    """Return the engine; `TypeError` for an object that is not an `AsyncEngine`, and
+    `UnsupportedDriverError` for one of another driver.
+    """
     if not isinstance(engine, AsyncEngine):
         raise TypeError(f"engine must be an AsyncEngine, not {shown(engine)}")
+    see(engine.dialect)
     return engine
 
 
