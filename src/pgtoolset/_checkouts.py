@@ -22,7 +22,7 @@ from pgtoolset._postgres.connections import (
     CommitAttempt,
     Outcome,
     check_verifiable,
-    is_closed,
+    close_pooled,
     verify_next_commit,
 )
 from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded
@@ -294,7 +294,7 @@ def _listen(dialect: Dialect) -> None:
             release_savepoint(connection, name)
 
     def do_terminate(dbapi_connection: DBAPIConnection) -> None:
-        _terminate(dbapi_connection, terminate)
+        close_pooled(dbapi_connection, terminate)
 
     methods = vars(dialect)
     methods["do_commit"] = do_commit
@@ -333,17 +333,6 @@ def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None
             send()
 
     return do_commit_twophase
-
-
-def _terminate(
-    dbapi_connection: DBAPIConnection, dialect_terminate: Callable[[DBAPIConnection], None]
-) -> None:
-    # To close a connection once more, gracefully, would be a suspension. A cancellation that waited
-    # for the answer to the COMMIT would arrive there, in place of the error about the
-    # COMMIT.
-    adapter: Any = dbapi_connection
-    if not is_closed(adapter.driver_connection):
-        dialect_terminate(dbapi_connection)
 
 
 def _on_error(context: ExceptionContext) -> None:

@@ -5,9 +5,11 @@ What the drivers do differently is in `pgtoolset._postgres.drivers`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, PoolProxiedConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._postgres.drivers import CommitAttempt, Outcome, driver_of
 
@@ -17,6 +19,7 @@ __all__ = [
     "backend_pid",
     "begun_transaction",
     "check_verifiable",
+    "close_pooled",
     "has_one_backend",
     "is_closed",
     "keeps_its_backend",
@@ -39,6 +42,14 @@ def terminate(connection: Connection) -> None:
 def terminate_driver(raw: Any) -> None:
     """Close the socket of a connection of the driver, or of a wrapper around one. Never raises."""
     driver_of(raw).terminate(raw)
+
+
+def close_pooled(
+    dbapi_connection: DBAPIConnection, dialect_terminate: Callable[[DBAPIConnection], None]
+) -> None:
+    """Close a connection that its pool has given up, as `Dialect.do_terminate` is to do."""
+    adapter: Any = dbapi_connection
+    driver_of(adapter.driver_connection).close_pooled(adapter, dialect_terminate)
 
 
 def is_closed(raw: Any) -> bool:

@@ -65,7 +65,10 @@ async def _end(connection: PoolProxiedConnection) -> None:
     """
     raw: Any = connection.driver_connection
     driver = driver_of(raw)
-    if raw is None or driver.is_closed(raw):
+    if raw is None:
+        return
+    if driver.is_closed(raw):
+        driver.terminate(raw)  # the driver may not know yet that it is lost
         return
     connection.info[_DISCARDED] = True
     try:

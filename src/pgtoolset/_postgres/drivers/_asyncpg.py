@@ -8,10 +8,12 @@ https://www.postgresql.org/docs/current/protocol-message-formats.html (CommandCo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import URL, Dialect, PoolProxiedConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._cancellation import UninterruptedHere
 from pgtoolset._compatibility import unsupported
@@ -48,6 +50,18 @@ class AsyncpgDriver:
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it."""
         await raw.close()
+
+    def close_pooled(
+        self, adapter: Any, dialect_terminate: Callable[[DBAPIConnection], None]
+    ) -> None:
+        """Close the connection of SQLAlchemy's adapter, which its pool has given up.
+
+        To close a connection once more, gracefully, would be a suspension. A cancellation that
+        waited for the answer to the COMMIT would arrive there, in place of the error about the
+        COMMIT.
+        """
+        if not self.is_closed(adapter.driver_connection):
+            dialect_terminate(adapter)
 
     def is_closed(self, raw: Any) -> bool:
         """Whether the connection is closed or lost."""

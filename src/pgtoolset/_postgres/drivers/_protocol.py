@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from sqlalchemy import URL, Dialect, PoolProxiedConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._postgres.drivers._attempts import CommitAttempt
 
@@ -30,6 +32,12 @@ class Driver(Protocol):
 
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it."""
+        ...
+
+    def close_pooled(
+        self, adapter: Any, dialect_terminate: Callable[[DBAPIConnection], None]
+    ) -> None:
+        """Close the connection of SQLAlchemy's adapter, which its pool has given up."""
         ...
 
     def is_closed(self, raw: Any) -> bool:

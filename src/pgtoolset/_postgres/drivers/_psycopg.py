@@ -11,8 +11,9 @@ that is cancelled like that may be stored, so it runs in a task of its own.
 
 from __future__ import annotations
 
+import asyncio
 import select
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -87,6 +88,7 @@ class PsycopgDriver:
         """Close the socket at once."""
         with suppress(Exception):
             terminate_psycopg(raw)
+            _give_back(raw)
 
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
@@ -96,9 +98,22 @@ class PsycopgDriver:
         finally:
             self.terminate(raw)
 
+    def close_pooled(
+        self, adapter: Any, dialect_terminate: Callable[[DBAPIConnection], None]
+    ) -> None:
+        """Close the connection of SQLAlchemy's adapter, which its pool has given up.
+
+        SQLAlchemy would close the socket in any case, also while a task waits for it.
+        """
+        self.terminate(adapter.driver_connection)
+
     def is_closed(self, raw: Any) -> bool:
-        """Whether the connection is closed, or was lost in a statement."""
-        return bool(raw.closed)
+        """Whether the connection is closed or lost.
+
+        psycopg reads nothing between two statements, and learns of the loss by the next one; the
+        operating system knows it already.
+        """
+        return bool(raw.closed) or _has_left(raw)
 
     def is_in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open, as the server has said last."""
@@ -210,14 +225,12 @@ class _Attempt(CommitAttempt):
                 pass
         async with raw.lock:
             is_in_error = raw.pgconn.transaction_status == _IN_ERROR
-            # psycopg reads nothing between two statements, and learns of a lost connection by the
-            # next one. A COMMIT that is sent then reaches nobody.
-            self.was_lost = self._driver.is_closed(raw) or _has_left(raw)
+            self.was_lost = self._driver.is_closed(raw)
             try:
                 await raw.wait(self._sending(raw._commit_gen()))
             except BaseException as error:
                 if self._fail(error, is_sent=self._is_sent and not self.was_lost):
-                    self.was_lost = self.was_lost or self._driver.is_closed(raw)
+                    self.was_lost = self._driver.is_closed(raw)
                     raw.pgconn.finish()  # this task alone waits for its socket
                 raise
         self.outcome = Outcome.DISCARDED if is_in_error else Outcome.STORED
@@ -234,6 +247,27 @@ class _Attempt(CommitAttempt):
                 return
             self._is_sent = True
             ready = yield waiting
+
+
+#: What gives connections back to a pool of psycopg, so that it is not collected before its end.
+_returning: set[asyncio.Task[None]] = set()
+
+
+def _give_back(raw: Any) -> None:
+    """Give a closed connection back to psycopg's own pool, which makes another one in its place.
+
+    psycopg's `close()` does that only for a connection that is not closed.
+    """
+    pool = getattr(raw, "_pool", None)
+    if pool is not None and getattr(pool, "close_returns", False):
+        task = asyncio.get_running_loop().create_task(_give_back_to(pool, raw))
+        _returning.add(task)
+        task.add_done_callback(_returning.discard)
+
+
+async def _give_back_to(pool: Any, raw: Any) -> None:
+    with suppress(Exception):  # it has it already
+        await pool.putconn(raw)
 
 
 def _is_busy(raw: Any) -> bool:
