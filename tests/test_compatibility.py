@@ -16,6 +16,7 @@ import asyncpg
 import httpx
 import psycopg
 import pytest
+import sqlalchemy.dialects.postgresql.base
 import sqlalchemy.util
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.requests import HTTPConnection
@@ -72,6 +73,9 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_connection, "_transaction"),
     (PGDialect_asyncpg(isolation_level="AUTOCOMMIT"), "_on_connect_isolation_level"),
     (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
+    (PGDialect_asyncpg, "connection_characteristics"),
+    (sqlalchemy.dialects.postgresql.base, "PGReadOnlyConnectionCharacteristic"),
+    (sqlalchemy.dialects.postgresql.base, "PGDeferrableConnectionCharacteristic"),
     (Item, "_sa_instance_state"),
     (InstanceState, "_deleted"),
     (InstanceState, "callables"),
