@@ -13,6 +13,7 @@ from typing import Literal
 
 import asyncpg
 import fastapi  # noqa: F401 - imported here, and not by a test while blocking calls are forbidden
+import psycopg  # noqa: F401 - likewise
 import pytest
 import pytest_asyncio
 from blockbuster import blockbuster_ctx

@@ -14,15 +14,22 @@ from typing import Any, Literal
 
 import asyncpg
 import httpx
+import psycopg
 import pytest
+import sqlalchemy.dialects.postgresql.base
 import sqlalchemy.util
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.requests import HTTPConnection
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import RelationshipProperty, Session, SessionTransaction, strategies
 from sqlalchemy.orm.state import InstanceState
 
@@ -68,6 +75,9 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
     (sqlalchemy.Pool, "_invalidate"),
     (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
+    (PGDialect_asyncpg, "connection_characteristics"),
+    (sqlalchemy.dialects.postgresql.base, "PGReadOnlyConnectionCharacteristic"),
+    (sqlalchemy.dialects.postgresql.base, "PGDeferrableConnectionCharacteristic"),
     (Item, "_sa_instance_state"),
     (InstanceState, "_deleted"),
     (InstanceState, "callables"),
@@ -79,6 +89,8 @@ ATTRIBUTES = [
     (sqlalchemy.util, "await_only"),
     (asyncpg.Connection, "_top_xact"),
     (asyncpg.Connection, "_stmt_cache_enabled"),
+    (psycopg.AsyncConnection, "_commit_gen"),
+    (psycopg.AsyncConnection, "wait"),
     (asyncio.Future, "_asyncio_future_blocking"),
 ]
 if sys.version_info < (3, 12):
@@ -283,6 +295,7 @@ def test_begun_transaction_of_another_adapter() -> None:
 
     class Raw:
         dbapi_connection = object()
+        driver_connection = object()
 
     raw: Any = Raw()
     with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_transaction"):
@@ -381,6 +394,61 @@ async def test_severity(engine: AsyncEngine) -> None:
             await connection.execute(text("SELECT CAST(:n AS int)"), {"n": "not a number"})
     assert reported_by_server(from_server.value)
     assert not reported_by_server(from_driver.value)
+
+
+# psycopg
+
+
+@pytest.fixture
+async def psycopg_engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    url = make_url(database_url).set(drivername="postgresql+psycopg")
+    engine = create_async_engine(url, use_native_hstore=False)
+    yield engine
+    await engine.dispose()
+
+
+async def test_psycopg_without_commit_gen(psycopg_engine: AsyncEngine) -> None:
+    """A unit whose COMMIT could not be checked is refused before its first statement, by an error
+    that names psycopg and the wrapper."""
+
+    class Opaque:
+        """Passes on what is public."""
+
+        def __init__(self, raw: Any) -> None:
+            self._raw = raw
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "_commit_gen":
+                raise AttributeError(name)
+            return getattr(self._raw, name)
+
+    await refused(psycopg_engine, Opaque, r"psycopg 3\..*_commit_gen of Opaque")
+
+
+async def test_psycopg_below_another_adapter(psycopg_engine: AsyncEngine) -> None:
+    """Where the adapter of SQLAlchemy keeps the connection elsewhere, the error names that."""
+
+    class Elsewhere:
+        def __init__(self, raw: Any) -> None:
+            self._raw = raw
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._raw, name)
+
+    await refused(psycopg_engine, Elsewhere, r"sqlalchemy 2\..*_connection of ")
+
+
+async def refused(engine: AsyncEngine, wrapper: Any, message: str) -> None:
+    driver_of = engine.dialect.get_driver_connection
+    vars(engine.dialect)["get_driver_connection"] = lambda adapter: wrapper(driver_of(adapter))
+    sent: list[str] = []
+    event.listen(
+        engine.sync_engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2])
+    )
+    with pytest.raises(UnsupportedVersionError, match=message):
+        async with create_db_context(async_sessionmaker(engine))() as session:
+            await insert(session, 1)
+    assert sent == []
 
 
 # FastAPI

@@ -21,6 +21,7 @@ from pgtoolset._arguments import (
     NO_OPTIONS,
     TransactionOptions,
     check_atomic,
+    check_bind,
     shown,
     sync_session_of,
 )
@@ -163,6 +164,7 @@ async def _send_options(session: Any, options: TransactionOptions) -> None:
     if not modes:
         return
     bind = session.sync_session.get_bind()
+    check_bind(bind)
     if isinstance(bind, Connection):
         # Its execution options would stay with it, and the next transaction would have them.
         _refuse_joined(options, bind)

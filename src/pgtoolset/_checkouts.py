@@ -22,10 +22,11 @@ from pgtoolset._postgres.connections import (
     CommitAttempt,
     Outcome,
     check_verifiable,
-    is_closed,
+    close_pooled,
     verify_next_commit,
 )
 from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded, is_open
+from pgtoolset._postgres.engines import see
 from pgtoolset._postgres.poolers import explained
 from pgtoolset._postgres.sqlstates import breaks_connection, refuses_commit, reported_by_server
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
@@ -234,6 +235,7 @@ def checkout_of(connection: Connection) -> Checkout:
     """Return what the sessions on a connection share; the first call makes it.
 
     Raises:
+        UnsupportedDriverError: the database or the driver is not supported. Nothing was sent.
         UnsupportedVersionError: the driver's connection is wrapped so that its commits could not be
             verified. Nothing was sent.
     """
@@ -241,10 +243,10 @@ def checkout_of(connection: Connection) -> Checkout:
     checkout: Checkout | None = attributes.get(_KEY)
     if checkout is None:
         dialect = connection.dialect
+        see(dialect)
         if _KEY not in vars(dialect):
             _listen(dialect)
-        if dialect.driver == "asyncpg":
-            check_verifiable(connection.connection)
+        check_verifiable(connection.connection)
         note_node(connection.connection)
         checkout = attributes[_KEY] = Checkout(connection)
     else:
@@ -317,12 +319,11 @@ def _listen(dialect: Dialect) -> None:
             release_savepoint(connection, name)
 
     def do_terminate(dbapi_connection: DBAPIConnection) -> None:
-        _terminate(dbapi_connection, terminate)
+        close_pooled(dbapi_connection, terminate)
 
     methods = vars(dialect)
-    if dialect.driver == "asyncpg":  # the answer to a COMMIT is read on asyncpg's connection
-        methods["do_commit"] = do_commit
-        methods["do_terminate"] = do_terminate
+    methods["do_commit"] = do_commit
+    methods["do_terminate"] = do_terminate
     methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
     methods["do_rollback"] = replacing_rollback(checked_rollback(dialect.do_rollback))
     methods["do_savepoint"] = do_savepoint
@@ -357,17 +358,6 @@ def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None
             send()
 
     return do_commit_twophase
-
-
-def _terminate(
-    dbapi_connection: DBAPIConnection, dialect_terminate: Callable[[DBAPIConnection], None]
-) -> None:
-    # To close a connection once more, gracefully, would be a suspension. A cancellation that waited
-    # for the answer to the COMMIT would arrive there, in place of the error about the
-    # COMMIT.
-    adapter: Any = dbapi_connection
-    if not is_closed(adapter.driver_connection):
-        dialect_terminate(dbapi_connection)
 
 
 def _on_error(context: ExceptionContext) -> PoolerError | None:

@@ -48,7 +48,7 @@ def aborted_by(error: BaseException | None, result: str | None = None) -> Transa
     """Return the error for a lost transaction, caused by the error that the block swallowed."""
     if error is None:
         what = (
-            "an error on its connection that SQLAlchemy did not see, such as one of asyncpg's own "
+            "an error on its connection that SQLAlchemy did not see, such as one of the driver's "
             "methods"
         )
     else:

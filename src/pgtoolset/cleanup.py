@@ -13,6 +13,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import (
     check_atomic,
+    check_bind,
     metadata_of,
     milliseconds,
     optional_seconds,
@@ -101,7 +102,9 @@ async def cleanup_tables(
     if tables:
         bind_arguments = bind_arguments_of("base", sync, tables, _mappers_of(base))
         # Before the rollback, with which those of the session's connection end.
-        options = options_of(sync, sync.get_bind(**bind_arguments))
+        bind = sync.get_bind(**bind_arguments)
+        check_bind(bind)
+        options = options_of(sync, bind)
     if is_in_block(sync):
         raise TransactionStateError(
             "cleanup_tables ends the transaction of its session, and this session is inside a "

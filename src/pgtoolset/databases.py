@@ -25,6 +25,7 @@ from pgtoolset._postgres.sqlstates import (
     INVALID_CATALOG_NAME,
     OBJECT_IN_USE,
     UNIQUE_VIOLATION,
+    detail_of,
     sqlstate_of,
 )
 from pgtoolset.errors import (
@@ -108,7 +109,7 @@ async def create_database(
 async def create(
     connection: Any, url: URL, db_name: str, template: str | None, *, called: str | None = None
 ) -> None:
-    """Create a database over a connection of asyncpg to another database.
+    """Create a database over a connection of the driver to another database.
 
     Args:
         connection: to any other database on the server.
@@ -198,7 +199,7 @@ async def drop_database(
 
 
 async def drop(connection: Any, db_name: str, *, force: bool, timeout: float | None = None) -> None:
-    """Drop a database over a connection of asyncpg to another database.
+    """Drop a database over a connection of the driver to another database.
 
     Args:
         connection: to any other database on the server.
@@ -283,7 +284,7 @@ def _in_use(
         error: PostgreSQL's own.
         obstacles: what else is in the way, which `force=True` does not end.
     """
-    detail = getattr(error, "detail", None)
+    detail = detail_of(error)
     users = [str(each) for each in sessions if each.pid or not obstacles]
     if not users and not obstacles:
         users = ["its sessions could not be seen, or have ended since"]

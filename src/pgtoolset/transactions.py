@@ -15,6 +15,7 @@ from pgtoolset._arguments import (
     check_count,
     check_function,
     check_session_maker,
+    check_supported,
     check_transactional,
     shown,
     sync_session_of,
@@ -141,6 +142,7 @@ def on_commit(session: TransactionalSession, callback: Callback) -> None:
             )
         callbacks.append(callback)
         return
+    check_supported(sync)
     level = innermost(sync)
     if level is None:
         raise TransactionStateError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from sqlalchemy import URL, MetaData, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from pgtoolset import create_database, drop_database
-from pgtoolset._arguments import asyncpg_url, connect_arguments, url_of, with_asyncpg
+from pgtoolset._arguments import connect_arguments, engine_url, url_of
+from pgtoolset._postgres import urls
 from pgtoolset.databases import seal_database
+from pgtoolset.errors import UnsupportedDriverError
 from pgtoolset.testing import create_db_session, create_worker_database, worker_database_url
 from tests.support import Base
 
@@ -55,21 +58,47 @@ def test_forms(url: Any) -> None:
         ("postgresql://host/x", "postgresql"),
         ("postgresql+asyncpg://host/x", "postgresql+asyncpg"),
         ("postgresql+psycopg://host/x", "postgresql+psycopg"),
+        ("postgresql+psycopg_async://host/x", "postgresql+psycopg_async"),
     ],
 )
 def test_drivers(text: str, drivername: str) -> None:
-    """Every name of PostgreSQL is taken, and only a URL without a driver gets asyncpg."""
+    """Every name of PostgreSQL is taken, and a URL without a driver gets asyncpg."""
     parsed = url_of("server_url", text)
     assert parsed.drivername == drivername
     named = "postgresql+asyncpg" if drivername == "postgresql" else drivername
-    assert asyncpg_url(parsed).drivername == named
-    assert with_asyncpg(parsed).drivername == "postgresql+asyncpg"
+    assert engine_url(parsed).drivername == named.removesuffix("_async")
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "pg8000", "aiopg", "asyncpg_custom"])
+def test_other_drivers(driver: str) -> None:
+    """A driver that the library does not use is refused by its name, and the URL is not shown."""
+    with pytest.raises(UnsupportedDriverError, match=f"^server_url names the driver {driver}") as e:
+        url_of("server_url", f"postgresql+{driver}://u:secret@host/x")
+    assert "secret" not in str(e.value)
+    taken = url_of("server_url", f"postgresql+{driver}://u:secret@host/x", any_driver=True)
+    assert taken == make_url("postgresql://u:secret@host/x")
+
+
+@pytest.mark.parametrize(
+    ("installed", "driver"),
+    [({"asyncpg", "psycopg"}, "asyncpg"), ({"asyncpg"}, "asyncpg"), ({"psycopg"}, "psycopg")],
+)
+def test_the_driver_that_is_installed(
+    installed: set[str], driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A URL without a driver gets the one that is installed, asyncpg first; one that names a driver
+    gets that."""
+    monkeypatch.delitem(sys.modules, "asyncpg")
+    monkeypatch.setattr(urls, "_is_found", installed.__contains__)
+    assert engine_url(make_url("postgresql://h/x")).get_driver_name() == driver
+    for named in ("asyncpg", "psycopg"):
+        assert engine_url(make_url(f"postgresql+{named}://h/x")).get_driver_name() == named
 
 
 def test_sslmode() -> None:
     """libpq's sslmode becomes asyncpg's ssl, and what only a DSN may have travels in one."""
     url = url_of("server_url", "postgresql://host/x?sslmode=require&application_name=till")
-    assert dict(asyncpg_url(url).query) == {
+    assert dict(engine_url(url).query) == {
         "ssl": "require",
         "dsn": "postgresql://?application_name=till",
     }
@@ -168,8 +197,8 @@ def test_forms_of_libpq(given: str, parts: dict[str, str]) -> None:
     url = url_of("server_url", given)
     assert (url.username, url.password, url.database, url.host) == ("u", "p", "d", None)
     assert dict(url.query) == parts
-    again = asyncpg_url(url)
-    assert asyncpg_url(again) == again, "a URL that was translated stays as it is"
+    again = engine_url(url)
+    assert engine_url(again) == again, "a URL that was translated stays as it is"
 
 
 @pytest.mark.parametrize(
@@ -194,4 +223,4 @@ def test_the_time_to_connect() -> None:
     for value, expected in (("9", 9.0), ("0", None), ("-1", None)):
         url = url_of("server_url", f"postgresql://h/d?connect_timeout={value}")
         assert connect_arguments(url) == {"timeout": expected}
-        assert not asyncpg_url(url).query
+        assert not engine_url(url).query

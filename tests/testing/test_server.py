@@ -164,11 +164,17 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> Non
         EmbeddedServer(**arguments)
 
 
-@pytest.mark.parametrize("driver", ["postgres", "postgresql", "postgresql+psycopg"])
+@pytest.mark.parametrize("driver", ["postgres", "postgresql", "postgresql+psycopg2"])
 def test_url_of_a_given_server(driver: str) -> None:
-    """A URL for libpq or another driver becomes one for asyncpg, and keeps everything else."""
+    """A URL for libpq or a driver that is not used becomes one for asyncpg, otherwise as it was."""
     url = parse_server_url("--pg-url", f"{driver}://u:p%40ss@h/app?sslmode=require")
     assert url == "postgresql+asyncpg://u:p%40ss@h/app?ssl=require"
+    assert parse_server_url("--pg-url", url) == url
+
+
+def test_url_of_a_given_server_with_psycopg() -> None:
+    """A URL that names psycopg stays as it is."""
+    url = "postgresql+psycopg://u:p%40ss@h/app?sslmode=require"
     assert parse_server_url("--pg-url", url) == url
 
 

@@ -28,8 +28,10 @@ from pgtoolset._arguments.relationships import (
 from pgtoolset._arguments.sessions import (
     AUTOCOMMIT,
     check_atomic,
+    check_bind,
     check_engine,
     check_session_maker,
+    check_supported,
     check_transactional,
     new_session,
     sync_session,
@@ -44,7 +46,7 @@ from pgtoolset._arguments.urls import (
     is_connection_string,
     url_of,
 )
-from pgtoolset._postgres.urls import asyncpg_url, connect_arguments, with_asyncpg
+from pgtoolset._postgres.urls import connect_arguments, engine_url, uses_asyncpg
 
 __all__ = [
     "AUTOCOMMIT",
@@ -57,9 +59,9 @@ __all__ = [
     "TransactionOptions",
     "UrlObject",
     "advisory_numbers",
-    "asyncpg_url",
     "cause_to_show",
     "check_atomic",
+    "check_bind",
     "check_columns",
     "check_count",
     "check_engine",
@@ -71,9 +73,11 @@ __all__ = [
     "check_predicate",
     "check_relationship",
     "check_session_maker",
+    "check_supported",
     "check_transactional",
     "conditions_of",
     "connect_arguments",
+    "engine_url",
     "is_connection_string",
     "is_equality",
     "mapper_of",
@@ -90,5 +94,5 @@ __all__ = [
     "sync_session_of",
     "tables_of",
     "url_of",
-    "with_asyncpg",
+    "uses_asyncpg",
 ]

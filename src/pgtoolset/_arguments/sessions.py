@@ -6,11 +6,17 @@ import inspect
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+)
 from sqlalchemy.orm import Session, scoped_session
 
 from pgtoolset._arguments.shown import shown
 from pgtoolset._compatibility import isolation_level_at_connect
+from pgtoolset._postgres.engines import see
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
 
@@ -28,10 +34,13 @@ _MANAGED = (*_TRANSACTIONAL, "commit", "rollback", "close")
 
 
 def sync_session(session: object) -> Session:
-    """Return the `Session` inside an `AsyncSession`; `TypeError` for anything else."""
+    """Return the `Session` inside an `AsyncSession`; `TypeError` for anything else, and
+    `UnsupportedDriverError` where its engine is of another driver.
+    """
     sync = sync_session_of(session)
     if sync is None:
         raise TypeError(f"session must be an AsyncSession, not {shown(session)}{_advice(session)}")
+    check_supported(sync)
     return sync
 
 
@@ -85,11 +94,27 @@ def new_session(session_maker: SessionFactory[S]) -> S:
     return session
 
 
+def check_supported(session: Session) -> None:
+    """Raise `UnsupportedDriverError` where the session's engine is known, and is not supported.
+
+    A session with several engines knows only with a statement which one it uses.
+    """
+    if session.bind is not None:
+        check_bind(session.bind)
+
+
+def check_bind(bind: Connection | Engine | AsyncConnection | AsyncEngine) -> None:
+    """Raise `UnsupportedDriverError` for the bind of a statement that is not supported."""
+    see(bind.dialect)
+
+
 def check_atomic(session: Session) -> None:
-    """Raise `TransactionStateError` where the session's connections are in AUTOCOMMIT.
+    """Raise `TransactionStateError` where the session's connections are in AUTOCOMMIT, and
+    `UnsupportedDriverError` where they are of another driver.
 
     Without I/O: what only a connection knows is checked when the session has one.
     """
+    check_supported(session)
     bind = session.bind
     if bind is not None and _isolation_level(session, bind) == "AUTOCOMMIT":
         raise TransactionStateError(AUTOCOMMIT)
@@ -108,9 +133,12 @@ def _isolation_level(session: Session, bind: Connection | Engine) -> object:
 
 
 def check_engine(engine: object) -> AsyncEngine:
-    """Return the engine; `TypeError` for an object that is not an `AsyncEngine`."""
+    """Return the engine; `TypeError` for an object that is not an `AsyncEngine`, and
+    `UnsupportedDriverError` for one of another driver.
+    """
     if not isinstance(engine, AsyncEngine):
         raise TypeError(f"engine must be an AsyncEngine, not {shown(engine)}")
+    see(engine.dialect)
     return engine
 
 

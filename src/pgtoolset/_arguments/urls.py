@@ -9,8 +9,14 @@ from urllib.parse import unquote
 from sqlalchemy import URL, make_url
 
 from pgtoolset._arguments.shown import shown
-from pgtoolset._postgres.urls import connect_arguments, unsupported_parameter
+from pgtoolset._postgres.urls import (
+    connect_arguments,
+    is_supported_url,
+    unsupported_parameter,
+    uses_asyncpg,
+)
 from pgtoolset._text import may_hold_password, printable
+from pgtoolset.errors import UnsupportedDriverError
 
 _EXAMPLE = "postgresql+asyncpg://user@host/database"
 
@@ -37,7 +43,7 @@ _HOSTS = re.compile(r"([\w+]+://(?:[^/?#]*@)?)([^/?#@]*[,%][^/?#@]*)((?:[/?].*)?
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]*)(?::(\d*))?")
 
 
-def url_of(name: str, value: object) -> URL:
+def url_of(name: str, value: object, *, any_driver: bool = False) -> URL:
     """Return the URL of a PostgreSQL server that is given as a string or an object.
 
     A URL may have libpq's forms and parameters, and a string may be a DSN (`host=... dbname=...`).
@@ -46,6 +52,12 @@ def url_of(name: str, value: object) -> URL:
         name: the argument, for messages.
         value: what the caller gave: a string, a SQLAlchemy `URL`, or an object whose `str()` is a
             URL.
+        any_driver: whether a URL that names a driver which the library does not use is taken for
+            one without a driver.
+
+    Raises:
+        UnsupportedDriverError: the URL names such a driver.
+        ValueError, TypeError: it is not the URL of a PostgreSQL server.
     """
     parsed = value if isinstance(value, URL) else _parsed(value)
     if parsed is None and isinstance(value, str):
@@ -57,6 +69,13 @@ def url_of(name: str, value: object) -> URL:
         parsed = parsed.set(drivername="postgresql")
     elif backend != "postgresql":
         raise ValueError(f"{name} must be the URL of a PostgreSQL server, such as {_EXAMPLE}")
+    if not is_supported_url(parsed):
+        if not any_driver:
+            raise UnsupportedDriverError(
+                f"{name} names the driver {printable(parsed.get_driver_name())}, which pgtoolset "
+                "does not use: write postgresql+asyncpg, postgresql+psycopg or postgresql"
+            )
+        parsed = parsed.set(drivername="postgresql")
     _check(name, parsed)
     return _with_libpq_names(parsed)
 
@@ -71,7 +90,7 @@ def _check(name: str, url: URL) -> None:
         raise ValueError(f"{name}: a password must be percent-encoded in a URL (%40 for @)")
     if url.port is not None and not 0 < url.port < 2**16:
         raise ValueError(f"{name}: the port of the URL must be from 1 to 65535")
-    if url.drivername not in ("postgresql", "postgresql+asyncpg"):
+    if not uses_asyncpg(url):
         return
     lacking = unsupported_parameter(url)
     if lacking is not None:

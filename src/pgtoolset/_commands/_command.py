@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pgtoolset._arguments import connect_arguments, seconds, url_of, with_asyncpg
+from pgtoolset._arguments import connect_arguments, engine_url, seconds, url_of
 from pgtoolset._commands._libpq import completed, environment_names_a_server
 from pgtoolset._postgres.sqlstates import driver_error
 from pgtoolset._text import one_line
@@ -115,7 +115,7 @@ def parse_url(url: str | None) -> URL:
             "there is no URL: pass one, or set DATABASE_URL, PGSERVICE or PGHOST; see --help"
         )
     try:
-        parsed = completed(url_of(name, given or "postgresql://"))
+        parsed = completed(url_of(name, given or "postgresql://", any_driver=True))
         # Once more, because the service and the variables have parameters, too.
         parsed = url_of("the service or a variable", parsed.set(drivername="postgresql"))
     except ValueError as error:
@@ -141,20 +141,20 @@ async def connected(url: URL) -> AsyncIterator[AsyncEngine]:
     """
     try:
         engine = create_async_engine(
-            with_asyncpg(url),
+            engine_url(url),
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             connect_args=connect_arguments(url),
         )
     except ImportError:
-        raise UsageError("asyncpg is not installed: pip install asyncpg") from None
+        raise UsageError("no driver is installed: pip install asyncpg") from None
     try:
         yield engine
     except (CommandError, BrokenPipeError):
         raise
     except Exception as error:
         # Whatever it is: a person at a terminal cannot use a traceback. Wrong parameters of the URL
-        # and refused connections are errors of asyncpg, of Python and of the operating system.
+        # and refused connections are errors of the driver, of Python and of the operating system.
         raise _failure(url, error) from None
     finally:
         await engine.dispose()

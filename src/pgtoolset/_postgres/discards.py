@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from pgtoolset._postgres.connections import CommitAttempt, is_closed, terminate_driver
+from pgtoolset._postgres.drivers import driver_of
 from pgtoolset.errors import TransactionStateError
 
 #: Seconds that the server may take to cancel a statement and to close the connection.
@@ -28,11 +28,9 @@ _DISCARDED = "pgtoolset.discarded"
 def is_running(connection: PoolProxiedConnection) -> bool:
     """Whether a task executes a statement on the connection at this moment.
 
-    The driver refuses a second statement, but SQLAlchemy sends none to end a transaction whose
-    BEGIN has not been answered yet.
+    Such a statement is part of no transaction that could be ended now.
     """
-    mutex = getattr(connection.dbapi_connection, "_execute_mutex", None)
-    return mutex is not None and mutex.locked()
+    return driver_of(connection.driver_connection).is_running(connection)
 
 
 def check_is_free(connection: PoolProxiedConnection) -> None:
@@ -65,15 +63,19 @@ async def _end(connection: PoolProxiedConnection) -> None:
     PostgreSQL does not see that a client is gone before the end of its statement. It would go on,
     and keep its row locks.
     """
-    driver: Any = connection.driver_connection
-    if driver is None or is_closed(driver):
+    raw: Any = connection.driver_connection
+    driver = driver_of(raw)
+    if raw is None:
+        return
+    if driver.is_closed(raw):
+        driver.terminate(raw)  # the driver may not know yet that it is lost
         return
     connection.info[_DISCARDED] = True
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT):
-            await driver.close()
+            await driver.close(raw)
     except BaseException as error:
-        terminate_driver(driver)
+        driver.terminate(raw)
         if not isinstance(error, Exception):
             raise
 
@@ -103,7 +105,7 @@ def is_open(connection: Connection) -> bool:
 
 
 def _is_committing(connection: PoolProxiedConnection) -> bool:
-    return isinstance(getattr(connection.dbapi_connection, "_transaction", None), CommitAttempt)
+    return driver_of(connection.driver_connection).is_committing(connection)
 
 
 def checked_rollback(
@@ -140,5 +142,5 @@ def _discard_running(connection: PoolProxiedConnection) -> None:
 
 
 def _is_in_transaction(connection: PoolProxiedConnection) -> bool:
-    check = getattr(connection.driver_connection, "is_in_transaction", None)
-    return check is not None and bool(check())
+    raw = connection.driver_connection
+    return driver_of(raw).is_in_transaction(raw)

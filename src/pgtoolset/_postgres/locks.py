@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._postgres.catalog import EQ, GT, MINUS, NE
+from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._postgres.quoting import do_block, literal
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.values import Blocker, LockMode, LockWait
@@ -50,7 +51,8 @@ def mode_in_sql(mode: str | None) -> str | None:
 
 def isolation_level_of(connection: Connection) -> str | None:
     """Return the isolation level, or AUTOCOMMIT, as SQLAlchemy knows it without a statement."""
-    level = getattr(connection.connection.dbapi_connection, "isolation_level", None)
+    pooled = connection.connection
+    level = driver_of(pooled.driver_connection).isolation_level(pooled)
     level = level or connection.dialect.default_isolation_level
     return None if level is None else level.upper().replace("_", " ")
 

@@ -10,39 +10,23 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
 from typing import Any
 
 from sqlalchemy import URL
 
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._postgres.sqlstates import sqlstate_of
-from pgtoolset._postgres.urls import connect_arguments, with_asyncpg
+from pgtoolset._postgres.drivers import DRIVERS
+from pgtoolset._postgres.urls import driver_named
 
 logger = logging.getLogger("pgtoolset")
-
-#: Arguments that SQLAlchemy's adapter removes before it calls asyncpg.
-_NOT_FOR_THE_DRIVER = ("async_creator_fn", "async_fallback", "prepared_statement_cache_size")
-
-#: SQLSTATEs of a refused connection where another database may be open: the database is missing,
-#: sealed or full, or the role has no CONNECT privilege or no line in pg_hba.conf.
-_REFUSED = frozenset({"3D000", "42501", "28000", "55000", "53300"})
 
 #: Seconds that PostgreSQL may take to answer a close.
 _CLOSE_TIMEOUT = 5.0
 
 
 async def connect(url: URL, database: str) -> Any:
-    """Return a connection of asyncpg to `database` on the server of `url`."""
-    # Imported late, because `import pgtoolset` imports no driver.
-    asyncpg = import_module("asyncpg")
-    translated = with_asyncpg(url)
-    arguments = dict(translated.get_dialect()().create_connect_args(translated)[1])
-    for name in _NOT_FOR_THE_DRIVER:
-        arguments.pop(name, None)
-    arguments |= connect_arguments(url)
-    # Without the cache no prepared statement is looked for on another backend of a pooler.
-    return await asyncpg.connect(**(arguments | {"database": database, "statement_cache_size": 0}))
+    """Return a connection to `database` on the server of `url`, with the methods of asyncpg's."""
+    return await DRIVERS[driver_named(url)].connect(url, database)
 
 
 @asynccontextmanager
@@ -75,7 +59,7 @@ async def _first_open(url: URL, candidates: list[str]) -> Any:
         try:
             return await connect(url, name)
         except Exception as error:
-            if sqlstate_of(error) not in _REFUSED:
+            if not DRIVERS[driver_named(url)].refuses_database(error):
                 raise
             refusal = refusal or error
     assert refusal is not None

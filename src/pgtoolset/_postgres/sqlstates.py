@@ -41,7 +41,8 @@ _UNKNOWN = ("08", "57P", "40003")
 def driver_error(error: BaseException) -> BaseException:
     """Return the driver's error from inside SQLAlchemy's two layers, or `error` itself."""
     if isinstance(error, DBAPIError) and error.orig is not None:
-        return error.orig.__cause__ or error.orig
+        # SQLAlchemy has errors of its own around asyncpg's, and raises psycopg's as they are.
+        return error.orig if hasattr(error.orig, "diag") else error.orig.__cause__ or error.orig
     return error
 
 
@@ -53,10 +54,34 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     return state if isinstance(state, str) else None
 
 
+def severity_of(error: BaseException) -> str | None:
+    """Return the severity, in English, of an error that PostgreSQL sent; `None` for another.
+
+    The drivers raise errors of the same classes by their own checks, but those have no severity.
+    """
+    answer = driver_error(error)
+    # psycopg keeps the fields of the message apart.
+    fields = getattr(answer, "diag", answer)
+    # `severity` is translated by the server's lc_messages.
+    for name in ("severity_nonlocalized", "severity_en", "severity"):
+        severity = getattr(fields, name, None)
+        if severity is not None:
+            return str(severity)
+    return None
+
+
+def detail_of(error: BaseException) -> str | None:
+    """Return the detail of an error that PostgreSQL sent."""
+    answer = driver_error(error)
+    detail = getattr(answer, "detail", None) or getattr(
+        getattr(answer, "diag", None), "message_detail", None
+    )
+    return None if detail is None else str(detail)
+
+
 def reported_by_server(error: BaseException) -> bool:
-    """Whether PostgreSQL sent the error. asyncpg raises errors of the same classes by its own
-    checks, but those have no severity."""
-    return getattr(driver_error(error), "severity", None) is not None
+    """Whether PostgreSQL sent the error."""
+    return severity_of(error) is not None
 
 
 def refuses_commit(error: BaseException) -> bool:
@@ -72,17 +97,15 @@ def refuses_commit(error: BaseException) -> bool:
         if each is not None
     ):
         return True
-    answer = driver_error(error)
-    # `severity` is translated by the server's lc_messages.
-    severity = getattr(answer, "severity_en", None) or getattr(answer, "severity", None)
-    return severity == "ERROR" and not (sqlstate_of(answer) or "").startswith(_UNKNOWN)
+    return severity_of(error) == "ERROR" and not (sqlstate_of(error) or "").startswith(_UNKNOWN)
 
 
 def breaks_connection(error: BaseException) -> bool:
     """Whether asyncpg lost its place in the protocol, as when the server ends the session.
 
     SQLAlchemy keeps such a connection until asyncpg has seen that the socket is closed. The class
-    is compared by its name, because the driver is not imported here.
+    is compared by its name, because the driver is not imported here. libpq closes such a connection
+    itself, before psycopg raises an error.
     """
     return type(driver_error(error)).__name__ == "InternalClientError"
 

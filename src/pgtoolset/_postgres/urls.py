@@ -1,22 +1,39 @@
-"""The parameters of a URL: libpq's, in the form that SQLAlchemy and asyncpg take.
+"""The driver and the parameters of a URL: libpq's, in the form that SQLAlchemy and the driver take.
 
-SQLAlchemy hands each parameter of a URL to `asyncpg.connect` as a keyword, and asyncpg has few of
-libpq's names as keywords. It knows the others in a DSN of its own, so they travel in one, as the
-parameter `dsn`. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS and
+psycopg takes libpq's parameters as they are. With asyncpg, SQLAlchemy hands each parameter of a URL
+to `asyncpg.connect` as a keyword, and asyncpg has few of libpq's names as keywords. It knows the
+others in a DSN of its own, so they travel in one, as the parameter `dsn`.
+https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS and
 https://docs.sqlalchemy.org/en/20/core/engines.html#custom-dbapi-args
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import URL
 
-__all__ = ["asyncpg_url", "connect_arguments", "unsupported_parameter", "with_asyncpg"]
+__all__ = [
+    "connect_arguments",
+    "driver_named",
+    "engine_url",
+    "is_supported_url",
+    "unsupported_parameter",
+    "uses_asyncpg",
+    "with_asyncpg",
+]
 
 _ASYNCPG = "postgresql+asyncpg"
+_PSYCOPG = "postgresql+psycopg"
+
+#: The drivers that a URL may name; the first is SQLAlchemy's name for a server without a driver.
+_NAMED = {"postgresql": None, _ASYNCPG: "asyncpg", _PSYCOPG: "psycopg"}
+_NAMED[f"{_PSYCOPG}_async"] = "psycopg"
 
 #: What the driver or SQLAlchemy's adapter takes by this name.
 _KEYWORDS = frozenset(
@@ -52,9 +69,38 @@ _LACKING = {
 }
 
 
-def asyncpg_url(url: URL) -> URL:
-    """Return the URL for `create_async_engine`: one that names no driver gets asyncpg."""
-    return with_asyncpg(url) if url.drivername in ("postgresql", _ASYNCPG) else url
+def is_supported_url(url: URL) -> bool:
+    """Whether a URL names one of the drivers, or none."""
+    return url.drivername in _NAMED
+
+
+def driver_named(url: URL) -> str:
+    """Return the driver for a URL: the one that it names, or the first that is installed."""
+    return _NAMED.get(url.drivername) or ("asyncpg" if _has_asyncpg() else "psycopg")
+
+
+def uses_asyncpg(url: URL) -> bool:
+    """Whether asyncpg connects to what a URL names."""
+    return driver_named(url) == "asyncpg"
+
+
+@cache
+def _is_found(name: str) -> bool:
+    return find_spec(name) is not None
+
+
+def _has_asyncpg() -> bool:
+    """Whether asyncpg is installed, or psycopg is not. Nothing is imported."""
+    if "asyncpg" in sys.modules:
+        return sys.modules["asyncpg"] is not None
+    return _is_found("asyncpg") or not _is_found("psycopg")
+
+
+def engine_url(url: URL) -> URL:
+    """Return the URL for `create_async_engine`, with the driver of `driver_named`."""
+    if uses_asyncpg(url):
+        return with_asyncpg(url)
+    return url.set(drivername=_PSYCOPG, query=_with_ports(dict(url.query)))
 
 
 def with_asyncpg(url: URL) -> URL:
@@ -85,9 +131,13 @@ def with_asyncpg(url: URL) -> URL:
 def connect_arguments(url: URL) -> dict[str, Any]:
     """Return the arguments of `asyncpg.connect` that a URL cannot hold, for `connect_args`.
 
+    psycopg has none.
+
     Raises:
         ValueError: a time is not a whole number, as libpq has it.
     """
+    if not uses_asyncpg(url):
+        return {}
     for name in _TIMEOUTS:
         if name in url.query:
             seconds = int(_last(url.query[name]))
@@ -104,7 +154,7 @@ def unsupported_parameter(url: URL) -> str | None:
 
 
 def _with_ports(query: dict[str, Any]) -> dict[str, Any]:
-    """Give each of several hosts a port, which SQLAlchemy asks for with asyncpg."""
+    """Give each of several hosts a port, which SQLAlchemy asks for."""
     hosts = query.get("host", "")
     if isinstance(hosts, str):
         names, ports = hosts.split(","), _list(query.get("port", ""))

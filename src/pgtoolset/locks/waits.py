@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from pgtoolset._arguments import shown
+from pgtoolset._arguments import check_bind, shown, sync_session
 from pgtoolset._postgres.locks import waits
 from pgtoolset.types import LockWaitSource
 from pgtoolset.values import LockWait
@@ -29,6 +29,7 @@ async def list_lock_waits(
 
     Raises:
         TypeError: the argument is not one of the three.
+        UnsupportedDriverError: it uses another driver, or another database.
 
     Example:
         >>> for wait in await list_lock_waits(session):
@@ -36,6 +37,10 @@ async def list_lock_waits(
 
     See https://www.postgresql.org/docs/current/view-pg-locks.html
     """
+    if isinstance(connection_or_session, AsyncSession):
+        sync_session(connection_or_session)
+    elif isinstance(connection_or_session, AsyncEngine | AsyncConnection):
+        check_bind(connection_or_session)
     if isinstance(connection_or_session, AsyncEngine):
         async with connection_or_session.connect() as connection:
             return await waits(connection)

@@ -15,7 +15,7 @@ from sqlalchemy import Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from pgtoolset._arguments import PrimaryKey, check_iterable, shown, sync_session
+from pgtoolset._arguments import PrimaryKey, check_bind, check_iterable, shown, sync_session
 from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._native import association_rows
 from pgtoolset._postgres.sqlstates import sqlstate_of
@@ -63,7 +63,10 @@ class Writer(ABC):
         self._sync_session = sync_session(session)
         self._session = session
         self.association = association_of(rel_attr)
-        listen_to_errors(self._sync_session.get_bind(**self.association.bind_arguments))
+        bind = self._sync_session.get_bind(**self.association.bind_arguments)
+        if self._sync_session.bind is None:  # which `sync_session` has checked
+            check_bind(bind)
+        listen_to_errors(bind)
         self._values = check_values(self.association, values)
         self.extras = self.association.once(Extras, frozenset(self._values))
         self.owner: list[Any] = []

@@ -20,12 +20,13 @@ from sqlalchemy.ext.asyncio import (
 
 from pgtoolset._arguments import (
     DatabaseUrl,
-    asyncpg_url,
     check_flag,
     connect_arguments,
+    engine_url,
     metadata_of,
     shown,
     url_of,
+    uses_asyncpg,
 )
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._checkouts import verify_commit_of
@@ -75,7 +76,8 @@ async def create_db_session(
     row type of each says which process made it. The comments of the tables are as in the metadata.
 
     Args:
-        database_url: the database. A URL without a driver gets asyncpg.
+        database_url: the database. A URL without a driver gets asyncpg, or psycopg where that
+            alone is installed.
         base: a declarative base or a `MetaData`. Tables that exist are used as they are.
         echo: log the statements, and with `"debug"` the rows.
         expire_on_commit: expire the attributes of instances at a commit.
@@ -106,9 +108,9 @@ async def create_db_session(
     if echo != "debug":
         check_flag("echo", echo)
     given = url_of("database_url", database_url)
-    url = asyncpg_url(given)
+    url = engine_url(given)
     keywords = dict(engine_kwargs or {})
-    if url.drivername == "postgresql+asyncpg":
+    if uses_asyncpg(given):
         keywords["connect_args"] = connect_arguments(given) | keywords.get("connect_args", {})
     engine = create_async_engine(url, echo=echo, **keywords)
     maker = async_sessionmaker(engine, expire_on_commit=expire_on_commit, **(session_kwargs or {}))

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from sqlalchemy import make_url
 
-from pgtoolset._arguments import DatabaseUrl, check_flag, seconds, shown, url_of, with_asyncpg
+from pgtoolset._arguments import DatabaseUrl, check_flag, engine_url, seconds, shown, url_of
 from pgtoolset._compatibility import unsupported
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset.errors import EmbeddedServerError
@@ -360,7 +360,9 @@ def load_embedded() -> type[PostgresServer]:
 
 
 def parse_server_url(name: str, url: DatabaseUrl) -> str:
-    """Return the URL of a server for SQLAlchemy with asyncpg, whatever driver it names.
+    """Return the URL of a server for SQLAlchemy with a driver that the library uses.
+
+    A project may have a URL with another driver for its migrations.
 
     Args:
         name: where the URL comes from, for the error.
@@ -369,7 +371,7 @@ def parse_server_url(name: str, url: DatabaseUrl) -> str:
     Raises:
         ValueError, TypeError: it is not the URL of a PostgreSQL server; the URL is not shown.
     """
-    return with_asyncpg(url_of(name, url)).render_as_string(hide_password=False)
+    return engine_url(url_of(name, url, any_driver=True)).render_as_string(hide_password=False)
 
 
 async def try_connection(url: str) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pgtoolset._arguments import DatabaseUrl, asyncpg_url, shown, url_of
+from pgtoolset._arguments import DatabaseUrl, engine_url, shown, url_of
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.catalog import EQ, NE
 from pgtoolset._postgres.databases import rename_statement
@@ -209,7 +209,7 @@ async def _make(
     await _drop_draft(connection, draft)
     await create_database(draft, server_url=url)
     try:
-        draft_url = asyncpg_url(url).set(database=draft)
+        draft_url = engine_url(url).set(database=draft)
         await make(draft_url.render_as_string(hide_password=False))
         mark = _Mark(_today(), await _has_rows(draft_url))
         await seal_database(draft, server_url=url)

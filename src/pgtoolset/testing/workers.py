@@ -15,8 +15,8 @@ from sqlalchemy import URL, make_url
 from pgtoolset._arguments import (
     LONGEST_NAME,
     DatabaseUrl,
-    asyncpg_url,
     check_name,
+    engine_url,
     shown,
     url_of,
 )
@@ -80,7 +80,8 @@ def worker_database_url(
         prefix: a name that tells your project's databases from others on the server.
 
     Returns:
-        A URL for `create_async_engine`, with the password. A URL without a driver gets asyncpg.
+        A URL for `create_async_engine`, with the password. A URL without a driver gets asyncpg, or
+        psycopg where that alone is installed.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -90,7 +91,7 @@ def worker_database_url(
 
     See https://pytest-xdist.readthedocs.io/en/stable/how-to.html#identifying-the-worker-process-during-a-test
     """
-    parsed = asyncpg_url(url_of("database_url", database_url))
+    parsed = engine_url(url_of("database_url", database_url))
     name = _worker_name(default_test_db, prefix)
     url = parsed.set(database=name).render_as_string(hide_password=False)
     if make_url(url).database != name:

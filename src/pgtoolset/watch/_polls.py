@@ -27,7 +27,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.util import greenlet_spawn
 
-from pgtoolset._arguments import PrimaryKey
+from pgtoolset._arguments import PrimaryKey, check_bind
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
 from pgtoolset._postgres.catalog import pg, unnested
@@ -140,6 +140,7 @@ class RowQuery:
         # As the session itself chooses it for a SELECT.
         arguments: dict[str, Any] = {"mapper": target.mapper, "clause": select(target.model)}
         self.bind: Engine | Connection = session.get_bind(**arguments)
+        check_bind(self.bind)
         self.condition = condition
         self.options = options_of(session, self.bind)
         self.selects = KeyedSelects(target)

@@ -17,7 +17,7 @@ from pgtoolset._arguments import (
     parse_key,
     seconds,
 )
-from pgtoolset.errors import WatcherClosedError
+from pgtoolset.errors import UnsupportedDriverError, WatcherClosedError
 from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.values import RowChange
 from pgtoolset.watch._hub import Hub
@@ -63,7 +63,7 @@ class RowWatcher:
     ) -> None:
         check_engine(engine)
         if engine.dialect.driver != "asyncpg":
-            raise ValueError(
+            raise UnsupportedDriverError(
                 f"engine must use asyncpg, which RowWatcher needs, not {engine.dialect.driver}"
             )
         check_flag("notify", notify)

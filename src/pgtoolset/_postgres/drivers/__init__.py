@@ -1,0 +1,34 @@
+"""The drivers, each behind the same few methods; no other package knows what a driver does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Dialect
+
+from pgtoolset._postgres.drivers._asyncpg import AsyncpgDriver
+from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
+from pgtoolset._postgres.drivers._protocol import Driver
+from pgtoolset._postgres.drivers._psycopg import PsycopgDriver
+
+__all__ = ["DRIVERS", "CommitAttempt", "Driver", "Outcome", "driver_of", "is_supported"]
+
+ASYNCPG: Driver = AsyncpgDriver()
+PSYCOPG: Driver = PsycopgDriver()
+
+#: By `Dialect.driver`.
+DRIVERS = {"asyncpg": ASYNCPG, "psycopg": PSYCOPG}
+
+
+def is_supported(dialect: Dialect) -> bool:
+    """Whether a dialect is PostgreSQL's over one of the drivers, which a sync engine is not."""
+    return dialect.name == "postgresql" and dialect.is_async and dialect.driver in DRIVERS
+
+
+def driver_of(raw: Any) -> Driver:
+    """Return the driver of one of its connections, or of a wrapper around one.
+
+    A connection of the pool does not say of which dialect it is. The driver's own does: psycopg
+    has libpq's connection below it.
+    """
+    return PSYCOPG if getattr(raw, "pgconn", None) is not None else ASYNCPG

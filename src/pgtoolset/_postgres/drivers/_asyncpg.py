@@ -1,0 +1,205 @@
+"""asyncpg: its transaction keeps the COMMIT, and the answer is the tag that it returns.
+
+In an aborted transaction PostgreSQL answers COMMIT with the command tag ROLLBACK and no error.
+asyncpg returns that tag, and SQLAlchemy's adapter drops it. The attempt reads it, without a further
+round trip. See https://www.postgresql.org/docs/current/sql-commit.html and
+https://www.postgresql.org/docs/current/protocol-message-formats.html (CommandComplete).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import URL, Dialect, PoolProxiedConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from pgtoolset._cancellation import UninterruptedHere
+from pgtoolset._compatibility import unsupported
+from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
+from pgtoolset._postgres.drivers._plain import connect_asyncpg
+from pgtoolset._postgres.sqlstates import sqlstate_of
+
+#: SQLSTATEs of a refused connection where another database may be open: the database is missing,
+#: sealed or full, or the role has no CONNECT privilege or no line in pg_hba.conf.
+_REFUSED = frozenset({"3D000", "42501", "28000", "55000", "53300"})
+
+_CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
+
+
+class AsyncpgDriver:
+    """The driver asyncpg."""
+
+    async def connect(self, url: URL, database: str) -> Any:
+        """Connect without SQLAlchemy; see `pgtoolset._postgres.drivers._plain`."""
+        return await connect_asyncpg(url, database)
+
+    def refuses_database(self, error: BaseException) -> bool:
+        """Whether a server has refused a connection so that another database may accept it."""
+        return sqlstate_of(error) in _REFUSED
+
+    def mend(self, dialect: Dialect) -> None:
+        """Leave a dialect as it is: asyncpg's BEGIN names only what differs from the defaults."""
+
+    def terminate(self, raw: Any) -> None:
+        """Close the socket at once, without a message to a server that may not answer."""
+        with suppress(Exception):  # the proxy of asyncpg's pool raises where the pool has it back
+            raw.terminate()
+
+    async def close(self, raw: Any) -> None:
+        """Close the connection, and cancel what runs on it."""
+        await raw.close()
+
+    def close_pooled(
+        self, adapter: Any, dialect_terminate: Callable[[DBAPIConnection], None]
+    ) -> None:
+        """Close the connection of SQLAlchemy's adapter, which its pool has given up.
+
+        To close a connection once more, gracefully, would be a suspension. A cancellation that
+        waited for the answer to the COMMIT would arrive there, in place of the error about the
+        COMMIT.
+        """
+        if not self.is_closed(adapter.driver_connection):
+            dialect_terminate(adapter)
+
+    def is_closed(self, raw: Any) -> bool:
+        """Whether the connection is closed or lost."""
+        try:
+            return bool(raw.is_closed())
+        except Exception:
+            return True  # as above
+
+    def is_in_transaction(self, raw: Any) -> bool:
+        """Whether a transaction is open, as the server has said last."""
+        check = getattr(raw, "is_in_transaction", None)
+        return check is not None and bool(check())
+
+    def keeps_its_backend(self, raw: Any) -> bool:
+        """Whether asyncpg caches statements, which it must not behind a pooler.
+
+        One that does not say so counts as behind a pooler: that is correct everywhere, at the price
+        of a BEGIN.
+        """
+        return bool(getattr(raw, "_stmt_cache_enabled", False))
+
+    def server_pid(self, raw: Any) -> int:
+        """Return the process id that asyncpg got as it connected."""
+        return int(raw.get_server_pid())
+
+    def is_running(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a task executes a statement on the connection at this moment.
+
+        asyncpg refuses a second statement, but SQLAlchemy sends none to end a transaction whose
+        BEGIN has not been answered yet.
+        """
+        mutex = getattr(connection.dbapi_connection, "_execute_mutex", None)
+        return mutex is not None and mutex.locked()
+
+    def is_committing(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a COMMIT that is observed was sent and has not ended."""
+        adapter = connection.dbapi_connection
+        return isinstance(getattr(adapter, "_transaction", None), CommitAttempt)
+
+    def isolation_level(self, connection: PoolProxiedConnection) -> str | None:
+        """Return the isolation level of the transactions, or AUTOCOMMIT; `None` by default."""
+        level: str | None = getattr(connection.dbapi_connection, "isolation_level", None)
+        return level
+
+    def begun_transaction(self, connection: PoolProxiedConnection) -> Any | None:
+        """Return asyncpg's transaction that SQLAlchemy's adapter has begun; `None` before the first
+        statement.
+
+        Raises:
+            UnsupportedVersionError: the adapter does not have the attribute that keeps it.
+        """
+        adapter: Any = connection.dbapi_connection
+        try:
+            return adapter._transaction
+        except AttributeError:
+            raise unsupported(
+                "sqlalchemy",
+                f"attribute _transaction of {type(adapter).__name__}",
+                "pgtoolset cannot see whether a transaction has begun",
+            ) from None
+
+    def check_verifiable(self, connection: PoolProxiedConnection) -> None:
+        """Raise where asyncpg, or a wrapper of its connection, lacks an attribute."""
+        raw: Any = connection.driver_connection
+        owner = _owner_of(raw.transaction(), raw)
+        _forget_transaction(owner, owner._top_xact)
+
+    def verify_next_commit(self, connection: PoolProxiedConnection) -> CommitAttempt | None:
+        """Observe the next COMMIT.
+
+        SQLAlchemy's adapter keeps asyncpg's transaction in an attribute and calls `commit()` on it;
+        the returned object takes its place for that call.
+        """
+        transaction = self.begun_transaction(connection)
+        if transaction is None:
+            return None  # no statement has run, so no COMMIT is sent
+        raw: Any = connection.driver_connection
+        attempt = _Attempt(self, raw, transaction)
+        adapter: Any = connection.dbapi_connection
+        adapter._transaction = attempt
+        return attempt
+
+
+class _Attempt(CommitAttempt):
+    """Stands in for asyncpg's `Transaction` while it commits."""
+
+    __slots__ = ("_driver", "_owner", "_transaction")
+
+    def __init__(self, driver: AsyncpgDriver, raw: Any, transaction: Any) -> None:
+        super().__init__(raw)
+        self._driver = driver
+        self._transaction = transaction
+        self._owner = _owner_of(transaction, raw)
+
+    async def _commit(self) -> None:
+        self.was_lost = self._driver.is_closed(self._raw)
+        # A caller who left before the answer would know neither of success nor of failure.
+        answer: UninterruptedHere[str] = UninterruptedHere(self._raw.execute("COMMIT;"))
+        try:
+            tag = await answer
+        except BaseException as error:
+            # asyncpg writes in the same step in which it checks its own state, and then waits: an
+            # error without a wait is a refusal of its own.
+            if self._fail(error, is_sent=answer.has_suspended and not self.was_lost):
+                self.was_lost = self._driver.is_closed(self._raw)
+                self._driver.terminate(self._raw)
+            raise
+        finally:
+            # asyncpg's own `Transaction.commit` resets it too, however the COMMIT ended.
+            self._owner._top_xact = None
+        self.outcome = Outcome.STORED if tag == "COMMIT" else Outcome.DISCARDED
+
+    async def rollback(self) -> None:
+        """Roll back as asyncpg's own transaction does."""
+        await self._transaction.rollback()
+
+
+def _owner_of(transaction: Any, raw: Any) -> Any:
+    """Return the connection that keeps asyncpg's state, inside of what may be a wrapper."""
+    owner = getattr(transaction, "_connection", None)
+    if owner is None and hasattr(type(raw), "_top_xact"):
+        owner = raw
+    if not hasattr(owner, "_top_xact"):
+        raise _not_verifiable(raw)
+    return owner
+
+
+def _forget_transaction(owner: Any, transaction: Any) -> None:
+    try:
+        owner._top_xact = transaction
+    except AttributeError:
+        raise _not_verifiable(owner) from None
+
+
+def _not_verifiable(owner: Any) -> Exception:
+    return unsupported(
+        "asyncpg",
+        f"attribute _top_xact of {type(owner).__name__} that can be set",
+        _CONSEQUENCE,
+        "Give SQLAlchemy asyncpg's own connection, or a wrapper that passes its attributes on.",
+    )

@@ -1,0 +1,81 @@
+"""What the library needs of a driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from sqlalchemy import URL, Dialect, PoolProxiedConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from pgtoolset._postgres.drivers._attempts import CommitAttempt
+
+
+class Driver(Protocol):
+    """One driver. `raw` is a connection of it, or a wrapper around one."""
+
+    async def connect(self, url: URL, database: str) -> Any:
+        """Connect to a database without SQLAlchemy, with the methods of asyncpg's connection."""
+        ...
+
+    def refuses_database(self, error: BaseException) -> bool:
+        """Whether a server has refused a connection so that another database may accept it."""
+        ...
+
+    def mend(self, dialect: Dialect) -> None:
+        """Change what a dialect of SQLAlchemy does with options of a connection, if needed."""
+        ...
+
+    def terminate(self, raw: Any) -> None:
+        """Close the socket at once, without waiting for the server. Never raises."""
+        ...
+
+    async def close(self, raw: Any) -> None:
+        """Close the connection, and cancel what runs on it."""
+        ...
+
+    def close_pooled(
+        self, adapter: Any, dialect_terminate: Callable[[DBAPIConnection], None]
+    ) -> None:
+        """Close the connection of SQLAlchemy's adapter, which its pool has given up."""
+        ...
+
+    def is_closed(self, raw: Any) -> bool:
+        """Whether the connection is closed or lost, as far as the driver knows."""
+        ...
+
+    def is_in_transaction(self, raw: Any) -> bool:
+        """Whether a transaction is open, as the server has said last."""
+        ...
+
+    def keeps_its_backend(self, raw: Any) -> bool:
+        """Whether two statements outside a transaction reach the same backend of PostgreSQL."""
+        ...
+
+    def server_pid(self, raw: Any) -> int:
+        """Return the process id that the driver got as it connected."""
+        ...
+
+    def is_running(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a task executes a statement on the connection at this moment."""
+        ...
+
+    def is_committing(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a COMMIT that is observed was sent and has not ended."""
+        ...
+
+    def isolation_level(self, connection: PoolProxiedConnection) -> str | None:
+        """Return the isolation level of the transactions, or AUTOCOMMIT; `None` by default."""
+        ...
+
+    def begun_transaction(self, connection: PoolProxiedConnection) -> Any | None:
+        """Return what stands for the open transaction; `None` before the first statement."""
+        ...
+
+    def check_verifiable(self, connection: PoolProxiedConnection) -> None:
+        """Raise `UnsupportedVersionError` where a COMMIT could not be verified."""
+        ...
+
+    def verify_next_commit(self, connection: PoolProxiedConnection) -> CommitAttempt | None:
+        """Observe the COMMIT that `connection` is about to send; `None` where it sends none."""
+        ...

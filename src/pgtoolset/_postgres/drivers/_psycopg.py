@@ -1,0 +1,292 @@
+"""psycopg 3: libpq's connection knows the state of the transaction, without a round trip.
+
+In an aborted transaction PostgreSQL answers COMMIT with the command tag ROLLBACK and no error, and
+psycopg drops that tag. libpq has the state that the server has sent with its last answer, and so
+the answer to the COMMIT is known before it is sent: nothing else may run on the connection in
+between. See https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
+
+Cancelled in a statement, psycopg asks the server to cancel it and waits for the answer. A COMMIT
+that is cancelled like that may be stored, so it runs in a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import URL, Dialect, PoolProxiedConnection
+from sqlalchemy.dialects.postgresql import base
+from sqlalchemy.engine import characteristics
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from pgtoolset._cancellation import uninterrupted
+from pgtoolset._compatibility import isolation_level_at_connect, unsupported
+from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
+from pgtoolset._postgres.drivers._plain import connect_psycopg, terminate_psycopg
+
+#: libpq's states of a transaction, `PQTRANS_...`. psycopg is not imported here.
+_IDLE = 0
+_ACTIVE = 1
+_IN_TRANSACTION = 2
+_IN_ERROR = 3
+
+#: libpq's states of a pipeline, `PQ_PIPELINE_...`.
+_NO_PIPELINE = 0
+
+#: The peer has closed its end: nothing that is sent now can reach it.
+_HAS_LEFT = (
+    getattr(select, "POLLRDHUP", 0)
+    | getattr(select, "POLLHUP", 0)
+    | getattr(select, "POLLERR", 0)
+    | getattr(select, "POLLNVAL", 0)
+)
+
+#: Seconds that the server may take to cancel a statement on a connection that is closed.
+_CANCEL_TIMEOUT = 2.0
+
+#: What sends a COMMIT, and says whether it can succeed.
+_NEEDED = ("_commit_gen", "lock", "wait", "pgconn")
+
+_CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
+_ADVICE = "Give SQLAlchemy psycopg's own connection, or a wrapper that passes its attributes on."
+
+
+class PsycopgDriver:
+    """The driver psycopg, from version 3 on."""
+
+    async def connect(self, url: URL, database: str) -> Any:
+        """Connect without SQLAlchemy; see `pgtoolset._postgres.drivers._plain`."""
+        return await connect_psycopg(url, database)
+
+    def refuses_database(self, error: BaseException) -> bool:
+        """Whether a server has refused a connection so that another database may accept it.
+
+        libpq gives a server's refusal no SQLSTATE, and so any refusal may be one.
+        """
+        name = type(error).__name__
+        return name == "OperationalError"  # a subclass of it is for a time that is over
+
+    def mend(self, dialect: Dialect) -> None:
+        """Let the options of a connection end with it.
+
+        psycopg's BEGIN names each option that is not `None`. SQLAlchemy sets them back to `False`
+        and to the level that it saw at its first connection, and every later BEGIN says READ WRITE
+        then, also for a role whose transactions are read-only by default.
+        """
+        known: Mapping[str, Any] = dialect.connection_characteristics  # type: ignore[attr-defined]
+        vars(dialect)["connection_characteristics"] = {
+            **known,
+            "isolation_level": _IsolationLevel(),
+            "postgresql_readonly": _ReadOnly(),
+            "postgresql_deferrable": _Deferrable(),
+        }
+
+    def terminate(self, raw: Any) -> None:
+        """Close the socket at once."""
+        with suppress(Exception):
+            terminate_psycopg(raw)
+            _give_back(raw)
+
+    async def close(self, raw: Any) -> None:
+        """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
+        try:
+            if _is_busy(raw):
+                await raw.cancel_safe(timeout=_CANCEL_TIMEOUT)
+        finally:
+            self.terminate(raw)
+
+    def close_pooled(
+        self, adapter: Any, dialect_terminate: Callable[[DBAPIConnection], None]
+    ) -> None:
+        """Close the connection of SQLAlchemy's adapter, which its pool has given up.
+
+        SQLAlchemy would close the socket in any case, also while a task waits for it.
+        """
+        self.terminate(adapter.driver_connection)
+
+    def is_closed(self, raw: Any) -> bool:
+        """Whether the connection is closed or lost.
+
+        psycopg reads nothing between two statements, and learns of the loss by the next one; the
+        operating system knows it already.
+        """
+        return bool(raw.closed) or _has_left(raw)
+
+    def is_in_transaction(self, raw: Any) -> bool:
+        """Whether a transaction is open, as the server has said last."""
+        return raw.pgconn.transaction_status in (_ACTIVE, _IN_TRANSACTION, _IN_ERROR)
+
+    def keeps_its_backend(self, raw: Any) -> bool:
+        """Whether psycopg prepares statements, which it must not behind most poolers."""
+        return getattr(raw, "prepare_threshold", None) is not None
+
+    def server_pid(self, raw: Any) -> int:
+        """Return the process id that libpq got as it connected."""
+        return int(raw.pgconn.backend_pid)
+
+    def is_running(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a task executes a statement on the connection at this moment."""
+        raw: Any = connection.driver_connection
+        return raw is not None and _is_busy(raw)
+
+    def is_committing(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a COMMIT that is observed was sent and has not ended."""
+        return isinstance(connection.driver_connection, CommitAttempt)
+
+    def isolation_level(self, connection: PoolProxiedConnection) -> str | None:
+        """Return the isolation level of the transactions, or AUTOCOMMIT; `None` by default."""
+        raw: Any = connection.driver_connection
+        if raw.autocommit:
+            return "AUTOCOMMIT"
+        level = raw.isolation_level
+        return None if level is None else str(level.name)
+
+    def begun_transaction(self, connection: PoolProxiedConnection) -> Any | None:
+        """Return the state of the open transaction; `None` before the first statement."""
+        raw: Any = connection.driver_connection
+        return raw.pgconn.transaction_status if self.is_in_transaction(raw) else None
+
+    def check_verifiable(self, connection: PoolProxiedConnection) -> None:
+        """Raise where psycopg, or a wrapper of its connection, lacks what sends a COMMIT."""
+        raw: Any = connection.driver_connection
+        for name in _NEEDED:
+            if not hasattr(raw, name):
+                raise unsupported(
+                    "psycopg", f"attribute {name} of {type(raw).__name__}", _CONSEQUENCE, _ADVICE
+                )
+        if getattr(connection.dbapi_connection, "_connection", None) is not raw:
+            missing = f"attribute _connection of {type(connection.dbapi_connection).__name__}"
+            raise unsupported("sqlalchemy", missing, _CONSEQUENCE)
+
+    def verify_next_commit(self, connection: PoolProxiedConnection) -> CommitAttempt | None:
+        """Observe the next COMMIT.
+
+        SQLAlchemy's adapter keeps psycopg's connection in an attribute and calls `commit()` on it;
+        the returned object takes its place for that call.
+        """
+        raw: Any = connection.driver_connection
+        if raw.pgconn.transaction_status == _IDLE and not _has_pipeline(raw):
+            return None  # no statement has run, so no COMMIT is sent
+        adapter: Any = connection.dbapi_connection
+        attempt = adapter._connection = _Attempt(self, raw, adapter)
+        return attempt
+
+
+class _IsolationLevel(characteristics.IsolationLevelCharacteristic):
+    def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
+        if isolation_level_at_connect(dialect) is not None:
+            dialect.reset_isolation_level(dbapi_conn)
+            return
+        adapter: Any = dbapi_conn
+        adapter.set_autocommit(False)
+        adapter.set_isolation_level(None)
+
+
+class _ReadOnly(base.PGReadOnlyConnectionCharacteristic):
+    def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
+        adapter: Any = dbapi_conn
+        adapter.set_read_only(None)
+
+
+class _Deferrable(base.PGDeferrableConnectionCharacteristic):
+    def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
+        adapter: Any = dbapi_conn
+        adapter.set_deferrable(None)
+
+
+class _Attempt(CommitAttempt):
+    """Stands in for psycopg's connection while it commits."""
+
+    __slots__ = ("_adapter", "_driver", "_is_sent")
+
+    def __init__(self, driver: PsycopgDriver, raw: Any, adapter: Any) -> None:
+        super().__init__(raw)
+        self._driver = driver
+        self._adapter = adapter
+        self._is_sent = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    async def _commit(self) -> None:
+        try:
+            await uninterrupted(self._commit_here())
+        finally:
+            self._adapter._connection = self._raw
+
+    async def _commit_here(self) -> None:
+        raw = self._raw
+        if _has_pipeline(raw):
+            # The state is that of the last statement only when all of them are answered.
+            async with raw.pipeline():
+                pass
+        async with raw.lock:
+            is_in_error = raw.pgconn.transaction_status == _IN_ERROR
+            self.was_lost = self._driver.is_closed(raw)
+            try:
+                await raw.wait(self._sending(raw._commit_gen()))
+            except BaseException as error:
+                if self._fail(error, is_sent=self._is_sent and not self.was_lost):
+                    self.was_lost = self._driver.is_closed(raw)
+                    raw.pgconn.finish()  # this task alone waits for its socket
+                raise
+        self.outcome = Outcome.DISCARDED if is_in_error else Outcome.STORED
+
+    def _sending(self, commit: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
+        """Yield what `commit` waits for. It writes the COMMIT before it waits for the first time:
+        an error without a wait is a refusal of libpq or of psycopg.
+        """
+        ready = None
+        while True:
+            try:
+                waiting = commit.send(ready)
+            except StopIteration:
+                return
+            self._is_sent = True
+            ready = yield waiting
+
+
+#: What gives connections back to a pool of psycopg, so that it is not collected before its end.
+_returning: set[asyncio.Task[None]] = set()
+
+
+def _give_back(raw: Any) -> None:
+    """Give a closed connection back to psycopg's own pool, which makes another one in its place.
+
+    psycopg's `close()` does that only for a connection that is not closed.
+    """
+    pool = getattr(raw, "_pool", None)
+    if pool is not None and getattr(pool, "close_returns", False):
+        task = asyncio.get_running_loop().create_task(_give_back_to(pool, raw))
+        _returning.add(task)
+        task.add_done_callback(_returning.discard)
+
+
+async def _give_back_to(pool: Any, raw: Any) -> None:
+    with suppress(Exception):  # it has it already
+        await pool.putconn(raw)
+
+
+def _is_busy(raw: Any) -> bool:
+    """Whether a task waits for an answer, or has begun a COPY. In a pipeline answers may be due
+    while no task waits.
+    """
+    if raw.lock.locked():
+        return True
+    return raw.pgconn.transaction_status == _ACTIVE and not _has_pipeline(raw)
+
+
+def _has_pipeline(raw: Any) -> bool:
+    return bool(raw.pgconn.pipeline_status != _NO_PIPELINE)
+
+
+def _has_left(raw: Any) -> bool:
+    """Whether the server, or the network, has closed the connection already."""
+    if not hasattr(select, "poll"):
+        return False  # Windows
+    poll = select.poll()
+    poll.register(raw.pgconn.socket, _HAS_LEFT)
+    return bool(poll.poll(0))
