@@ -231,7 +231,7 @@ async def test_honest_explicit_commit(
 
 async def test_honest_error_outside_sqlalchemy(opened: Open, other: asyncpg.Connection) -> None:
     """honest: an error on asyncpg's own connection, which SQLAlchemy does not see, raises too."""
-    with pytest.raises(TransactionAbortedError, match="asyncpg") as caught:
+    with pytest.raises(TransactionAbortedError, match="driver") as caught:
         async with opened() as session:
             await insert(session, 1)
             raw = await (await session.connection()).get_raw_connection()
