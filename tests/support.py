@@ -15,6 +15,13 @@ from sqlalchemy import ForeignKey, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+#: The driver of the engines that the fixtures give: `make test DRIVER=psycopg`. A connection beside
+#: them, which only looks or stands in the way, is always one of asyncpg.
+DRIVER = os.environ.get("DRIVER") or "asyncpg"
+
+#: The name of the driver in a URL for SQLAlchemy.
+DRIVERNAME = f"postgresql+{DRIVER}"
+
 
 class Base(DeclarativeBase):
     pass
@@ -52,11 +59,28 @@ def examples(number: int) -> int:
 
 
 def sqlalchemy_url(url: str) -> str:
-    return "postgresql+asyncpg://" + url.partition("://")[2]
+    """The URL for the driver of this run."""
+    return f"{DRIVERNAME}://" + url.partition("://")[2]
 
 
 def plain_url(url: str) -> str:
     return "postgresql://" + url.partition("://")[2]
+
+
+def connect_args(**settings: str) -> dict[str, Any]:
+    """The arguments of the driver that give a connection settings of PostgreSQL."""
+    if DRIVER == "asyncpg":
+        return {"server_settings": settings}
+    values = {
+        name: value.replace("\\", r"\\").replace(" ", r"\ ") for name, value in settings.items()
+    }
+    return {"options": " ".join(f"-c {name}={value}" for name, value in values.items())}
+
+
+async def send_past(connection: AsyncConnection, statement: str) -> None:
+    """Run a statement on the connection of the driver, which SQLAlchemy does not see."""
+    raw: Any = await connection.get_raw_connection()
+    await raw.driver_connection.execute(statement)
 
 
 async def insert(session: AsyncSession, *ids: int) -> None:
