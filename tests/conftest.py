@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take the embedded PostgreSQL and the driver from the environment; `make` sets them there."""
     config.option.pg_version = config.option.pg_version or os.environ.get("POSTGRES_VERSION")
     config.option.pg_driver = DRIVER
+    assert DRIVER in ("asyncpg", "psycopg"), DRIVER
     config.addinivalue_line(
         "markers",
         "asyncpg(reason): a test of what only asyncpg has, or only asyncpg needs; no other runs it",

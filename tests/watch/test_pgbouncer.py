@@ -43,6 +43,7 @@ async def bouncing(engine: AsyncEngine, database_url: str) -> AsyncIterator[Asyn
             await bouncing.dispose()
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_watcher(
     bouncing: AsyncEngine, engine: AsyncEngine, other: asyncpg.Connection
 ) -> None:

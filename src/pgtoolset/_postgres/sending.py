@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult
 
-#: psycopg reads every `%` as the begin of a placeholder where it is given parameters, and SQLAlchemy
-#: gives an empty tuple of them. Without any, it also takes several statements in one message.
+#: psycopg reads every `%` as the begin of a placeholder where it is given parameters, and
+#: SQLAlchemy gives it an empty tuple. Without any, it also takes several statements in one message.
 _AS_IT_IS = {"no_parameters": True}
 
 
