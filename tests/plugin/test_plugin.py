@@ -13,13 +13,13 @@ from sqlalchemy import make_url
 from pgtoolset.testing import EmbeddedServer
 from tests.plugin.projects import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project, databases
 from tests.plugin.test_loops import QUIET
-from tests.support import plain_url
+from tests.support import DRIVERNAME, plain_url
 
 
 @pytest.fixture
 def embedded_tcp() -> Iterator[str]:
     with EmbeddedServer(tcp=True) as server:
-        yield server.url()
+        yield server.url(driver=DRIVERNAME)
 
 
 SCOPES = ("function", "class", "module", "package", "session")

@@ -126,6 +126,7 @@ async def test_cleaning(engine: AsyncEngine, shop: Shop, empty_database: str) ->
         pass
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_rows(engine: AsyncEngine, shop: Shop) -> None:
     """Rows of tables of any name are watched, and their associations written."""
     async with AsyncSession(engine) as session:

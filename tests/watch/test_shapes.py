@@ -37,7 +37,7 @@ from pgtoolset import (
     row_change_trigger,
     wait_for_row_change,
 )
-from tests.support import Item, until
+from tests.support import Item, connect_args, until
 from tests.watch.crowd import Polls, every_connection, queued, small
 
 
@@ -356,9 +356,7 @@ async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> N
     await other.execute("CREATE ROLE pgtoolset_reader LOGIN")
     try:
         await other.execute("GRANT SELECT ON item, by_enum TO pgtoolset_reader")
-        engine = create_async_engine(
-            tables.url, connect_args={"server_settings": {"role": "pgtoolset_reader"}}
-        )
+        engine = create_async_engine(tables.url, connect_args=connect_args(role="pgtoolset_reader"))
         try:
             async with RowWatcher(engine, interval=0.05) as watcher:
                 whole = asyncio.create_task(watcher.wait(Item, 1, timeout=10))

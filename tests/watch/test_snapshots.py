@@ -29,7 +29,7 @@ from pgtoolset.watch import _known_rows
 from pgtoolset.watch._groups import Group
 from pgtoolset.watch._subscriptions import Stream
 from pgtoolset.watch.targets import resolve_target
-from tests.support import Item, examples, until
+from tests.support import Item, connect_args, examples, until
 
 
 class Base(DeclarativeBase):
@@ -289,7 +289,7 @@ async def test_inexact_floats(
     tables: AsyncEngine, database_url: str, other: asyncpg.Connection
 ) -> None:
     """Where a setting shortens floats in text, rows are fetched and compared by value."""
-    settings = {"server_settings": {"extra_float_digits": "-10"}}
+    settings = connect_args(extra_float_digits="-10")
     engine = create_async_engine(database_url, connect_args=settings)
     await other.execute("INSERT INTO texts_wide (id, real) VALUES (1, 0.1234567890123), (2, 0)")
     try:

@@ -26,7 +26,7 @@ from pgtoolset._postgres import link
 from pgtoolset.testing import EmbeddedServer
 from pgtoolset.watch import _known_rows
 from tests.proxy import Proxy
-from tests.support import Account, Item, until
+from tests.support import Account, Item, connect_args, until
 from tests.support import Base as SupportBase
 
 
@@ -326,9 +326,7 @@ async def test_faults(
     monkeypatch.setattr(link, "STATEMENT_TIMEOUT", 0.3)
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 500) AS n")
     async with Proxy.to(database_url) as proxy:
-        engine = create_async_engine(
-            proxy.url, connect_args={"server_settings": {"application_name": "tests"}}
-        )
+        engine = create_async_engine(proxy.url, connect_args=connect_args(application_name="tests"))
         try:
             async with RowWatcher(engine, interval=0.05) as watcher:
                 tasks = [
