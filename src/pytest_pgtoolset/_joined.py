@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.testing.joining import (
     begin,
+    discard,
     execute,
     has_ended,
     is_lost,
@@ -131,8 +132,7 @@ class Connections:
 
     async def _discard(self, connection: AsyncConnection) -> None:
         self._kept.pop(asyncio.get_running_loop(), None)
-        await connection.invalidate()
-        await connection.close()
+        await discard(connection)
 
 
 _listening = False

@@ -129,18 +129,25 @@ def test_work_that_a_test_leaves_running(project: Project) -> None:
             from sqlalchemy import text
             from sqlalchemy.exc import DBAPIError
 
+            async def until_running(pg_engine, expected):
+                statement = "SELECT pg_sleep(600)"
+                running = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = :query"
+                found = not expected
+                while found is not expected:
+                    async with pg_engine.connect() as connection:
+                        rows = await connection.execute(text(running), {"query": statement})
+                        found = bool(rows.all())
+
             async def test_leaves_a_task(pg_session, pg_engine):
                 global task
                 task = asyncio.create_task(pg_session.execute(text("SELECT pg_sleep(600)")))
-                running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'"
-                async with pg_engine.connect() as connection:
-                    while not (await connection.execute(text(running))).all():
-                        await asyncio.sleep(0.01)
+                await until_running(pg_engine, True)
 
-            async def test_next(pg_session):
+            async def test_next(pg_session, pg_engine):
                 assert await pg_session.scalar(text("SELECT 1")) == 1
-                with pytest.raises(DBAPIError, match="cancel"):
+                with pytest.raises(DBAPIError):
                     await task
+                await until_running(pg_engine, False)  # PostgreSQL has cancelled the statement
         """
     )
     outcome = project.run("-o", "asyncio_default_test_loop_scope=session")

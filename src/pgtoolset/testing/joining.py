@@ -7,11 +7,12 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._postgres.connections import begun_transaction
+from pgtoolset._postgres.discards import discard as discard_now
 from pgtoolset._postgres.discards import is_running
 from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._postgres.sqlstates import reported_by_server
 
-__all__ = ["begin", "execute", "has_ended", "is_lost", "refuses", "uses_connection"]
+__all__ = ["begin", "discard", "execute", "has_ended", "is_lost", "refuses", "uses_connection"]
 
 #: A setting that lasts as long as the transaction. psycopg begins another one by itself after a
 #: COMMIT that it was told to send, and its state is the same then.
@@ -68,6 +69,14 @@ async def is_lost(connection: AsyncConnection) -> bool:
         return True
     raw = (await _raw(connection)).driver_connection
     return driver_of(raw).is_lost(raw)
+
+
+async def discard(connection: AsyncConnection) -> None:
+    """Close the connection, whatever a task does with it. PostgreSQL cancels a statement on it."""
+    if not (connection.closed or connection.invalidated):
+        await connection.run_sync(lambda sync: discard_now(sync.connection))
+    await connection.invalidate()
+    await connection.close()
 
 
 async def _raw(connection: AsyncConnection) -> Any:
