@@ -493,6 +493,35 @@ def test_environment_names_the_server(project: Project) -> None:
     ).counts == {"passed": 1}
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_driver(project: Project, driver: str) -> None:
+    """`pg_driver` decides the driver of every URL and engine, whatever the server's URL names, and
+    `--pg-driver` comes before it."""
+    project.write(
+        test_it=f"""
+            from sqlalchemy import make_url, text
+
+            async def test_it(pg_session, pg_engine, pg_database_url, pg_server_url):
+                for url in (pg_engine.url, make_url(pg_database_url), make_url(pg_server_url)):
+                    assert url.drivername == "postgresql+{driver}"
+                assert pg_session.bind.dialect.driver == "{driver}"
+                assert await pg_session.scalar(text("SELECT 1")) == 1
+        """,
+    )
+    assert project.run("-o", f"pg_driver={driver}").counts == {"passed": 1}
+    other = "asyncpg" if driver == "psycopg" else "psycopg"
+    outcome = project.run("-o", f"pg_driver={other}", "--pg-driver", driver)
+    assert outcome.counts == {"passed": 1}, outcome.output
+
+
+def test_unknown_driver(project: Project) -> None:
+    """Another driver is refused in a sentence that names the option."""
+    project.write(test_it="def test_it(pg_engine): pass")
+    outcome = project.run("-o", "pg_driver=psycopg2")
+    assert outcome.code == 4, outcome.output
+    assert "pg_driver = psycopg2: the driver is asyncpg or psycopg" in outcome.output
+
+
 def documented_files() -> dict[str, str]:
     page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
     return dict(re.findall(r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
