@@ -88,8 +88,8 @@ def tell(
 
 @contextmanager
 def database_url(**settings: str) -> Iterator[str]:
-    """`DATABASE_URL` for SQLAlchemy, or a PostgreSQL of our own with these settings, over the driver
-    that the environment variable `DRIVER` names, or asyncpg."""
+    """`DATABASE_URL` for SQLAlchemy, or a PostgreSQL of our own with these settings, over the
+    driver that the environment variable `DRIVER` names, or asyncpg."""
     given = os.environ.get("DATABASE_URL")
     if given:
         yield given
