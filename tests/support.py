@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
+import psycopg
 import uvicorn
 from sqlalchemy import ForeignKey, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -21,6 +22,9 @@ DRIVER = os.environ.get("DRIVER") or "asyncpg"
 
 #: The name of the driver in a URL for SQLAlchemy.
 DRIVERNAME = f"postgresql+{DRIVER}"
+
+#: The root of the driver's errors.
+DRIVER_ERROR: type[Exception] = asyncpg.PostgresError if DRIVER == "asyncpg" else psycopg.Error
 
 
 class Base(DeclarativeBase):
@@ -169,6 +173,8 @@ class Interrupted:
                 future = steps.throw(error) if error is not None else steps.send(answer)
             except StopIteration as stop:
                 return stop.value
+            finally:
+                error = None  # or this frame and the error would keep each other, and a connection
             answer = error = None
             self.suspensions += 1
             if self.suspensions == self._at:
