@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_MINIMUM ?= .venv-minimum
+DRIVER ?= asyncpg
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find src stubs -name '*.py*' -not -path '*/__pycache__/*') setup.py MANIFEST.in pyproject.toml
 
@@ -22,9 +23,10 @@ PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m examples.shop.demo
 
-## test: the test suite on the embedded PostgreSQL 18, or on the server that DATABASE_URL names; PYTEST_ARGS adds options
+## test: the test suite on the embedded PostgreSQL 18, or on the server that DATABASE_URL names; PYTEST_ARGS adds options,
+## and DRIVER=psycopg chooses the driver
 test: $(VENV)/.ready
-	$(VENV)/bin/python $(PYTEST)
+	DRIVER=$(DRIVER) $(VENV)/bin/python $(PYTEST)
 
 ## check: all that must hold before a change lands. One suite keeps two cores busy, so the two run one after the other;
 ## what comes before them is made by tools that use one core each
@@ -52,11 +54,13 @@ wheel: dist/.built
 
 ## test-wheel: the suite on the installed wheel, away from the source tree, with its compiled modules; the environment
 ## has the oldest versions that are supported, and PostgreSQL is 16, so the other end of each range is tested as well.
-## What is marked `once` would have the same outcome there as in `make test`
+## What is marked `once` would have the same outcome there as in `make test`. The driver is psycopg, and then asyncpg for
+## the tests that it alone can run
 test-wheel test-minimum: $(VENV_MINIMUM)/.ready
 	rm -rf $(OUTSIDE) && mkdir $(OUTSIDE) && cp -r $(TESTED) $(OUTSIDE)
-	cd $(OUTSIDE) && PGTOOLSET_IMPL=c POSTGRES_VERSION=16 $(abspath $(VENV_MINIMUM))/bin/python $(PYTEST) \
-		-m "not once"
+	cd $(OUTSIDE) && export PGTOOLSET_IMPL=c POSTGRES_VERSION=16 \
+		&& DRIVER=psycopg $(abspath $(VENV_MINIMUM))/bin/python $(PYTEST) -m "not once" \
+		&& DRIVER=asyncpg $(abspath $(VENV_MINIMUM))/bin/python $(PYTEST) -m "asyncpg and not once"
 
 format: $(VENV)/.ready
 	$(VENV)/bin/ruff check --fix

@@ -88,14 +88,14 @@ def tell(
 
 @contextmanager
 def database_url(**settings: str) -> Iterator[str]:
-    """`DATABASE_URL` for SQLAlchemy with asyncpg, or a PostgreSQL of our own, with these
-    settings."""
+    """`DATABASE_URL` for SQLAlchemy, or a PostgreSQL of our own with these settings, over the
+    driver that the environment variable `DRIVER` names, or asyncpg."""
     given = os.environ.get("DATABASE_URL")
     if given:
         yield given
     else:
         with EmbeddedServer(settings=settings) as server:
-            yield server.url()
+            yield server.url(driver=f"postgresql+{os.environ.get('DRIVER') or 'asyncpg'}")
 
 
 def headline(title: str) -> None:

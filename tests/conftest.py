@@ -28,14 +28,20 @@ from pgtoolset.testing import EmbeddedServer, create_worker_database
 from tests import support
 from tests.nodes import node_pair, nodes  # noqa: F401 - fixtures
 from tests.plugin.projects import Warm
-from tests.support import Base, plain_url, wait_until_idle
+from tests.support import DRIVER, DRIVERNAME, Base, connect_args, plain_url, wait_until_idle
 
 MEMORY = Path("/dev/shm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take the version of the embedded PostgreSQL from the environment; `make` sets it there."""
+    """Take the embedded PostgreSQL and the driver from the environment; `make` sets them there."""
     config.option.pg_version = config.option.pg_version or os.environ.get("POSTGRES_VERSION")
+    config.option.pg_driver = DRIVER
+    assert DRIVER in ("asyncpg", "psycopg"), DRIVER
+    config.addinivalue_line(
+        "markers",
+        "asyncpg(reason): a test of what only asyncpg has, or only asyncpg needs; no other runs it",
+    )
     # A run that was started in the background ignores SIGINT, and so would its child processes,
     # which some tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -55,6 +61,12 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("asyncpg")
+    if marker is not None and DRIVER != "asyncpg":
+        item.add_marker(pytest.mark.skip(reason=f"for asyncpg only: {marker.kwargs['reason']}"))
 
 
 def has_room_in_memory() -> bool:
@@ -83,7 +95,7 @@ def pg_server_url(request: pytest.FixtureRequest) -> Iterator[str]:
     version: Literal[16, 18] = 16 if config.option.pg_version == "16" else 18
     settings = {"jit": "off", "max_wal_size": "256MB"}
     with EmbeddedServer(version=version, settings=settings) as server:
-        yield server.url()
+        yield server.url(driver=DRIVERNAME)
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +131,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
         pool_size=5,
         max_overflow=0,
         pool_timeout=5,
-        connect_args={"server_settings": {"application_name": "tests"}},
+        connect_args=connect_args(application_name="tests"),
     )
     try:
         yield engine

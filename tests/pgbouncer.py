@@ -10,13 +10,28 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import make_url
+
+from tests.support import DRIVER
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 #: Backends for all clients together: fewer than there are clients, so that these share them.
 BACKENDS = 2
+
+#: The arguments of the driver with which nothing depends on the backend that it met last.
+WITHOUT_CACHES: dict[str, Any] = (
+    {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"pgtoolset_{uuid4()}",
+    }
+    if DRIVER == "asyncpg"
+    else {"prepare_threshold": None}
+)
 
 
 @asynccontextmanager
@@ -58,7 +73,7 @@ unix_socket_dir = {directory}
                 while not (directory / ".s.PGSQL.6432").exists():
                     assert process.returncode is None, await process.communicate()
                     await asyncio.sleep(0.02)
-            yield f"postgresql+asyncpg://{behind.username}@/{behind.database}?host={directory}&port=6432"
+            yield f"{behind.drivername}://{behind.username}@/{behind.database}?host={directory}&port=6432"
         finally:
             if process.returncode is None:
                 process.kill()

@@ -10,10 +10,21 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
+import psycopg
 import uvicorn
 from sqlalchemy import ForeignKey, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+#: The driver of the engines that the fixtures give: `make test DRIVER=psycopg`. A connection beside
+#: them, which only looks or stands in the way, is always one of asyncpg.
+DRIVER = os.environ.get("DRIVER") or "asyncpg"
+
+#: The name of the driver in a URL for SQLAlchemy.
+DRIVERNAME = f"postgresql+{DRIVER}"
+
+#: The root of the driver's errors.
+DRIVER_ERROR: type[Exception] = asyncpg.PostgresError if DRIVER == "asyncpg" else psycopg.Error
 
 
 class Base(DeclarativeBase):
@@ -52,11 +63,28 @@ def examples(number: int) -> int:
 
 
 def sqlalchemy_url(url: str) -> str:
-    return "postgresql+asyncpg://" + url.partition("://")[2]
+    """The URL for the driver of this run."""
+    return f"{DRIVERNAME}://" + url.partition("://")[2]
 
 
 def plain_url(url: str) -> str:
     return "postgresql://" + url.partition("://")[2]
+
+
+def connect_args(**settings: str) -> dict[str, Any]:
+    """The arguments of the driver that give a connection settings of PostgreSQL."""
+    if DRIVER == "asyncpg":
+        return {"server_settings": settings}
+    values = {
+        name: value.replace("\\", r"\\").replace(" ", r"\ ") for name, value in settings.items()
+    }
+    return {"options": " ".join(f"-c {name}={value}" for name, value in values.items())}
+
+
+async def send_past(connection: AsyncConnection, statement: str) -> None:
+    """Run a statement on the connection of the driver, which SQLAlchemy does not see."""
+    raw: Any = await connection.get_raw_connection()
+    await raw.driver_connection.execute(statement)
 
 
 async def insert(session: AsyncSession, *ids: int) -> None:
@@ -145,6 +173,8 @@ class Interrupted:
                 future = steps.throw(error) if error is not None else steps.send(answer)
             except StopIteration as stop:
                 return stop.value
+            finally:
+                error = None  # or this frame and the error would keep each other, and a connection
             answer = error = None
             self.suspensions += 1
             if self.suspensions == self._at:

@@ -274,6 +274,7 @@ async def test_a_swallowed_message(own: AsyncEngine, caplog: pytest.LogCaptureFi
     assert "hunter2" not in formatted
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_watching(url: str, own: AsyncEngine) -> None:
     """Errors of watching: a missing row, a table that is gone, a class with hostile names."""
     async with AsyncSession(own) as session:

@@ -188,6 +188,7 @@ async def test_functions(
     check_output(caplog, capsys)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize(("call", "name"), cases(WATCHER_CALLS))
 async def test_watchers(engine: AsyncEngine, call: Call, name: str) -> None:
     """The same of the methods of a `RowWatcher`, which is connected."""

@@ -44,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pg-version", choices=["18", "16"], help="the version of the embedded PostgreSQL"
     )
     group.addoption(
+        "--pg-driver",
+        choices=["asyncpg", "psycopg"],
+        help="the driver of the URLs and of pg_engine",
+    )
+    group.addoption(
         "--pg-tcp",
         action="store_true",
         help="let the embedded PostgreSQL listen on 127.0.0.1 too, with a password",
@@ -55,6 +60,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
     )
     parser.addini("pg_version", "like --pg-version", default="18")
+    parser.addini(
+        "pg_driver",
+        "like --pg-driver; without both, the driver that the URL names, or else asyncpg",
+        default="",
+    )
     parser.addini(
         "pg_metadata",
         "module:name of the MetaData or declarative base whose tables are created",
@@ -296,7 +306,7 @@ def _for_the_loop(request: pytest.FixtureRequest, kind: str) -> str:
         backend = request.getfixturevalue("anyio_backend")
         if (backend if isinstance(backend, str) else backend[0]) != "asyncio":
             raise pytest.UsageError(
-                f"{request.fixturename} works on asyncio only, as asyncpg does, and anyio_backend "
+                f"{request.fixturename} works on asyncio only, as the drivers do; anyio_backend "
                 f'is {backend!r}: define a fixture anyio_backend that returns "asyncio"'
             )
         return f"_pg_{kind}_anyio"

@@ -16,6 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionma
 from sqlalchemy.orm import Session
 
 from pgtoolset.errors import TransactionStateError
+from pgtoolset.testing.joining import (
+    begin,
+    discard,
+    execute,
+    has_ended,
+    is_lost,
+    refuses,
+    uses_connection,
+)
 from pytest_pgtoolset._loops import name_connection
 
 #: Checks deferred constraints as a COMMIT would, and leaves them deferred. A second SET CONSTRAINTS
@@ -77,9 +86,9 @@ class Connections:
         joined = JoinedSessions(connection, options)
         is_sound = is_unlocked = False
         try:
-            await connection.begin()
+            await begin(connection)
             yield joined
-            if not await _is_lost(connection):
+            if not await is_lost(connection):
                 is_unlocked = await _unlock_when_idle(connection)
                 is_sound = True
                 await _check_open(connection)
@@ -113,7 +122,7 @@ class Connections:
             # turns of the loop tell the driver.
             for _ in range(3):
                 await asyncio.sleep(0)
-            if await _is_lost(connection):
+            if await is_lost(connection):
                 await self._discard(connection)
                 connection = None
         if connection is None:
@@ -123,8 +132,7 @@ class Connections:
 
     async def _discard(self, connection: AsyncConnection) -> None:
         self._kept.pop(asyncio.get_running_loop(), None)
-        await connection.invalidate()
-        await connection.close()
+        await discard(connection)
 
 
 _listening = False
@@ -151,31 +159,35 @@ async def _unlock_when_idle(connection: AsyncConnection) -> bool:
     Returns:
         `False` where the transaction is aborted, so the locks are still held.
     """
-    raw: Any = await connection.get_raw_connection()
     deadline = time.monotonic() + _SETTLE_TIMEOUT
     while True:
-        try:
-            # The driver refuses at once while a statement runs; SQLAlchemy would wait.
-            await raw.driver_connection.execute(_UNLOCK)
+        error = await _refusal_to_unlock(connection)
+        if error is None:
             return True
-        except Exception as error:
-            # asyncpg's own refusals have no severity; PostgreSQL's errors have.
-            if getattr(error, "severity", None) is not None:
-                return False
-            if time.monotonic() > deadline:
-                raise TransactionStateError(
-                    "a task that the test has started still uses the connection of its sessions: "
-                    "let the test wait for it, or mark the test with pytest.mark.pg_commit, which "
-                    "gives each session a connection of its own"
-                ) from error
+        if refuses(error):
+            return False
+        if time.monotonic() > deadline:
+            raise TransactionStateError(
+                "a task that the test has started still uses the connection of its sessions: let "
+                "the test wait for it, or mark the test with pytest.mark.pg_commit, which gives "
+                "each session a connection of its own"
+            ) from error
         await asyncio.sleep(0.01)
 
 
+async def _refusal_to_unlock(connection: AsyncConnection) -> Exception | None:
+    # asyncpg refuses while a statement runs; psycopg and SQLAlchemy would wait for its end.
+    if await uses_connection(connection):
+        return TransactionStateError("a statement runs")
+    try:
+        await execute(connection, _UNLOCK)
+    except Exception as error:
+        return error
+    return None
+
+
 async def _check_open(connection: AsyncConnection) -> None:
-    raw: Any = await connection.get_raw_connection()
-    # SQLAlchemy's adapter begins the transaction with the first statement.
-    has_begun = raw.dbapi_connection._transaction is not None
-    if has_begun and not raw.driver_connection.is_in_transaction():
+    if await has_ended(connection):
         raise TransactionStateError(
             "the test has ended the transaction that its sessions are joined to, by a COMMIT or "
             "ROLLBACK past the session, so its rows may be stored: mark it with "
@@ -188,12 +200,5 @@ async def _roll_back(connection: AsyncConnection, is_unlocked: bool) -> None:
     if transaction is not None:
         await transaction.rollback()
     if not is_unlocked:
-        raw: Any = await connection.get_raw_connection()
-        await raw.driver_connection.execute(_UNLOCK)
-
-
-async def _is_lost(connection: AsyncConnection) -> bool:
-    if connection.closed or connection.invalidated:
-        return True
-    raw: Any = await connection.get_raw_connection()
-    return bool(raw.driver_connection.is_closed())
+        await connection.exec_driver_sql(_UNLOCK)
+        await connection.rollback()

@@ -122,9 +122,16 @@ class Provision:
                 self._thread,
                 self._run,
                 # It imports and reads files, which a tool may forbid in the thread of a loop.
-                lambda: (self._recipe(), server_url or self.server_url()),
+                lambda: (self._recipe(), self._server_of(server_url)),
             )
         return self._database
+
+    def _server_of(self, url: str | None) -> str:
+        """Return the URL of the server, which a fixture of the project may have given."""
+        driver = self._driver()
+        if url is None or driver is None:
+            return url or self.server_url()
+        return parse_server_url("pg_server_url", url, driver)
 
     def _recipe(self) -> Recipe:
         return recipe_of(
@@ -143,7 +150,7 @@ class Provision:
         for source, url in sources.items():
             if url:
                 try:
-                    return source, parse_server_url(source, url)
+                    return source, parse_server_url(source, url, self._driver())
                 except ValueError as error:
                     raise pytest.UsageError(str(error)) from None
         return None
@@ -167,13 +174,23 @@ class Provision:
                     f"the ini option pg_version = {other}: the embedded PostgreSQL is 18 or 16"
                 )
 
+    def _driver(self) -> str | None:
+        """Return the driver that the run names; `None` leaves it to the URL."""
+        driver = self._config.getoption("pg_driver") or self._config.getini("pg_driver")
+        if driver not in ("", "asyncpg", "psycopg"):
+            raise pytest.UsageError(
+                f"the ini option pg_driver = {driver}: the driver is asyncpg or psycopg"
+            )
+        return driver or None
+
     def _embedded_url(self) -> str:
         if self._broker is None:
             tcp = self._config.getoption("pg_tcp") or self._config.getini("pg_tcp")
             server = EmbeddedServer(version=self._version(), tcp=tcp)
             server.start()
             self._server = server
-            return server.url()
+            url = server.url(driver="postgresql")
+            return parse_server_url("the embedded server", url, self._driver())
         try:
             answer = ask(self._broker, _SERVER_TIMEOUT)
         except OSError as error:

@@ -249,6 +249,7 @@ async def test_refused(call: Call, name: str, values: list[Any]) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize(("call", "name", "values"), list(cases(WATCHER_CALLS)))
 async def test_refused_by_a_watcher(
     engine: AsyncEngine, call: Call, name: str, values: list[Any]

@@ -32,7 +32,7 @@ from pgtoolset import (
     on_commit,
 )
 from tests.databases.cleaning import counts, files, statements, waiting
-from tests.support import Item, interrupt_everywhere, swallow_error
+from tests.support import Item, connect_args, interrupt_everywhere, swallow_error
 
 # What is promised
 
@@ -267,7 +267,7 @@ async def test_settings_are_unchanged(own: AsyncEngine, sql: asyncpg.Connection)
     """The connection's search_path and lock_timeout are what they were."""
     engine = create_async_engine(
         own.url,
-        connect_args={"server_settings": {"search_path": "other, public", "lock_timeout": "1234"}},
+        connect_args=connect_args(search_path="other, public", lock_timeout="1234"),
     )
     await sql.execute("INSERT INTO author DEFAULT VALUES")
     async with AsyncSession(engine) as session:

@@ -21,6 +21,7 @@ from pgtoolset import (
     cleanup_tables,
 )
 from tests.databases.cleaning import counts, tables, waiting
+from tests.support import connect_args
 
 # Tables of every kind
 
@@ -222,7 +223,7 @@ async def test_as_the_owner(own: AsyncEngine, sql: asyncpg.Connection) -> None:
             INSERT INTO c DEFAULT VALUES; RESET ROLE"""
     )
     try:
-        engine = create_async_engine(own.url, connect_args={"server_settings": {"role": ROLE}})
+        engine = create_async_engine(own.url, connect_args=connect_args(role=ROLE))
         async with AsyncSession(engine) as session:
             await cleanup_tables(session, tables("a", "b", "c"))
         await engine.dispose()

@@ -104,6 +104,7 @@ async def empty_database_url(
     return url
 
 
+@pytest.mark.asyncpg(reason="the snippets of the documentation")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: Path(page).name)
 async def test_page(page: str, empty_database_url: str, namespace: dict[str, Any]) -> None:
     """The blocks of a page run from top to bottom, as one program."""
@@ -156,6 +157,7 @@ class CardDeclined(Exception):
     pass
 
 
+@pytest.mark.asyncpg(reason="the snippets of the documentation")
 @pytest.mark.parametrize("name", DOCUMENTED)
 async def test_docstring_example(
     name: str, engine: AsyncEngine, database_url: str, namespace: dict[str, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -13,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from pgtoolset import LockTimeoutError, advisory_lock, get_transaction, lock_rows, lock_tables
 from tests.locks.locking import holding, nothing_left, pid_of
-from tests.pgbouncer import PROGRAM, pgbouncer
+from tests.pgbouncer import PROGRAM, WITHOUT_CACHES, pgbouncer
 from tests.support import Account, Item
 
 pytestmark = [
@@ -22,12 +21,6 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("unhurried"),
 ]
-
-WITHOUT_CACHES = {
-    "statement_cache_size": 0,
-    "prepared_statement_cache_size": 0,
-    "prepared_statement_name_func": lambda: f"pgtoolset_{uuid4()}",
-}
 
 
 @pytest.fixture(params=["without caches", "with caches"])

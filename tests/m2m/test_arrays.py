@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from enum import IntEnum
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import (
     ARRAY,
     CHAR,
     Column,
+    Float,
     Integer,
     MetaData,
     Numeric,
@@ -21,12 +23,17 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import BIT, DOMAIN
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
+from sqlalchemy.dialects.postgresql import BIT, DOMAIN, asyncpg, psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pgtoolset._postgres.arrays import Elements, among, equals, is_bound_as_it_is, unnest
 from tests.m2m.models import Hexadecimal, Lowered, Numbers
+
+
+class Number(IntEnum):
+    ONE = 1
+    TWO = 2
+
 
 #: A type, a key that is stored, other spellings of it, and keys that a cast would make of it.
 CASES: dict[str, tuple[Any, Any, list[Any], list[Any]]] = {
@@ -35,6 +42,9 @@ CASES: dict[str, tuple[Any, Any, list[Any], list[Any]]] = {
     "hexadecimal": (Hexadecimal(), b"a", [], [b"61", b"A"]),
     "variant": (String(9).with_variant(Lowered(), "postgresql"), "abc", ["ABC"], ["ab"]),
     "float in numeric": (Numeric(6, 2, asdecimal=False), 1.49, [Decimal("1.490")], [1.5, 1.48]),
+    "integer": (Integer(), 1, [Number.ONE], [Number.TWO, 3, 70_000]),
+    "numeric": (Numeric(6, 2), Decimal("1.00"), [1, Decimal(1)], [2, Decimal("1.01"), None]),
+    "float": (Float(), 1.5, [Decimal("1.5")], [1, 1.25, Decimal("1.75")]),
     "array": (ARRAY(Integer), [1, 2], [(1, 2)], [[2, 1], [1], []]),
     "array of varchar": (ARRAY(String(3)), ["abc"], [], [["abcd"], ["abc", "abc"]]),
     "array of char": (ARRAY(CHAR(3)), ["abc"], [["abc  "]], [["abcd"]]),
@@ -100,11 +110,11 @@ async def test_ordinality(connection: AsyncConnection) -> None:
         (ARRAY(Integer), "pg_catalog.text[]"),
     ],
 )
-def test_types_without_limits(type_: Any, rendered: str) -> None:
+@pytest.mark.parametrize("dialect", [asyncpg.dialect, psycopg.dialect])
+def test_types_without_limits(dialect: Any, type_: Any, rendered: str) -> None:
     """The type of the array has no length, precision or scale, and is PostgreSQL's own."""
     parameter = bindparam("keys", type_=Elements(type_))
-    compiled = str(select(parameter).compile(dialect=dialect()))  # type: ignore[no-untyped-call]
-    assert f"::{rendered}" in compiled
+    assert f"::{rendered}" in str(select(parameter).compile(dialect=dialect()))
 
 
 async def test_a_plain_key_is_one_array(connection: AsyncConnection) -> None:
@@ -112,5 +122,5 @@ async def test_a_plain_key_is_one_array(connection: AsyncConnection) -> None:
     assert is_bound_as_it_is(Column("key", Integer))
     assert not is_bound_as_it_is(Column("key", Lowered()))
     condition = among({"wanted": Column("key", Integer)})
-    assert "key = ANY (" in str(condition.compile(dialect=dialect()))  # type: ignore[no-untyped-call]
+    assert "key = ANY (" in str(condition.compile(dialect=connection.dialect))
     assert await connection.scalar(text("SELECT 1")) == 1

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import inspect, select
-from sqlalchemy.exc import IntegrityError, InvalidRequestError, MissingGreenlet
+from sqlalchemy.exc import (
+    IntegrityError,
+    InvalidRequestError,
+    MissingGreenlet,
+    StatementError,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -299,7 +304,8 @@ async def test_collections_that_are_not_loaded(engine: AsyncEngine) -> None:
             return await session.run_sync(lambda _: [each.id for each in owner.others])
 
         await m2m_add(session, owner, made.owner.others, pks=[2])
-        with pytest.raises(MissingGreenlet):
+        # SQLAlchemy's adapter of psycopg meets the missing greenlet within the statement.
+        with pytest.raises((MissingGreenlet, StatementError), match="greenlet_spawn"):
             _ = owner.others
         assert await keys() == [1, 2]
         await m2m_set(session, owner, made.owner.others, pks=[2, 3])

@@ -46,7 +46,7 @@ from sqlalchemy.orm import registry, relationship, subqueryload
 
 from pgtoolset import m2m_add, m2m_add_many, m2m_remove, m2m_set
 from tests.m2m.models import Colour, Hexadecimal, Lowered, Prefixed
-from tests.support import examples
+from tests.support import DRIVER, examples
 
 #: A type of a key, and four keys.
 TYPES: dict[str, tuple[Any, list[Any]]] = {
@@ -244,8 +244,13 @@ def _keys(types: tuple[str, ...]) -> list[Any]:
     return [Composite(key) for key in itertools.product(*(each[:2] for each in values))]
 
 
+#: The types of the first column of two. The ORM itself cannot load rows on psycopg where that is
+#: an array: it binds the values of `(a, b) IN ((%s, %s))` without a cast, and psycopg binds [1] as
+#: SMALLINT[].
+OF_TWO = sorted(TYPES if DRIVER == "asyncpg" else TYPES.keys() - {"array"})
+
 single = st.sampled_from(sorted(TYPES)).map(lambda name: (name,))
-ends = single | st.tuples(st.sampled_from(sorted(TYPES)), st.sampled_from(["integer", "lowered"]))
+ends = single | st.tuples(st.sampled_from(OF_TWO), st.sampled_from(["integer", "lowered"]))
 plans = st.builds(
     Plan,
     types=st.tuples(ends, ends),

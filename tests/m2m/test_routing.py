@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Delete, Insert, Update, event, select, text
+from sqlalchemy import Delete, Insert, Update, event, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateSchema, DropSchema
 
 from pgtoolset import m2m_add, m2m_add_many, m2m_remove, m2m_set
 from tests.m2m.models import Group, User
@@ -24,11 +25,10 @@ async def tenants(engine: AsyncEngine, request: pytest.FixtureRequest) -> AsyncI
     """The tables of a shape in `public`, which is empty, and in the schema of each tenant."""
     schema = None if request.param == "none" else "shape_schema"
     made = shape(schema=schema)
-    quote = engine.dialect.identifier_preparer.quote_schema
     schemas = [*TENANTS, *([schema] if schema else [])]
     async with engine.begin() as connection:
         for each in schemas:
-            await connection.execute(text(f"CREATE SCHEMA {quote(each)}".replace(":", "\\:")))
+            await connection.execute(CreateSchema(each))
         await connection.run_sync(made.metadata.create_all)
         for tenant in TENANTS:
             copy = await connection.execution_options(schema_translate_map={schema: tenant})
@@ -39,7 +39,7 @@ async def tenants(engine: AsyncEngine, request: pytest.FixtureRequest) -> AsyncI
         if schema is None:
             await connection.run_sync(made.metadata.drop_all)
         for each in schemas:
-            await connection.execute(text(f"DROP SCHEMA {quote(each)} CASCADE".replace(":", "\\:")))
+            await connection.execute(DropSchema(each, cascade=True))
 
 
 @asynccontextmanager

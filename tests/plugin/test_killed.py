@@ -135,7 +135,7 @@ SLOW_PLUGINS = """
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(session):
         if hasattr(session.config, "workerinput"):
-            url = session.config.getoption("pg_url").replace("+asyncpg", "")
+            url = session.config.getoption("pg_url").replace("+asyncpg", "").replace("+psycopg", "")
             worker = session.config.workerinput["workerid"]
             Path(f"finished.{worker}").write_text(asyncio.run(names(url)))
             time.sleep(1 if worker == "gw0" else 0)
@@ -171,7 +171,7 @@ NOTED = """
     import pytest
 
     async def names(url):
-        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        connection = await asyncpg.connect(url.replace("+asyncpg", "").replace("+psycopg", ""))
         rows = await connection.fetch("SELECT datname FROM pg_database")
         await connection.close()
         return "\\n".join(row["datname"] for row in rows)

@@ -11,7 +11,7 @@ import pytest
 from pgtoolset._postgres import lookout
 from pgtoolset.testing import EmbeddedServer
 from tests.safety.planting import AFTER_CATALOG, BEFORE_CATALOG, plant, spared_drivers
-from tests.support import plain_url
+from tests.support import DRIVERNAME, plain_url
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,8 @@ def planted_server(pytestconfig: pytest.Config) -> Iterator[str]:
     """The URL of a server whose databases, new ones too, have the schema `evil`."""
     version = 16 if pytestconfig.option.pg_version == "16" else 18
     with EmbeddedServer(version=version, settings={"jit": "off"}) as server:  # type: ignore[arg-type]
-        asyncio.run(_plant_all(plain_url(server.url())))
-        yield server.url()
+        asyncio.run(_plant_all(plain_url(server.url(driver=DRIVERNAME))))
+        yield server.url(driver=DRIVERNAME)
 
 
 async def _plant_all(url: str) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 from unittest.mock import patch
 
 import asyncpg
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 from sqlalchemy.engine import Inspector
 
 #: The search_paths of an attack.
@@ -137,13 +138,14 @@ async def plant(url: str, database: str) -> dict[str, int]:
 
 @contextmanager
 def spared_drivers() -> Iterator[None]:
-    """Run what asyncpg and SQLAlchemy send of their own accord with a safe search_path.
+    """Run what the drivers and SQLAlchemy send of their own accord with a safe search_path.
 
     They look up types and reflect tables with names that have no schema.
     """
     with (
         patch.object(asyncpg.Connection, "_introspect_types", _spared_types),
         patch.object(asyncpg.Connection, "_introspect_type", _spared_type),
+        patch.object(PGDialectAsync_psycopg, "_type_info_fetch", _spared_type_info),
         patch.object(PGDialect, "_get_default_schema_name", lambda self, connection: "public"),
         patch.object(Inspector, "reflect_table", _spared(Inspector.reflect_table)),
         ExitStack() as stack,
@@ -160,7 +162,7 @@ _LOOKS = [name for name in dir(PGDialect) if name.startswith("has_")]
 
 _SAFE = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, public', false)"
 _NOW = "SELECT pg_catalog.current_setting('search_path')"
-_BACK = "SELECT pg_catalog.set_config('search_path', $1, false)"
+_BACK = text("SELECT pg_catalog.set_config('search_path', CAST(:before AS varchar), false)")
 
 #: Not empty while a method of SQLAlchemy runs with the safe path.
 _is_spared: list[bool] = []
@@ -198,6 +200,10 @@ def _spared(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, first, *arguments, **keywords)
         finally:
             _is_spared.pop()
-            connection.exec_driver_sql(_BACK, (before,))
+            connection.execute(_BACK, {"before": before})
 
     return spared
+
+
+#: psycopg looks for the type hstore at the first connection of an engine.
+_spared_type_info = _spared(PGDialectAsync_psycopg._type_info_fetch)

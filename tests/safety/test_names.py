@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import registry, relationship
 from sqlalchemy.schema import CreateSchema
@@ -106,8 +106,9 @@ async def _waits_on(engine: AsyncEngine, shop: Shop) -> bool:
     async with engine.connect() as connection:
         for wait in waits:
             # PostgreSQL reads the name that it has quoted.
-            found = await connection.exec_driver_sql(
-                "SELECT relname FROM pg_class WHERE oid = to_regclass($1)", (wait.relation,)
+            found = await connection.execute(
+                text("SELECT relname FROM pg_class WHERE oid = to_regclass(:name)"),
+                {"name": wait.relation},
             )
             assert found.scalar() == shop.name
     return bool(waits)
@@ -126,6 +127,7 @@ async def test_cleaning(engine: AsyncEngine, shop: Shop, empty_database: str) ->
         pass
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_rows(engine: AsyncEngine, shop: Shop) -> None:
     """Rows of tables of any name are watched, and their associations written."""
     async with AsyncSession(engine) as session:

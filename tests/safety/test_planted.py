@@ -60,7 +60,7 @@ from pgtoolset.testing import create_db_session, create_worker_database
 from pgtoolset.testing.templates import template_database
 from pytest_pgtoolset._joined import Connections
 from tests.safety.shelf import Base, Book, Given, Pair, Seat, Tag, loose_tag, noted_tag
-from tests.support import plain_url, sqlalchemy_url, until
+from tests.support import connect_args, plain_url, sqlalchemy_url, until
 
 
 @dataclass
@@ -89,7 +89,7 @@ async def place(planted_url: str) -> AsyncIterator[Place]:
     setup = create_async_engine(
         sqlalchemy_url(planted_url),
         poolclass=NullPool,
-        connect_args={"server_settings": {"search_path": "public"}},
+        connect_args=connect_args(search_path="public"),
     )
     async with setup.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
@@ -106,15 +106,21 @@ async def place(planted_url: str) -> AsyncIterator[Place]:
 
 
 Call: TypeAlias = Callable[[Place], Awaitable[None]]
-CALLS: list[Call] = []
+CALLS: list[Any] = []
 
 
 def call(function: Call) -> Call:
-    CALLS.append(function)
+    CALLS.append(pytest.param(function, id=function.__name__))
     return function
 
 
-@pytest.mark.parametrize("use", CALLS, ids=lambda use: use.__name__)
+def call_of_asyncpg(function: Call) -> Call:
+    mark = pytest.mark.asyncpg(reason="RowWatcher")
+    CALLS.append(pytest.param(function, id=function.__name__, marks=mark))
+    return function
+
+
+@pytest.mark.parametrize("use", CALLS)
 async def test_planted_names_are_never_found(place: Place, use: Call) -> None:
     """Every public function and command works where each name in the path is a stranger's."""
     await use(place)
@@ -321,7 +327,7 @@ async def waiting_for_a_row(place: Place) -> None:
                 await wait_for_row_change(session, model, key, baseline={name: "new"})
 
 
-@call
+@call_of_asyncpg
 async def watching_rows(place: Place) -> None:
     keys: list[tuple[Any, Any]] = [
         (Book, range(1, 41)),
@@ -436,7 +442,7 @@ async def template_databases(place: Place) -> None:
         engine = create_async_engine(
             url,
             poolclass=NullPool,
-            connect_args={"server_settings": {"search_path": "public"}},
+            connect_args=connect_args(search_path="public"),
         )
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
@@ -454,7 +460,7 @@ async def template_databases(place: Place) -> None:
 async def db_sessions(place: Place) -> None:
     async with create_worker_database(place.url, prefix="planted") as url:
         await _sql(place, "ALTER SCHEMA public OWNER TO CURRENT_USER", url=url)
-        arguments = {"server_settings": {"search_path": "public, evil, pg_catalog"}}
+        arguments = connect_args(search_path="public, evil, pg_catalog")
         for keywords in ({"drop_tables": False, "cleanup": True}, {}):
             async with create_db_session(
                 url,

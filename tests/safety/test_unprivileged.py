@@ -31,7 +31,7 @@ from pgtoolset import (
     wait_for_row_change,
 )
 from tests.safety.shelf import Base, Book, Tag
-from tests.support import plain_url, until
+from tests.support import connect_args, plain_url, until
 
 TABLES = "book, tag, book_tag, loose_tag, noted_tag, seat_number, seat_tag, pair, given"
 
@@ -60,7 +60,7 @@ async def owner(empty_database: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def clerk(owner: asyncpg.Connection, empty_database: str) -> AsyncIterator[AsyncEngine]:
-    arguments = {"server_settings": {"role": "clerk"}}
+    arguments = connect_args(role="clerk")
     engine = create_async_engine(empty_database, connect_args=arguments)
     yield engine
     await engine.dispose()
@@ -139,6 +139,7 @@ async def test_waits_of_another_role(
     await waiting
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_waiting_for_rows(
     maker: async_sessionmaker[AsyncSession], clerk: AsyncEngine, owner: asyncpg.Connection
 ) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from pgtoolset import _lifecycle, create_db_context
 from pgtoolset.testing import EmbeddedServer
+from tests.support import DRIVERNAME
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ async def test_rollback_that_hangs(
 ) -> None:
     """released: a connection whose ROLLBACK gets no answer in time is discarded."""
     monkeypatch.setattr(_lifecycle, "ROLLBACK_TIMEOUT", 0.3)
-    engine = create_async_engine(server.url(), pool_size=1, max_overflow=0)
+    engine = create_async_engine(server.url(driver=DRIVERNAME), pool_size=1, max_overflow=0)
     pool: Any = engine.pool
     db_context = create_db_context(async_sessionmaker(engine))
     frozen = 0

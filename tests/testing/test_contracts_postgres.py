@@ -114,6 +114,7 @@ class TestChangeWaiter(OnPostgreSQL, ChangeWaiterContract):
         return pgtoolset
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 class TestWatcher(OnPostgreSQL, WatcherContract):
     @pytest.fixture
     def watcher(self, engine: AsyncEngine) -> pgtoolset.RowWatcher:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from pgtoolset import LockTimeoutError
 from pgtoolset.testing import create_db_session, db_sessions
 from tests.proxy import Proxy
-from tests.support import interrupt_everywhere, plain_url, swallow_error, until
+from tests.support import connect_args, interrupt_everywhere, plain_url, swallow_error, until
 
 
 class Base(DeclarativeBase):
@@ -139,7 +139,7 @@ async def test_options(url: str) -> None:
     class MySession(AsyncSession):
         pass
 
-    engine_kwargs = {"connect_args": {"server_settings": {"application_name": "mine"}}}
+    engine_kwargs = {"connect_args": connect_args(application_name="mine")}
     async with create_db_session(
         url,
         Base,

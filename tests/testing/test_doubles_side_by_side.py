@@ -488,6 +488,7 @@ async def changes_on_postgresql(engine: AsyncEngine, program: list[Any]) -> list
         await change("remove", 0, True)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @settings(
     max_examples=examples(12),
     deadline=None,

@@ -172,6 +172,23 @@ def test_url_of_a_given_server(driver: str) -> None:
     assert parse_server_url("--pg-url", url) == url
 
 
+@pytest.mark.parametrize("named", ["postgresql", "postgresql+asyncpg", "postgresql+psycopg"])
+def test_url_of_a_given_server_and_driver(named: str) -> None:
+    """A driver that is given replaces the one in the URL, and the parameters are what it takes."""
+    name = "ssl" if named == "postgresql+asyncpg" else "sslmode"
+    given = f"{named}://u:p%40ss@h/app?{name}=require"
+    url = parse_server_url("--pg-url", given, "psycopg")
+    assert url == "postgresql+psycopg://u:p%40ss@h/app?sslmode=require"
+    url = parse_server_url("--pg-url", given, "asyncpg")
+    assert url == "postgresql+asyncpg://u:p%40ss@h/app?ssl=require"
+
+
+def test_a_parameter_that_the_given_driver_lacks() -> None:
+    """What psycopg can do and asyncpg cannot is an error, and not left out."""
+    with pytest.raises(ValueError, match="channel_binding"):
+        parse_server_url("--pg-url", "postgresql+psycopg://h/x?channel_binding=require", "asyncpg")
+
+
 def test_url_of_a_given_server_with_psycopg() -> None:
     """A URL that names psycopg stays as it is."""
     url = "postgresql+psycopg://u:p%40ss@h/app?sslmode=require"

@@ -391,7 +391,7 @@ from pgtoolset.testing import create_worker_database
 
 async def main():
     async with create_worker_database(sys.argv[1], prefix=sys.argv[2]) as url:
-        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        connection = await asyncpg.connect("postgresql" + url[url.index("://"):])
         await connection.execute("BEGIN; CREATE TABLE t ()")
         print("ready", flush=True)
         await asyncio.sleep(600)

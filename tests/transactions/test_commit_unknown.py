@@ -39,7 +39,7 @@ from pgtoolset import (
 from pgtoolset._postgres.sqlstates import refuses_commit
 from pgtoolset.testing import create_db_session
 from tests.proxy import Cut, Direction, How, Proxy
-from tests.support import Base, Item, Part, insert, stored, until
+from tests.support import DRIVER, Base, Item, Part, insert, stored, until
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -66,10 +66,10 @@ class Lab:
 async def lab(database_url: str, other: asyncpg.Connection) -> AsyncIterator[Lab]:
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(
-            proxy.url.replace("postgresql://", "postgresql+asyncpg://"),
+            proxy.url,
             pool_size=2,
             max_overflow=0,
-            connect_args={"command_timeout": 60},
+            connect_args={"command_timeout": 60} if DRIVER == "asyncpg" else {},
         )
         try:
             async with engine.connect() as connection:

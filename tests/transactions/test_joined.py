@@ -19,7 +19,7 @@ from pgtoolset import (
     get_transaction,
     on_commit,
 )
-from tests.support import Item, insert, stored, swallow_error
+from tests.support import DRIVER_ERROR, Item, insert, stored, swallow_error
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -47,7 +47,7 @@ async def write(session: AsyncSession, id_: int, log: list[int]) -> None:
 async def raw_error(session: AsyncSession) -> None:
     """An error on the connection that SQLAlchemy does not see."""
     raw: Any = await (await session.connection()).get_raw_connection()
-    with pytest.raises(asyncpg.PostgresError):
+    with pytest.raises(DRIVER_ERROR):
         await raw.driver_connection.execute("SELECT 1 / 0")
 
 
@@ -279,7 +279,7 @@ async def test_outer_commit_is_honest(connection: AsyncConnection, mode: Any) ->
     async with create_db_context(joined(connection, mode))() as session:
         await write(session, 1, log)
     raw: Any = await connection.get_raw_connection()
-    with pytest.raises(asyncpg.PostgresError):
+    with pytest.raises(DRIVER_ERROR):
         await raw.driver_connection.execute("SELECT 1 / 0")
     with pytest.raises(TransactionAbortedError):
         await connection.commit()

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from pgtoolset import TransactionStateError, get_transaction, run_transaction
-from tests.support import swallow_error
+from tests.support import connect_args, swallow_error
 
 Modes = tuple[str, str, str]
 
@@ -108,7 +108,7 @@ async def engine(database_url: str, defaults: Modes) -> AsyncIterator[AsyncEngin
         database_url,
         pool_size=1,
         max_overflow=0,
-        connect_args={"server_settings": settings},
+        connect_args=connect_args(**settings),
     )
     try:
         yield engine

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from pgtoolset import create_db_context, create_db_dependency, get_transaction
 from pgtoolset.testing import EmbeddedServer
-from tests.support import Base, insert, serving, until
+from tests.support import DRIVERNAME, Base, insert, serving, until
 
 WRITERS = 12
 RESTARTS = 3
@@ -22,7 +22,7 @@ async def test_every_acknowledged_write_is_there(caplog: pytest.LogCaptureFixtur
     """Three crashes under load: each acknowledged write is stored, and the pool is whole."""
     caplog.set_level(logging.CRITICAL, "sqlalchemy.pool")
     server = await asyncio.to_thread(_started)
-    engine = create_async_engine(server.url(), pool_size=5, max_overflow=0)
+    engine = create_async_engine(server.url(driver=DRIVERNAME), pool_size=5, max_overflow=0)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)

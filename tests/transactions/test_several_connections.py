@@ -27,7 +27,7 @@ from pgtoolset import (
     run_transaction,
 )
 from pgtoolset.testing import EmbeddedServer
-from tests.support import insert, plain_url, stored, swallow_error
+from tests.support import DRIVERNAME, insert, plain_url, stored, swallow_error
 
 #: SQLAlchemy rolls back the connection that is committed too, and warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*transaction already deassociated from connection")
@@ -151,7 +151,7 @@ async def test_savepoint_of_two_connections(maker: Maker, other: asyncpg.Connect
 @pytest.fixture
 def two_phase_url() -> Iterator[str]:
     with EmbeddedServer(settings={"max_prepared_transactions": "5"}) as server:
-        yield server.url()
+        yield server.url(driver=DRIVERNAME)
 
 
 async def test_commit_prepared_without_an_answer(two_phase_url: str) -> None:

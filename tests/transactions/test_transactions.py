@@ -25,7 +25,7 @@ from pgtoolset import (
     on_commit,
 )
 from pgtoolset.testing import MemoryDatabase
-from tests.support import Account, Item, Part, insert, stored, swallow_error
+from tests.support import DRIVER_ERROR, Account, Item, Part, insert, stored, swallow_error
 from tests.transactions.plain_session import PlainSession
 
 Maker = async_sessionmaker[AsyncSession]
@@ -202,7 +202,7 @@ async def test_nested_is_honest(session_maker: Maker, other: asyncpg.Connection,
                     else:
                         raw = await (await session.connection()).get_raw_connection()
                         await raw.driver_connection.execute("SELECT 1 / 0")  # type: ignore[union-attr]
-                except (DBAPIError, asyncpg.PostgresError) as error:
+                except (DBAPIError, DRIVER_ERROR) as error:
                     swallowed = error
         if how != "driver":
             assert caught.value.__cause__ is swallowed

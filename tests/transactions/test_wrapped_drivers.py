@@ -34,6 +34,8 @@ from pgtoolset._postgres.connections import is_closed
 from tests.proxy import Proxy
 from tests.support import Item, insert, plain_url, stored, swallow_error, until
 
+pytestmark = pytest.mark.asyncpg(reason="objects around a connection of asyncpg")
+
 Creator: TypeAlias = Callable[[], Awaitable[Any]]
 
 

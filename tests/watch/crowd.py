@@ -57,7 +57,9 @@ class Polls:
     ) -> None:
         size = 0
         if "pgtoolset_wanted" in statement:
-            keys = parameters[0]  # as text, or as an array
+            # asyncpg takes the parameters by position, psycopg by name.
+            values = parameters.values() if isinstance(parameters, dict) else parameters
+            keys = next(iter(values))  # as text, or as an array
             size = keys.count(",") + 1 if isinstance(keys, str) else len(keys)
         self.sizes.append(size)
         if self.turns:

@@ -17,6 +17,8 @@ from pgtoolset import RowWatcher, WatchFailedError, wait_for_row_change
 from pgtoolset.watch import _groups, _polls
 from tests.support import until
 
+pytestmark = pytest.mark.asyncpg(reason="RowWatcher")
+
 
 class Base(DeclarativeBase):
     metadata = MetaData(schema="altered")

@@ -94,6 +94,7 @@ CHANGES = [("1", "true"), ("[0]", "[false]"), ('{"a": {"b": 1}}', '{"a": {"b": t
 SAME = [("1", "1.0"), ('{"a": 1, "b": [0]}', '{"b": [-0.0], "a": 1e0}'), ("1e400", "10e399")]
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.usefixtures("documents")
 @pytest.mark.parametrize("column", ["packed", "plain"])
 @pytest.mark.parametrize("kind", ["wait", "fetched", "as text"])
@@ -159,6 +160,7 @@ async def test_changes(
                     assert await task == "another"
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.usefixtures("documents")
 @pytest.mark.parametrize("many", [False, True])
 async def test_keys_of_json(engine: AsyncEngine, other: asyncpg.Connection, many: bool) -> None:

@@ -255,6 +255,7 @@ async def test_waiting(engine: AsyncEngine, database_url: str, model: Any, kind:
         assert await value_of(pool, model, keys[2], timeout=20) == "one"
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @EVERY
 @pytest.mark.parametrize("fetched", [_known_rows.FETCHED_ROWS, 0], ids=["fetched", "as text"])
 async def test_watching(
@@ -265,6 +266,7 @@ async def test_watching(
     await check_streams(engine, model, CASES[kind], RowWatcher(engine, interval=0.02))
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @EVERY
 async def test_notifications(engine: AsyncEngine, model: Any, kind: str) -> None:
     """Notifications of a row wake those that watch it, however its key is spelled."""
@@ -297,6 +299,7 @@ async def check_streams(engine: AsyncEngine, model: Any, case: Case, watcher: Ro
         assert [(await anext(streams[n])).kind for n in (0, 2)] == ["delete", "delete"]
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize(
     ("model", "kind"),
     [(kind, kind) for kind, case in CASES.items() if case.missing is not None],

@@ -93,6 +93,7 @@ def _engine() -> AsyncEngine:
     return create_async_engine("postgresql+asyncpg://")
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize("payload", HOSTILE, ids=range(len(HOSTILE)))
 async def test_a_watcher_survives_hostile_payloads(
     engine: AsyncEngine, other: asyncpg.Connection, payload: str

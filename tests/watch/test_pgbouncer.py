@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -13,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from pgtoolset import RowWatcher, row_change_trigger, wait_for_row_change
-from tests.pgbouncer import BACKENDS, PROGRAM, pgbouncer
+from tests.pgbouncer import BACKENDS, PROGRAM, WITHOUT_CACHES, pgbouncer
 from tests.support import Item
 
 pytestmark = pytest.mark.skipif(
@@ -28,21 +27,14 @@ async def bouncing(engine: AsyncEngine, database_url: str) -> AsyncIterator[Asyn
     """An engine as it has to be made for PgBouncer: without caches of statements, and each with a
     name of its own."""
     async with pgbouncer(database_url) as url:
-        bouncing = create_async_engine(
-            url,
-            pool_size=2 * WAITERS,
-            connect_args={
-                "statement_cache_size": 0,
-                "prepared_statement_cache_size": 0,
-                "prepared_statement_name_func": lambda: f"pgtoolset_{uuid4()}",
-            },
-        )
+        bouncing = create_async_engine(url, pool_size=2 * WAITERS, connect_args=WITHOUT_CACHES)
         try:
             yield bouncing
         finally:
             await bouncing.dispose()
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_watcher(
     bouncing: AsyncEngine, engine: AsyncEngine, other: asyncpg.Connection
 ) -> None:

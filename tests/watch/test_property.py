@@ -17,6 +17,8 @@ from pgtoolset import RowChange, RowNotFoundError, RowWatcher
 from pgtoolset.watch import _known_rows
 from tests.support import Item, examples
 
+pytestmark = pytest.mark.asyncpg(reason="RowWatcher")
+
 KEYS = (1, 2)
 CLOCK = 100
 

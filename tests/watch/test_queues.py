@@ -22,6 +22,7 @@ from sqlalchemy.util import await_only
 
 from pgtoolset import RowDeletedError, RowNotFoundError, WaitTimeoutError, wait_for_row_change
 from pgtoolset.watch import _batches, _queues
+from tests.pgbouncer import WITHOUT_CACHES
 from tests.support import Account, Item, examples, interrupt_everywhere, plain_url, until
 from tests.watch.crowd import Polls, every_connection, queued, shares_of, small
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("engine")
 
 
 #: As an engine is made for a pooler of transactions, where each look is a transaction.
-POOLER = {"connect_args": {"statement_cache_size": 0, "prepared_statement_cache_size": 0}}
+POOLER = {"connect_args": WITHOUT_CACHES}
 
 
 class Base(DeclarativeBase):

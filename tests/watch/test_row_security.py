@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from pgtoolset import RowDeletedError, RowNotFoundError, wait_for_row_change
-from tests.support import Item, until
+from tests.support import Item, connect_args, until
 from tests.watch.crowd import Polls
 
 
@@ -28,7 +28,7 @@ async def limited(
            ALTER TABLE item ENABLE ROW LEVEL SECURITY;
            CREATE POLICY visible ON item USING (name <> 'hidden')"""
     )
-    arguments = {"server_settings": {"role": "limited one"}}
+    arguments = connect_args(role="limited one")
     limited = create_async_engine(database_url, connect_args=arguments)
     try:
         yield limited

@@ -37,7 +37,7 @@ from pgtoolset import (
     row_change_trigger,
     wait_for_row_change,
 )
-from tests.support import Item, until
+from tests.support import Item, connect_args, until
 from tests.watch.crowd import Polls, every_connection, queued, small
 
 
@@ -171,6 +171,7 @@ async def update(engine: AsyncEngine, row: Any, value: str) -> None:
         (await session.merge(row)).value = value
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize("notify", [False, True])
 @pytest.mark.parametrize(("row", "key"), ROWS, ids=[type(row).__name__ for row, _ in ROWS])
 async def test_keys(tables: AsyncEngine, row: Any, key: Any, notify: bool) -> None:
@@ -231,6 +232,7 @@ async def test_keys_together(database_url: str, one: tuple[Any, Any], two: tuple
             assert await asyncio.gather(*tasks) == ["one", "two"]
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize("notify", [False, True])
 async def test_keys_without_case(
     engine: AsyncEngine, other: asyncpg.Connection, notify: bool
@@ -268,6 +270,7 @@ async def watch_key(tables: AsyncEngine, row: Any, key: Any, notify: bool) -> No
                 assert found.value == "new"
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_columns(tables: AsyncEngine, other: asyncpg.Connection) -> None:
     """Columns without equality are compared, values that are written anew are none, and each change
     is told once."""
@@ -305,6 +308,7 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection) -> None:
             } == {column}
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_subclass(tables: AsyncEngine, other: asyncpg.Connection) -> None:
     """A change in either table of a subclass is delivered, and announced by its triggers."""
     async with tables.begin() as connection:
@@ -331,6 +335,7 @@ async def test_subclass(tables: AsyncEngine, other: asyncpg.Connection) -> None:
             assert (await anext(changes)).after == {"value": "w", "more": "n"}
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_the_table_changes(tables: AsyncEngine, other: asyncpg.Connection) -> None:
     """Columns that are added or change their type under a watcher do not end it."""
     await update(tables, Odd(id=1), "1")
@@ -343,6 +348,7 @@ async def test_the_table_changes(tables: AsyncEngine, other: asyncpg.Connection)
             assert (await anext(changes)).after == {"id": 1, "value": "2"}
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> None:
     """A table without the privilege to read it fails its own waiters, with the reason."""
     await update(tables, Odd(id=1), "old")
@@ -350,9 +356,7 @@ async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> N
     await other.execute("CREATE ROLE pgtoolset_reader LOGIN")
     try:
         await other.execute("GRANT SELECT ON item, by_enum TO pgtoolset_reader")
-        engine = create_async_engine(
-            tables.url, connect_args={"server_settings": {"role": "pgtoolset_reader"}}
-        )
+        engine = create_async_engine(tables.url, connect_args=connect_args(role="pgtoolset_reader"))
         try:
             async with RowWatcher(engine, interval=0.05) as watcher:
                 whole = asyncio.create_task(watcher.wait(Item, 1, timeout=10))
@@ -372,6 +376,7 @@ async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> N
         await other.execute("DROP OWNED BY pgtoolset_reader; DROP ROLE pgtoolset_reader")
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_groups_of_tasks(tables: AsyncEngine, other: asyncpg.Connection) -> None:
     """A task group that fails, and anyio's deadlines, end waits and streams and leave nothing
     behind."""

@@ -29,7 +29,7 @@ from pgtoolset.watch import _known_rows
 from pgtoolset.watch._groups import Group
 from pgtoolset.watch._subscriptions import Stream
 from pgtoolset.watch.targets import resolve_target
-from tests.support import Item, examples, until
+from tests.support import Item, connect_args, examples, until
 
 
 class Base(DeclarativeBase):
@@ -156,6 +156,7 @@ def key_of(model: type[Any], key: Any) -> dict[str, Any]:
     return {"name": key[0], "number": key[1]} if isinstance(key, tuple) else {"id": key}
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize("kind", KEYS)
 async def test_keys(tables: AsyncEngine, kind: str) -> None:
     """Every key has its row compared: a change of it is delivered, and of no other row."""
@@ -201,6 +202,7 @@ VALUES: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize("column", VALUES)
 async def test_columns(tables: AsyncEngine, other: asyncpg.Connection, column: str) -> None:
     """Every value differs from the one before, and arrives as the ORM would load it."""
@@ -222,6 +224,7 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection, column: s
             await compared(watcher)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_another_text_of_the_same_value(
     tables: AsyncEngine, other: asyncpg.Connection
 ) -> None:
@@ -245,6 +248,7 @@ async def test_another_text_of_the_same_value(
             assert bystander.current is not None
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_one_statement_per_tick(tables: AsyncEngine, other: asyncpg.Connection) -> None:
     """A tick is one statement with one row; a second one fetches the changed rows."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 200) AS n")
@@ -280,11 +284,12 @@ async def test_one_statement_per_tick(tables: AsyncEngine, other: asyncpg.Connec
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_inexact_floats(
     tables: AsyncEngine, database_url: str, other: asyncpg.Connection
 ) -> None:
     """Where a setting shortens floats in text, rows are fetched and compared by value."""
-    settings = {"server_settings": {"extra_float_digits": "-10"}}
+    settings = connect_args(extra_float_digits="-10")
     engine = create_async_engine(database_url, connect_args=settings)
     await other.execute("INSERT INTO texts_wide (id, real) VALUES (1, 0.1234567890123), (2, 0)")
     try:
@@ -301,6 +306,7 @@ async def test_inexact_floats(
         await engine.dispose()
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_snapshots_that_fail(
     tables: AsyncEngine,
     other: asyncpg.Connection,

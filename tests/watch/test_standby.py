@@ -15,6 +15,8 @@ from pgtoolset.testing import EmbeddedServer
 from pgtoolset.watch import _hub
 from tests.support import Base, Item, until
 
+pytestmark = pytest.mark.asyncpg(reason="RowWatcher")
+
 
 @pytest.fixture
 async def standby() -> AsyncIterator[EmbeddedServer]:

@@ -222,6 +222,7 @@ async def test_options_of_the_application(engine: AsyncEngine, other: asyncpg.Co
     assert seen == [(["a"], "AUTOCOMMIT")]
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.usefixtures("tenants")
 @pytest.mark.parametrize("notify", [False, True])
 async def test_row_watcher(engine: AsyncEngine, other: asyncpg.Connection, notify: bool) -> None:

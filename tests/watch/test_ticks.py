@@ -19,6 +19,8 @@ from pgtoolset.watch._subscriptions import Waiter
 from tests.proxy import Proxy
 from tests.support import Account, Item, interrupt_everywhere, plain_url, until
 
+pytestmark = pytest.mark.asyncpg(reason="RowWatcher")
+
 MANY = 10_000
 
 

@@ -19,6 +19,8 @@ from pgtoolset import RowNotFoundError, RowWatcher, WaitTimeoutError, wait_for_r
 from pgtoolset.watch import _known_rows
 from tests.support import Account, Item, until
 
+pytestmark = pytest.mark.asyncpg(reason="RowWatcher")
+
 
 class Base(DeclarativeBase):
     pass

@@ -26,7 +26,7 @@ from pgtoolset._postgres import link
 from pgtoolset.testing import EmbeddedServer
 from pgtoolset.watch import _known_rows
 from tests.proxy import Proxy
-from tests.support import Account, Item, until
+from tests.support import Account, Item, connect_args, until
 from tests.support import Base as SupportBase
 
 
@@ -77,6 +77,7 @@ async def settled(watcher: RowWatcher) -> None:
     await until(lambda: not any(group._members.joining for group in hub._groups.all()))
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_update_and_delete(watcher: RowWatcher, other: asyncpg.Connection) -> None:
     """A waiter gets the row before and after; a deletion is a change."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -95,12 +96,14 @@ async def test_update_and_delete(watcher: RowWatcher, other: asyncpg.Connection)
     assert (change.kind, change.before, change.after) == ("delete", {"id": 1, "name": "paid"}, None)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_missing_row(watcher: RowWatcher) -> None:
     """Waiting for a row that does not exist is a RowNotFoundError."""
     with pytest.raises(RowNotFoundError):
         await watcher.wait(Item, 1, timeout=5)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_a_change_before_the_call_is_none(
     watcher: RowWatcher, other: asyncpg.Connection
 ) -> None:
@@ -115,6 +118,7 @@ async def test_a_change_before_the_call_is_none(
     assert (await first).after == {"id": 1, "name": "paid"}
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_composite_keys_and_columns_in_any_mix(
     watcher: RowWatcher, other: asyncpg.Connection
 ) -> None:
@@ -149,6 +153,7 @@ async def test_composite_keys_and_columns_in_any_mix(
     assert isinstance(six, RowNotFoundError)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_changes(watcher: RowWatcher, other: asyncpg.Connection) -> None:
     """A stream tells of the insertion, updates and deletion of its row, each from where the last
     one ended."""
@@ -164,6 +169,7 @@ async def test_changes(watcher: RowWatcher, other: asyncpg.Connection) -> None:
         assert (await anext(changes)).kind == "delete"
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_slow_consumer(watcher: RowWatcher, other: asyncpg.Connection) -> None:
     """A slow consumer gets the latest state in one change, and none where it was undone."""
     await other.execute("INSERT INTO item VALUES (1, 'a'), (2, '')")
@@ -184,6 +190,7 @@ async def test_slow_consumer(watcher: RowWatcher, other: asyncpg.Connection) -> 
         assert (change.before, change.after) == ({"id": 1, "name": "d"}, {"id": 1, "name": "f"})
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_nothing_is_left_behind(watcher: RowWatcher, other: asyncpg.Connection) -> None:
     """Waiters that are cancelled, time out or are done, and streams that are dropped, are
     forgotten."""
@@ -206,6 +213,7 @@ async def test_nothing_is_left_behind(watcher: RowWatcher, other: asyncpg.Connec
     await until(lambda: not hub._groups)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_a_broken_group_fails_alone(watcher: RowWatcher, other: asyncpg.Connection) -> None:
     """A dropped table fails its own waiters; other and later waiters are served."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -232,6 +240,7 @@ async def test_a_broken_group_fails_alone(watcher: RowWatcher, other: asyncpg.Co
         await watcher.wait(Place, ("A", 1), timeout=5)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_a_long_key_is_not_cut(watcher: RowWatcher, other: asyncpg.Connection) -> None:
     """A key that is longer than its column finds nothing, and not the row whose key is its
     beginning."""
@@ -240,6 +249,7 @@ async def test_a_long_key_is_not_cut(watcher: RowWatcher, other: asyncpg.Connect
         await watcher.wait(Place, ("ABC", 1), timeout=5)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_closing(places: AsyncEngine, other: asyncpg.Connection) -> None:
     """Closing ends every waiter, closes the connection, and is final."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -269,6 +279,7 @@ async def test_closing(places: AsyncEngine, other: asyncpg.Connection) -> None:
     await until(gone)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_the_last_poll(places: AsyncEngine, other: asyncpg.Connection) -> None:
     """A waiter whose time is up before the next tick gets a last poll."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
@@ -280,6 +291,7 @@ async def test_the_last_poll(places: AsyncEngine, other: asyncpg.Connection) -> 
         assert (await task).kind == "update"
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_ten_thousand_waiters(places: AsyncEngine, other: asyncpg.Connection) -> None:
     """Ten thousand waiters on as many rows share one connection, and all are served."""
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 10000) AS n")
@@ -303,6 +315,7 @@ async def test_ten_thousand_waiters(places: AsyncEngine, other: asyncpg.Connecti
 WAITERS = 500
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("fault", ["terminate", "drop", "freeze", "slow"])
 async def test_faults(
@@ -313,9 +326,7 @@ async def test_faults(
     monkeypatch.setattr(link, "STATEMENT_TIMEOUT", 0.3)
     await other.execute("INSERT INTO item SELECT n, '' FROM generate_series(1, 500) AS n")
     async with Proxy.to(database_url) as proxy:
-        engine = create_async_engine(
-            proxy.url, connect_args={"server_settings": {"application_name": "tests"}}
-        )
+        engine = create_async_engine(proxy.url, connect_args=connect_args(application_name="tests"))
         try:
             async with RowWatcher(engine, interval=0.05) as watcher:
                 tasks = [
@@ -349,6 +360,7 @@ async def test_faults(
             await engine.dispose()
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_restart() -> None:
     """The server restarted as by a crash while 500 wait: all are served."""
     server = EmbeddedServer()
@@ -393,6 +405,7 @@ async def triggers(places: AsyncEngine) -> AsyncIterator[None]:
                 await connection.execute(text(f"DROP TRIGGER pgtoolset_{event} ON item"))
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.usefixtures("triggers")
 async def test_notifications_wake(places: AsyncEngine, other: asyncpg.Connection) -> None:
     """With triggers a change arrives long before the next tick: named keys, a statement too large
@@ -415,6 +428,7 @@ async def test_notifications_wake(places: AsyncEngine, other: asyncpg.Connection
         assert time.monotonic() - start < 30
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_a_server_that_does_not_listen(
     engine: AsyncEngine,
     other: asyncpg.Connection,
@@ -466,6 +480,7 @@ async def test_triggers_of_half_a_module(engine: AsyncEngine, other: asyncpg.Con
             await connection.run_sync(Own.metadata.drop_all)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.usefixtures("triggers")
 async def test_foreign_and_lost_notifications(
     places: AsyncEngine, other: asyncpg.Connection
@@ -494,6 +509,7 @@ async def test_foreign_and_lost_notifications(
             assert (await anext(untriggered)).kind == "update"
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -513,6 +529,7 @@ async def test_bad_arguments(
         row_change_trigger(object)
 
 
+@pytest.mark.asyncpg(reason="RowWatcher")
 async def test_closed_before_its_first_tick(engine: AsyncEngine, other: asyncpg.Connection) -> None:
     """A watcher that is closed as soon as it is open has closed its connection."""
     async with RowWatcher(engine):

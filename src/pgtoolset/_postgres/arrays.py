@@ -68,19 +68,24 @@ class Elements(TypeDecorator[list[Any]]):
         self.item = item
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        plain = stored_type(self.item, dialect)
+        # The dialect of psycopg has one type for all strings, and CHAR is no longer told from TEXT.
+        plain = stored_type(self.item, DIALECT)
         item = Text() if _travels_as_text(plain) else _without_limits(plain)
         return postgresql.ARRAY(_in_catalog(item), dimensions=1).dialect_impl(dialect)
 
     def bind_processor(self, dialect: Dialect) -> Any:
         item = self.item.dialect_impl(dialect).bind_processor(dialect)
-        convert = _conversion(stored_type(self.item, dialect))
+        plain = stored_type(self.item, DIALECT)
+        convert = _conversion(plain)
+        number = _number(plain) if dialect.driver == "psycopg" else None
 
         def process(values: list[Any] | None) -> Any:
             if values is None:
                 return values
             processed = values if item is None else [item(value) for value in values]
-            return processed if convert is None else [convert(value) for value in processed]
+            if convert is not None:
+                processed = [convert(value) for value in processed]
+            return processed if number is None else _of_one_type(processed, number)
 
         return process
 
@@ -167,6 +172,24 @@ def _conversion(plain: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     if not isinstance(plain, Numeric) or isinstance(plain, sqltypes.Float):
         return None
     return None if plain.scale is None else _rounded
+
+
+def _number(plain: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    """The Python type of a number; `None` for other types."""
+    if isinstance(plain, sqltypes.Integer):
+        return int
+    if isinstance(plain, sqltypes.Float):
+        return float
+    return Decimal if isinstance(plain, Numeric) else None
+
+
+def _of_one_type(values: list[Any], number: Callable[[Any], Any]) -> list[Any]:
+    """Numbers that are equal in Python are one key, and psycopg refuses a list of several types."""
+    kinds = set(map(type, values))
+    kinds.discard(type(None))
+    if len(kinds) < 2:
+        return values
+    return [None if value is None else number(value) for value in values]
 
 
 def _rounded(value: Any) -> Any:

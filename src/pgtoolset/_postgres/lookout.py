@@ -20,6 +20,7 @@ from pgtoolset._cancellation import uninterrupted
 from pgtoolset._postgres.connections import backend_pid
 from pgtoolset._postgres.locks import backend_marked
 from pgtoolset._postgres.outside import Onlooker, ended
+from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
 from pgtoolset.errors import LockTimeoutError
 from pgtoolset.values import Blocker
@@ -119,7 +120,7 @@ class Lookout:
         if pid is None and marks:
             mark = f"/* pgtoolset {uuid4().hex} */ "
         elif pid is None and (self._timeout or self._holders):
-            pid = connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar_one()
+            pid = send(connection, "SELECT pg_catalog.pg_backend_pid()").scalar_one()
         self._began = time.monotonic()
         self._search = _Search(connection, wanted, self._timeout, self._holders, pid, mark)
         if self._timeout:

@@ -118,13 +118,21 @@ def qualified_names(
         schema = table.schema
         if schema in translation:
             schema = translation[schema] or default
-        name = quote.quote(table.name)
+        name = plain(quote.quote(table.name), dialect)
         key = (str(schema or default or ""), str(table.name))
         if schema is not None:
-            names[key] = f"{quote.quote_schema(schema)}.{name}"
+            names[key] = f"{plain(quote.quote_schema(schema), dialect)}.{name}"
         else:
             names.setdefault(key, name)
     return [names[key] for key in sorted(names)]
+
+
+def plain(quoted: str, dialect: Dialect) -> str:
+    """Return a name as PostgreSQL has it: SQLAlchemy doubles each `%` where `%s` is a placeholder.
+
+    Compiled statements need that. Our own texts are sent as they are.
+    """
+    return quoted.replace("%%", "%") if dialect.paramstyle in ("format", "pyformat") else quoted
 
 
 #: The role, and those of the tables whose row-level security is active for it.

@@ -28,6 +28,7 @@ from pgtoolset._postgres.locks import (
     sessions_holding,
 )
 from pgtoolset._postgres.lookout import Lookout, Wanted
+from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 from pgtoolset._postgres.tables import bind_arguments_of, qualified_names, translation_of
 from pgtoolset.locks._block import LockedBlock
@@ -151,10 +152,10 @@ class _TableLocks:
             mark: a comment before the statement that may wait.
         """
         if self.timeout == 0:
-            connection.exec_driver_sql(mark + lock_statement(self.names, self.mode, nowait=True))
+            send(connection, mark + lock_statement(self.names, self.mode, nowait=True))
         elif isolation_level_of(connection) == "READ COMMITTED":
             limit = milliseconds(self.timeout)
-            connection.exec_driver_sql(mark + lock_block(self.names, self.mode, limit))
+            send(connection, mark + lock_block(self.names, self.mode, limit))
         elif not self._are_free(connection):
             self._wait_without_snapshot(connection, mark)
 
@@ -166,7 +167,7 @@ class _TableLocks:
         began = time.monotonic()
         try:
             with connection.begin_nested():
-                connection.exec_driver_sql(lock_statement(self.names, self.mode, nowait=True))
+                send(connection, lock_statement(self.names, self.mode, nowait=True))
         except DBAPIError as error:
             if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
                 raise
@@ -175,9 +176,7 @@ class _TableLocks:
         return True
 
     def _wait_without_snapshot(self, connection: Connection, mark: str) -> None:
-        earlier = {
-            name: str(connection.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in _LIMITS
-        }
+        earlier = {name: str(send(connection, f"SHOW {name}").scalar_one()) for name in _LIMITS}
         limits = {"lock_timeout": "0"}
         if self.timeout is not None:
             # PostgreSQL counts `lock_timeout` for each lock separately, so `statement_timeout`
@@ -188,10 +187,10 @@ class _TableLocks:
             if theirs == "0" or seconds_of("statement_timeout", theirs) > left:
                 limits["statement_timeout"] = f"{milliseconds(left + _STATEMENT_SURPLUS)}ms"
         _set(connection, limits)
-        connection.exec_driver_sql(mark + lock_statement(self.names, self.mode))
+        send(connection, mark + lock_statement(self.names, self.mode))
         _set(connection, {name: earlier[name] for name in limits})
 
 
 def _set(connection: Connection, settings: Mapping[str, str]) -> None:
     for name, value in settings.items():
-        connection.exec_driver_sql(f"SET LOCAL {name} = '{value}'")
+        send(connection, f"SET LOCAL {name} = '{value}'")

@@ -72,7 +72,9 @@ def insertion(
         rows = rows.where(not_(exists().where(*is_there)))
     columns = [*row, *extras.columns]
     statement = Insert(association.table).from_select(columns, rows, include_defaults=False)
-    return skip_conflicts(statement, association.pair) if skip and has_arbiter else statement
+    if skip and has_arbiter:
+        statement = skip_conflicts(statement, association.pair)
+    return _counted(statement)
 
 
 def insertion_of_one(association: Association, extras: Extras, *, skip: bool) -> Insert:
@@ -84,7 +86,12 @@ def insertion_of_one(association: Association, extras: Extras, *, skip: bool) ->
     keys_of_extras = [column.key for column in extras.columns]
     row.update(zip(keys_of_extras, extras.scalar_expressions(), strict=True))
     statement = Insert(association.table).values(row).inline()
-    return skip_conflicts(statement, association.pair) if skip else statement
+    return _counted(skip_conflicts(statement, association.pair) if skip else statement)
+
+
+def _counted(statement: Insert) -> Insert:
+    """Keep the number of rows: SQLAlchemy closes the cursor of an INSERT, and psycopg's forgets."""
+    return statement.execution_options(preserve_rowcount=True)
 
 
 def deletion(association: Association) -> Delete:

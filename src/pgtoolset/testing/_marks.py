@@ -15,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._postgres.quoting import do_block, literal
+from pgtoolset._postgres.sending import send
 from pgtoolset.testing._owners import Owner, owner_in
 
 logger = logging.getLogger("pgtoolset")
@@ -88,6 +89,4 @@ async def sweep(connection: AsyncConnection, is_over: Callable[[Owner], bool]) -
 
 
 async def _execute(connection: AsyncConnection, statement: str) -> Any:
-    if connection.dialect.paramstyle in ("format", "pyformat"):
-        statement = statement.replace("%", "%%")
-    return await connection.exec_driver_sql(statement)
+    return await connection.run_sync(send, statement)

@@ -32,6 +32,7 @@ from pgtoolset._cancellation import uninterrupted
 from pgtoolset._checkouts import verify_commit_of
 from pgtoolset._lifecycle import close
 from pgtoolset._postgres.lookout import Lookout, Wanted
+from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._postgres.tables import qualified_names
 from pgtoolset.cleanup import HasMetadata, cleanup_tables
@@ -162,7 +163,7 @@ async def _create(engine: AsyncEngine, metadata: MetaData, owner: Owner | None) 
 
 
 async def _limit_locks(connection: AsyncConnection) -> None:
-    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {1000 * LOCK_TIMEOUT}")
+    await connection.run_sync(send, f"SET LOCAL lock_timeout = {1000 * LOCK_TIMEOUT}")
 
 
 async def _undo(engine: AsyncEngine, owner: Owner) -> None:
@@ -230,7 +231,7 @@ async def _drop(engine: AsyncEngine, metadata: MetaData) -> None:
         except CircularDependencyError:
             # Raised before any SQL, for a cycle of constraints without names, which one statement
             # can drop together.
-            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {', '.join(names)}")
+            send(connection, f"DROP TABLE IF EXISTS {', '.join(names)}")
             metadata.drop_all(connection)
 
     wanted = Wanted("drop the tables", names, "ACCESS EXCLUSIVE")

@@ -114,7 +114,8 @@ class EmbeddedServer:
 
         Args:
             database: its name.
-            driver: `"postgresql+asyncpg"` for SQLAlchemy, `"postgresql"` for asyncpg and libpq.
+            driver: `"postgresql+asyncpg"` or `"postgresql+psycopg"` for SQLAlchemy, `"postgresql"`
+                for asyncpg and libpq.
 
         Raises:
             EmbeddedServerError: a server with `tcp` has not been started, so it has no port yet.
@@ -359,7 +360,7 @@ def load_embedded() -> type[PostgresServer]:
     return PostgresServer
 
 
-def parse_server_url(name: str, url: DatabaseUrl) -> str:
+def parse_server_url(name: str, url: DatabaseUrl, driver: str | None = None) -> str:
     """Return the URL of a server for SQLAlchemy with a driver that the library uses.
 
     A project may have a URL with another driver for its migrations.
@@ -367,11 +368,18 @@ def parse_server_url(name: str, url: DatabaseUrl) -> str:
     Args:
         name: where the URL comes from, for the error.
         url: a URL for SQLAlchemy or libpq.
+        driver: `"asyncpg"` or `"psycopg"`, whatever the URL names; `None` for that one.
 
     Raises:
         ValueError, TypeError: it is not the URL of a PostgreSQL server; the URL is not shown.
     """
-    return engine_url(url_of(name, url, any_driver=True)).render_as_string(hide_password=False)
+    parsed = url_of(name, url, any_driver=True)
+    if driver is not None:
+        query = dict(parsed.query)
+        if driver != "asyncpg" and "ssl" in query:  # SQLAlchemy's name for it with asyncpg
+            query["sslmode"] = query.pop("ssl")
+        parsed = url_of(name, parsed.set(drivername=f"postgresql+{driver}", query=query))
+    return engine_url(parsed).render_as_string(hide_password=False)
 
 
 async def try_connection(url: str) -> None:

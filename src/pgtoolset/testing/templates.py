@@ -26,6 +26,7 @@ from pgtoolset._postgres.catalog import EQ, NE
 from pgtoolset._postgres.databases import rename_statement
 from pgtoolset._postgres.quoting import literal, quoted
 from pgtoolset._postgres.renaming import END_SESSIONS, LOCK_TIMEOUT
+from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.servers import maintenance_connection
 from pgtoolset._postgres.sqlstates import INVALID_CATALOG_NAME, sqlstate_of
 from pgtoolset._postgres.turns import key_of, turn
@@ -239,7 +240,8 @@ async def _has_rows(url: URL) -> bool:
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.connect() as connection:
         for table in (await connection.scalars(_TABLES)).all():
-            if (await connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {table})")).scalar():
+            found = await connection.run_sync(send, f"SELECT EXISTS (SELECT FROM {table})")
+            if found.scalar():
                 return True
     return False
 

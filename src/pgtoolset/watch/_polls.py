@@ -20,7 +20,13 @@ from typing import Any, Protocol, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Select, Table, column, literal_column, select
-from sqlalchemy.exc import DBAPIError, InternalError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import Session, lazyload, undefer
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import QueuePool
@@ -31,9 +37,9 @@ from pgtoolset._arguments import PrimaryKey, check_bind
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
 from pgtoolset._postgres.catalog import pg, unnested
-from pgtoolset._postgres.connections import has_one_backend, terminate
+from pgtoolset._postgres.connections import has_one_backend, is_closed, terminate
 from pgtoolset._postgres.rows import key_parameter
-from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._postgres.sqlstates import reported_by_server, sqlstate_of
 from pgtoolset._postgres.tables import hiding, options_of, qualified_names
 from pgtoolset._text import safe
 from pgtoolset.watch.conditions import SAME, Condition
@@ -344,9 +350,11 @@ def is_lost(error: Exception) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     # SQLAlchemy does not wrap what asyncpg raises while it connects: errors of the operating system
-    # and of the server.
+    # and of the server. psycopg raises an OperationalError for both.
     state = sqlstate_of(error) or ""
-    return isinstance(error, OSError) or state.startswith(("08", "53", "57"))
+    if isinstance(error, OSError) or state.startswith(("08", "53", "57")):
+        return True
+    return isinstance(error, OperationalError) and not reported_by_server(error)
 
 
 def is_outdated(error: Exception) -> bool:
@@ -356,11 +364,7 @@ def is_outdated(error: Exception) -> bool:
 
 
 def _is_closed(connection: Connection) -> bool:
-    if connection.invalidated:
-        return True
-    driver: Any = connection.connection.driver_connection
-    is_closed = getattr(driver, "is_closed", None)  # asyncpg's; psycopg has an attribute `closed`
-    return bool(is_closed() if is_closed is not None else getattr(driver, "closed", False))
+    return connection.invalidated or is_closed(connection.connection.driver_connection)
 
 
 class PollTimeout:

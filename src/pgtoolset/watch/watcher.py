@@ -46,6 +46,7 @@ class RowWatcher:
             one interval.
 
     Raises:
+        UnsupportedDriverError: the engine is not on asyncpg.
         TypeError, ValueError: an argument is wrong.
 
     Example:
@@ -64,7 +65,8 @@ class RowWatcher:
         check_engine(engine)
         if engine.dialect.driver != "asyncpg":
             raise UnsupportedDriverError(
-                f"engine must use asyncpg, which RowWatcher needs, not {engine.dialect.driver}"
+                f"engine must use asyncpg, which RowWatcher needs, not {engine.dialect.driver}: "
+                "give it an engine of its own on postgresql+asyncpg, or use wait_for_row_change"
             )
         check_flag("notify", notify)
         self._engine = engine

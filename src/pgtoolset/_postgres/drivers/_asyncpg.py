@@ -70,6 +70,10 @@ class AsyncpgDriver:
         except Exception:
             return True  # as above
 
+    def is_lost(self, raw: Any) -> bool:
+        """Whether the connection is closed: asyncpg hears from the event loop of a lost one."""
+        return self.is_closed(raw)
+
     def is_in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open, as the server has said last."""
         check = getattr(raw, "is_in_transaction", None)

@@ -44,6 +44,10 @@ class Driver(Protocol):
         """Whether the connection is closed or lost, as far as the driver knows."""
         ...
 
+    def is_lost(self, raw: Any) -> bool:
+        """Whether it is closed, or the server has hung up; asyncpg learns that from its loop."""
+        ...
+
     def is_in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open, as the server has said last."""
         ...

@@ -115,6 +115,10 @@ class PsycopgDriver:
         """
         return bool(raw.closed) or _has_left(raw)
 
+    def is_lost(self, raw: Any) -> bool:
+        """Whether the connection is closed, or the server has hung up since the last statement."""
+        return self.is_closed(raw) or _has_left(raw)
+
     def is_in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open, as the server has said last."""
         return raw.pgconn.transaction_status in (_ACTIVE, _IN_TRANSACTION, _IN_ERROR)
