@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import (
 
 from pgtoolset.testing import EmbeddedServer, create_worker_database
 from tests import support
+from tests.nodes import node_pair, nodes  # noqa: F401 - fixtures
 from tests.plugin.projects import Warm
 from tests.support import Base, plain_url, wait_until_idle
 
