@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from pgtoolset._arguments import check_function, shown
 from pgtoolset._postgres.sqlstates import LOST_CONNECTION, RETRYABLE, breaks_connection, sqlstate_of
-from pgtoolset.errors import CommitUnknownError
+from pgtoolset.errors import CommitUnknownError, TransactionLostError
 from pgtoolset.values import RetryAttempt
 
 RetryOn: TypeAlias = Callable[[Exception], bool]
@@ -84,8 +84,11 @@ def _causes_of(error: BaseException) -> Iterator[BaseException]:
 def _is_transient(error: BaseException) -> bool:
     """Whether PostgreSQL asks to run again, or the connection was lost before a COMMIT was sent.
 
-    A connection that is lost at the COMMIT is a `CommitUnknownError`.
+    A connection that is lost at the COMMIT is a `CommitUnknownError`, or a `TransactionLostError`
+    where it is known that nothing is stored.
     """
+    if isinstance(error, TransactionLostError):
+        return True
     sqlstate = sqlstate_of(error)
     if sqlstate in RETRYABLE or sqlstate in LOST_CONNECTION:
         return True
