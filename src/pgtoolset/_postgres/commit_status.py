@@ -17,7 +17,7 @@ from sqlalchemy import PoolProxiedConnection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pgtoolset._postgres.catalog import EQ, NE
+from pgtoolset._postgres.catalog import EQ, GE, NE
 from pgtoolset._postgres.nodes import IS_STANDBY, SYSTEM_IDENTIFIER, WAL_FILE, timeline_of
 from pgtoolset._postgres.sqlstates import INVALID_PARAMETER_VALUE, sqlstate_of
 
@@ -78,6 +78,7 @@ _LOOK = text(f"""
 SELECT n.is_standby, n.system_identifier, n.wal_file, n.crash_mark,
     CASE WHEN n.system_identifier {EQ} :system_identifier
         AND pg_catalog.left(n.wal_file, 8) {EQ} :timeline
+        AND n.wal_file COLLATE pg_catalog."C" {GE} :wal_file
         AND n.crash_mark {EQ} :crash_mark
     THEN pg_catalog.pg_xact_status(CAST(CAST(:xid AS pg_catalog.text) AS pg_catalog.xid8)) END AS status,
     pg_catalog.current_setting('synchronous_standby_names') {NE} '' AS has_standbys
@@ -114,14 +115,14 @@ class Incarnation:
 
     Attributes:
         system_identifier: of the cluster.
-        timeline: the timeline that the server writes.
+        wal_file: the name of the file that the server wrote, which begins with its timeline.
         crash_mark: a value that changes when the server recovers from a crash; `None` where the
             server has none.
         backend_start: when the backend was started.
     """
 
     system_identifier: str
-    timeline: str
+    wal_file: str
     crash_mark: str | None
     backend_start: str | None
 
@@ -209,7 +210,7 @@ def trace(connection: PoolProxiedConnection) -> Trace:
         incarnation = memory.find((pid, started))
         if incarnation is None:
             cluster, wal_file, mark, backend_start = _row(connection, _INCARNATION)
-            incarnation = Incarnation(cluster, wal_file[:8], mark, backend_start)
+            incarnation = Incarnation(cluster, wal_file, mark, backend_start)
             memory.keep((pid, started), incarnation)
         return Trace(xid, pid, level, incarnation)
     except BaseException:
@@ -236,7 +237,8 @@ async def look(connection: AsyncConnection, trace: Trace) -> Look:
             _LOOK,
             {
                 "system_identifier": noted.system_identifier,
-                "timeline": noted.timeline,
+                "timeline": noted.wal_file[:8],
+                "wal_file": noted.wal_file,
                 "crash_mark": noted.crash_mark,
                 "xid": trace.xid,
             },
@@ -255,11 +257,13 @@ def _difference(noted: Incarnation, row: Any) -> str | None:
         return "the server that answers belongs to another cluster"
     if row.is_standby:
         return None
-    if row.wal_file[:8] != noted.timeline:
+    if row.wal_file[:8] != noted.wal_file[:8]:
         return (
             f"the server that answers is on timeline {timeline_of(row.wal_file)} and the COMMIT "
-            f"was sent on timeline {timeline_of(noted.timeline)}, so a standby was promoted"
+            f"was sent on timeline {timeline_of(noted.wal_file)}, so a standby was promoted"
         )
+    if row.wal_file < noted.wal_file:
+        return "the server that answers has written less than the one that was noted"
     if noted.crash_mark is None or row.crash_mark != noted.crash_mark:
         return "the server has recovered from a crash since, or its statistics were reset"
     return None
