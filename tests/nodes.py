@@ -99,6 +99,16 @@ class Nodes:
         await asyncio.to_thread(self.primary.shut_down, immediate=True)
         await self.promote(moves_address=moves_address)
 
+    async def cut_standby_off(self) -> None:
+        """Let the standby receive nothing any more; `restore` undoes it."""
+        await execute(self.standby, "ALTER SYSTEM SET primary_conninfo = ''")
+        await execute(self.standby, "SELECT pg_reload_conf()")
+
+        async def is_cut_off() -> bool:
+            return not await execute(self.primary, "SELECT count(*) FROM pg_stat_replication")
+
+        await until(is_cut_off)
+
     async def promote(self, *, moves_address: bool = True) -> None:
         """Promote the standby. Where the primary still runs there are two of them afterwards."""
         assert await execute(self.standby, "SELECT pg_promote(true, 60)")

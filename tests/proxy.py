@@ -117,13 +117,12 @@ class Proxy:
             return
         host = self._url.query.get("host") or self._url.host
         assert isinstance(host, str)
+        port = int(str(self._url.query.get("port") or self._url.port or 5432))
         try:
             if host.startswith("/"):
-                upstream = await asyncio.open_unix_connection(
-                    f"{host}/.s.PGSQL.{self._url.port or 5432}"
-                )
+                upstream = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
             else:
-                upstream = await asyncio.open_connection(host, self._url.port or 5432)
+                upstream = await asyncio.open_connection(host, port)
         except OSError:
             writer.transport.abort()
             return

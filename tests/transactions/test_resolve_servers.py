@@ -418,13 +418,7 @@ async def test_failover_gives_the_id_away(nodes: Nodes) -> None:
     """After a failover that has lost the transaction, the new primary has given its id to another
     one, which is committed: unknown, and not tried again."""
     async with Lab.at(nodes.address()) as lab:
-        await execute(nodes.standby, "ALTER SYSTEM SET primary_conninfo = ''")
-        await execute(nodes.standby, "SELECT pg_reload_conf()")
-
-        async def is_cut_off() -> bool:
-            return not await execute(nodes.primary, "SELECT count(*) FROM pg_stat_replication")
-
-        await until(is_cut_off)
+        await nodes.cut_standby_off()
         before = await give_ids_away(nodes.primary)
 
         async def fail_over() -> None:
@@ -436,7 +430,6 @@ async def test_failover_gives_the_id_away(nodes: Nodes) -> None:
         assert not await last_id_is_stored(nodes.primary)
         status = await execute(nodes.primary, f"SELECT pg_xact_status('{before + 1}'::xid8)")
         assert status == "committed"
-        await execute(nodes.primary, "ALTER SYSTEM RESET primary_conninfo")
 
 
 async def test_standby_answers(nodes: Nodes) -> None:

@@ -39,9 +39,7 @@ __all__ = [
 pg: Any = func.pg_catalog
 
 #: The operators of our texts of SQL: `f"a.oid {EQ} b.oid"`.
-EQ, NE, GE, GT, MINUS = (
-    f"OPERATOR(pg_catalog.{symbol})" for symbol in ("=", "<>", ">=", ">", "-")
-)
+EQ, NE, GE, GT, MINUS = (f"OPERATOR(pg_catalog.{symbol})" for symbol in ("=", "<>", ">=", ">", "-"))
 
 
 class Named(UserDefinedType[Any]):
