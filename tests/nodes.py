@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -99,15 +100,22 @@ class Nodes:
         await asyncio.to_thread(self.primary.shut_down, immediate=True)
         await self.promote(moves_address=moves_address)
 
-    async def cut_standby_off(self) -> None:
-        """Let the standby receive nothing any more; `restore` undoes it."""
-        await execute(self.standby, "ALTER SYSTEM SET primary_conninfo = ''")
-        await execute(self.standby, "SELECT pg_reload_conf()")
+    @asynccontextmanager
+    async def standby_cut_off(self) -> AsyncIterator[None]:
+        """Let the standby receive nothing any more until the end of the block."""
+        standby = self.standby
+        await execute(standby, "ALTER SYSTEM SET primary_conninfo = ''")
+        await execute(standby, "SELECT pg_reload_conf()")
 
         async def is_cut_off() -> bool:
             return not await execute(self.primary, "SELECT count(*) FROM pg_stat_replication")
 
-        await until(is_cut_off)
+        try:
+            await until(is_cut_off)
+            yield
+        finally:
+            await execute(standby, "ALTER SYSTEM RESET primary_conninfo")
+            await execute(standby, "SELECT pg_reload_conf()")
 
     async def promote(self, *, moves_address: bool = True) -> None:
         """Promote the standby. Where the primary still runs there are two of them afterwards."""

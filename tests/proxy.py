@@ -14,8 +14,8 @@ from sqlalchemy import make_url
 
 Direction: TypeAlias = Literal["to server", "to client"]
 
-#: How a connection ends at a chunk: reset or closed before it, closed after its first half or after
-#: the whole of it, or silent from then on, without an end.
+#: How a connection ends at a chunk: reset or closed before it, closed after its first half, reset
+#: for the client after the whole of it, or silent from then on, without an end.
 How: TypeAlias = Literal["RST", "FIN", "half", "whole", "silence"]
 
 
@@ -173,6 +173,8 @@ class Proxy:
         if cut.how in ("half", "whole"):
             sink.write(chunk if cut.how == "whole" else chunk[: len(chunk) // 2])
             await sink.drain()
+        if cut.how == "whole":
+            ends[0].transport.abort()  # the client does not see the answer
         if cut.meanwhile is not None:
             await cut.meanwhile()
         for end in ends:

@@ -1,5 +1,5 @@
-"""500 connections that are cut at a COMMIT, before, inside and after it, while the server goes on, is
-restarted, crashes or is replaced: no answer is wrong, and no work is done twice.
+"""500 connections that are cut at a COMMIT, before, inside and after it, while the server goes on,
+is restarted, crashes or is replaced: no answer is wrong, and no work is done twice.
 
 Many units are at their COMMIT at the same time, so that one restart serves all of them.
 """
@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import NullPool, text
+from sqlalchemy import NullPool, make_url, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -47,6 +47,19 @@ CUTS: list[tuple[Direction, How]] = [
     ("to client", "half"),
     ("to client", "RST"),
 ]
+
+#: Those of which the client does not hear before all of them are cut.
+HELD: list[tuple[Direction, How]] = [("to client", "RST"), ("to server", "RST")]
+
+#: What a pooler in transaction mode needs.
+WITHOUT_CACHES: dict[str, dict[str, object]] = {
+    "postgresql+asyncpg": {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"pgtoolset_{uuid4()}",
+    },
+    "postgresql+psycopg": {"prepare_threshold": None},
+}
 
 #: Of rows: each attempt has one of its own.
 IDS = itertools.count(1)
@@ -132,15 +145,23 @@ class Lab:
             finally:
                 await engine.dispose()
 
-    async def cut(self, number: int, meanwhile: Action | None = None, *, at_once: int = 10) -> None:
+    async def cut(
+        self,
+        number: int,
+        meanwhile: Action | None = None,
+        *,
+        at_once: int = 10,
+        cuts: Sequence[tuple[Direction, How]] = CUTS,
+    ) -> None:
         """Cut a number of connections, some at the same time; `meanwhile` happens once for them."""
         for done in range(0, number, at_once):
-            direction, how = CUTS[done // at_once % len(CUTS)]
+            direction, how = cuts[done // at_once % len(cuts)]
             gathered = _Gathered(at_once, meanwhile)
             self._proxy.cut_at_commit(how, direction, times=at_once, meanwhile=gathered.arrive)
             units = [Unit(is_tried_again=bool(n % 2)) for n in range(at_once)]
             async with asyncio.timeout(120):
                 await asyncio.gather(*(unit.run(self._maker) for unit in units))
+                await gathered.done.wait()
             assert self._proxy.cut is None, units
             await self._check(units)
 
@@ -167,15 +188,15 @@ class _Gathered:
     def __init__(self, number: int, action: Action | None) -> None:
         self._missing = number
         self._action = action
-        self._done = asyncio.Event()
+        self.done = asyncio.Event()
 
     async def arrive(self) -> None:
         self._missing -= 1
         if not self._missing:
             if self._action is not None:
                 await self._action()
-            self._done.set()
-        await self._done.wait()
+            self.done.set()
+        await self.done.wait()
 
 
 async def _use_ids(url: str) -> None:
@@ -202,11 +223,10 @@ async def test_backend_killed(database_url: str, other: asyncpg.Connection) -> N
     async def kill() -> None:
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'to be killed'"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
-    settings = {"application_name": "to be killed"}
-    async with Lab.at(database_url, server_settings=settings) as lab:
+    async with Lab.at(database_url) as lab:
         await lab.cut(110, kill)
     await other.execute("TRUNCATE item, part")
     assert set(lab.told) == {"stored", "lost"}
@@ -219,18 +239,14 @@ async def test_pgbouncer(database_url: str, other: asyncpg.Connection, is_killed
 
     async def kill() -> None:
         await other.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'COMMIT;'"
-            " OR backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
-    without_caches = {
-        "statement_cache_size": 0,
-        "prepared_statement_cache_size": 0,
-        "prepared_statement_name_func": lambda: f"pgtoolset_{uuid4()}",
-    }
+    without_caches = WITHOUT_CACHES[make_url(sqlalchemy_url(database_url)).drivername]
     async with (
         pgbouncer(database_url) as url,
-        Lab.at(url, database_url, **without_caches) as lab,  # type: ignore[arg-type]
+        Lab.at(url, database_url, **without_caches) as lab,
     ):
         # As many at the same time as PgBouncer has backends.
         await lab.cut(56 if is_killed else 54, kill if is_killed else None, at_once=2)
@@ -269,18 +285,17 @@ async def test_restarts(server: EmbeddedServer) -> None:
         await lab.cut(50, restart)
         assert set(lab.told) == {"stored", "lost"}
         lab.told.clear()
-        await lab.cut(20, crash)
+        await lab.cut(20, crash, cuts=HELD)
     assert set(lab.told) == {"unknown"}
 
 
 async def test_failover(nodes: Nodes) -> None:
     """10 cuts in a failover to a standby that has not received the work: none is resolved."""
-    await nodes.cut_standby_off()
 
     async def fail_over() -> None:
         await nodes.fail_over()
         await _use_ids(nodes.primary.url())
 
-    async with Lab.at(nodes.address()) as lab:
-        await lab.cut(10, fail_over)
+    async with nodes.standby_cut_off(), Lab.at(nodes.address()) as lab:
+        await lab.cut(10, fail_over, cuts=HELD)
     assert set(lab.told) == {"unknown"}

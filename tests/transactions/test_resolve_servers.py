@@ -417,8 +417,7 @@ async def test_standby_was_not_waited_for(server: EmbeddedServer, lab: Lab) -> N
 async def test_failover_gives_the_id_away(nodes: Nodes) -> None:
     """After a failover that has lost the transaction, the new primary has given its id to another
     one, which is committed: unknown, and not tried again."""
-    async with Lab.at(nodes.address()) as lab:
-        await nodes.cut_standby_off()
+    async with nodes.standby_cut_off(), Lab.at(nodes.address()) as lab:
         before = await give_ids_away(nodes.primary)
 
         async def fail_over() -> None:

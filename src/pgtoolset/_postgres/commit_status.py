@@ -61,6 +61,8 @@ WHERE NOT COALESCE(pg_catalog.has_function_privilege(
         AS pg_catalog.oid), 'EXECUTE'), false)
 """
 
+_XID = "CAST(CAST(:xid AS pg_catalog.text) AS pg_catalog.xid8)"
+
 _TRACE = f"""
 SELECT CAST(pg_catalog.pg_current_xact_id_if_assigned() AS pg_catalog.text),
     pg_catalog.pg_backend_pid(),
@@ -80,7 +82,7 @@ SELECT n.is_standby, n.system_identifier, n.wal_file, n.crash_mark,
         AND pg_catalog.left(n.wal_file, 8) {EQ} :timeline
         AND n.wal_file COLLATE pg_catalog."C" {GE} :wal_file
         AND n.crash_mark {EQ} :crash_mark
-    THEN pg_catalog.pg_xact_status(CAST(CAST(:xid AS pg_catalog.text) AS pg_catalog.xid8)) END AS status,
+    THEN pg_catalog.pg_xact_status({_XID}) END AS status,
     pg_catalog.current_setting('synchronous_standby_names') {NE} '' AS has_standbys
 FROM (
     SELECT {IS_STANDBY} AS is_standby,
@@ -97,7 +99,7 @@ _END = text(f"""
 SELECT pg_catalog.pg_terminate_backend(a.pid)
 FROM pg_catalog.pg_stat_get_activity(CAST(:pid AS integer)) AS a
 WHERE {_exactly("a.backend_start")} {EQ} :backend_start
-    AND a.backend_xid {EQ} pg_catalog.xid(CAST(CAST(:xid AS pg_catalog.text) AS pg_catalog.xid8))
+    AND a.backend_xid {EQ} pg_catalog.xid({_XID})
     AND COALESCE(a.wait_event {NE} 'SyncRep', true)
 """)
 
