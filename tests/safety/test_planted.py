@@ -214,6 +214,7 @@ async def lost_commits(place: Place) -> None:
                 return (await look(connection, noted)).status == "aborted"
 
             await until(is_ended)
+            await session.invalidate()
         await engine.dispose()
 
 

@@ -47,8 +47,8 @@ _FUNCTIONS = (
     "pg_current_wal_insert_lsn()",
     "pg_stat_get_activity(integer)",
     "pg_stat_get_bgwriter_stat_reset_time()",
-    "pg_walfile_name(pg_lsn)",
-    "pg_xact_status(xid8)",
+    "pg_walfile_name(pg_catalog.pg_lsn)",
+    "pg_xact_status(pg_catalog.xid8)",
 )
 
 #: A role that may not call a function would abort its transaction by the attempt.
@@ -208,7 +208,8 @@ def trace(connection: PoolProxiedConnection) -> Trace:
         if memory is None:
             memory = connection.info[_KEY] = _Memory(_row(connection, _REFUSED)[0])
         if memory.refused is not None:
-            return Trace(xid, pid, level, None, memory.refused)
+            refused = memory.refused.replace("pg_catalog.", "")
+            return Trace(xid, pid, level, None, refused)
         incarnation = memory.find((pid, started))
         if incarnation is None:
             cluster, wal_file, mark, backend_start = _row(connection, _INCARNATION)
