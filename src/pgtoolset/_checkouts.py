@@ -210,10 +210,12 @@ class Checkout:
         """Return the longest time in which a session wants to know of a COMMIT without an answer,
         in seconds; `None` where none does.
         """
-        return max(
-            (each.resolve_commit for each in self.participants if each.resolve_commit is not None),
-            default=None,
-        )
+        longest = None
+        for participant in self.participants:
+            timeout = participant.resolve_commit
+            if timeout is not None and (longest is None or timeout > longest):
+                longest = timeout
+        return longest
 
     def _trace(self, dbapi_connection: PoolProxiedConnection) -> Trace | None:
         """Note what the outcome of the COMMIT can be asked by; `None` where none will be sent."""
