@@ -5,7 +5,9 @@ Measured is the time from entering a block to having left it, with one statement
 connection:
 
 - nested: in a session that is in a transaction, against `session.begin_nested()`;
-- outermost: on an idle session, against `session.begin()`.
+- outermost: on an idle session, against `session.begin()`;
+- resolve_commit: an outermost block that notes its transaction before the COMMIT, so that a lost
+  answer can be resolved, against the same block without.
 
 Wall time decides, because it is what a caller waits for. The CPU time is that of this process
 alone, without PostgreSQL's part: the same difference against a smaller base. The control is
@@ -84,6 +86,11 @@ async def timed(session: AsyncSession, block: Block, statement: Executable) -> S
     return Seconds((time.perf_counter() - wall) / BLOCKS, (time.process_time() - cpu) / BLOCKS)
 
 
+def resolving(session: AsyncSession) -> AbstractAsyncContextManager[Any]:
+    """Open a block whose commit could be resolved."""
+    return get_transaction(session, resolve_commit=10)
+
+
 def contestants(
     measure: Callable[[AsyncEngine, Block, Executable], Awaitable[Seconds]],
     engines: tuple[AsyncEngine, AsyncEngine],
@@ -105,6 +112,8 @@ async def compare(
     between: dict[str, Callable[[], Awaitable[Seconds]]],
     rounds: int,
     target: tuple[Literal["at most", "at least"], float] | None = None,
+    *,
+    base: str = "SQLAlchemy's own block",
 ) -> None:
     results = await alternate(between, rounds=rounds, warm_up=10)
     theirs = results["sqlalchemy"]
@@ -114,12 +123,12 @@ async def compare(
         cpu = Spread.of_ratios([each.cpu for each in ours], [each.cpu for each in theirs])
         tell(f"{what}, wall time{mark}", wall, target if name == "pgtoolset" else None)
         tell(f"{what}, CPU time{mark}", cpu)
-    base = Spread.of(each.wall for each in theirs).median
+    wall_time = Spread.of(each.wall for each in theirs).median
     more = Spread.of(
         one.cpu - other.cpu for one, other in zip(results["pgtoolset"], theirs, strict=True)
     ).median
     print(
-        f"    SQLAlchemy's own block: {base * 1e6:.0f} us of wall time; ours adds "
+        f"    {base}: {wall_time * 1e6:.0f} us of wall time; ours adds "
         f"{more * 1e6:.1f} us of CPU time"
     )
 
@@ -140,6 +149,14 @@ async def run(rounds: int) -> None:
             for name, statement in STATEMENTS.items():
                 between = contestants(outermost, engines, AsyncSession.begin, statement)
                 await compare(name, between, rounds)
+            headline("get_transaction(session, resolve_commit=10) / get_transaction(session)")
+            statement = STATEMENTS["INSERT"]
+            between = {
+                "pgtoolset": lambda: outermost(engines[0], resolving, statement),
+                "sqlalchemy": lambda: outermost(engines[0], get_transaction, statement),
+                "control": lambda: outermost(engines[0], get_transaction, statement),
+            }
+            await compare("INSERT", between, rounds, ("at most", 1.35), base="Without")
             async with engines[0].begin() as connection:
                 await connection.run_sync(metadata.drop_all)
         finally:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -98,6 +99,23 @@ class Nodes:
         """Crash the primary and promote the standby. `rejoin` makes the old primary a standby."""
         await asyncio.to_thread(self.primary.shut_down, immediate=True)
         await self.promote(moves_address=moves_address)
+
+    @asynccontextmanager
+    async def standby_cut_off(self) -> AsyncIterator[None]:
+        """Let the standby receive nothing any more until the end of the block."""
+        standby = self.standby
+        await execute(standby, "ALTER SYSTEM SET primary_conninfo = ''")
+        await execute(standby, "SELECT pg_reload_conf()")
+
+        async def is_cut_off() -> bool:
+            return not await execute(self.primary, "SELECT count(*) FROM pg_stat_replication")
+
+        try:
+            await until(is_cut_off)
+            yield
+        finally:
+            await execute(standby, "ALTER SYSTEM RESET primary_conninfo")
+            await execute(standby, "SELECT pg_reload_conf()")
 
     async def promote(self, *, moves_address: bool = True) -> None:
         """Promote the standby. Where the primary still runs there are two of them afterwards."""

@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from sqlalchemy import make_url
 
 Direction: TypeAlias = Literal["to server", "to client"]
 
-#: How a connection ends at a chunk: reset or closed before it, closed after its first half, or
-#: silent from then on, without an end.
-How: TypeAlias = Literal["RST", "FIN", "half", "silence"]
+#: How a connection ends at a chunk: reset or closed before it, closed after its first half, reset
+#: for the client after the whole of it, or silent from then on, without an end.
+How: TypeAlias = Literal["RST", "FIN", "half", "whole", "silence"]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Ends the connection at the first chunk for which `at` returns `True`."""
+    """Ends the connection at the first chunk for which `at` returns `True`.
+
+    Attributes:
+        times: how many connections it ends.
+        meanwhile: what happens in the place of the cut, before each of them ends.
+    """
 
     direction: Direction
     at: Callable[[bytes], bool]
     how: How
+    times: int = 1
+    meanwhile: Callable[[], Awaitable[None]] | None = None
 
 
 class Proxy:
@@ -36,7 +43,7 @@ class Proxy:
         frozen: nothing is forwarded and nothing closed, as where a machine has vanished: a
             half-open connection.
         delay: seconds before each chunk is forwarded.
-        cut: where the next connection ends; once, and `None` afterwards.
+        cut: where the next connections end; `None` afterwards.
         counts: the number of chunks in each direction.
     """
 
@@ -44,6 +51,7 @@ class Proxy:
         self._url = make_url(url)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.refusing = False
         self.frozen = False
@@ -78,31 +86,43 @@ class Proxy:
         last = self.counts[direction] + number
         self.cut = Cut(direction, lambda _: self.counts[direction] >= last, how)
 
-    def cut_at_commit(self, how: How, direction: Direction = "to client") -> None:
+    def cut_at_commit(
+        self,
+        how: How,
+        direction: Direction = "to client",
+        *,
+        times: int = 1,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Cut at the next COMMIT, or at the answer to it."""
         # The message of the client, and the command tag of the server.
-        self.cut = Cut(direction, lambda chunk: b"COMMIT" in chunk, how)
+        self.cut = Cut(direction, lambda chunk: b"COMMIT" in chunk, how, times, meanwhile)
 
     def drop(self) -> None:
         """Cut every connection."""
         for writer in self._writers:
             writer.transport.abort()
 
+    def drop_clients(self) -> None:
+        """Cut every connection towards the client; the server does not hear of it."""
+        for writer in self._clients:
+            writer.transport.abort()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         self._writers.add(writer)
+        self._clients.add(writer)
         if self.refusing:
             writer.transport.abort()
             return
         host = self._url.query.get("host") or self._url.host
         assert isinstance(host, str)
+        port = int(str(self._url.query.get("port") or self._url.port or 5432))
         try:
             if host.startswith("/"):
-                upstream = await asyncio.open_unix_connection(
-                    f"{host}/.s.PGSQL.{self._url.port or 5432}"
-                )
+                upstream = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
             else:
-                upstream = await asyncio.open_connection(host, self._url.port or 5432)
+                upstream = await asyncio.open_connection(host, port)
         except OSError:
             writer.transport.abort()
             return
@@ -133,8 +153,9 @@ class Proxy:
                     await asyncio.Event().wait()  # this connection is never heard of again
                 self.counts[direction] += 1
                 if self.cut is not None and self.cut.direction == direction and self.cut.at(chunk):
-                    how, self.cut = self.cut.how, None
-                    await self._end(how, chunk, sink, ends)
+                    cut = self.cut
+                    self.cut = replace(cut, times=cut.times - 1) if cut.times > 1 else None
+                    await self._end(cut, chunk, sink, ends)
                     return
                 sink.write(chunk)
                 await sink.drain()
@@ -142,18 +163,22 @@ class Proxy:
 
     async def _end(
         self,
-        how: How,
+        cut: Cut,
         chunk: bytes,
         sink: asyncio.StreamWriter,
         ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
     ) -> None:
-        if how == "silence":
+        if cut.how == "silence":
             await asyncio.Event().wait()
-        if how == "half":
-            sink.write(chunk[: len(chunk) // 2])
+        if cut.how in ("half", "whole"):
+            sink.write(chunk if cut.how == "whole" else chunk[: len(chunk) // 2])
             await sink.drain()
+        if cut.how == "whole":
+            ends[0].transport.abort()  # the client does not see the answer
+        if cut.meanwhile is not None:
+            await cut.meanwhile()
         for end in ends:
-            if how == "RST":
+            if cut.how == "RST":
                 # Closing a socket without lingering sends RST in place of FIN.
                 linger = struct.pack("ii", 1, 0)
                 end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -108,19 +108,23 @@ class _Transaction(AbstractAsyncContextManager[None]):
     loop would first run a generator to its end.
     """
 
-    __slots__ = ("_is_verifying", "_options", "_session", "_sync")
+    __slots__ = ("_is_verifying", "_options", "_outer_resolve_commit", "_session", "_sync")
 
     def __init__(self, session: Any, sync: Session, options: TransactionOptions) -> None:
         self._session = session
         self._sync = sync
         self._options = options
         self._is_verifying = False
+        #: Of a unit of work around this block, whose transaction has ended.
+        self._outer_resolve_commit: float | None = None
 
     async def __aenter__(self) -> None:
         check_atomic(self._sync)
         listen_to_errors(self._sync.bind)
         # False where a unit of work around this block verifies the commits of the session already.
         self._is_verifying = verify_commits(self._sync)
+        if self._options is not NO_OPTIONS:
+            self._resolve_commits()
         try:
             # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
             self._sync.begin()
@@ -153,9 +157,16 @@ class _Transaction(AbstractAsyncContextManager[None]):
         finally:
             self._stop_verifying()
 
+    def _resolve_commits(self) -> None:
+        record = record_of(self._sync)
+        self._outer_resolve_commit = record.resolve_commit
+        record.resolve_commit = self._options.resolve_seconds or record.resolve_commit
+
     def _stop_verifying(self) -> None:
         if self._is_verifying:
             stop_verifying(self._sync)
+        elif self._options is not NO_OPTIONS:
+            record_of(self._sync).resolve_commit = self._outer_resolve_commit
 
 
 async def _send_options(session: Any, options: TransactionOptions) -> None:
@@ -187,7 +198,7 @@ async def _send_options(session: Any, options: TransactionOptions) -> None:
 def _refuse_joined(options: TransactionOptions, connection: Connection) -> None:
     """Raise where the transaction belongs to the caller, who would get the options with it."""
     if connection.in_transaction():
-        names = [name for name in options.names() if name != "durable"]
+        names = [name for name in options.names() if name not in ("durable", "resolve_commit")]
         raise TransactionStateError(
             f"{', '.join(names)}: only an outermost transaction can have that, and the session is "
             "bound to a connection that is in a transaction already; give the options to that "

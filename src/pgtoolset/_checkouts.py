@@ -15,12 +15,15 @@ from typing import Any, Protocol, TypeAlias
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, Transaction, event
 from sqlalchemy.engine import ExceptionContext, RootTransaction
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.util import await_only
 
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
-from pgtoolset._outcomes import aborted_by, commit_unknown
+from pgtoolset._outcomes import aborted_by, commit_unknown, transaction_lost
+from pgtoolset._postgres.commit_status import Trace, trace
 from pgtoolset._postgres.connections import (
     CommitAttempt,
     Outcome,
+    begun_transaction,
     check_verifiable,
     close_pooled,
     verify_next_commit,
@@ -28,9 +31,17 @@ from pgtoolset._postgres.connections import (
 from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded, is_open
 from pgtoolset._postgres.engines import see
 from pgtoolset._postgres.poolers import explained
-from pgtoolset._postgres.sqlstates import breaks_connection, refuses_commit, reported_by_server
+from pgtoolset._postgres.sqlstates import (
+    IN_FAILED_SQL_TRANSACTION,
+    breaks_connection,
+    refuses_commit,
+    reported_by_server,
+    sqlstate_of,
+)
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
+from pgtoolset._resolution import Verdict, resolve
 from pgtoolset.errors import CommitUnknownError, PoolerError
+from pgtoolset.types import CommitPhase
 
 #: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
 #: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
@@ -48,6 +59,7 @@ class Participant(Protocol):
     """A session on a checkout, as its record describes it."""
 
     unknown: CommitUnknownError | None
+    resolve_commit: float | None
 
     @property
     def needs_verified_commit(self) -> bool:
@@ -180,6 +192,8 @@ class Checkout:
         if self.deferred:
             check_can_run()  # before anything is sent
         check_is_free(dbapi_connection)
+        timeout = self._resolves_within()
+        noted = None if timeout is None else self._trace(dbapi_connection)
         self.attempt = attempt = verify_next_commit(dbapi_connection)
         if attempt is None:
             dialect_commit(dbapi_connection)
@@ -187,15 +201,56 @@ class Checkout:
             try:
                 dialect_commit(dbapi_connection)
             except BaseException as error:
-                if attempt.outcome is Outcome.UNKNOWN:
+                if attempt.outcome is not Outcome.UNKNOWN:
+                    raise
+                if timeout is None or noted is None:
                     self._raise_unknown(error, attempt.error)
-                raise
-            if attempt.outcome is not Outcome.STORED:
-                raise aborted_by(self.error)
+                    raise
+                self._resolve(error, attempt, noted, timeout)
+            else:
+                if attempt.outcome is not Outcome.STORED:
+                    raise aborted_by(self.error)
         self.note_commit()
         if self.deferred:
             callbacks, self.deferred = self.deferred, []
             run_in_greenlet(callbacks)
+
+    def _resolves_within(self) -> float | None:
+        """Return the longest time in which a session wants to know of a COMMIT without an answer,
+        in seconds; `None` where none does.
+        """
+        longest = None
+        for participant in self.participants:
+            timeout = participant.resolve_commit
+            if timeout is not None and (longest is None or timeout > longest):
+                longest = timeout
+        return longest
+
+    def _trace(self, dbapi_connection: PoolProxiedConnection) -> Trace | None:
+        """Note what the outcome of the COMMIT can be asked by; `None` where none will be sent."""
+        if begun_transaction(dbapi_connection) is None:
+            return None
+        try:
+            return trace(dbapi_connection)
+        except Exception as error:
+            if sqlstate_of(error) == IN_FAILED_SQL_TRANSACTION:
+                raise aborted_by(self.error) from self.error
+            raise
+
+    def _resolve(
+        self, error: BaseException, attempt: CommitAttempt, noted: Trace, timeout: float
+    ) -> None:
+        """Ask PostgreSQL what became of a COMMIT without an answer; raise unless it is stored."""
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            self._raise_unknown(error, attempt.error)
+            raise error
+        found = await_only(resolve(self.connection.engine, noted, timeout))
+        if found.verdict is Verdict.UNKNOWN:
+            self._raise_unknown(error, attempt.error, found.reason)
+        if found.verdict is Verdict.LOST:
+            raise transaction_lost(self._phase(), attempt.error)
+        # The next user needs another one.
+        self.connection.invalidate()
 
     def commit_prepared(self, dialect_commit: Callable[[], None]) -> None:
         """Send COMMIT PREPARED; PostgreSQL answers with an error where it stores nothing."""
@@ -222,9 +277,14 @@ class Checkout:
             if joined is released:
                 self.participants[participant] = self._transaction
 
-    def _raise_unknown(self, error: BaseException, cause: BaseException | None) -> None:
+    def _phase(self) -> CommitPhase:
         is_ending = self.owes_commit or any(each.is_ending for each in self.participants)
-        unknown = commit_unknown("end" if is_ending else "commit", cause)
+        return "end" if is_ending else "commit"
+
+    def _raise_unknown(
+        self, error: BaseException, cause: BaseException | None, reason: str = ""
+    ) -> None:
+        unknown = commit_unknown(self._phase(), cause, reason)
         for participant in self.participants:
             participant.unknown = unknown
         if isinstance(error, (Exception, asyncio.CancelledError)):

@@ -23,8 +23,12 @@ from pgtoolset._record import Record, innermost, record_of
 from pgtoolset.errors import TransactionAbortedError
 
 
-def verify_commits(session: Session) -> bool:
+def verify_commits(session: Session, resolve_commit: float | None = None) -> bool:
     """Verify each `commit()` of a session until `stop_verifying`; `False` where it is verified.
+
+    Args:
+        session: the session.
+        resolve_commit: seconds in which a commit without an answer is to be resolved.
 
     The method is put on the instance, because after a failed flush SQLAlchemy refuses a commit
     (`PendingRollbackError`) before any event could replace that error by the one that names its
@@ -35,6 +39,7 @@ def verify_commits(session: Session) -> bool:
     if record.verifies_commits:
         return False
     record.verifies_commits = True
+    record.resolve_commit = resolve_commit
     vars(session)["commit"] = partial(_verified_commit, ref(session))
     return True
 
@@ -43,7 +48,7 @@ def stop_verifying(session: Session) -> None:
     """Leave the commits of a session to SQLAlchemy again."""
     record = record_of(session)
     record.verifies_commits = False
-    record.unknown = None
+    record.resolve_commit = record.unknown = None
     vars(session).pop("commit", None)
 
 

@@ -9,7 +9,7 @@ from pgtoolset._postgres.sqlstates import (
     reported_by_server,
     sqlstate_of,
 )
-from pgtoolset.errors import CommitUnknownError, TransactionAbortedError
+from pgtoolset.errors import CommitUnknownError, TransactionAbortedError, TransactionLostError
 from pgtoolset.types import CommitPhase
 
 #: What became of the work, for `aborted_by`.
@@ -74,16 +74,36 @@ def rolled_back_outside() -> TransactionAbortedError:
     )
 
 
-def commit_unknown(phase: CommitPhase, cause: BaseException | None) -> CommitUnknownError:
-    """Return the error for a commit that was sent and not answered, caused by the driver's."""
+def commit_unknown(
+    phase: CommitPhase, cause: BaseException | None, reason: str = ""
+) -> CommitUnknownError:
+    """Return the error for a commit that was sent and not answered, caused by the driver's.
+
+    Args:
+        phase: which commit it was.
+        cause: the driver's error.
+        reason: why `resolve_commit` could not find out, where it was given.
+    """
     because = f" ({_named(cause)})" if cause is not None else ""
+    asked = f" resolve_commit could not find out: {reason}." if reason else ""
     unknown = CommitUnknownError(
         f"{_SENT[phase]}, and no answer says what became of it{because}: PostgreSQL may have "
-        "stored the work or not. Find out in a new session before you run the work again.",
+        f"stored the work or not.{asked} Find out in a new session before you run the work again.",
         phase=phase,
     )
     unknown.__cause__ = cause
     return unknown
+
+
+def transaction_lost(phase: CommitPhase, cause: BaseException | None) -> TransactionLostError:
+    """Return the error for a commit that was not answered, and has certainly stored nothing."""
+    because = f" ({_named(cause)})" if cause is not None else ""
+    lost = TransactionLostError(
+        f"{_SENT[phase]}, and its connection was lost{because}. PostgreSQL says that the "
+        "transaction is rolled back: nothing of it is stored. Run the work again."
+    )
+    lost.__cause__ = cause
+    return lost
 
 
 def partly_stored(phase: CommitPhase, cause: BaseException) -> CommitUnknownError:

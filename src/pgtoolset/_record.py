@@ -36,6 +36,8 @@ class Record:
     Attributes:
         verifies_commits: whether a block of ours is open, so that each `commit()` is verified.
         is_ending: whether the commit at the end of that block is being sent.
+        resolve_commit: seconds in which a commit without an answer is to be resolved, where its
+            block asks for that.
         unknown: the error of a commit whose outcome is unknown; kept until that block has ended.
         checkouts: the connections of the transaction.
         callbacks: of `on_commit`, each with the level whose rollback removes it.
@@ -49,6 +51,7 @@ class Record:
         "checkouts",
         "committed",
         "is_ending",
+        "resolve_commit",
         "unknown",
         "verifies_commits",
     )
@@ -56,6 +59,7 @@ class Record:
     def __init__(self) -> None:
         self.verifies_commits = False
         self.is_ending = False
+        self.resolve_commit: float | None = None
         self.unknown: CommitUnknownError | None = None
         self.checkouts: list[Checkout] = []
         self.callbacks: list[tuple[SessionTransaction, Callback]] = []

@@ -66,7 +66,12 @@ def raise_called_by_hand() -> NoReturn:
     )
 
 
-async def session_of_request(connection: Any, key: object, session_maker: SessionFactory[S]) -> S:
+async def session_of_request(
+    connection: Any,
+    key: object,
+    session_maker: SessionFactory[S],
+    resolve_commit: float | None = None,
+) -> S:
     """Return the session of a request: the first call for `key` makes it, and each later one finds
     it, however FastAPI came to call again (`use_cache=False`, another scope, `Security`).
     """
@@ -78,7 +83,7 @@ async def session_of_request(connection: Any, key: object, session_maker: Sessio
         _watch(after_response, ResponseStack, units)
     unit: RequestUnit[S] | None = units.open.get(key)
     if unit is None:
-        unit = RequestUnit(session_maker, units)
+        unit = RequestUnit(session_maker, units, resolve_commit)
         after_response.push_async_exit(unit.finish)
         await unit.begin()
         before_response.push_async_exit(unit.commit_unless_failed)
@@ -87,7 +92,10 @@ async def session_of_request(connection: Any, key: object, session_maker: Sessio
 
 
 def session_of_request_in_thread(
-    connection: Any, key: object, session_maker: SessionFactory[S]
+    connection: Any,
+    key: object,
+    session_maker: SessionFactory[S],
+    resolve_commit: float | None = None,
 ) -> S:
     """Return the session of a request where FastAPI has called the dependency in a thread.
 
@@ -95,7 +103,7 @@ def session_of_request_in_thread(
     """
     from anyio import from_thread
 
-    return from_thread.run(session_of_request, connection, key, session_maker)
+    return from_thread.run(session_of_request, connection, key, session_maker, resolve_commit)
 
 
 class RequestUnits:
@@ -173,8 +181,13 @@ class RequestUnit(UnitOfWork[S]):
 
     __slots__ = ("_units",)
 
-    def __init__(self, session_maker: SessionFactory[S], units: RequestUnits) -> None:
-        super().__init__(session_maker)
+    def __init__(
+        self,
+        session_maker: SessionFactory[S],
+        units: RequestUnits,
+        resolve_commit: float | None = None,
+    ) -> None:
+        super().__init__(session_maker, resolve_commit)
         self._units = units
 
     async def commit_unless_failed(

@@ -20,7 +20,7 @@ from pgtoolset._postgres.sqlstates import (
     sqlstate_of,
 )
 from pgtoolset._postgres.standby import has_moved
-from pgtoolset.errors import CommitUnknownError
+from pgtoolset.errors import CommitUnknownError, TransactionLostError
 from pgtoolset.values import RetryAttempt
 
 RetryOn: TypeAlias = Callable[[Exception], bool]
@@ -106,8 +106,11 @@ def _causes_of(error: BaseException) -> Iterator[BaseException]:
 def _has_lost_server(error: BaseException) -> bool:
     """Whether a connection was lost before a COMMIT was sent, or its primary has moved.
 
-    A connection that is lost at the COMMIT is a `CommitUnknownError`.
+    A connection that is lost at the COMMIT is a `CommitUnknownError`, or a `TransactionLostError`
+    where it is known that nothing is stored.
     """
+    if isinstance(error, TransactionLostError):
+        return True
     if sqlstate_of(error) in LOST_CONNECTION or has_moved(error):
         return True
     if getattr(error, "connection_invalidated", False) is True:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from pgtoolset._arguments import check_atomic, new_session, sync_session_of
+from pgtoolset._arguments import check_atomic, new_session, shown, sync_session_of
 from pgtoolset._begins import explain_second_begin, stop_explaining
 from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
@@ -45,18 +45,26 @@ def own_session(session_maker: SessionFactory[S]) -> S:
 class UnitOfWork(Generic[S]):
     """One session from its factory to its closing."""
 
-    __slots__ = ("_sync", "session")
+    __slots__ = ("_resolve_commit", "_sync", "session")
 
-    def __init__(self, session_maker: SessionFactory[S]) -> None:
+    def __init__(
+        self, session_maker: SessionFactory[S], resolve_commit: float | None = None
+    ) -> None:
         self.session: S = own_session(session_maker)
         self._sync = sync_session_of(self.session)
+        self._resolve_commit = resolve_commit
+        if resolve_commit is not None and self._sync is None:
+            raise TypeError(
+                "resolve_commit: only an AsyncSession can have that, and session_maker makes "
+                f"{shown(self.session)}"
+            )
 
     async def begin(self) -> None:
         """Begin the transaction, without a connection."""
         if self._sync is None:
             await self.session.begin()
             return
-        verify_commits(self._sync)
+        verify_commits(self._sync, self._resolve_commit)
         # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
         if not self._sync.in_transaction():
             self._sync.begin()
@@ -131,10 +139,13 @@ class UnitContext(AbstractAsyncContextManager[S]):
     close a session that is still in use.
     """
 
-    __slots__ = ("_session_maker", "_unit")
+    __slots__ = ("_resolve_commit", "_session_maker", "_unit")
 
-    def __init__(self, session_maker: SessionFactory[S]) -> None:
+    def __init__(
+        self, session_maker: SessionFactory[S], resolve_commit: float | None = None
+    ) -> None:
         self._session_maker = session_maker
+        self._resolve_commit = resolve_commit
         self._unit: UnitOfWork[S] | None = None
 
     async def __aenter__(self) -> S:
@@ -142,7 +153,7 @@ class UnitContext(AbstractAsyncContextManager[S]):
             raise TransactionStateError(
                 "this block is open already; call db_context() again for a block of its own"
             )
-        unit = UnitOfWork(self._session_maker)
+        unit = UnitOfWork(self._session_maker, self._resolve_commit)
         self._unit = unit
         try:
             await unit.begin()

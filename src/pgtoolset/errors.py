@@ -81,10 +81,11 @@ class CommitUnknownError(PgToolsetError, ConnectionError):
     driver's `command_timeout`, and where the server or a pooler said that it stops. A connection
     that was lost before COMMIT was sent is another error: nothing is stored then.
 
-    Do not run the work again before you know: look whether the row is there, in a new session, or
-    give the work a key that cannot be stored twice. A block that caught this error from its own
-    `commit()` can commit nothing afterwards, and its end raises the error again. Callbacks of
-    `on_commit` have not run. The `__cause__` is the driver's error.
+    Do not run the work again before you know. With `resolve_commit=` the library asks PostgreSQL,
+    and this error says why that gave no answer. Otherwise look whether the row is there, in a new
+    session, or give the work a key that cannot be stored twice. A block that caught this error from
+    its own `commit()` can commit nothing afterwards, and its end raises the error again. Callbacks
+    of `on_commit` have not run. The `__cause__` is the driver's error.
 
     A session with several connections sends a COMMIT on each. Where one of them has stored its part
     and a later one fails, with whatever error, that is this error too.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
-from pgtoolset._arguments import check_session_maker
+from pgtoolset._arguments import check_resolve_commit, check_session_maker
 from pgtoolset._requests import (
     http_connection_type,
     make_injectable,
@@ -16,13 +16,16 @@ from pgtoolset._requests import (
 )
 from pgtoolset._units import UnitContext, UnitOfWork
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory
+from pgtoolset.types import Duration
 
 __all__ = ["create_db_context", "create_db_dependency"]
 
 S = TypeVar("S", bound=ManagedSession)
 
 
-def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency[S]:
+def create_db_dependency(
+    session_maker: SessionFactory[S], *, resolve_commit: Duration | None = None
+) -> DatabaseDependency[S]:
     """Make a FastAPI dependency whose sessions are committed before the response starts.
 
     Use it as a plain `Depends(get_db)`. The endpoint gets a session that is in a transaction. The
@@ -38,6 +41,9 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions. The dependency is typed
             with its session.
+        resolve_commit: the time in which a commit whose answer was lost with its connection is
+            resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
+            as `"5s"`; `None` leaves it unknown. It costs one short statement before each COMMIT.
 
     Returns:
         A function that returns an async generator of one session. FastAPI, which calls it with the
@@ -45,10 +51,12 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions.
+        ValueError, TypeError: `resolve_commit` is not a length of time above 0.
 
     At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
     swallowed a database error that aborted the transaction, and `CommitUnknownError` where the
-    connection was lost between COMMIT and its answer. At its start it raises
+    connection was lost between COMMIT and its answer; with `resolve_commit`, `TransactionLostError`
+    where the work is certainly not stored, and nothing where it is. At its start it raises
     `UnsupportedVersionError` with FastAPI older than 0.121, and `TransactionStateError` where
     FastAPI ends dependencies after the response (`app.frontend`).
 
@@ -63,9 +71,10 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
     See https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
     """
     check_session_maker(session_maker)
+    seconds = check_resolve_commit(resolve_commit)
 
     async def as_generator() -> AsyncGenerator[S, None]:
-        unit = UnitOfWork(session_maker)
+        unit = UnitOfWork(session_maker, seconds)
         try:
             await unit.begin()
             yield unit.session
@@ -85,14 +94,16 @@ def create_db_dependency(session_maker: SessionFactory[S]) -> DatabaseDependency
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return session_of_request_in_thread(connection, get_db, session_maker)
-        return session_of_request(connection, get_db, session_maker)
+            return session_of_request_in_thread(connection, get_db, session_maker, seconds)
+        return session_of_request(connection, get_db, session_maker, seconds)
 
     make_injectable(get_db, connection_type)
     return get_db
 
 
-def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
+def create_db_context(
+    session_maker: SessionFactory[S], *, resolve_commit: Duration | None = None
+) -> DatabaseContext[S]:
     """Make a context manager for sessions outside of a request: jobs, scripts, consumers, tests.
 
     Each `async with db_context() as session` is one unit of work. The session is in a transaction,
@@ -103,6 +114,9 @@ def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
 
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions.
+        resolve_commit: the time in which a commit whose answer was lost with its connection is
+            resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
+            as `"5s"`; `None` leaves it unknown. It costs one short statement before each COMMIT.
 
     Returns:
         A function without parameters that returns an async context manager, which yields one
@@ -110,11 +124,13 @@ def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions.
+        ValueError, TypeError: `resolve_commit` is not a length of time above 0.
 
     The end of the block raises `TransactionAbortedError` where the block swallowed a database error
     that aborted the transaction, and `CommitUnknownError` where the connection was lost between
-    COMMIT and its answer. A cancellation that arrives during the COMMIT is delivered after
-    it, so the caller never takes stored work for rolled back.
+    COMMIT and its answer; with `resolve_commit`, `TransactionLostError` where the work is certainly
+    not stored, and nothing where it is. A cancellation that arrives during the COMMIT is delivered
+    after it, so the caller never takes stored work for rolled back.
 
     Example:
         >>> db_context = create_db_context(session_maker=async_sessionmaker(engine))
@@ -124,8 +140,9 @@ def create_db_context(session_maker: SessionFactory[S]) -> DatabaseContext[S]:
     See https://docs.sqlalchemy.org/en/20/orm/session_basics.html
     """
     check_session_maker(session_maker)
+    seconds = check_resolve_commit(resolve_commit)
 
     def db_context() -> UnitContext[S]:
-        return UnitContext(session_maker)
+        return UnitContext(session_maker, seconds)
 
     return db_context

@@ -29,6 +29,7 @@ from pgtoolset._retries import OnRetry, Retries, RetryOn
 from pgtoolset._units import own_session
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory, TransactionalSession
+from pgtoolset.types import Duration
 
 __all__ = ["IsolationLevel", "get_transaction", "on_commit", "run_transaction"]
 
@@ -44,6 +45,7 @@ def get_transaction(
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
     deferrable: bool | None = None,
+    resolve_commit: Duration | None = None,
 ) -> AbstractAsyncContextManager[S]:
     """Open a transaction, or a savepoint where the session is already in a transaction.
 
@@ -60,6 +62,9 @@ def get_transaction(
         read_only: `True` for READ ONLY, `False` for READ WRITE; `None` leaves the server's default.
         deferrable: `True` lets a SERIALIZABLE READ ONLY transaction wait for a safe snapshot;
             `None` leaves the server's default.
+        resolve_commit: the time in which a commit whose answer was lost with its connection is
+            resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
+            as `"5s"`; `None` leaves it unknown. It costs one short statement before each COMMIT.
 
     Returns:
         An async context manager that yields `session`.
@@ -70,6 +75,7 @@ def get_transaction(
         TransactionAbortedError: the block ended normally, but had swallowed an error that aborted
             the transaction.
         CommitUnknownError: the connection was lost between COMMIT and its answer.
+        TransactionLostError: the same, and `resolve_commit` has found that nothing is stored.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
 
     Example:
@@ -86,13 +92,18 @@ def get_transaction(
     https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
     """
     has_options = not (
-        durable is False and isolation_level is None and read_only is None and deferrable is None
+        durable is False
+        and isolation_level is None
+        and read_only is None
+        and deferrable is None
+        and resolve_commit is None
     )
     if isinstance(session, AsyncSession) and not has_options:
         return TransactionBlock(session)  # nearly every call, and nothing to check
     check_transactional(session)
     return TransactionBlock(
-        session, TransactionOptions(durable, isolation_level, read_only, deferrable)
+        session,
+        TransactionOptions(durable, isolation_level, read_only, deferrable, resolve_commit),
     )
 
 
@@ -161,6 +172,7 @@ async def run_transaction(
     read_only: bool | None = None,
     retry_on: RetryOn | None = None,
     on_retry: OnRetry | None = None,
+    resolve_commit: Duration | None = None,
 ) -> R:
     """Run `work(session)` as one transaction, and again where PostgreSQL asks for that.
 
@@ -185,6 +197,10 @@ async def run_transaction(
         on_retry: a function, sync or async, that is called before each pause with a
             `pgtoolset.values.RetryAttempt`: `.number` (of the attempt that failed, from 1),
             `.error` and `.pause` (in seconds). An error that it raises ends the retries.
+        resolve_commit: the time in which a commit whose answer was lost with its connection is
+            resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
+            as `"5s"`; `None` leaves it unknown. Where it is certainly
+            not stored, `work` runs again. It costs one short statement before each COMMIT.
 
     Returns:
         The result of `work` in the attempt that was committed.
@@ -193,6 +209,7 @@ async def run_transaction(
         TransactionAbortedError: `work` swallowed an error that aborted the transaction.
         CommitUnknownError: the connection was lost between COMMIT and its answer, at the end or at
             a `commit()` of `work`. It is never tried again.
+        TransactionLostError: the same in the last attempt, and nothing is stored.
         TransactionStateError: `session_maker` gave a session that is in a transaction or in use
             already, or its engine is in AUTOCOMMIT. Nothing was sent.
         ValueError, TypeError: an argument is wrong. Nothing was sent.
@@ -209,7 +226,9 @@ async def run_transaction(
     check_session_maker(session_maker)
     check_function("work", "an async function of one session", work)
     check_count("attempts", attempts)
-    options = TransactionOptions(isolation_level=isolation_level, read_only=read_only)
+    options = TransactionOptions(
+        isolation_level=isolation_level, read_only=read_only, resolve_commit=resolve_commit
+    )
     retries = Retries(retry_on, on_retry)
     for number in range(1, attempts):
         try:

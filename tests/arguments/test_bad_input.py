@@ -69,6 +69,7 @@ WRONG_OPTIONS: list[Any] = ["a level", 5, SECRET, object(), 1j]
 #: What is wrong for an argument, by its name.
 WRONG: dict[str, list[Any]] = {
     "timeout": WRONG_TIMES,
+    "resolve_commit": [*WRONG_TIMES, 0, float("nan"), work],
     "interval": [*WRONG_TIMES, 0, None],
     "durable": WRONG_FLAGS,
     "shared": WRONG_FLAGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ URL = "postgresql+asyncpg://user:secret@host/database"
     [
         ({}, {}, [], []),
         ({"durable": True}, {}, [], []),
+        ({"resolve_commit": 5}, {}, [], []),
         (
             {"isolation_level": "SERIALIZABLE"},
             {"isolation_level": "SERIALIZABLE"},
@@ -54,6 +56,15 @@ def test_options(
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, None), (5, 5.0), (0.5, 0.5), ("500ms", 0.5), (timedelta(minutes=1), 60.0)],
+)
+def test_resolve_commit(given: Any, expected: float | None) -> None:
+    """The time in which a commit is resolved has every form of a time."""
+    assert TransactionOptions(resolve_commit=given).resolve_seconds == expected
+
+
+@pytest.mark.parametrize(
     ("name", "value", "error"),
     [
         ("isolation_level", "SNAPSHOT", ValueError),
@@ -67,6 +78,11 @@ def test_options(
             for value in (0, "yes", [], URL)
         ),
         ("durable", None, TypeError),
+        ("resolve_commit", 0, ValueError),
+        ("resolve_commit", -1, ValueError),
+        ("resolve_commit", URL, ValueError),
+        ("resolve_commit", True, TypeError),
+        ("resolve_commit", [5], TypeError),
     ],
 )
 def test_wrong_option(name: str, value: Any, error: type[Exception]) -> None:

@@ -6,7 +6,7 @@ import ast
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import greenlet_spawn
 
 import pgtoolset
 import pgtoolset.testing
@@ -48,6 +49,7 @@ from pgtoolset import (
     wait_for_row_change,
 )
 from pgtoolset._commands import COMMANDS
+from pgtoolset._postgres.commit_status import confirm, end_backend, look, trace
 from pgtoolset.cli import main
 from pgtoolset.databases import seal_database
 from pgtoolset.errors import (
@@ -55,12 +57,16 @@ from pgtoolset.errors import (
     LockTimeoutError,
     OutsideReferenceError,
     TransactionAbortedError,
+    TransactionLostError,
 )
 from pgtoolset.testing import create_db_session, create_worker_database
 from pgtoolset.testing.templates import template_database
 from pytest_pgtoolset._joined import Connections
+from tests.proxy import Direction, Proxy
 from tests.safety.shelf import Base, Book, Given, Pair, Seat, Tag, loose_tag, noted_tag
 from tests.support import connect_args, plain_url, sqlalchemy_url, until
+
+DIRECTIONS: list[Direction] = ["to client", "to server"]
 
 
 @dataclass
@@ -169,6 +175,7 @@ async def sessions_and_transactions(place: Place) -> None:
         {"isolation_level": "SERIALIZABLE", "read_only": True, "deferrable": True},
         {"isolation_level": "REPEATABLE READ", "read_only": False, "deferrable": False},
         {"durable": True},
+        {"resolve_commit": 60},
     ]
     for each in options:
         async with place.maker() as session, get_transaction(session, **each):
@@ -183,6 +190,38 @@ async def sessions_and_transactions(place: Place) -> None:
             with pytest.raises(DBAPIError):
                 await session.execute(text("SELECT 1 FROM missing"))
     assert called == [1]
+
+
+@call
+async def lost_commits(place: Place) -> None:
+    async with Proxy.to(place.url) as proxy:
+        engine = create_async_engine(sqlalchemy_url(proxy.url))
+        db_context = create_db_context(async_sessionmaker(engine), resolve_commit=60)
+        for number, direction in enumerate(DIRECTIONS):
+            with suppress(TransactionLostError):
+                async with db_context() as session:
+                    session.add(Book(id=200 + number))
+                    await session.flush()
+                    proxy.cut_at_commit("RST", direction)
+                assert direction == "to client"
+        # What ends a backend, and what waits for standbys.
+        async with place.maker() as session, place.maker() as another:
+            await session.execute(insert(Book).values(id=300))
+            raw = (await session.connection()).sync_connection
+            assert raw is not None
+            noted = await greenlet_spawn(trace, raw.connection)
+            assert noted.xid is not None and noted.refused is None
+            connection = await another.connection()
+            assert (await look(connection, noted)).status == "in progress"
+            await confirm(connection, noted)
+            await end_backend(connection, noted)
+
+            async def is_ended() -> bool:
+                return (await look(connection, noted)).status == "aborted"
+
+            await until(is_ended)
+            await session.invalidate()
+        await engine.dispose()
 
 
 @call

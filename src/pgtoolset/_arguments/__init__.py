@@ -39,7 +39,12 @@ from pgtoolset._arguments.sessions import (
 )
 from pgtoolset._arguments.shown import cause_to_show, shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
-from pgtoolset._arguments.transactions import NO_OPTIONS, IsolationLevel, TransactionOptions
+from pgtoolset._arguments.transactions import (
+    NO_OPTIONS,
+    IsolationLevel,
+    TransactionOptions,
+    check_resolve_commit,
+)
 from pgtoolset._arguments.urls import (
     DatabaseUrl,
     UrlObject,
@@ -72,6 +77,7 @@ __all__ = [
     "check_name",
     "check_predicate",
     "check_relationship",
+    "check_resolve_commit",
     "check_session_maker",
     "check_supported",
     "check_transactional",

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pgtoolset._arguments.mappings import check_flag
 from pgtoolset._arguments.shown import shown
+from pgtoolset._arguments.times import optional_seconds
+from pgtoolset.types import Duration
 
 IsolationLevel: TypeAlias = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
@@ -28,12 +30,17 @@ _FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class TransactionOptions:
-    """The options of an outermost transaction; `None` leaves the server's default."""
+    """The options of an outermost transaction; `None` leaves the server's default.
+
+    Attributes:
+        resolve_commit: the time in which a commit without an answer is to be resolved.
+    """
 
     durable: bool = False
     isolation_level: IsolationLevel | None = None
     read_only: bool | None = None
     deferrable: bool | None = None
+    resolve_commit: Duration | None = None
 
     def __post_init__(self) -> None:
         check_flag("durable", self.durable)
@@ -41,10 +48,17 @@ class TransactionOptions:
         for name in ("read_only", "deferrable"):
             if getattr(self, name) is not None:
                 check_flag(name, getattr(self, name))
+        check_resolve_commit(self.resolve_commit)
 
     def names(self) -> list[str]:
         """Return the names of the options that were given."""
-        return ["durable"] * self.durable + list(self._settings())
+        resolves = self.resolve_commit is not None
+        return ["durable"] * self.durable + list(self._settings()) + ["resolve_commit"] * resolves
+
+    @property
+    def resolve_seconds(self) -> float | None:
+        """`resolve_commit` in seconds."""
+        return check_resolve_commit(self.resolve_commit)
 
     def execution_options(self) -> dict[str, Any]:
         """Return the execution options of the connection, for its BEGIN."""
@@ -65,6 +79,15 @@ class TransactionOptions:
     def _settings(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in _EXECUTION_OPTIONS}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def check_resolve_commit(resolve_commit: object) -> float | None:
+    """Return the seconds in which a commit without an answer is to be resolved, `None` for never.
+
+    Raises:
+        TypeError, ValueError: it is not a length of time, or not above 0.
+    """
+    return optional_seconds("resolve_commit", resolve_commit)
 
 
 def _check_isolation_level(level: object) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 __all__ = [
     "EQ",
+    "GE",
     "GT",
     "MINUS",
     "NE",
@@ -38,7 +39,7 @@ __all__ = [
 pg: Any = func.pg_catalog
 
 #: The operators of our texts of SQL: `f"a.oid {EQ} b.oid"`.
-EQ, NE, GT, MINUS = (f"OPERATOR(pg_catalog.{symbol})" for symbol in ("=", "<>", ">", "-"))
+EQ, NE, GE, GT, MINUS = (f"OPERATOR(pg_catalog.{symbol})" for symbol in ("=", "<>", ">=", ">", "-"))
 
 
 class Named(UserDefinedType[Any]):

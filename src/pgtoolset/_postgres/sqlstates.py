@@ -19,6 +19,7 @@ INVALID_CATALOG_NAME = "3D000"
 OBJECT_IN_USE = "55006"
 UNIQUE_VIOLATION = "23505"
 UNDEFINED_COLUMN = "42703"
+INVALID_PARAMETER_VALUE = "22023"
 IDLE_IN_TRANSACTION_SESSION_TIMEOUT = "25P03"
 
 #: A transaction that failed with one of these may succeed when it runs again from its start.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from typing import Annotated, Any, assert_type
 
 from fastapi import Depends
@@ -82,6 +83,13 @@ async def use(session: AsyncSession, mine: MySession) -> None:
 
     await run_transaction(my_maker, work, retry_on=is_busy, on_retry=seen.append)
     await run_transaction(my_maker, work, retry_on=None, on_retry=observe)
+    await run_transaction(my_maker, work, resolve_commit=timedelta(seconds=5))
+    async with get_transaction(mine, resolve_commit=5) as same:
+        assert_type(same, MySession)
+    async with create_db_context(my_maker, resolve_commit="5s")() as opened:
+        assert_type(opened, MySession)
+    async for each in create_db_dependency(my_maker, resolve_commit=None)():
+        assert_type(each, MySession)
     on_commit(session, callback)
     on_commit(session, lambda: None)
 

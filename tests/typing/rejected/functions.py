@@ -62,6 +62,9 @@ async def sessions(session: AsyncSession, session_maker: async_sessionmaker[Asyn
     create_db_dependency()  # refused
     create_db_dependency(session_maker=session)  # refused
     create_db_context(session_maker=AsyncSession)()()  # refused
+    create_db_context(session_maker, 5)  # refused
+    create_db_context(session_maker, resolve_commit=session)  # refused
+    create_db_dependency(session_maker, resolve_commit=[5])  # refused
     async with create_db_context(session_maker=session_maker)() as own:
         special: Special = own  # refused
         _ = special
@@ -78,6 +81,7 @@ async def transactions(
     get_transaction(session, isolation_level="SNAPSHOT")  # refused
     get_transaction(session, durable="yes")  # refused
     get_transaction(session, True)  # refused
+    get_transaction(session, resolve_commit=b"5s")  # refused
     on_commit(session, "callback")  # refused
     on_commit(session, lambda one: None)  # refused
 
@@ -87,6 +91,7 @@ async def transactions(
     text: str = await run_transaction(session_maker, work)  # refused
     _ = text
     await run_transaction(session_maker, work, attempts="5")  # refused
+    await run_transaction(session_maker, work, resolve_commit=work)  # refused
     await run_transaction(session_maker, lambda own: 1)  # refused
     await run_transaction(session_maker, work, retry_on=work)  # refused
     await run_transaction(session_maker, work, retry_on=40001)  # refused
