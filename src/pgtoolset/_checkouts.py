@@ -41,6 +41,7 @@ from pgtoolset._postgres.sqlstates import (
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
 from pgtoolset._resolution import Verdict, resolve
 from pgtoolset.errors import CommitUnknownError, PoolerError
+from pgtoolset.protocols import CommitObserver
 from pgtoolset.types import CommitPhase
 
 #: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
@@ -60,6 +61,7 @@ class Participant(Protocol):
 
     unknown: CommitUnknownError | None
     resolve_commit: float | None
+    observer: CommitObserver | None
 
     @property
     def needs_verified_commit(self) -> bool:
@@ -192,6 +194,9 @@ class Checkout:
         if self.deferred:
             check_can_run()  # before anything is sent
         check_is_free(dbapi_connection)
+        observers = self._observers()
+        for observer in observers:
+            observer.before_commit(self.connection)
         timeout = self._resolves_within()
         noted = None if timeout is None else self._trace(dbapi_connection)
         self.attempt = attempt = verify_next_commit(dbapi_connection)
@@ -211,6 +216,8 @@ class Checkout:
                 if attempt.outcome is not Outcome.STORED:
                     raise aborted_by(self.error)
         self.note_commit()
+        for observer in observers:
+            observer.after_commit(self.connection)
         if self.deferred:
             callbacks, self.deferred = self.deferred, []
             run_in_greenlet(callbacks)
@@ -261,6 +268,11 @@ class Checkout:
                 self._raise_unknown(error, error)
             raise
         self.note_commit()
+        for observer in self._observers():
+            observer.after_commit(self.connection)
+
+    def _observers(self) -> list[CommitObserver]:
+        return [each.observer for each in self.participants if each.observer is not None]
 
     def note_commit(self) -> None:
         """Note that the transaction is stored, for each session that is still open on it."""

@@ -19,6 +19,7 @@ from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.discards import is_autocommit
 from pgtoolset._postgres.standby import note_refusal
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
+from pgtoolset.protocols import CommitObserver
 
 #: In the `info` of a session.
 _KEY = "pgtoolset.record"
@@ -43,6 +44,7 @@ class Record:
         callbacks: of `on_commit`, each with the level whose rollback removes it.
         committed: the level that has just been committed.
         abandoned: the transaction whose block has ended while another task used the session.
+        observer: is told of each COMMIT, on its connection.
     """
 
     __slots__ = (
@@ -51,6 +53,7 @@ class Record:
         "checkouts",
         "committed",
         "is_ending",
+        "observer",
         "resolve_commit",
         "unknown",
         "verifies_commits",
@@ -65,6 +68,7 @@ class Record:
         self.callbacks: list[tuple[SessionTransaction, Callback]] = []
         self.committed: SessionTransaction | None = None
         self.abandoned: SessionTransaction | None = None
+        self.observer: CommitObserver | None = None
 
     @property
     def needs_verified_commit(self) -> bool:

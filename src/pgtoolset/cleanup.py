@@ -17,7 +17,7 @@ from pgtoolset._arguments import (
     metadata_of,
     milliseconds,
     optional_seconds,
-    sync_session,
+    writable_session,
 )
 from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
@@ -94,7 +94,7 @@ async def cleanup_tables(
 
     See https://www.postgresql.org/docs/current/sql-truncate.html
     """
-    sync = sync_session(session)
+    sync = writable_session(session, "cleanup_tables")
     tables = list(metadata_of(base).tables.values())
     seconds = optional_seconds("timeout", timeout)
     bind_arguments: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from pgtoolset._arguments.mappings import (
     metadata_of,
     tables_of,
 )
-from pgtoolset._arguments.names import LONGEST_NAME, advisory_numbers, check_name
+from pgtoolset._arguments.names import LONGEST_NAME, advisory_numbers, check_http_name, check_name
 from pgtoolset._arguments.relationships import (
     check_relationship,
     conditions_of,
@@ -27,15 +27,19 @@ from pgtoolset._arguments.relationships import (
 )
 from pgtoolset._arguments.sessions import (
     AUTOCOMMIT,
+    READ_BLOCK,
     check_atomic,
     check_bind,
     check_engine,
     check_session_maker,
+    check_session_makers,
     check_supported,
     check_transactional,
     new_session,
+    refuse_read_block,
     sync_session,
     sync_session_of,
+    writable_session,
 )
 from pgtoolset._arguments.shown import cause_to_show, shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
@@ -57,6 +61,7 @@ __all__ = [
     "AUTOCOMMIT",
     "LONGEST_NAME",
     "NO_OPTIONS",
+    "READ_BLOCK",
     "DatabaseUrl",
     "IsolationLevel",
     "KeyParser",
@@ -72,6 +77,7 @@ __all__ = [
     "check_engine",
     "check_flag",
     "check_function",
+    "check_http_name",
     "check_iterable",
     "check_mode",
     "check_name",
@@ -79,6 +85,7 @@ __all__ = [
     "check_relationship",
     "check_resolve_commit",
     "check_session_maker",
+    "check_session_makers",
     "check_supported",
     "check_transactional",
     "conditions_of",
@@ -93,6 +100,7 @@ __all__ = [
     "optional_seconds",
     "parse_key",
     "parse_keys",
+    "refuse_read_block",
     "relationship_of",
     "seconds",
     "shown",
@@ -101,4 +109,5 @@ __all__ = [
     "tables_of",
     "url_of",
     "uses_asyncpg",
+    "writable_session",
 ]

@@ -1,8 +1,9 @@
-"""Names of databases and keys of advisory locks."""
+"""Names of databases, headers and cookies, and keys of advisory locks."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 from pgtoolset._arguments.shown import shown
@@ -11,6 +12,8 @@ from pgtoolset._arguments.shown import shown
 #: a terminator.
 #: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS
 LONGEST_NAME = 63
+
+_HTTP_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 
 
 def check_name(name: str, value: object) -> str:
@@ -64,3 +67,17 @@ def _in_range(name: str, number: Any, bits: int) -> int:
     if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
         raise ValueError(f"{name} must be an int of {bits} bits with a sign, not {shown(number)}")
     return int(number)
+
+
+def check_http_name(name: str, value: object) -> str:
+    """Return the name of a header or a cookie.
+
+    See https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be the name of a {name}, not {shown(value)}")
+    if _HTTP_NAME.fullmatch(value) is None:
+        raise ValueError(
+            f"{name} must be 1 to 100 letters, digits or any of !#$%&'*+-.^_`|~, not {shown(value)}"
+        )
+    return value

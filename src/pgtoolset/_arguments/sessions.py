@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -29,6 +30,9 @@ AUTOCOMMIT = (
     "engine.execution_options(isolation_level='READ COMMITTED')"
 )
 
+#: In the `info` of a session of a read block.
+READ_BLOCK = "pgtoolset.read_block"
+
 _TRANSACTIONAL = ("in_transaction", "begin", "begin_nested")
 _MANAGED = (*_TRANSACTIONAL, "commit", "rollback", "close")
 
@@ -42,6 +46,23 @@ def sync_session(session: object) -> Session:
         raise TypeError(f"session must be an AsyncSession, not {shown(session)}{_advice(session)}")
     check_supported(sync)
     return sync
+
+
+def writable_session(session: object, function: str) -> Session:
+    """Return the `Session` as `sync_session` does; `TransactionStateError` in a read block."""
+    sync = sync_session(session)
+    refuse_read_block(sync, function)
+    return sync
+
+
+def refuse_read_block(session: Session, function: str) -> None:
+    """Raise `TransactionStateError` where the session is that of a read block."""
+    if READ_BLOCK in session.info:
+        raise TransactionStateError(
+            f"{function} cannot be used in a read block of ReadReplicas: its transaction is READ "
+            "ONLY, on a standby where there is one, and a lock there protects nothing. Use a "
+            "session of the primary, such as that of create_db_dependency or create_db_context."
+        )
 
 
 def sync_session_of(session: object) -> Session | None:
@@ -65,18 +86,29 @@ def check_transactional(session: object) -> None:
         )
 
 
-def check_session_maker(session_maker: object) -> None:
+def check_session_maker(session_maker: object, name: str = "session_maker") -> None:
     """Raise `TypeError` for an object that cannot be a `SessionFactory`."""
     make = getattr(session_maker, "__call__", None)  # noqa: B004 - the method itself is looked at
     if make is None or (inspect.isclass(session_maker) and session_maker in (str, bytes)):
         raise TypeError(
-            "session_maker must be an async_sessionmaker or another callable that makes a session, "
+            f"{name} must be an async_sessionmaker or another callable that makes a session, "
             f"not {shown(session_maker)}{_advice(session_maker)}"
         )
     if inspect.iscoroutinefunction(session_maker) or inspect.iscoroutinefunction(make):
         raise TypeError(
-            f"session_maker must return a session, not a coroutine; {shown(session_maker)} is async"
+            f"{name} must return a session, not a coroutine; {shown(session_maker)} is async"
         )
+
+
+def check_session_makers(name: str, session_makers: object) -> None:
+    """Raise `TypeError` for an object that is no sequence of factories of sessions."""
+    if not isinstance(session_makers, Sequence) or isinstance(session_makers, str | bytes):
+        raise TypeError(
+            f"{name} must be a list of factories of sessions, such as async_sessionmaker, not "
+            f"{shown(session_makers)}"
+        )
+    for number, session_maker in enumerate(session_makers):
+        check_session_maker(session_maker, f"{name}[{number}]")
 
 
 def new_session(session_maker: SessionFactory[S]) -> S:

@@ -13,7 +13,7 @@ from pgtoolset._arguments import (
     milliseconds,
     optional_seconds,
     shown,
-    sync_session,
+    writable_session,
 )
 from pgtoolset._postgres.advisory import acquire
 from pgtoolset._postgres.lookout import Lookout, Wanted
@@ -70,7 +70,7 @@ def advisory_lock(
 
     See https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     """
-    sync = sync_session(session)
+    sync = writable_session(session, "advisory_lock")
     numbers = advisory_numbers("key", key)
     check_flag("shared", shared)
     check_flag("nowait", nowait)

@@ -21,7 +21,7 @@ from pgtoolset._arguments import (
     milliseconds,
     optional_seconds,
     parse_keys,
-    sync_session,
+    writable_session,
 )
 from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._lifecycle import abandon
@@ -131,7 +131,7 @@ async def lock_rows(
 
     See https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS
     """
-    sync_session(session)
+    writable_session(session, "lock_rows")
     mapper = mapper_of(model)
     keys = parse_keys("pks", mapper, pks)
     lock_mode = check_mode(RowLockMode, mode)

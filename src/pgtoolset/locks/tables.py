@@ -17,8 +17,8 @@ from pgtoolset._arguments import (
     check_mode,
     milliseconds,
     optional_seconds,
-    sync_session,
     tables_of,
+    writable_session,
 )
 from pgtoolset._arguments import seconds as seconds_of
 from pgtoolset._postgres.locks import (
@@ -95,7 +95,7 @@ def lock_tables(
     See https://www.postgresql.org/docs/current/sql-lock.html and
     https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
     """
-    sync = sync_session(session)
+    sync = writable_session(session, "lock_tables")
     targets = tables_of(tables)
     lock_mode = check_mode(LockMode, mode)
     check_flag("nowait", nowait)

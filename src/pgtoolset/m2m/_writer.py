@@ -15,7 +15,7 @@ from sqlalchemy import Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from pgtoolset._arguments import PrimaryKey, check_bind, check_iterable, shown, sync_session
+from pgtoolset._arguments import PrimaryKey, check_bind, check_iterable, shown, writable_session
 from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._native import association_rows
 from pgtoolset._postgres.sqlstates import sqlstate_of
@@ -60,7 +60,7 @@ class Writer(ABC):
     def __init__(
         self, session: AsyncSession, rel_attr: Any, values: Mapping[str, Any] | None
     ) -> None:
-        self._sync_session = sync_session(session)
+        self._sync_session = writable_session(session, "m2m_*")
         self._session = session
         self.association = association_of(rel_attr)
         bind = self._sync_session.get_bind(**self.association.bind_arguments)
