@@ -31,6 +31,7 @@ from pgtoolset.errors import (
 )
 from pgtoolset.locks import advisory_lock, list_lock_waits, lock_rows, lock_tables
 from pgtoolset.m2m import m2m_add, m2m_add_many, m2m_remove, m2m_set
+from pgtoolset.replicas import ReadReplicas, create_read_dependency
 from pgtoolset.sessions import create_db_context, create_db_dependency
 from pgtoolset.transactions import IsolationLevel, get_transaction, on_commit, run_transaction
 from pgtoolset.values import (
@@ -58,6 +59,7 @@ __all__ = [
     "OutsideReferenceError",
     "PgToolsetError",
     "PoolerError",
+    "ReadReplicas",
     "RetryAttempt",
     "RowChange",
     "RowDeletedError",
@@ -77,6 +79,7 @@ __all__ = [
     "create_database",
     "create_db_context",
     "create_db_dependency",
+    "create_read_dependency",
     "drop_database",
     "get_transaction",
     "implementation",

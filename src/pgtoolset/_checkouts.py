@@ -41,8 +41,7 @@ from pgtoolset._postgres.sqlstates import (
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
 from pgtoolset._resolution import Verdict, resolve
 from pgtoolset.errors import CommitUnknownError, PoolerError
-from pgtoolset.protocols import CommitObserver
-from pgtoolset.types import CommitPhase
+from pgtoolset.types import CommitObserver, CommitPhase
 
 #: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
 #: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
@@ -197,6 +196,17 @@ class Checkout:
         observers = self._observers()
         for observer in observers:
             observer.before_commit(self.connection)
+        self._send_commit(dbapi_connection, dialect_commit)
+        self.note_commit()
+        for observer in observers:
+            observer.after_commit(self.connection)
+        if self.deferred:
+            callbacks, self.deferred = self.deferred, []
+            run_in_greenlet(callbacks)
+
+    def _send_commit(
+        self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
+    ) -> None:
         timeout = self._resolves_within()
         noted = None if timeout is None else self._trace(dbapi_connection)
         self.attempt = attempt = verify_next_commit(dbapi_connection)
@@ -215,12 +225,6 @@ class Checkout:
             else:
                 if attempt.outcome is not Outcome.STORED:
                     raise aborted_by(self.error)
-        self.note_commit()
-        for observer in observers:
-            observer.after_commit(self.connection)
-        if self.deferred:
-            callbacks, self.deferred = self.deferred, []
-            run_in_greenlet(callbacks)
 
     def _resolves_within(self) -> float | None:
         """Return the longest time in which a session wants to know of a COMMIT without an answer,

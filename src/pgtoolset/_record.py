@@ -19,7 +19,7 @@ from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.discards import is_autocommit
 from pgtoolset._postgres.standby import note_refusal
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
-from pgtoolset.protocols import CommitObserver
+from pgtoolset.types import CommitObserver
 
 #: In the `info` of a session.
 _KEY = "pgtoolset.record"
@@ -44,7 +44,7 @@ class Record:
         callbacks: of `on_commit`, each with the level whose rollback removes it.
         committed: the level that has just been committed.
         abandoned: the transaction whose block has ended while another task used the session.
-        observer: is told of each COMMIT, on its connection.
+        observer: observes each COMMIT, on its connection.
     """
 
     __slots__ = (

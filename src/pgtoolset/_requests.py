@@ -10,10 +10,13 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 from weakref import ref
 
+from pgtoolset._arguments import sync_session
 from pgtoolset._compatibility import unsupported
+from pgtoolset._record import record_of
 from pgtoolset._units import UnitOfWork
 from pgtoolset.errors import TransactionAbortedError, TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
+from pgtoolset.types import CommitObserver, ReadTokens
 
 S = TypeVar("S", bound=ManagedSession)
 T = TypeVar("T")
@@ -51,10 +54,15 @@ def make_injectable(get_db: Any, connection_type: type) -> None:
         inspect.markcoroutinefunction(get_db)
     else:
         get_db._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    take_connection(get_db, connection_type)
+
+
+def take_connection(dependency: Any, connection_type: type) -> None:
+    """Let FastAPI pass the request or websocket to a dependency, as its argument `connection`."""
     parameter = inspect.Parameter(
         "connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type
     )
-    get_db.__signature__ = inspect.Signature([parameter])
+    dependency.__signature__ = inspect.Signature([parameter])
 
 
 def raise_called_by_hand() -> NoReturn:
@@ -71,6 +79,7 @@ async def session_of_request(
     key: object,
     session_maker: SessionFactory[S],
     resolve_commit: float | None = None,
+    replicas: ReadTokens | None = None,
 ) -> S:
     """Return the session of a request: the first call for `key` makes it, and each later one finds
     it, however FastAPI came to call again (`use_cache=False`, another scope, `Security`).
@@ -83,7 +92,8 @@ async def session_of_request(
         _watch(after_response, ResponseStack, units)
     unit: RequestUnit[S] | None = units.open.get(key)
     if unit is None:
-        unit = RequestUnit(session_maker, units, resolve_commit)
+        observer = None if replicas is None else replicas.observer_of(connection.scope)
+        unit = RequestUnit(session_maker, units, resolve_commit, observer)
         after_response.push_async_exit(unit.finish)
         await unit.begin()
         before_response.push_async_exit(unit.commit_unless_failed)
@@ -96,6 +106,7 @@ def session_of_request_in_thread(
     key: object,
     session_maker: SessionFactory[S],
     resolve_commit: float | None = None,
+    replicas: ReadTokens | None = None,
 ) -> S:
     """Return the session of a request where FastAPI has called the dependency in a thread.
 
@@ -103,7 +114,9 @@ def session_of_request_in_thread(
     """
     from anyio import from_thread
 
-    return from_thread.run(session_of_request, connection, key, session_maker, resolve_commit)
+    return from_thread.run(
+        session_of_request, connection, key, session_maker, resolve_commit, replicas
+    )
 
 
 class RequestUnits:
@@ -186,9 +199,12 @@ class RequestUnit(UnitOfWork[S]):
         session_maker: SessionFactory[S],
         units: RequestUnits,
         resolve_commit: float | None = None,
+        observer: CommitObserver | None = None,
     ) -> None:
         super().__init__(session_maker, resolve_commit)
         self._units = units
+        if observer is not None:
+            record_of(sync_session(self.session)).observer = observer
 
     async def commit_unless_failed(
         self,
@@ -208,6 +224,8 @@ class RequestUnit(UnitOfWork[S]):
         except BaseException as error:
             units.insist(error)
             raise
+        if self._sync is not None:
+            record_of(self._sync).observer = None  # the response starts now
         if exc is not None:
             units.insist(exc)
 

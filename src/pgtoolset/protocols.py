@@ -29,14 +29,12 @@ from collections.abc import (
     Generator,
     Iterable,
     Mapping,
-    MutableMapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset.types import (
@@ -59,12 +57,10 @@ __all__ = [
     "AssociationWriter",
     "ChangeStream",
     "ChangeWaiter",
-    "CommitObserver",
     "DatabaseContext",
     "DatabaseDependency",
     "LockObserver",
     "ManagedSession",
-    "ReadTokens",
     "RowComparator",
     "RowLocker",
     "SessionFactory",
@@ -158,33 +154,6 @@ class DatabaseContext(Protocol[S_co]):
     """What `create_db_context` returns: each call opens one unit of work."""
 
     def __call__(self) -> AbstractAsyncContextManager[S_co]: ...
-
-
-class CommitObserver(Protocol):
-    """Is told of each COMMIT of a unit of work. Both methods run in SQLAlchemy's greenlet."""
-
-    def before_commit(self, connection: Connection) -> None:
-        """Look at the transaction just before its COMMIT. An error keeps it from being sent."""
-        ...
-
-    def after_commit(self, connection: Connection) -> None:
-        """Look at the connection after the COMMIT. It raises nothing: the work is stored."""
-        ...
-
-
-class ReadTokens(Protocol):
-    """Puts tokens for readers into responses: what `create_db_dependency` takes as `replicas`.
-
-    `pgtoolset.ReadReplicas` is one.
-    """
-
-    def observer_of(self, scope: MutableMapping[str, Any]) -> CommitObserver | None:
-        """Return what observes the commits of a request; `None` where it has no response.
-
-        Raises:
-            TransactionStateError: nothing would put the token into the response.
-        """
-        ...
 
 
 class TableLocker(Protocol):

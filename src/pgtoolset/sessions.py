@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
-from pgtoolset._arguments import check_resolve_commit, check_session_maker
+from pgtoolset._arguments import check_resolve_commit, check_session_maker, shown
 from pgtoolset._requests import (
     http_connection_type,
     make_injectable,
@@ -16,7 +16,7 @@ from pgtoolset._requests import (
 )
 from pgtoolset._units import UnitContext, UnitOfWork
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory
-from pgtoolset.types import Duration
+from pgtoolset.types import Duration, ReadTokens
 
 __all__ = ["create_db_context", "create_db_dependency"]
 
@@ -24,7 +24,10 @@ S = TypeVar("S", bound=ManagedSession)
 
 
 def create_db_dependency(
-    session_maker: SessionFactory[S], *, resolve_commit: Duration | None = None
+    session_maker: SessionFactory[S],
+    *,
+    resolve_commit: Duration | None = None,
+    replicas: ReadTokens | None = None,
 ) -> DatabaseDependency[S]:
     """Make a FastAPI dependency whose sessions are committed before the response starts.
 
@@ -44,13 +47,17 @@ def create_db_dependency(
         resolve_commit: the time in which a commit whose answer was lost with its connection is
             resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
             as `"5s"`; `None` leaves it unknown. It costs one short statement before each COMMIT.
+        replicas: a `ReadReplicas` that is installed in the application. Each response whose unit
+            has written carries a token then, with which `create_read_dependency` reads that work on
+            a standby. It costs a statement before each commit, and one after a commit that has
+            written. The writes of a stream come too late for its response.
 
     Returns:
         A function that returns an async generator of one session. FastAPI, which calls it with the
         request, gets a coroutine that returns the session.
 
     Raises:
-        TypeError: `session_maker` is not a factory of sessions.
+        TypeError: `session_maker` is not a factory of sessions, or `replicas` no `ReadReplicas`.
         ValueError, TypeError: `resolve_commit` is not a length of time above 0.
 
     At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
@@ -58,7 +65,7 @@ def create_db_dependency(
     connection was lost between COMMIT and its answer; with `resolve_commit`, `TransactionLostError`
     where the work is certainly not stored, and nothing where it is. At its start it raises
     `UnsupportedVersionError` with FastAPI older than 0.121, and `TransactionStateError` where
-    FastAPI ends dependencies after the response (`app.frontend`).
+    FastAPI ends dependencies after the response (`app.frontend`), or `replicas` is not installed.
 
     Example:
         >>> engine = create_async_engine(url)
@@ -72,6 +79,8 @@ def create_db_dependency(
     """
     check_session_maker(session_maker)
     seconds = check_resolve_commit(resolve_commit)
+    if replicas is not None and not callable(getattr(replicas, "observer_of", None)):
+        raise TypeError(f"replicas must be a ReadReplicas, not {shown(replicas)}")
 
     async def as_generator() -> AsyncGenerator[S, None]:
         unit = UnitOfWork(session_maker, seconds)
@@ -94,8 +103,10 @@ def create_db_dependency(
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return session_of_request_in_thread(connection, get_db, session_maker, seconds)
-        return session_of_request(connection, get_db, session_maker, seconds)
+            return session_of_request_in_thread(
+                connection, get_db, session_maker, seconds, replicas
+            )
+        return session_of_request(connection, get_db, session_maker, seconds, replicas)
 
     make_injectable(get_db, connection_type)
     return get_db

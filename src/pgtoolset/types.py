@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
-from sqlalchemy import FromClause
+from sqlalchemy import Connection, FromClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Mapped, Mapper
 
@@ -24,12 +24,14 @@ from pgtoolset.values import LockMode, RowLockMode
 __all__ = [
     "AdvisoryKey",
     "ColumnAttribute",
+    "CommitObserver",
     "CommitPhase",
     "Duration",
     "LockModeSpelling",
     "LockWaitSource",
     "ManyToMany",
     "PrimaryKeys",
+    "ReadTokens",
     "Related",
     "RowLockModeSpelling",
     "TableTarget",
@@ -174,3 +176,30 @@ ManyToMany: TypeAlias = Mapped[
     | _Instance
     | None
 ]
+
+
+class CommitObserver(Protocol):
+    """Observes each COMMIT of a unit of work. Both methods run in SQLAlchemy's greenlet."""
+
+    def before_commit(self, connection: Connection) -> None:
+        """Look at the transaction just before its COMMIT. An error keeps it from being sent."""
+        ...
+
+    def after_commit(self, connection: Connection) -> None:
+        """Look at the connection after the COMMIT. It raises nothing: the work is stored."""
+        ...
+
+
+class ReadTokens(Protocol):
+    """Puts tokens for readers into responses: what `create_db_dependency` takes as `replicas`.
+
+    `pgtoolset.ReadReplicas` is one.
+    """
+
+    def observer_of(self, scope: MutableMapping[str, Any]) -> CommitObserver | None:
+        """Return what observes the commits of a request; `None` where it has no response.
+
+        Raises:
+            TransactionStateError: nothing would put the token into the response.
+        """
+        ...

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import make_transient_to_detached
 
 import pgtoolset
-from pgtoolset import PgToolsetError, RowWatcher, protocols, testing
+from pgtoolset import PgToolsetError, ReadReplicas, RowWatcher, protocols, testing
 from pgtoolset.testing import (
     create_db_session,
     create_test_client,
@@ -109,6 +109,12 @@ WRONG: dict[str, list[Any]] = {
     "retry_on": [5, SECRET, object(), work],
     "on_retry": [5, SECRET, object()],
     "session_maker": [5, SECRET, None, object(), nowhere],
+    "primary": [5, SECRET, None, object(), nowhere],
+    "standbys": [5, SECRET, None, session_maker, [5], [SECRET], [nowhere], {session_maker}],
+    "max_wait": [*WRONG_TIMES, 0, None],
+    "header": [None, 5, "", "a b", "a:b", "a\r\nb", "\xe4", "x" * 101, SECRET, b"a"],
+    "cookie": [5, "", "a b", "a=b", "a;b", "a\r\nb", "x" * 101, SECRET, b"a"],
+    "after": [5, True, b"1.1.1.1", object(), ["1.1.1.1"]],
     "app": [5, SECRET, None, object()],
     "dependency_overrides": [5, SECRET, [work], {"get_db": work}, {work: None}, object()],
     "base_url": [5, None, "", "test", "/path", "http://", SECRET, b"http://test"],
@@ -149,6 +155,8 @@ def in_transaction() -> AsyncSession:
     return opened
 
 
+replicas = ReadReplicas(session_maker, [session_maker])
+
 M2M = {"session": session, "instance": post, "rel_attr": Post.tags, "related": tag}
 WATCHED = {"model": Item, "pk_value": 1}
 URL = "postgresql+asyncpg://user:other@127.0.0.1:9/database"
@@ -156,6 +164,12 @@ URL = "postgresql+asyncpg://user:other@127.0.0.1:9/database"
 CALLS = [
     Call(pgtoolset.create_db_dependency, {"session_maker": session_maker}),
     Call(pgtoolset.create_db_context, {"session_maker": session_maker}),
+    Call(pgtoolset.create_read_dependency, {"replicas": replicas}),
+    Call(ReadReplicas, {"primary": session_maker, "standbys": [session_maker]}),
+    Call(replicas.read, {}),
+    Call(replicas.run, {"work": work}),
+    Call(replicas.position, {"session": session}),
+    Call(replicas.install, {"app": FastAPI()}),
     Call(pgtoolset.get_transaction, {"session": session}),
     Call(pgtoolset.on_commit, {"session": in_transaction, "callback": print}),
     Call(pgtoolset.run_transaction, {"session_maker": session_maker, "work": work}),

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import asyncpg
 import pytest
-from sqlalchemy import insert, text
+from fastapi import Depends, FastAPI
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -28,12 +29,14 @@ import pgtoolset
 import pgtoolset.testing
 from pgtoolset import (
     LockMode,
+    ReadReplicas,
     RowWatcher,
     advisory_lock,
     cleanup_tables,
     create_database,
     create_db_context,
     create_db_dependency,
+    create_read_dependency,
     drop_database,
     get_transaction,
     list_lock_waits,
@@ -59,7 +62,7 @@ from pgtoolset.errors import (
     TransactionAbortedError,
     TransactionLostError,
 )
-from pgtoolset.testing import create_db_session, create_worker_database
+from pgtoolset.testing import create_db_session, create_test_client, create_worker_database
 from pgtoolset.testing.templates import template_database
 from pytest_pgtoolset._joined import Connections
 from tests.proxy import Direction, Proxy
@@ -159,6 +162,39 @@ async def test_a_name_without_a_schema_is_noticed(planted_server: str, statement
             await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@call
+async def read_replicas(place: Place) -> None:
+    replicas = ReadReplicas(place.maker, [place.maker])
+    async with place.maker() as session:
+        await session.execute(text("SET LOCAL synchronous_commit = off"))
+        session.add(Book(id=200))
+        await session.commit()
+        token = await replicas.position(session)
+        await session.execute(select(1))
+        assert await replicas.position(session)
+    for isolation_level in ("READ COMMITTED", "REPEATABLE READ"):
+        async with replicas.read(after=token, isolation_level=isolation_level) as session:  # type: ignore[arg-type]
+            await session.get_one(Book, 200)
+    async for session in create_read_dependency(replicas)():
+        await session.get_one(Book, 200)
+
+    async def work(session: AsyncSession) -> Book:
+        return await session.get_one(Book, 200)
+
+    assert await replicas.run(work, after="the primary")
+    app = FastAPI()
+    replicas.install(app)
+    get_db = create_db_dependency(place.maker, replicas=replicas)
+
+    @app.post("/")
+    async def write(session: AsyncSession = Depends(get_db)) -> None:  # noqa: B008
+        await session.execute(text("SET LOCAL synchronous_commit = off"))
+        session.add(Book(id=201))
+
+    async with create_test_client(app) as client:
+        assert (await client.post("/")).headers["X-Read-Token"].count(".") == 3
 
 
 @call

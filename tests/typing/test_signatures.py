@@ -60,11 +60,9 @@ def test_every_protocol_of_functions_is_compared() -> None:
     """A new protocol whose methods have docstrings of functions cannot be forgotten here."""
     compared = {protocol.__name__ for protocol in PAIRS}
     of_sessions = {
-        "CommitObserver",
         "DatabaseContext",
         "DatabaseDependency",
         "ManagedSession",
-        "ReadTokens",
         "SessionFactory",
         "StartableTransaction",
         "TransactionalSession",

@@ -101,7 +101,7 @@ def check_session_maker(session_maker: object, name: str = "session_maker") -> N
 
 
 def check_session_makers(name: str, session_makers: object) -> None:
-    """Raise `TypeError` for an object that is no sequence of factories of sessions."""
+    """Raise `TypeError` for an object other than a sequence of factories of sessions."""
     if not isinstance(session_makers, Sequence) or isinstance(session_makers, str | bytes):
         raise TypeError(
             f"{name} must be a list of factories of sessions, such as async_sessionmaker, not "
