@@ -53,7 +53,7 @@ async def resolve(engine: Engine, trace: Trace, timeout: float) -> Resolution:
 
     Args:
         engine: the engine of the connection that was lost.
-        trace: what was noted before the COMMIT.
+        trace: the notes that were made before the COMMIT.
         timeout: seconds.
     """
     if trace.xid is None:
@@ -114,7 +114,7 @@ class _Inquiry:
     async def _connect_and_ask(self) -> Resolution | None:
         """Ask over a new connection; `None` where another one may know more."""
         async with outside_connection(self._engine) as connection:
-            # A connection that is closed in time waits for no farewell of a frozen server.
+            # A connection that is closed in time does not wait for a frozen server.
             sync = connection.sync_connection
             assert sync is not None  # it is open
             timer = asyncio.get_running_loop().call_at(self._deadline, terminate, sync)
@@ -141,7 +141,7 @@ class _Inquiry:
             if seen.status != "in progress":
                 return _unknown("the server does not remember that transaction any more")
             self.reason = "the COMMIT has not ended"
-            if has_waited:  # it may have been about to end by itself
+            if has_waited:  # at the first look it may be ending by itself
                 await self._end_backend(connection)
             has_waited = True
             await asyncio.sleep(pause)

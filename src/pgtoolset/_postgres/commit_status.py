@@ -1,8 +1,8 @@
 """What PostgreSQL knows of a COMMIT whose answer was lost: noted before it, and asked for after it.
 
 `pg_xact_status` answers for a transaction id, and the same id means another transaction on another
-cluster, on another timeline, and on a server that has crashed: what was not flushed then is
-forgotten, and its ids are given to other transactions. So these three are noted with the id.
+cluster, on another timeline, and on a server that crashed: it gives the ids of transactions that
+were not flushed to other ones. So these three are noted with the id.
 
 See https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
 """
@@ -24,8 +24,8 @@ from pgtoolset._postgres.sqlstates import INVALID_PARAMETER_VALUE, sqlstate_of
 #: In the `info` of a connection, which the pool empties when it connects again.
 _KEY = "pgtoolset.incarnations"
 
-#: Seconds after which a server is described anew. Its statistics may be reset at any time, which
-#: cannot be told from a crash.
+#: Seconds after which a server is described again. A reset of its statistics looks like a
+#: crash.
 LONGEST_MEMORY = 60.0
 
 #: Backends that one connection remembers: behind a pooler it may reach each of them.
@@ -41,7 +41,7 @@ def _exactly(timestamp: str) -> str:
 #: sees it. https://www.postgresql.org/docs/current/monitoring-stats.html
 _CRASH_MARK = _exactly("pg_catalog.pg_stat_get_bgwriter_stat_reset_time()")
 
-#: All of them are PUBLIC's, unless somebody has revoked that.
+#: All of them are PUBLIC's, unless an administrator revoked that.
 _FUNCTIONS = (
     "pg_control_system()",
     "pg_current_wal_insert_lsn()",
@@ -118,8 +118,8 @@ class Incarnation:
     Attributes:
         system_identifier: of the cluster.
         wal_file: the name of the file that the server wrote, which begins with its timeline.
-        crash_mark: a value that changes when the server recovers from a crash; `None` where the
-            server has none.
+        crash_mark: a value that changes when the server recovers from a crash; `None` if it has
+            no such value.
         backend_start: when the backend was started.
     """
 
@@ -131,7 +131,7 @@ class Incarnation:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What is noted of a transaction just before its COMMIT.
+    """The notes on a transaction, made just before its COMMIT.
 
     Attributes:
         xid: its id; `None` where it has written nothing.
