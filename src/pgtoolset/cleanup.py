@@ -22,10 +22,11 @@ from pgtoolset._arguments import (
 from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
-from pgtoolset._postgres.contents import Contents, Relation, contents_of, filled_and_moved, run
+from pgtoolset._postgres.contents import Contents, Relation, contents_of, filled_and_moved
 from pgtoolset._postgres.emptying import Details, Reaction, Reference
 from pgtoolset._postgres.locks import lock_block, sessions_holding
 from pgtoolset._postgres.lookout import Lookout, Wanted
+from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.tables import (
     bind_arguments_of,
     options_of,
@@ -220,7 +221,7 @@ class _Cleaning:
         self._wanted.mode = mode.value
         self._wanted.tables = [relation.name for relation in ordered]
         names = [relation.only for relation in ordered]
-        run(connection, lock_block(names, mode, milliseconds(self._timeout)))
+        send(connection, lock_block(names, mode, milliseconds(self._timeout)))
 
 
 def _refuse(references: Sequence[Reference]) -> None:

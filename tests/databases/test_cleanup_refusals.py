@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from pgtoolset import OutsideReferenceError, cleanup_tables
 from tests.databases.cleaning import counts, tables
+from tests.support import connect_args
 
 ROLE = f"pgtoolset_refused_{os.getpid()}"
 
@@ -161,9 +162,7 @@ async def test_raising_triggers(
             INSERT INTO t SELECT FROM generate_series(1, {rows})"""
     )
     role = "replica" if replica else "origin"
-    engine = create_async_engine(
-        own.url, connect_args={"server_settings": {"session_replication_role": role}}
-    )
+    engine = create_async_engine(own.url, connect_args=connect_args(session_replication_role=role))
     query = "SELECT tgname, tgenabled FROM pg_trigger ORDER BY 1"
     before = await sql.fetch(query)
     async with AsyncSession(engine) as session:
@@ -184,7 +183,7 @@ async def role(own: AsyncEngine, sql: asyncpg.Connection) -> AsyncIterator[Async
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
               'BEGIN RAISE ''no''; END'"""
     )
-    engine = create_async_engine(own.url, connect_args={"server_settings": {"role": ROLE}})
+    engine = create_async_engine(own.url, connect_args=connect_args(role=ROLE))
     async with AsyncSession(engine) as session:
         yield session
     await engine.dispose()

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, TextClause, text
+from sqlalchemy import Connection, TextClause, text
 
 from pgtoolset._postgres.catalog import EQ, GT, NE
+from pgtoolset._postgres.sending import send
 
 __all__ = [
     "Contents",
@@ -28,7 +29,6 @@ __all__ = [
     "contents_of",
     "filled_and_moved",
     "flags",
-    "run",
 ]
 
 #: The advisory lock of a cleaning. Two at a time would deadlock: each would have read the tables
@@ -348,10 +348,5 @@ def flags(connection: Connection, expressions: Sequence[str]) -> list[bool]:
     if not expressions:
         return []
     array = f"SELECT CAST(ARRAY[{', '.join(expressions)}] AS boolean[])"
-    answers: list[bool] = run(connection, array).scalar_one()
+    answers: list[bool] = send(connection, array).scalar_one()
     return answers
-
-
-def run(connection: Connection, statement: str) -> CursorResult[Any]:
-    """Execute a statement as it is: a name in it may have a percent sign."""
-    return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})

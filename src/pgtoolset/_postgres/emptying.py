@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from pgtoolset._postgres.catalog import EQ, NE
-from pgtoolset._postgres.contents import MovedSequence, Relation, flags, run
+from pgtoolset._postgres.contents import MovedSequence, Relation, flags
 from pgtoolset._postgres.quoting import do_block, literal, quoted
+from pgtoolset._postgres.sending import send
 
 #: Of the bits in pg_trigger.tgtype.
 _ON_DELETE, _ON_TRUNCATE = 8, 32
@@ -235,4 +236,4 @@ def empty(
         f"PERFORM pg_catalog.set_config('{name}', {literal(to)}, true)"
         for name, to in settings.items()
     ]
-    run(connection, do_block(f"BEGIN {'; '.join(statements)}; END"))
+    send(connection, do_block(f"BEGIN {'; '.join(statements)}; END"))

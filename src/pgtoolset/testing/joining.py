@@ -1,4 +1,4 @@
-"""What the pytest plugin needs of the driver's connection below the sessions of a test."""
+"""The connection of the driver below the sessions of a test, for the pytest plugin."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def is_lost(connection: AsyncConnection) -> bool:
 
 
 async def discard(connection: AsyncConnection) -> None:
-    """Close the connection, whatever a task does with it. PostgreSQL cancels a statement on it."""
+    """Close the connection. PostgreSQL cancels a statement that a task runs on it."""
     if not (connection.closed or connection.invalidated):
         await connection.run_sync(lambda sync: discard_now(sync.connection))
     await connection.invalidate()
