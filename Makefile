@@ -17,11 +17,16 @@ TESTED = tests docs examples benchmarks README.md CHANGELOG.md pyproject.toml
 WORKERS ?= $(if $(DATABASE_URL),0,4)
 PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-.PHONY: demo test check lint types wheel test-wheel test-minimum format benchmarks clean
+.PHONY: demo cluster test check lint types wheel test-wheel test-minimum format benchmarks clean
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m examples.shop.demo
+
+## cluster: a Patroni cluster under load while its primaries are killed, frozen, switched over and cut off; it proves that
+## nothing is lost, done twice or told wrong. CLUSTER_SECONDS=180, CLUSTER_ONCE=1 (a minute), CLUSTER_DRIVER=psycopg
+cluster: $(VENV)/.ready
+	$(VENV)/bin/python -m examples.cluster
 
 ## test: the test suite on the embedded PostgreSQL 18, or on the server that DATABASE_URL names; PYTEST_ARGS adds options,
 ## and DRIVER=psycopg chooses the driver
@@ -85,7 +90,7 @@ clean:
 # Editable, and so without the compiled modules: they would hide an edit of their source.
 $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	PGTOOLSET_NO_EXTENSIONS=1 $(VENV)/bin/python $(PIP_INSTALL) --editable ".[dev]"
+	PGTOOLSET_NO_EXTENSIONS=1 $(VENV)/bin/python $(PIP_INSTALL) --editable ".[dev,cluster]"
 	touch $@
 
 # The wheel is built from the sdist, away from the source tree, so neither can lack anything.

@@ -183,6 +183,31 @@ async def test_one_question_fails_alone(engine: AsyncEngine) -> None:
     assert (good, none) == (7, [])
 
 
+async def test_swallowed_cancellation(database_url: str) -> None:
+    """Leaving ends the task although the driver has made an error of its cancellation."""
+    connecting = asyncio.Event()
+
+    async def connect() -> None:
+        connecting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError("the network ended at the same moment") from None
+
+    engine = create_async_engine(database_url, async_creator=connect)
+
+    async def ask_and_leave() -> None:
+        async with Onlooker.joined(engine.sync_engine) as onlooker:
+            asking = asyncio.create_task(onlooker.blocking(1))
+            await connecting.wait()
+            asking.cancel()
+
+    leaving = asyncio.create_task(ask_and_leave())
+    done, _ = await asyncio.wait([leaving], timeout=10)
+    assert done
+    await engine.dispose()
+
+
 async def test_nothing_is_kept(database_url: str) -> None:
     """After the last user nothing refers to the engine any more."""
     engine = create_async_engine(database_url)

@@ -119,7 +119,11 @@ class Onlooker:
     async def _serve(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await uninterrupted(ended(previous))
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        # A driver may turn the cancellation into an error of its own, where the network ends at
+        # the same moment.
+        while not task.cancelling():
             await self._asked.wait()
             try:
                 async with outside_connection(self._engine) as connection:
