@@ -67,8 +67,8 @@ async def cleanup_tables(
     An open transaction of the session is rolled back first, and every object leaves the session.
     The options of the session's connection, such as `schema_translate_map`, hold for this call too.
 
-    Only tables that are not empty are touched, and sequences that have moved: those that a column
-    owns, and those in the default of a column, unless a table outside of the metadata has them too.
+    Only tables that are not empty are touched, and sequences that have moved: of a column that
+    owns them, or has them in its default, unless a table outside of the metadata has them too.
     No user trigger fires. Where DELETE is refused and TRUNCATE is not, the table is truncated.
 
     A partitioned table stands for its partitions. The rows of an inheritance child stay unless the
@@ -188,7 +188,7 @@ class _Cleaning:
         exclusive = any(_may_be_truncated(each, bool(found.published)) for each in filled)
         mode = LockMode.ACCESS_EXCLUSIVE if exclusive else LockMode.EXCLUSIVE
         self._lock(connection, filled, mode)
-        # From here on nobody adds a row to these tables, a foreign key, or a row that refers to one
+        # From here on no session adds a row to these tables, a foreign key, or a row that refers to one
         # of them.
         empty: list[Relation] = []
         while True:
@@ -199,7 +199,7 @@ class _Cleaning:
             more = wanted - {relation.oid for relation in known}
             if not more:
                 break
-            # Empty tables that PostgreSQL wants in the same TRUNCATE, and those that refer to them.
+            # Empty tables that PostgreSQL wants in the same TRUNCATE, and tables that refer to them.
             added = emptying.relations_of(connection, more)
             self._lock(connection, added, LockMode.ACCESS_EXCLUSIVE)
             empty += added

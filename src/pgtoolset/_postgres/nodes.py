@@ -102,7 +102,7 @@ class NodeState:
         is_standby: whether it is a standby.
         timeline: a timeline that belongs to its history; of a primary, its own.
         is_newest: whether its history has no newer one, as far as it has received WAL.
-        lsn: the end of what it has replayed; of a primary, of its own WAL.
+        lsn: the end of the replayed WAL; of a primary, the end of its own.
         isolation_level: that of the transaction which has asked, in capitals.
         server: the run of a server: when it was started, and where it listens.
     """

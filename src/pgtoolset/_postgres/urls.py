@@ -131,7 +131,7 @@ def with_asyncpg(url: URL) -> URL:
 def connect_arguments(url: URL) -> dict[str, Any]:
     """Return the arguments of `asyncpg.connect` that a URL cannot hold, for `connect_args`.
 
-    psycopg has none.
+    psycopg takes no such arguments.
 
     Raises:
         ValueError: a time is not a whole number, as libpq has it.

@@ -112,7 +112,7 @@ class Fleet(Generic[S]):
         """Close what is open on a standby where the token is not of the timeline of the primary.
 
         Nothing read there would be stale: the standby has all of that timeline that was not lost.
-        But whose token it is reads on the primary. Where a standby hides what it streams, the
+        But whose token it is reads on the primary. Where a standby hides its stream, the
         primary is asked for its timeline, once a second.
         """
         if plan.wanted is None:

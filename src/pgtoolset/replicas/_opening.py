@@ -37,8 +37,8 @@ ANSWER_TIMEOUT = 1.0
 #: Seconds after which a node that has not answered is given up, beside the requests.
 GIVE_UP = 5.0
 
-#: Seconds for which the last answer of a node on a connection counts. It has replayed what it had
-#: replayed then; but it may be gone.
+#: Seconds for which the last answer of a node on a connection counts. All that it had
+#: replayed then is there; but it may be gone.
 FRESH = 1.0
 
 #: Seconds between two looks: the first pause, which doubles, and the longest.

@@ -25,7 +25,7 @@ def format_token(position: Position) -> str:
 
 
 def parse_token(token: object) -> Position | None:
-    """Return the position of a token; `None` where the text is no token of this library.
+    """Return the position of a token; `None` where this library has not made it.
 
     Raises:
         TypeError: it is not a `str`.

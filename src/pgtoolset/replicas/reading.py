@@ -1,4 +1,4 @@
-"""`ReadReplicas`: read blocks on standbys, and the tokens that say what they must have replayed."""
+"""ReadReplicas: read blocks on standbys, and tokens that say how far a standby must have replayed."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ class ReadReplicas(Generic[S]):
         return CommitToken(tokens, self._fleet.learn)
 
     def token_of(self, connection: Any) -> str | None:
-        """Return the token of a request or websocket of Starlette; `None` where it has none.
+        """Return the token of a request or websocket of Starlette; `None` without one.
 
         Two headers of a request are no token, and mean the primary.
         """
