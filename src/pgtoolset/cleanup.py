@@ -188,8 +188,8 @@ class _Cleaning:
         exclusive = any(_may_be_truncated(each, bool(found.published)) for each in filled)
         mode = LockMode.ACCESS_EXCLUSIVE if exclusive else LockMode.EXCLUSIVE
         self._lock(connection, filled, mode)
-        # From here on no session adds a row to these tables, a foreign key, or a row that refers to one
-        # of them.
+        # From here on no session adds a row to these tables, a foreign key, or a row that refers to
+        # one of them.
         empty: list[Relation] = []
         while True:
             known = [*filled, *empty]
@@ -199,7 +199,7 @@ class _Cleaning:
             more = wanted - {relation.oid for relation in known}
             if not more:
                 break
-            # Empty tables that PostgreSQL wants in the same TRUNCATE, and tables that refer to them.
+            # Empty tables that PostgreSQL wants in the same TRUNCATE, and tables that refer to one.
             added = emptying.relations_of(connection, more)
             self._lock(connection, added, LockMode.ACCESS_EXCLUSIVE)
             empty += added

@@ -1,4 +1,4 @@
-"""ReadReplicas: read blocks on standbys, and tokens that say how far a standby must have replayed."""
+"""ReadReplicas: read blocks on standbys, and tokens that say how far one must have replayed."""
 
 from __future__ import annotations
 
