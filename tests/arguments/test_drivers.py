@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,9 +16,11 @@ from sqlalchemy.pool import NullPool
 
 import pgtoolset
 from pgtoolset import (
+    ReadReplicas,
     RowWatcher,
     create_db_context,
     create_db_dependency,
+    create_read_dependency,
     get_transaction,
     on_commit,
     run_transaction,
@@ -103,10 +106,56 @@ async def test_another_driver_in_a_url(call: Call, driver: str) -> None:
         await carried_out(call.function, arguments)
 
 
+async def _read(replicas: ReadReplicas) -> None:
+    async with replicas.read():
+        raise AssertionError("the block has begun")
+
+
+async def _run(replicas: ReadReplicas) -> None:
+    async def work(session: AsyncSession) -> None:
+        raise AssertionError("the work has begun")
+
+    await replicas.run(work)
+
+
+async def _depend(replicas: ReadReplicas) -> None:
+    await opened(create_read_dependency(replicas))
+
+
+@pytest.mark.parametrize("url", OTHERS)
+@pytest.mark.parametrize("use", [_read, _run, _depend])
+@pytest.mark.parametrize("others", ["primary and standby", "standby"])
+async def test_another_node(
+    use: Callable[[ReadReplicas], Any], url: str, others: str, database_url: str
+) -> None:
+    """A read block refuses a node of another engine, and does not leave it out as one that is
+    away."""
+    engine = create_async_engine(url)
+    primary = create_async_engine(database_url) if others == "standby" else engine
+    replicas = ReadReplicas(async_sessionmaker(primary), [async_sessionmaker(engine)])
+    for _ in range(2):
+        with pytest.raises(
+            UnsupportedDriverError, match=re.escape(f"uses {url.partition(':')[0]},")
+        ):
+            await use(replicas)
+    await engine.dispose()
+    await primary.dispose()
+
+
+#: A `ReadReplicas` has factories of sessions, and its methods no argument of that kind.
+OF_REPLICAS = {
+    "ReadReplicas",
+    "ReadReplicas.install",
+    "ReadReplicas.read",
+    "ReadReplicas.run",
+    "create_read_dependency",
+}
+
+
 def test_every_function_is_tried() -> None:
     """What is in neither list takes no session, no engine and no URL."""
     others = {call.name for call in CALLS} - {call.name for call in USERS + URL_USERS}
-    assert others == {"create_test_client", "row_change_trigger"}
+    assert others == {"create_test_client", "row_change_trigger"} | OF_REPLICAS
     assert pgtoolset.__all__ and testing.__all__
 
 

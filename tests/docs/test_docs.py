@@ -207,6 +207,7 @@ async def test_docstring_example(
             "engine": engine,
             "events": Events,
             "order": support.Item(id=1),
+            "replicas": pgtoolset.ReadReplicas(session_maker, []),
             "session": session,
             "session_maker": session_maker,
             "url": database_url,
