@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from fastapi import Depends, FastAPI
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -512,3 +512,46 @@ async def test_an_error_does_not_show_a_url(
             async with advisory_lock(session, url, timeout="50ms"):
                 pass
     assert "secret" not in str(caught.value)
+
+
+async def test_the_statement_is_made_once(
+    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection
+) -> None:
+    """Calls of one kind execute one statement, whatever their keys; each other kind has its own."""
+    kinds: list[dict[str, Any]] = [{}, {"shared": True}, {"nowait": True}, {"timeout": "5s"}]
+    executed: list[Any] = []
+
+    def note(_: object, statement: Any, *rest: object) -> None:
+        if "advisory" in str(statement):
+            executed.append(statement)
+
+    event.listen(engine.sync_engine, "before_execute", note)
+    try:
+        for first, second in ((1, -2), ("one", "two"), ((3, 4), (-5, 6))):
+            for kind in kinds:
+                for key in (first, second):
+                    async with session_maker() as session, advisory_lock(session, key, **kind):
+                        (held,) = await held_keys(other)
+                        assert held == advisory_numbers("key", key)
+    finally:
+        event.remove(engine.sync_engine, "before_execute", note)
+    assert len(executed) == 24
+    # A string is a key of one number.
+    assert len({id(each) for each in executed}) == 2 * len(kinds)
+    assert all(executed[at] is executed[at + 1] for at in range(0, 24, 2))
+
+
+async def held_keys(other: asyncpg.Connection) -> list[tuple[int, ...]]:
+    """The keys of the advisory locks that are held now, as the function takes them."""
+    rows = await other.fetch(
+        "SELECT classid::bigint, objid::bigint, objsubid FROM pg_locks WHERE locktype = 'advisory'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return [
+        (signed(high << 32 | low, 64),) if kind == 1 else (signed(high, 32), signed(low, 32))
+        for high, low, kind in rows
+    ]
+
+
+def signed(number: int, bits: int) -> int:
+    return number - (1 << bits) if number >> (bits - 1) else number

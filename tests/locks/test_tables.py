@@ -25,7 +25,7 @@ from pgtoolset import (
     get_transaction,
     lock_tables,
 )
-from pgtoolset._postgres.locks import CONFLICTS
+from pgtoolset._postgres.locks import CONFLICTS, lock_block
 from tests.locks.locking import (
     SCHEMA,
     Animal,
@@ -508,3 +508,17 @@ async def test_sixty_days(
         task = asyncio.create_task(work())
         await waiting(other)
     assert await task == "0"
+
+
+def test_the_text_is_made_once() -> None:
+    """The text for the same locks is kept; other tables, order, mode or time have their own."""
+    kinds = [
+        (names, mode, limit)
+        for names in (["a"], ["b"], ["a", "b"], ["b", "a"])
+        for mode in (LockMode.SHARE, LockMode.EXCLUSIVE)
+        for limit in (None, 1, 5000)
+    ]
+    texts = [lock_block(*kind) for kind in kinds]
+    assert len(set(texts)) == len(kinds)
+    for (names, mode, limit), made in zip(kinds, texts, strict=True):
+        assert lock_block(list(names), mode, limit) is made

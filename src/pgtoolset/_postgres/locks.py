@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -21,6 +22,9 @@ from pgtoolset.errors import TransactionStateError
 from pgtoolset.values import Blocker, LockMode, LockWait
 
 _M = LockMode
+
+#: How many texts of `lock_block` are kept.
+_BLOCKS = 100
 
 #: By lock mode: the modes that no other session can hold at the same time.
 CONFLICTS: dict[LockMode, frozenset[LockMode]] = {
@@ -78,6 +82,11 @@ def lock_block(names: Sequence[str], mode: LockMode, milliseconds: int | None) -
         mode: the lock mode.
         milliseconds: the budget for all the tables together; `None` waits without limit.
     """
+    return _lock_block(tuple(names), mode, milliseconds)
+
+
+@lru_cache(maxsize=_BLOCKS)
+def _lock_block(names: tuple[str, ...], mode: LockMode, milliseconds: int | None) -> str:
     return do_block(f"""
 BEGIN
  {lock_statement(names, mode, nowait=True)};
