@@ -30,8 +30,8 @@ class Requests:
     """Notices a cancellation of the current task that has not arrived.
 
     A driver may raise an error of its own in place of it, where the network ends at the same
-    moment. A loop that goes on after such an error would never hear of it: it has to ask, after a
-    suspension, where a cancellation arrives that only waits for one.
+    moment. A loop that goes on after such an error has to ask. It asks after a suspension, at which
+    a cancellation that is only late arrives.
     """
 
     __slots__ = ("_before", "_task")

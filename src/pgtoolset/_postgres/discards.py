@@ -83,11 +83,11 @@ async def _end(connection: PoolProxiedConnection) -> None:
 def replace_pool(connection: Connection) -> bool:
     """Let the pool replace each connection that it has opened before, as it gives it out again.
 
-    It does that too where SQLAlchemy takes an error for the loss of a connection. No other task
+    SQLAlchemy does the same where it takes an error for the loss of a connection. No other task
     loses the one that it uses. `connection` itself stays.
 
     Returns:
-        `False` where the pool was told so since it opened the connection.
+        `False` where all connections as old as this one are replaced already.
     """
     pool = connection.engine.pool
     if not hasattr(pool, "_invalidate"):

@@ -150,7 +150,7 @@ class Fleet(Generic[S]):
         """Open on the primary.
 
         A connection may be older than a switchover, and reach a standby by now. So the node of a
-        reader with a token is asked, and the pool replaces what it has opened before.
+        reader with a token is asked, and the pool replaces older connections.
         """
         for _ in range(_MOST_TRIES):
             opening = Opening(self._primary, plan.isolation_level, always_looks=plan.has_token)

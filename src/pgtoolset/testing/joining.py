@@ -14,8 +14,8 @@ from pgtoolset._postgres.sqlstates import reported_by_server
 
 __all__ = ["begin", "discard", "execute", "has_ended", "is_lost", "refuses", "uses_connection"]
 
-#: A setting that lasts as long as the transaction. A driver that begins another one by itself after
-#: a COMMIT that it was told to send is in the same state then.
+#: A setting that ends with the transaction. psycopg begins another one after a COMMIT of the test,
+#: and its state is the same then.
 _MARK = "SELECT pg_catalog.set_config('pgtoolset.joined', 'on', true)"
 _ASK = "SELECT pg_catalog.current_setting('pgtoolset.joined', true)"
 

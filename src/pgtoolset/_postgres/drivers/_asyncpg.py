@@ -91,14 +91,14 @@ class AsyncpgDriver:
         return bool(getattr(raw, "_stmt_cache_enabled", False))
 
     def server_pid(self, raw: Any) -> int:
-        """Return the process id that asyncpg got as it connected; 0 where a wrapper has none."""
+        """Return the process id that asyncpg got as it connected; 0 for a wrapper without it."""
         try:
             return int(raw.get_server_pid())
         except Exception:
             return 0
 
     def reported(self, raw: Any, name: str) -> str | None:
-        """Return a parameter that the server reports by itself, as asyncpg has it last."""
+        """Return the last value of a parameter that the server reports unasked."""
         try:
             value = getattr(raw.get_settings(), name, None)
         except Exception:

@@ -17,7 +17,7 @@ class Driver(Protocol):
     Attributes:
         begins_by_itself: whether each statement begins a transaction where none is open, also
             after a COMMIT that SQLAlchemy has not sent.
-        prepared_prefix: how the names of the statements begin that it prepares by itself.
+        prepared_prefix: how the names of its prepared statements begin.
         without_caches: the arguments of `create_async_engine` with which it prepares none.
     """
 
@@ -68,7 +68,7 @@ class Driver(Protocol):
         ...
 
     def reported(self, raw: Any, name: str) -> str | None:
-        """Return a parameter that the server reports by itself, as the driver has it last."""
+        """Return the last value of a parameter that the server reports unasked."""
         ...
 
     async def finds_row(self, raw: Any, statement: str) -> bool:

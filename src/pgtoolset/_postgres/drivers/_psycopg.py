@@ -132,7 +132,7 @@ class PsycopgDriver:
         return int(raw.pgconn.backend_pid)
 
     def reported(self, raw: Any, name: str) -> str | None:
-        """Return a parameter that the server reports by itself, as libpq has it last."""
+        """Return the last value of a parameter that the server reports unasked."""
         try:
             value = raw.pgconn.parameter_status(name.encode())
         except Exception:
