@@ -1,4 +1,4 @@
-"""Work that a cancellation must not interrupt."""
+"""Work that a cancellation must not interrupt, and cancellations that did not arrive."""
 
 from __future__ import annotations
 
@@ -24,6 +24,30 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError as request:
         _deliver_later(request)
     return task.result()
+
+
+class Requests:
+    """Notices a cancellation of the current task that has not arrived.
+
+    A driver may raise an error of its own in place of it, where the network ends at the same
+    moment. A loop that goes on after such an error has to ask. It asks after a suspension, at which
+    a cancellation that is only late arrives.
+    """
+
+    __slots__ = ("_before", "_task")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        # A task that cleans up after a cancellation still has it.
+        self._before = self._count()
+
+    def raise_swallowed(self) -> None:
+        """Raise `CancelledError` where the task was cancelled since this object was made."""
+        if self._count() > self._before:
+            raise asyncio.CancelledError
+
+    def _count(self) -> int:
+        return 0 if self._task is None else self._task.cancelling()
 
 
 class _Uncancellable(asyncio.Future[None]):

@@ -28,7 +28,13 @@ from pgtoolset._postgres.connections import (
     close_pooled,
     verify_next_commit,
 )
-from pgtoolset._postgres.discards import check_is_free, checked_rollback, is_discarded, is_open
+from pgtoolset._postgres.discards import (
+    check_is_free,
+    checked_rollback,
+    is_discarded,
+    is_open,
+    replace_pool,
+)
 from pgtoolset._postgres.engines import see
 from pgtoolset._postgres.poolers import explained
 from pgtoolset._postgres.sqlstates import (
@@ -260,7 +266,10 @@ class Checkout:
             self._raise_unknown(error, attempt.error, found.reason)
         if found.verdict is Verdict.LOST:
             raise transaction_lost(self._phase(), attempt.error)
-        # The next user needs another one.
+        # The next user needs another one; of the others SQLAlchemy would say the same if it saw the
+        # error.
+        if attempt.was_lost:
+            replace_pool(self.connection)
         self.connection.invalidate()
 
     def commit_prepared(self, dialect_commit: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pgtoolset._cancellation import uninterrupted
+from pgtoolset._cancellation import Requests, uninterrupted
 from pgtoolset._postgres.commit_status import Trace, confirm, end_backend, look
 from pgtoolset._postgres.connections import terminate
 from pgtoolset._postgres.outside import outside_connection
@@ -82,6 +82,7 @@ class _Inquiry:
 
     async def run(self) -> Resolution:
         loop = asyncio.get_running_loop()
+        requests = Requests()
         for pause in _pauses():
             try:
                 async with asyncio.timeout_at(self._deadline):
@@ -97,6 +98,7 @@ class _Inquiry:
             if loop.time() + pause >= self._deadline:
                 break
             await asyncio.sleep(pause)
+            requests.raise_swallowed()
         return _unknown(f"{self.reason} within {self._timeout:g} s")
 
     def _note(self, error: Exception) -> None:

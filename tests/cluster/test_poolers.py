@@ -101,7 +101,7 @@ def through(pooler: str, driver: str, **options: Any) -> AsyncEngine:
     return create_async_engine(url, pool_size=CLIENTS, connect_args=options)
 
 
-@pytest.fixture(params=["asyncpg"])
+@pytest.fixture(params=["asyncpg", "psycopg"])
 async def bouncing(
     engine: AsyncEngine, pooler: str, request: pytest.FixtureRequest
 ) -> AsyncIterator[AsyncEngine]:
@@ -327,8 +327,7 @@ async def test_moved_primary(nodes: Nodes, driver: str) -> None:
 
         opened = set(await connections(bouncing))
         await write(read_only=True)
-        if driver == "asyncpg":  # with psycopg the next BEGIN would be READ WRITE
-            assert set(await connections(bouncing)) == opened
+        assert set(await connections(bouncing)) == opened
         async with maker() as reader, get_transaction(reader):
             before = await reader.scalar(text("SELECT pg_backend_pid()"))
             await write()

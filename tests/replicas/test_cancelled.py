@@ -44,7 +44,8 @@ async def test_read(
 
     for _ in range(2):
         await work(0)
-    assert await interrupt_everywhere(work, check) > 3
+    # It waits for the opening, for the rows, and for the ROLLBACK.
+    assert await interrupt_everywhere(work, check) >= 3
 
 
 async def test_position(cluster: Cluster, replicas: ReadReplicas) -> None:

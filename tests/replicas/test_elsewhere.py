@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset import ReadReplicas, TransactionStateError
@@ -310,18 +310,22 @@ async def follow(cluster: Cluster) -> None:
 
 async def test_demoted_primary(cluster: Cluster) -> None:
     """Where a pool of the primary still has connections to a standby, a reader with a token is
-    not served there; the pool connects anew."""
+    not served there; the pool connects anew, and no further one of them is tried."""
     maker = cluster.maker(cluster.nodes.address())
     replicas: ReadReplicas[AsyncSession] = ReadReplicas(maker, [])
     cluster.nodes.move(cluster.nodes.standby)
-    async with maker() as one, maker() as two:
-        assert await is_standby(one) and await is_standby(two)
+    async with maker() as one, maker() as two, maker() as three, maker() as four:
+        for each in (one, two, three, four):
+            assert await is_standby(each)
     cluster.nodes.move(cluster.nodes.primary)
     await cluster.pause()
     token = await write(cluster, replicas, 1)
+    checkouts: list[object] = []
+    event.listen(maker.kw["bind"].sync_engine, "checkout", lambda raw, *_: checkouts.append(raw))
     async with replicas.read(after=token) as session:
         assert await items(session) == [1]
         assert not await is_standby(session)
+    assert len(checkouts) == 2
     async with maker() as one, maker() as two:
         assert not await is_standby(one) and not await is_standby(two)
 

@@ -241,6 +241,27 @@ async def test_goes_on_after_a_resolved_commit(lab: Lab, other: asyncpg.Connecti
     assert lab.log == [1, 2]
 
 
+async def _pids(engine: AsyncEngine) -> set[Any]:
+    """Return the process ids behind the two connections of the pool."""
+    async with engine.connect() as first, engine.connect() as second:
+        return {await each.scalar(text("SELECT pg_backend_pid()")) for each in (first, second)}
+
+
+async def test_others_of_the_pool(lab: Lab, other: asyncpg.Connection) -> None:
+    """A commit that lost its connection has the pool replace the others, resolved as stored or
+    not: whatever ended one has mostly ended them all."""
+    for timeout in (LONG, None):
+        before = await _pids(lab.engine)
+        try:
+            async with create_db_context(lab.maker, resolve_commit=timeout)() as session:
+                await insert(session, 1)
+                lab.proxy.cut_at_commit("RST")
+        except CommitUnknownError:
+            assert timeout is None
+        assert not before & await _pids(lab.engine)
+        await other.execute("TRUNCATE item, part, account")
+
+
 @pytest.mark.parametrize("direction", ["to server", "to client"])
 async def test_nothing_was_written(lab: Lab, direction: Direction) -> None:
     """A unit that has written nothing ends normally, and its callbacks run."""

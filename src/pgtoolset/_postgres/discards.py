@@ -80,6 +80,23 @@ async def _end(connection: PoolProxiedConnection) -> None:
             raise
 
 
+def replace_pool(connection: Connection) -> bool:
+    """Let the pool replace each connection that it has opened before, as it gives it out again.
+
+    SQLAlchemy does the same where it takes an error for the loss of a connection. No other task
+    loses the one that it uses. `connection` itself stays.
+
+    Returns:
+        `False` where all connections as old as this one are replaced already.
+    """
+    pool = connection.engine.pool
+    if not hasattr(pool, "_invalidate"):
+        return False
+    before = pool._invalidate_time
+    pool._invalidate(connection.connection, None, _checkin=False)
+    return bool(pool._invalidate_time != before)
+
+
 def is_discarded(connection: Connection | None) -> bool:
     """Whether `discard` has closed a connection that was not lost before.
 

@@ -303,7 +303,9 @@ class _Search:
 
 async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        # `asyncio.wait_for` of Python 3.11 swallows a cancellation where the event is set with it.
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -13,24 +13,14 @@ import re
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
+from pgtoolset._postgres.drivers import DRIVERS, Driver
 from pgtoolset._postgres.sqlstates import driver_error, sqlstate_of
 from pgtoolset.errors import PoolerError
 
 _PREPARED = frozenset({"26000", "42P05"})  # it does not exist, or exists already
 
-#: How the names of statements begin that asyncpg and psycopg prepare by themselves.
-_OF_DRIVERS = ("__asyncpg_", "_pg3_")
-
 #: PgBouncer's own words, which are in English always: its message is all that psycopg has.
 _STARTUP = re.compile(r"unsupported startup parameter(?: in options)?: (\w+)")
-
-_WITHOUT_CACHES = {
-    "asyncpg": (
-        'connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0, '
-        '"prepared_statement_name_func": lambda: f"__asyncpg_{uuid4()}__"}'
-    ),
-    "psycopg": 'connect_args={"prepare_threshold": None}',
-}
 
 
 def explained(context: ExceptionContext) -> PoolerError | None:
@@ -39,7 +29,7 @@ def explained(context: ExceptionContext) -> PoolerError | None:
     if not isinstance(error, DBAPIError):
         return None
     if sqlstate_of(error) in _PREPARED:
-        advice = _without_caches(error, context.dialect.driver)
+        advice = _without_caches(error, DRIVERS.get(context.dialect.driver))
     elif context.connection is None:
         advice = _without_parameter(error)
     else:
@@ -49,14 +39,14 @@ def explained(context: ExceptionContext) -> PoolerError | None:
     return PoolerError(advice, refused=error, is_disconnect=context.is_disconnect)
 
 
-def _without_caches(error: DBAPIError, driver: str) -> str | None:
+def _without_caches(error: DBAPIError, driver: Driver | None) -> str | None:
     message = str(driver_error(error))
-    if driver not in _WITHOUT_CACHES or not any(name in message for name in _OF_DRIVERS):
+    if driver is None or driver.prepared_prefix not in message:
         return None
     return (
         "the driver has prepared a statement that this backend of PostgreSQL does not have, or "
         f"has from another client ({message.splitlines()[0]}): there is a pooler in transaction "
-        f"mode between them. Pass {_WITHOUT_CACHES[driver]} to create_async_engine, or set "
+        f"mode between them. Pass {driver.without_caches} to create_async_engine, or set "
         "max_prepared_statements in PgBouncer 1.21 or newer"
     )
 

@@ -20,8 +20,9 @@ from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from pgtoolset._postgres.catalog import EQ
-from pgtoolset._postgres.connections import is_closed
-from pgtoolset._postgres.discards import CLOSE_TIMEOUT, discard, is_open
+from pgtoolset._postgres.connections import backend_pid
+from pgtoolset._postgres.discards import CLOSE_TIMEOUT, discard, is_open, replace_pool
+from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._postgres.nodes import IS_STANDBY
 from pgtoolset._postgres.sqlstates import (
     FEATURE_NOT_SUPPORTED,
@@ -39,9 +40,6 @@ _WAS_STANDBY = "pgtoolset.was_standby"
 
 #: On an error of the driver: the transaction may succeed when it runs again on another connection.
 _MOVED = "_pgtoolset_moved"
-
-#: The largest process id of Linux. A pooler such as PgBouncer answers with 32 random bits.
-_LARGEST_PID = 2**22
 
 #: One row where the server is a standby, and the role is not read-only on a primary too. The number
 #: of rows is in the command tag, so that the statement need not be prepared: a pooler may give each
@@ -73,7 +71,7 @@ def note_node(connection: PoolProxiedConnection) -> None:
     """Note whether the server of a connection is a standby, when the connection is first seen."""
     info = connection.info
     if _WAS_STANDBY not in info:
-        info[_WAS_STANDBY] = _reported(connection.driver_connection, "in_hot_standby") == "on"
+        info[_WAS_STANDBY] = _is_standby(connection)
 
 
 def note_refusal(
@@ -96,22 +94,23 @@ def note_refusal(
     if not is_open(connection):
         return
     proxied = connection.connection
-    driver: Any = proxied.driver_connection
-    is_refused = not _is_begun(proxied)
+    raw: Any = proxied.driver_connection
+    driver = driver_of(raw)
+    # It is in no transaction after a BEGIN that it has refused.
+    is_refused = not (driver.is_closed(raw) or driver.is_in_transaction(raw))
     if state == FEATURE_NOT_SUPPORTED and not is_refused and not _sets_transaction(statement):
         return
-    # asyncpg takes such a transaction for open, and would send a SAVEPOINT as its next BEGIN.
-    is_broken = is_refused and getattr(driver, "_top_xact", None) is not None
+    is_broken = driver.refuses_to_begin(raw)
     if is_read_only or _is_read_only(proxied):
         is_standby: bool | None = False
-    elif not _has_own_server(driver):
+    elif backend_pid(connection) is None:  # a pooler, which has told of another server perhaps
         is_standby = None
     else:
-        is_standby = _reported(driver, "in_hot_standby") == "on"
+        is_standby = _is_standby(proxied)
         if is_standby or proxied.info.pop(_WAS_STANDBY, False):
             _mark(error)  # in the latter case it was promoted after the transaction had begun
     if is_standby:
-        _replace_all(connection, proxied)
+        _replace_all(connection)
     if is_standby is not False or is_broken:
         proxied.info[_REFUSED] = _Refusal(
             driver_error(error), ref(connection), is_standby, is_broken
@@ -138,17 +137,18 @@ def replacing_rollback(
 
 def _settle(proxied: PoolProxiedConnection, refusal: _Refusal) -> None:
     """Replace a connection after its transaction has ended. Runs in SQLAlchemy's greenlet."""
-    if _is_closed(proxied.driver_connection):
+    raw: Any = proxied.driver_connection
+    if driver_of(raw).is_closed(raw):
         return
     connection = refusal.connection()
     is_standby = refusal.is_standby
     if is_standby is None:
-        is_standby = await_only(_ask(proxied.driver_connection))
+        is_standby = await_only(_ask(raw))
         # Where a pooler has found a primary meanwhile, the transaction can run again as well.
         if is_standby is not False:
             _mark(refusal.error)
         if is_standby and connection is not None:
-            _replace_all(connection, proxied)
+            _replace_all(connection)
     if not is_standby and not refusal.is_broken:
         return
     if connection is not None and connection.in_transaction():
@@ -157,14 +157,8 @@ def _settle(proxied: PoolProxiedConnection, refusal: _Refusal) -> None:
         discard(proxied)
 
 
-def _replace_all(connection: Connection, proxied: PoolProxiedConnection) -> None:
-    """Let the pool replace each connection that it has opened before, as it gives it out again."""
-    pool = connection.engine.pool
-    if not hasattr(pool, "_invalidate"):
-        return
-    before = pool._invalidate_time
-    pool._invalidate(proxied, None, _checkin=False)
-    if pool._invalidate_time != before:  # not where another transaction was refused just before
+def _replace_all(connection: Connection) -> None:
+    if replace_pool(connection):  # not where another transaction was refused just before
         logger.warning(
             "the server of a connection is a standby now, and has refused to write; the pool "
             "replaces its connections, so that the next transaction can reach the new primary"
@@ -175,68 +169,31 @@ def _mark(error: BaseException) -> None:
     setattr(driver_error(error), _MOVED, True)
 
 
-async def _ask(driver: Any) -> bool | None:
+async def _ask(raw: Any) -> bool | None:
     """Ask a server outside of a transaction whether it is a standby; `None` without an answer."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT):
-            if hasattr(driver, "pgconn"):
-                cursor = await driver.execute(_ASK, prepare=False)
-                found: bool = cursor.rowcount == 1
-                await driver.rollback()
-                return found
-            tag: str = await driver.execute(_ASK)
-            return tag == "SELECT 1"
+            return await driver_of(raw).finds_row(raw, _ASK)
     except Exception:
         logger.debug("a server did not say whether it is a standby", exc_info=True)
         return None
 
 
-def _reported(driver: Any, name: str) -> str | None:
-    """Return a parameter that the server reports by itself, as the driver has it last."""
-    try:
-        if hasattr(driver, "pgconn"):
-            value = driver.pgconn.parameter_status(name.encode())
-            return None if value is None else value.decode()
-        value = getattr(driver.get_settings(), name, None)
-    except Exception:
-        return None
-    return None if value is None else str(value)
-
-
-def _has_own_server(driver: Any) -> bool:
-    """Whether the driver's connection is one to PostgreSQL, and not to a pooler."""
-    try:
-        if hasattr(driver, "pgconn"):
-            is_direct, pid = driver.prepare_threshold is not None, driver.info.backend_pid
-        else:
-            is_direct = bool(getattr(driver, "_stmt_cache_enabled", False))
-            pid = driver.get_server_pid()
-    except Exception:
-        return False
-    return is_direct and 0 < pid <= _LARGEST_PID
-
-
-def _is_closed(driver: Any) -> bool:
-    return bool(driver.closed) if hasattr(driver, "pgconn") else is_closed(driver)
+def _is_standby(proxied: PoolProxiedConnection) -> bool:
+    """Whether the server is a standby, as it has told last."""
+    return _reported(proxied, "in_hot_standby") == "on"
 
 
 def _is_read_only(proxied: PoolProxiedConnection) -> bool:
     """Whether the transaction was begun as READ ONLY, or the role's transactions are by default."""
-    adapter: Any = proxied.dbapi_connection
-    if getattr(adapter, "readonly", None) or getattr(adapter, "read_only", None):
+    if driver_of(proxied.driver_connection).is_read_only(proxied):
         return True
-    return _reported(proxied.driver_connection, "default_transaction_read_only") == "on"
+    return _reported(proxied, "default_transaction_read_only") == "on"
 
 
-def _is_begun(proxied: PoolProxiedConnection) -> bool:
-    """Whether PostgreSQL is in a transaction. It is in none after a BEGIN that it has refused."""
-    driver: Any = proxied.driver_connection
-    try:
-        if hasattr(driver, "pgconn"):
-            return bool(driver.pgconn.transaction_status)
-        return bool(driver.is_in_transaction())
-    except Exception:
-        return True
+def _reported(proxied: PoolProxiedConnection, name: str) -> str | None:
+    raw: Any = proxied.driver_connection
+    return driver_of(raw).reported(raw, name)
 
 
 def _sets_transaction(statement: str | None) -> bool:

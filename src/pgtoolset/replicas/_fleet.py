@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import IsolationLevel
+from pgtoolset._postgres.discards import replace_pool
 from pgtoolset._postgres.nodes import NodeState, Position
 from pgtoolset._postgres.sqlstates import RETRYABLE, breaks_connection, sqlstate_of
 from pgtoolset._units import UnitOfWork
@@ -23,6 +24,10 @@ from pgtoolset.replicas._standbys import Standby, choose
 __all__ = ["Fleet", "Plan"]
 
 S = TypeVar("S", bound=AsyncSession)
+
+#: Connections to the primary for one block. The second may have been opened shortly before the
+#: move, when another block had the pool replaced already.
+_MOST_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +150,9 @@ class Fleet(Generic[S]):
         """Open on the primary.
 
         A connection may be older than a switchover, and reach a standby by now. So the node of a
-        reader with a token is asked.
+        reader with a token is asked, and the pool replaces older connections.
         """
-        left: int | None = None
-        while True:
+        for _ in range(_MOST_TRIES):
             opening = Opening(self._primary, plan.isolation_level, always_looks=plan.has_token)
             await opening.run()
             unit, state = opening.unit, opening.state
@@ -164,16 +168,12 @@ class Fleet(Generic[S]):
                 return unit
             if has_it:
                 return unit
-            if left is None:
-                left = _idle_connections(unit)
-            await _discard(unit)
-            if left < 0:
-                raise TransactionStateError(
-                    "the primary of ReadReplicas is a standby, which has not replayed what the "
-                    "token says; make its engine with the address of the primary, such as a URL of "
-                    "several hosts with target_session_attrs"
-                )
-            left -= 1
+            await _replace(unit)
+        raise TransactionStateError(
+            "the primary of ReadReplicas is a standby, which has not replayed what the token says; "
+            "make its engine with the address of the primary, such as a URL of several hosts with "
+            "target_session_attrs"
+        )
 
     def _choice(self, wanted: Position | None, tried: set[Standby[S]]) -> Standby[S] | None:
         self._turn += 1
@@ -235,16 +235,12 @@ class Fleet(Generic[S]):
             standby.note_away(None)
 
 
-def _idle_connections(unit: UnitOfWork[Any]) -> int:
-    """Return how many connections wait in the pool of a session, as old as its own perhaps."""
-    pool: Any = unit.session.get_bind().engine.pool
-    return int(pool.checkedin()) if hasattr(pool, "checkedin") else 0
-
-
-async def _discard(unit: UnitOfWork[Any]) -> None:
-    """Close a unit of work and its connection, which the pool replaces."""
+async def _replace(unit: UnitOfWork[Any]) -> None:
+    """Close a unit of work; the pool replaces its connection, and all that are as old."""
     try:
-        await (await unit.session.connection()).invalidate()
+        connection = await unit.session.connection()
+        await connection.run_sync(replace_pool)
+        await connection.invalidate()
     finally:
         await close(unit)
 

@@ -14,8 +14,8 @@ from pgtoolset._postgres.sqlstates import reported_by_server
 
 __all__ = ["begin", "discard", "execute", "has_ended", "is_lost", "refuses", "uses_connection"]
 
-#: A setting that lasts as long as the transaction. psycopg begins another one by itself after a
-#: COMMIT that it was told to send, and its state is the same then.
+#: A setting that ends with the transaction. psycopg begins another one after a COMMIT of the test,
+#: and its state is the same then.
 _MARK = "SELECT pg_catalog.set_config('pgtoolset.joined', 'on', true)"
 _ASK = "SELECT pg_catalog.current_setting('pgtoolset.joined', true)"
 
@@ -23,7 +23,7 @@ _ASK = "SELECT pg_catalog.current_setting('pgtoolset.joined', true)"
 async def begin(connection: AsyncConnection) -> None:
     """Begin the transaction that the sessions of a test are joined to."""
     await connection.begin()
-    if connection.dialect.driver == "psycopg":
+    if driver_of((await _raw(connection)).driver_connection).begins_by_itself:
         await connection.exec_driver_sql(_MARK)
 
 
@@ -33,9 +33,9 @@ async def has_ended(connection: AsyncConnection) -> bool:
     Call it while no statement runs, and before an error has aborted the transaction or after that.
     """
     raw = await _raw(connection)
-    if connection.dialect.driver != "psycopg":
+    driver = driver_of(raw.driver_connection)
+    if not driver.begins_by_itself:
         # SQLAlchemy's adapter begins the transaction with the first statement.
-        driver = driver_of(raw.driver_connection)
         has_begun = begun_transaction(raw) is not None
         return has_begun and not driver.is_in_transaction(raw.driver_connection)
     try:
@@ -68,7 +68,7 @@ async def is_lost(connection: AsyncConnection) -> bool:
     if connection.closed or connection.invalidated:
         return True
     raw = (await _raw(connection)).driver_connection
-    return driver_of(raw).is_lost(raw)
+    return driver_of(raw).is_closed(raw)
 
 
 async def discard(connection: AsyncConnection) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from pgtoolset._cancellation import Requests
 from pgtoolset._postgres.link import (
     HEARTBEAT,
     Link,
@@ -130,6 +131,7 @@ class Hub:
     async def _run(self, first_link: Link) -> None:
         link: Link | None = first_link
         pause = FIRST_PAUSE
+        requests = Requests()
         try:
             while True:
                 try:
@@ -145,6 +147,7 @@ class Hub:
                         await link.close()
                     link = None
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
+                requests.raise_swallowed()
                 pause = min(2 * pause, LONGEST_PAUSE)
         except Exception as error:
             logger.exception("A RowWatcher failed.")

@@ -21,6 +21,7 @@ from pgtoolset._arguments import (
     shown,
     sync_session,
 )
+from pgtoolset._cancellation import Requests
 from pgtoolset.errors import WaitTimeoutError
 from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.watch._batches import LAST_POLL_TIMEOUT
@@ -167,6 +168,7 @@ class _Wait:
     ) -> Any:
         poll_at = self._loop.time()
         retry = FIRST_RETRY
+        requests = Requests()
         while True:
             is_last = self._loop.time() >= self._deadline
             problem: Exception | None = None
@@ -190,6 +192,7 @@ class _Wait:
             self._raise_if_over(is_last, problem)
             wake_at = poll_at if is_last else min(poll_at, self._deadline)
             await asyncio.sleep(max(0, wake_at - self._loop.time()))
+            requests.raise_swallowed()
 
     def _raise_if_over(self, was_last: bool, problem: Exception | None) -> None:
         # A last poll that failed is repeated while there is time for it.

@@ -31,6 +31,13 @@ _CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
 class AsyncpgDriver:
     """The driver asyncpg."""
 
+    begins_by_itself = False
+    prepared_prefix = "__asyncpg_"
+    without_caches = (
+        'connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0, '
+        '"prepared_statement_name_func": lambda: f"__asyncpg_{uuid4()}__"}'
+    )
+
     async def connect(self, url: URL, database: str) -> Any:
         """Connect without SQLAlchemy; see `pgtoolset._postgres.drivers._plain`."""
         return await connect_asyncpg(url, database)
@@ -64,15 +71,11 @@ class AsyncpgDriver:
             dialect_terminate(adapter)
 
     def is_closed(self, raw: Any) -> bool:
-        """Whether the connection is closed or lost."""
+        """Whether the connection is closed or lost, which asyncpg hears from the event loop."""
         try:
             return bool(raw.is_closed())
         except Exception:
             return True  # as above
-
-    def is_lost(self, raw: Any) -> bool:
-        """Whether the connection is closed: asyncpg hears from the event loop of a lost one."""
-        return self.is_closed(raw)
 
     def is_in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open, as the server has said last."""
@@ -88,8 +91,33 @@ class AsyncpgDriver:
         return bool(getattr(raw, "_stmt_cache_enabled", False))
 
     def server_pid(self, raw: Any) -> int:
-        """Return the process id that asyncpg got as it connected."""
-        return int(raw.get_server_pid())
+        """Return the process id that asyncpg got as it connected; 0 for a wrapper without it."""
+        try:
+            return int(raw.get_server_pid())
+        except Exception:
+            return 0
+
+    def reported(self, raw: Any, name: str) -> str | None:
+        """Return the last value of a parameter that the server reports unasked."""
+        try:
+            value = getattr(raw.get_settings(), name, None)
+        except Exception:
+            return None  # a wrapper without settings
+        return None if value is None else str(value)
+
+    async def finds_row(self, raw: Any, statement: str) -> bool:
+        """Whether a query has one row, by the command tag of a query that is one message."""
+        return bool(await raw.execute(statement) == "SELECT 1")
+
+    def refuses_to_begin(self, raw: Any) -> bool:
+        """Whether asyncpg would send a SAVEPOINT as its next BEGIN."""
+        if self.is_closed(raw) or self.is_in_transaction(raw):
+            return False
+        return getattr(raw, "_top_xact", None) is not None
+
+    def is_read_only(self, connection: PoolProxiedConnection) -> bool:
+        """Whether an option of SQLAlchemy's adapter has its transactions begin as READ ONLY."""
+        return bool(getattr(connection.dbapi_connection, "readonly", None))
 
     def is_running(self, connection: PoolProxiedConnection) -> bool:
         """Whether a task executes a statement on the connection at this moment.

@@ -12,7 +12,18 @@ from pgtoolset._postgres.drivers._attempts import CommitAttempt
 
 
 class Driver(Protocol):
-    """One driver. `raw` is a connection of it, or a wrapper around one."""
+    """One driver. `raw` is a connection of it, or a wrapper around one.
+
+    Attributes:
+        begins_by_itself: whether each statement begins a transaction where none is open, also
+            after a COMMIT that SQLAlchemy has not sent.
+        prepared_prefix: how the names of its prepared statements begin.
+        without_caches: the arguments of `create_async_engine` with which it prepares none.
+    """
+
+    begins_by_itself: bool
+    prepared_prefix: str
+    without_caches: str
 
     async def connect(self, url: URL, database: str) -> Any:
         """Connect to a database without SQLAlchemy, with the methods of asyncpg's connection."""
@@ -41,10 +52,6 @@ class Driver(Protocol):
         ...
 
     def is_closed(self, raw: Any) -> bool:
-        """Whether the connection is closed or lost, as far as the driver knows."""
-        ...
-
-    def is_lost(self, raw: Any) -> bool:
         """Whether it is closed, or the server has hung up; asyncpg learns that from its loop."""
         ...
 
@@ -57,7 +64,23 @@ class Driver(Protocol):
         ...
 
     def server_pid(self, raw: Any) -> int:
-        """Return the process id that the driver got as it connected."""
+        """Return the process id that the driver got as it connected; 0 where it does not say."""
+        ...
+
+    def reported(self, raw: Any, name: str) -> str | None:
+        """Return the last value of a parameter that the server reports unasked."""
+        ...
+
+    async def finds_row(self, raw: Any, statement: str) -> bool:
+        """Whether a query has one row. It is not prepared, and its transaction ends with it."""
+        ...
+
+    def refuses_to_begin(self, raw: Any) -> bool:
+        """Whether the driver takes a transaction for open whose BEGIN the server has refused."""
+        ...
+
+    def is_read_only(self, connection: PoolProxiedConnection) -> bool:
+        """Whether an option of the connection has its transactions begin as READ ONLY."""
         ...
 
     def is_running(self, connection: PoolProxiedConnection) -> bool:

@@ -57,6 +57,10 @@ _ADVICE = "Give SQLAlchemy psycopg's own connection, or a wrapper that passes it
 class PsycopgDriver:
     """The driver psycopg, from version 3 on."""
 
+    begins_by_itself = True
+    prepared_prefix = "_pg3_"
+    without_caches = 'connect_args={"prepare_threshold": None}'
+
     async def connect(self, url: URL, database: str) -> Any:
         """Connect without SQLAlchemy; see `pgtoolset._postgres.drivers._plain`."""
         return await connect_psycopg(url, database)
@@ -115,10 +119,6 @@ class PsycopgDriver:
         """
         return bool(raw.closed) or _has_left(raw)
 
-    def is_lost(self, raw: Any) -> bool:
-        """Whether the connection is closed, or the server has hung up since the last statement."""
-        return self.is_closed(raw) or _has_left(raw)
-
     def is_in_transaction(self, raw: Any) -> bool:
         """Whether a transaction is open, as the server has said last."""
         return raw.pgconn.transaction_status in (_ACTIVE, _IN_TRANSACTION, _IN_ERROR)
@@ -130,6 +130,29 @@ class PsycopgDriver:
     def server_pid(self, raw: Any) -> int:
         """Return the process id that libpq got as it connected."""
         return int(raw.pgconn.backend_pid)
+
+    def reported(self, raw: Any, name: str) -> str | None:
+        """Return the last value of a parameter that the server reports unasked."""
+        try:
+            value = raw.pgconn.parameter_status(name.encode())
+        except Exception:
+            return None  # the connection is closed
+        return None if value is None else str(value.decode())
+
+    async def finds_row(self, raw: Any, statement: str) -> bool:
+        """Whether a query has one row. psycopg has begun a transaction for it, which is ended."""
+        cursor = await raw.execute(statement, prepare=False)
+        found = bool(cursor.rowcount == 1)
+        await raw.rollback()
+        return found
+
+    def refuses_to_begin(self, raw: Any) -> bool:
+        """Say no: the state is the server's, and it is in no transaction after such a BEGIN."""
+        return False
+
+    def is_read_only(self, connection: PoolProxiedConnection) -> bool:
+        """Whether an option of the connection has its transactions begin as READ ONLY."""
+        return bool(getattr(connection.driver_connection, "read_only", None))
 
     def is_running(self, connection: PoolProxiedConnection) -> bool:
         """Whether a task executes a statement on the connection at this moment."""
