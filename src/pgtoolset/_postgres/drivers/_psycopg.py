@@ -11,7 +11,6 @@ that is cancelled like that may be stored, so it runs in a task of its own.
 
 from __future__ import annotations
 
-import asyncio
 import select
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
@@ -88,7 +87,6 @@ class PsycopgDriver:
         """Close the socket at once."""
         with suppress(Exception):
             terminate_psycopg(raw)
-            _give_back(raw)
 
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
@@ -251,27 +249,6 @@ class _Attempt(CommitAttempt):
                 return
             self._is_sent = True
             ready = yield waiting
-
-
-#: What gives connections back to a pool of psycopg, so that it is not collected before its end.
-_returning: set[asyncio.Task[None]] = set()
-
-
-def _give_back(raw: Any) -> None:
-    """Give a closed connection back to psycopg's own pool, which makes another one in its place.
-
-    psycopg's `close()` does that only for a connection that is not closed.
-    """
-    pool = getattr(raw, "_pool", None)
-    if pool is not None and getattr(pool, "close_returns", False):
-        task = asyncio.get_running_loop().create_task(_give_back_to(pool, raw))
-        _returning.add(task)
-        task.add_done_callback(_returning.discard)
-
-
-async def _give_back_to(pool: Any, raw: Any) -> None:
-    with suppress(Exception):  # it has it already
-        await pool.putconn(raw)
 
 
 def _is_busy(raw: Any) -> bool:
