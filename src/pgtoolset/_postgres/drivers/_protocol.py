@@ -40,6 +40,14 @@ class Driver(Protocol):
         """Close the connection of SQLAlchemy's adapter, which its pool has given up."""
         ...
 
+    def roll_back(
+        self,
+        connection: PoolProxiedConnection,
+        dialect_rollback: Callable[[PoolProxiedConnection], None],
+    ) -> None:
+        """Roll back; without a suspension that a cancellation could hit if nothing is sent."""
+        ...
+
     def is_closed(self, raw: Any) -> bool:
         """Whether the connection is closed or lost, as far as the driver knows."""
         ...
