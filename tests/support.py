@@ -87,6 +87,17 @@ async def send_past(connection: AsyncConnection, statement: str) -> None:
     await raw.driver_connection.execute(statement)
 
 
+async def raw_of(session: AsyncSession) -> Any:
+    """Return the connection of the driver below a session, which stays checked out."""
+    pooled: Any = await (await session.connection()).get_raw_connection()
+    return pooled.driver_connection
+
+
+def pid_of(raw: Any) -> int:
+    """Return the process id of the backend of a connection of the driver."""
+    return int(raw.get_server_pid() if DRIVER == "asyncpg" else raw.info.backend_pid)
+
+
 async def insert(session: AsyncSession, *ids: int) -> None:
     """Insert items by a statement, not through the unit of work."""
     for id_ in ids:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -23,7 +24,7 @@ from pgtoolset import (
     on_commit,
     run_transaction,
 )
-from tests.support import Item, insert, interrupt_everywhere, stored, until
+from tests.support import DRIVER, Item, insert, interrupt_everywhere, stored, until
 
 Maker = async_sessionmaker[AsyncSession]
 Block = Callable[[Maker, int, list[AsyncSession]], Coroutine[Any, Any, None]]
@@ -113,12 +114,24 @@ BLOCKS = [
 ]
 
 
+#: Whether there is a connection in the pool; "busy": there is one, and psycopg suspends at each
+#: call, as it does in an event loop that it finds busy.
+POOLS = ["cold", "warm", *(["busy"] if DRIVER == "psycopg" else [])]
+
+
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("pool", ["cold", "warm"])
+@pytest.mark.parametrize("pool", POOLS)
 async def test_reported_and_stored_agree(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection, block: Block, pool: str
+    engine: AsyncEngine,
+    session_maker: Maker,
+    other: asyncpg.Connection,
+    block: Block,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cancelled at any suspension, with and without a connection in the pool: see the module."""
+    if pool == "busy":
+        monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", -1.0, raising=False)
     checked_out: Any = engine.pool
     reported: dict[int, str] = {}
     sessions: list[AsyncSession] = []

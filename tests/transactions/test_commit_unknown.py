@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import psycopg
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse, StreamingResponse
@@ -26,6 +27,7 @@ from pgtoolset import (
     CommitUnknownError,
     PgToolsetError,
     TransactionAbortedError,
+    TransactionStateError,
     cleanup_tables,
     create_database,
     create_db_context,
@@ -36,10 +38,22 @@ from pgtoolset import (
     on_commit,
     run_transaction,
 )
+from pgtoolset._postgres.connections import is_closed
 from pgtoolset._postgres.sqlstates import refuses_commit
 from pgtoolset.testing import create_db_session
 from tests.proxy import Cut, Direction, How, Proxy
-from tests.support import DRIVER, Base, Item, Part, insert, stored, until
+from tests.support import (
+    DRIVER,
+    DRIVER_ERROR,
+    Base,
+    Item,
+    Part,
+    insert,
+    pid_of,
+    raw_of,
+    stored,
+    until,
+)
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -293,7 +307,7 @@ async def test_lost_answer(
     with pytest.raises(CommitUnknownError) as caught:
         await place(lab)
     assert caught.value.phase == ("end" if place in AT_THE_END else "commit")
-    assert type(caught.value.__cause__).__module__.startswith(("asyncpg", "builtins"))
+    assert type(caught.value.__cause__).__module__.startswith((DRIVER, "builtins"))
     assert "may have stored" in str(caught.value)
     assert lab.log == []
     # What came after the unknown commit is never stored.
@@ -308,6 +322,7 @@ async def _stored_is(other: asyncpg.Connection, ids: set[int]) -> bool:
     return await stored(other) == ids
 
 
+@pytest.mark.asyncpg(reason="psycopg has no time limit for an answer")
 @pytest.mark.parametrize("place", [retried, swallowed], ids=name_of)
 async def test_no_answer_in_time(
     database_url: str, other: asyncpg.Connection, place: Place
@@ -316,7 +331,7 @@ async def test_no_answer_in_time(
     the connection is closed, because its answer may still arrive."""
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(
-            proxy.url.replace("postgresql://", "postgresql+asyncpg://"),
+            proxy.url,
             pool_size=1,
             max_overflow=0,
             connect_args={"command_timeout": 2},
@@ -343,9 +358,9 @@ async def test_lost_before_the_commit(lab: Lab, other: asyncpg.Connection, place
 
     async def lost(session: AsyncSession, id_: int = 1) -> None:
         await insert(session, id_)
-        raw: Any = await (await session.connection()).get_raw_connection()
+        raw = await raw_of(session)
         lab.proxy.drop()
-        await until(raw.driver_connection.is_closed)
+        await until(lambda: is_closed(raw))
 
     lab.write = lost  # type: ignore[method-assign]
     with pytest.raises(DBAPIError):
@@ -365,20 +380,20 @@ async def test_lost_before_the_commit_and_swallowed(lab: Lab, other: asyncpg.Con
 
 
 async def test_statement_that_runs(lab: Lab, other: asyncpg.Connection) -> None:
-    """A COMMIT that the driver refuses, because a statement is still running on the connection, is
-    not in doubt. The connection is closed: its transaction is still open."""
+    """A COMMIT that is refused, because a statement is still running on the connection, is not in
+    doubt: asyncpg refuses it, and psycopg would send it after the statement. The connection is
+    closed: its transaction is still open."""
     running: list[asyncio.Task[Any]] = []
     pid = 0
-    with pytest.raises(DBAPIError, match="another operation is in progress"):
+    refusal: type[Exception] = DBAPIError if DRIVER == "asyncpg" else TransactionStateError
+    with pytest.raises(refusal, match=r"another (operation is in progress|task)"):
         async with create_db_context(lab.maker)() as session:
             await insert(session, 1)
-            raw: Any = await (await session.connection()).get_raw_connection()
-            running.append(
-                asyncio.create_task(raw.driver_connection.execute("SELECT pg_sleep(60)"))
-            )
+            raw = await raw_of(session)
+            running.append(asyncio.create_task(raw.execute("SELECT pg_sleep(60)")))
             await asyncio.sleep(0)
-            pid = raw.driver_connection.get_server_pid()
-    with pytest.raises(asyncpg.PostgresError):
+            pid = pid_of(raw)
+    with pytest.raises(DRIVER_ERROR):
         await running[0]
     await other.execute(f"SELECT pg_terminate_backend({pid}, 60000)")
     assert await stored(other) == set()
@@ -541,11 +556,19 @@ def test_error() -> None:
     assert errors.CommitUnknownError is CommitUnknownError
 
 
-def answer(state: str, severity: str) -> asyncpg.PostgresError:
+def answer(state: str, severity: str, driver: str = "asyncpg") -> Exception:
+    """Return the driver's error for a message of a server that speaks German."""
     fields = {"S": "FEHLER", "V": severity, "C": state, "M": "message"}
-    return asyncpg.PostgresError.new(fields)
+    if driver == "asyncpg":
+        return asyncpg.PostgresError.new(fields)
+    try:
+        kind = psycopg.errors.lookup(state)
+    except KeyError:
+        kind = psycopg.DatabaseError
+    return kind("message", info={ord(code): text.encode() for code, text in fields.items()})
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(
     ("state", "severity", "is_refusal"),
     [
@@ -572,9 +595,9 @@ def answer(state: str, severity: str) -> asyncpg.PostgresError:
         ("40003", "ERROR", False),
     ],
 )
-def test_answers(state: str, severity: str, is_refusal: bool) -> None:
+def test_answers(state: str, severity: str, is_refusal: bool, driver: str) -> None:
     """Which answers to a COMMIT say that it was rolled back, whatever the server's language."""
-    assert refuses_commit(answer(state, severity)) is is_refusal
+    assert refuses_commit(answer(state, severity, driver)) is is_refusal
 
 
 @pytest.mark.parametrize(
@@ -587,6 +610,9 @@ def test_answers(state: str, severity: str, is_refusal: bool) -> None:
         asyncpg.InterfaceError("x"),
         asyncpg.InternalClientError("x"),
         asyncpg.ConnectionDoesNotExistError("x"),
+        psycopg.OperationalError("x"),
+        psycopg.InterfaceError("x"),
+        psycopg.errors.UniqueViolation("x"),  # the class alone says nothing
     ],
     ids=repr,
 )

@@ -14,8 +14,9 @@ from sqlalchemy.orm import make_transient_to_detached
 from sqlalchemy.orm.exc import StaleDataError
 
 from pgtoolset import TransactionAbortedError, create_db_context, get_transaction
+from pgtoolset._postgres.connections import terminate_driver
 from pgtoolset.testing.contracts import MappedRows
-from tests.support import Item
+from tests.support import Item, raw_of
 
 
 @pytest.fixture
@@ -83,13 +84,12 @@ async def refused_by_sqlalchemy(session: AsyncSession) -> None:
 
 async def refused_by_the_driver(session: AsyncSession) -> None:
     await session.execute(text("SELECT 1"))
-    session.add(Item(id="a text"))
+    session.add(Item(id=1, name=object()))
     await session.flush()
 
 
 async def lost_connection(session: AsyncSession) -> None:
-    raw: Any = await (await session.connection()).get_raw_connection()
-    raw.driver_connection.terminate()
+    terminate_driver(await raw_of(session))
     session.add(Item(id=1))
     await session.flush()
 

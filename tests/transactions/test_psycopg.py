@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -306,20 +307,43 @@ async def test_copy_that_has_begun(maker: Any, other: asyncpg.Connection) -> Non
     assert await stored(other) == set()
 
 
-async def test_closed_under_a_waiting_task(psycopg_url: str) -> None:
+async def waits(raw: Any) -> Any:
+    await raw.execute("SELECT pg_sleep(600)")
+
+
+async def waits_in_a_copy(raw: Any) -> Any:
+    query = "SELECT repeat('x', 9999) UNION ALL SELECT pg_sleep(600)::text"
+    async with raw.cursor().copy(f"COPY ({query}) TO STDOUT") as copy:
+        async for _ in copy:
+            pass
+
+
+async def has_its_answer(raw: Any) -> Any:
+    await raw.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("work", [waits, waits_in_a_copy, has_its_answer])
+async def test_closed_under_a_waiting_task(psycopg_url: str, work: Any) -> None:
     """A connection that is closed while a task waits on it wakes that task, and its socket's number
-    is free only then."""
+    is free only then; also where the task finds its answer, and sees nothing of the loss."""
     url = make_url(psycopg_url).set(drivername="postgresql").render_as_string(hide_password=False)
-    raw = await psycopg.AsyncConnection.connect(url)
+    raw = await psycopg.AsyncConnection.connect(url, autocommit=True)
     number = raw.fileno()
-    waiting = asyncio.create_task(raw.execute("SELECT pg_sleep(600)"))
-    await until(raw.lock.locked)
+    waiting = asyncio.create_task(work(raw))
+    if work is has_its_answer:
+        await asyncio.sleep(0)
+        assert select.select([number], [], [], 60)[0]  # the task cannot run meanwhile
+    else:
+        await until(lambda: raw.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE)
+        await asyncio.sleep(0.1)
     driver_of(raw).terminate(raw)
     assert os.fstat(number)
-    with pytest.raises(psycopg.OperationalError):
-        async with asyncio.timeout(60):
+    assert driver_of(raw).is_closed(raw)
+    async with asyncio.timeout(60):
+        with suppress(psycopg.OperationalError):
             await waiting
-    assert raw.closed
+            assert work is has_its_answer
+    await until(lambda: raw.closed)
     driver_of(raw).terminate(raw)  # once more does nothing
 
 

@@ -137,7 +137,7 @@ def checked_rollback(
         if _DISCARDED in connection.info:
             return  # the pool resets it once more as it returns
         try:
-            rollback(connection)
+            driver_of(connection.driver_connection).roll_back(connection, rollback)
         except Exception:
             discard(connection)
             raise

@@ -70,6 +70,14 @@ class AsyncpgDriver:
         if not self.is_closed(adapter.driver_connection):
             dialect_terminate(adapter)
 
+    def roll_back(
+        self,
+        connection: PoolProxiedConnection,
+        dialect_rollback: Callable[[PoolProxiedConnection], None],
+    ) -> None:
+        """Roll back. Where no transaction is open SQLAlchemy's adapter does not suspend."""
+        dialect_rollback(connection)
+
     def is_closed(self, raw: Any) -> bool:
         """Whether the connection is closed or lost, which asyncpg hears from the event loop."""
         try:

@@ -49,18 +49,43 @@ def _arguments(url: URL) -> dict[str, Any]:
     return {name: each for name, each in arguments.items() if name not in _NOT_FOR_THE_DRIVER}
 
 
+#: What ends connections of psycopg, so that it is not collected before its end.
+_ending: set[asyncio.Task[None]] = set()
+
+
 def terminate_psycopg(raw: Any) -> None:
     """Close the socket of a connection at once.
 
     Where a task waits for an answer, its event loop watches the socket: closed, its number could
-    belong to another socket before the task is woken. Shut down, it wakes the task, and libpq
-    closes it there.
+    belong to another socket before the task is woken. Shut down, it wakes the task, and is closed
+    after that: the task may have the answer already, and see nothing of the loss.
     """
-    if raw.lock.locked():
-        with socket.socket(fileno=os.dup(raw.pgconn.socket)) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
-    else:
+    is_free = not raw.lock.locked()
+    if is_free:
         raw.pgconn.finish()
+    else:
+        with socket.socket(fileno=os.dup(raw.pgconn.socket)) as duplicate, suppress(OSError):
+            duplicate.shutdown(socket.SHUT_RDWR)
+    pool = getattr(raw, "_pool", None)
+    if pool is not None and not getattr(pool, "close_returns", False):
+        pool = None
+    if pool is not None or not is_free:
+        task = asyncio.get_running_loop().create_task(_end(raw, pool))
+        _ending.add(task)
+        task.add_done_callback(_ending.discard)
+
+
+async def _end(raw: Any, pool: Any) -> None:
+    """Close the connection when no task uses it, and give it back to psycopg's own pool, if any.
+
+    The pool makes another one in its place. psycopg's `close()` gives back only a connection that
+    is not closed.
+    """
+    async with raw.lock:
+        raw.pgconn.finish()
+    if pool is not None:
+        with suppress(Exception):  # it has it already
+            await pool.putconn(raw)
 
 
 class Row(tuple[Any, ...]):

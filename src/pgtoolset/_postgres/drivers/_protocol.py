@@ -51,6 +51,14 @@ class Driver(Protocol):
         """Close the connection of SQLAlchemy's adapter, which its pool has given up."""
         ...
 
+    def roll_back(
+        self,
+        connection: PoolProxiedConnection,
+        dialect_rollback: Callable[[PoolProxiedConnection], None],
+    ) -> None:
+        """Roll back; without a suspension that a cancellation could hit if nothing is sent."""
+        ...
+
     def is_closed(self, raw: Any) -> bool:
         """Whether it is closed, or the server has hung up; asyncpg learns that from its loop."""
         ...

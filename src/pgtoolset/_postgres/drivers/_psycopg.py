@@ -11,7 +11,6 @@ that is cancelled like that may be stored, so it runs in a task of its own.
 
 from __future__ import annotations
 
-import asyncio
 import select
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
@@ -21,8 +20,9 @@ from sqlalchemy import URL, Dialect, PoolProxiedConnection
 from sqlalchemy.dialects.postgresql import base
 from sqlalchemy.engine import characteristics
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.util import await_only
 
-from pgtoolset._cancellation import uninterrupted
+from pgtoolset._cancellation import UninterruptedHere, uninterrupted
 from pgtoolset._compatibility import isolation_level_at_connect, unsupported
 from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
 from pgtoolset._postgres.drivers._plain import connect_psycopg, terminate_psycopg
@@ -92,7 +92,6 @@ class PsycopgDriver:
         """Close the socket at once."""
         with suppress(Exception):
             terminate_psycopg(raw)
-            _give_back(raw)
 
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
@@ -110,6 +109,22 @@ class PsycopgDriver:
         SQLAlchemy would close the socket in any case, also while a task waits for it.
         """
         self.terminate(adapter.driver_connection)
+
+    def roll_back(
+        self,
+        connection: PoolProxiedConnection,
+        dialect_rollback: Callable[[PoolProxiedConnection], None],
+    ) -> None:
+        """Roll back. Where no transaction is open nothing is sent, and no cancellation arrives.
+
+        The pool calls it after a COMMIT. psycopg may suspend all the same, and a cancellation would
+        hide there that the transaction is stored.
+        """
+        raw: Any = connection.driver_connection
+        if raw is not None and raw.pgconn.transaction_status == _IDLE:
+            await_only(UninterruptedHere(raw.rollback()))
+        else:
+            dialect_rollback(connection)
 
     def is_closed(self, raw: Any) -> bool:
         """Whether the connection is closed or lost.
@@ -202,26 +217,47 @@ class PsycopgDriver:
         return attempt
 
 
+class _Options:
+    """Sets the options of a connection, whatever cancels the caller.
+
+    The pool resets them as a connection returns. psycopg may suspend there, and a cancellation
+    would cost the pool the connection.
+    """
+
+    def __init__(self, adapter: DBAPIConnection) -> None:
+        self._driver: Any = adapter.driver_connection
+
+    def set_autocommit(self, value: bool) -> None:
+        await_only(UninterruptedHere(self._driver.set_autocommit(value)))
+
+    def set_isolation_level(self, value: Any) -> None:
+        await_only(UninterruptedHere(self._driver.set_isolation_level(value)))
+
+    def set_read_only(self, value: bool | None) -> None:
+        await_only(UninterruptedHere(self._driver.set_read_only(value)))
+
+    def set_deferrable(self, value: bool | None) -> None:
+        await_only(UninterruptedHere(self._driver.set_deferrable(value)))
+
+
 class _IsolationLevel(characteristics.IsolationLevelCharacteristic):
     def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
+        options: Any = _Options(dbapi_conn)
         if isolation_level_at_connect(dialect) is not None:
-            dialect.reset_isolation_level(dbapi_conn)
+            dialect.reset_isolation_level(options)
             return
-        adapter: Any = dbapi_conn
-        adapter.set_autocommit(False)
-        adapter.set_isolation_level(None)
+        options.set_autocommit(False)
+        options.set_isolation_level(None)
 
 
 class _ReadOnly(base.PGReadOnlyConnectionCharacteristic):
     def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
-        adapter: Any = dbapi_conn
-        adapter.set_read_only(None)
+        _Options(dbapi_conn).set_read_only(None)
 
 
 class _Deferrable(base.PGDeferrableConnectionCharacteristic):
     def reset_characteristic(self, dialect: Dialect, dbapi_conn: DBAPIConnection) -> None:
-        adapter: Any = dbapi_conn
-        adapter.set_deferrable(None)
+        _Options(dbapi_conn).set_deferrable(None)
 
 
 class _Attempt(CommitAttempt):
@@ -274,27 +310,6 @@ class _Attempt(CommitAttempt):
                 return
             self._is_sent = True
             ready = yield waiting
-
-
-#: What gives connections back to a pool of psycopg, so that it is not collected before its end.
-_returning: set[asyncio.Task[None]] = set()
-
-
-def _give_back(raw: Any) -> None:
-    """Give a closed connection back to psycopg's own pool, which makes another one in its place.
-
-    psycopg's `close()` does that only for a connection that is not closed.
-    """
-    pool = getattr(raw, "_pool", None)
-    if pool is not None and getattr(pool, "close_returns", False):
-        task = asyncio.get_running_loop().create_task(_give_back_to(pool, raw))
-        _returning.add(task)
-        task.add_done_callback(_returning.discard)
-
-
-async def _give_back_to(pool: Any, raw: Any) -> None:
-    with suppress(Exception):  # it has it already
-        await pool.putconn(raw)
 
 
 def _is_busy(raw: Any) -> bool:
