@@ -54,6 +54,7 @@ from pgtoolset._postgres.connections import (
     begun_transaction,
     has_one_backend,
 )
+from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._record import innermost
 from pgtoolset.testing import server
@@ -279,6 +280,7 @@ async def test_written_by(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) 
         written_by(broken, keys[1])
 
 
+@pytest.mark.asyncpg(reason="a transaction of asyncpg")
 async def test_begun_transaction(engine: AsyncEngine) -> None:
     """The adapter keeps asyncpg's transaction, and asyncpg knows it as its own."""
     async with AsyncSession(engine) as session:
@@ -305,7 +307,7 @@ def test_begun_transaction_of_another_adapter() -> None:
 async def test_every_commit_is_verified(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stand-in sends the COMMIT, and leaves asyncpg and SQLAlchemy ready for the next one."""
+    """The stand-in sends the COMMIT, and leaves driver and SQLAlchemy ready for the next one."""
     commits: list[CommitAttempt] = []
     original = CommitAttempt.commit
 
@@ -319,9 +321,10 @@ async def test_every_commit_is_verified(
         async with db_context() as session:
             await session.execute(text("SELECT 1"))
             raw: Any = await (await session.connection()).get_raw_connection()
-            driver = raw.driver_connection
-        assert driver._top_xact is None
-        assert not driver.is_in_transaction()
+            adapter, driver = raw.dbapi_connection, raw.driver_connection
+        assert adapter._connection is driver
+        assert getattr(driver, "_top_xact", None) is None
+        assert not driver_of(driver).is_in_transaction(driver)
     assert len(commits) == 3
 
 
@@ -336,6 +339,7 @@ async def test_engine_with_its_own_pool(engine: AsyncEngine) -> None:
 # asyncpg
 
 
+@pytest.mark.asyncpg(reason="an attribute of asyncpg")
 async def test_asyncpg_without_top_xact(engine: AsyncEngine) -> None:
     """A unit whose COMMIT could not be checked is refused before its first statement, by an error
     that names asyncpg and the wrapper."""
@@ -385,13 +389,13 @@ async def test_has_one_backend(engine: AsyncEngine) -> None:
 
 
 async def test_severity(engine: AsyncEngine) -> None:
-    """An error of PostgreSQL has a severity, and an error of asyncpg's own checks has none."""
+    """An error of PostgreSQL has a severity, and an error of the driver's own checks has none."""
     async with engine.connect() as connection:
         with pytest.raises(DBAPIError) as from_server:
             await connection.execute(text("SELECT 1 / 0"))
         await connection.rollback()
         with pytest.raises(DBAPIError) as from_driver:
-            await connection.execute(text("SELECT CAST(:n AS int)"), {"n": "not a number"})
+            await connection.execute(text("SELECT CAST(:n AS text)"), {"n": object()})
     assert reported_by_server(from_server.value)
     assert not reported_by_server(from_driver.value)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import registry
@@ -28,7 +30,7 @@ from pgtoolset import (
 )
 from pgtoolset.errors import UnsupportedDriverError
 from tests.arguments.test_bad_input import CALLS, Call, carried_out
-from tests.support import insert
+from tests.support import connect_args, insert, until
 
 
 class Cockroach(PGDialect_asyncpg):
@@ -224,6 +226,36 @@ async def test_found_out_with_the_connection(blocking: Engine, use: Callable[...
     with pytest.raises(UnsupportedDriverError, match=r"the synchronous postgresql\+psycopg"):
         await use(async_sessionmaker(class_=AsyncSession, sync_session_class=Routing))
     assert sent == []
+
+
+@pytest.mark.parametrize("error", [AssertionError, OSError, asyncio.CancelledError])
+async def test_first_connection_that_fails(
+    database_url: str, other: asyncpg.Connection, error: type[BaseException]
+) -> None:
+    """A first connection is closed where the server's version cannot be read, and the next one
+    serves."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    async def is_closed() -> bool:
+        named = "SELECT FROM pg_stat_activity WHERE application_name = 'first connection'"
+        return not await other.fetch(named)
+
+    engine = create_async_engine(
+        database_url, connect_args=connect_args(application_name="first connection")
+    )
+    db_context = create_db_context(async_sessionmaker(engine))
+    methods: dict[str, Any] = vars(engine.dialect)
+    methods["_get_server_version_info"] = fail
+    with pytest.raises(UnsupportedDriverError if error is AssertionError else error):
+        async with db_context() as session:
+            await insert(session, 1)
+    await until(is_closed)
+    del methods["_get_server_version_info"]
+    async with db_context() as session:
+        assert await session.scalar(text("SELECT 1")) == 1
+    await engine.dispose()
 
 
 # A server that speaks PostgreSQL's protocol

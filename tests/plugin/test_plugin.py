@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 from pgtoolset.testing import EmbeddedServer
 from tests.plugin.projects import ANYIO, ASYNCIO, ASYNCIO_OF_THE_SESSION, Project, databases
 from tests.plugin.test_loops import QUIET
-from tests.support import DRIVERNAME, plain_url
+from tests.support import DRIVER, DRIVERNAME, plain_url
 
 
 @pytest.fixture
@@ -481,13 +481,18 @@ def test_server_of_the_projects_own(project: Project) -> None:
 
 
 def test_environment_names_the_server(project: Project) -> None:
-    """DATABASE_URL names the server where nothing else does, whatever its driver."""
+    """DATABASE_URL names the server where nothing else does. The driver is the one that the URL in
+    use names, or asyncpg."""
     url, project.server_url = project.server_url, None
     assert url is not None
-    project.write(
-        test_it="async def test_it(pg_session): assert pg_session.bind.dialect.driver == 'asyncpg'"
-    )
+
+    def expect(driver: str) -> None:
+        test = f"async def test_it(pg_session): assert pg_session.bind.dialect.driver == {driver!r}"
+        project.write(test_it=test)
+
+    expect("asyncpg")
     assert project.run(DATABASE_URL=plain_url(url)).counts == {"passed": 1}
+    expect(DRIVER)
     assert project.run(
         "-o", f"pg_url={url}", DATABASE_URL="postgresql://nobody@localhost:1/x"
     ).counts == {"passed": 1}

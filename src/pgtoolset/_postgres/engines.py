@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect
 
+from pgtoolset._postgres.connections import terminate_driver
 from pgtoolset._postgres.drivers import DRIVERS, is_supported
 from pgtoolset._text import printable
 from pgtoolset.errors import UnsupportedDriverError
@@ -35,21 +36,29 @@ def see(dialect: Dialect) -> None:
             f"cannot verify. {_USE}; nothing was sent"
         )
     DRIVERS[dialect.driver].mend(dialect)
-    _refuse_other_servers(dialect)
+    _mend_initialize(dialect)
     vars(dialect)[_KEY] = True
 
 
-def _refuse_other_servers(dialect: Dialect) -> None:
-    """Let the first connection say so where the server only speaks PostgreSQL's protocol.
+def _mend_initialize(dialect: Dialect) -> None:
+    """Refuse a server that only speaks PostgreSQL's protocol, and close what could not be read.
 
     SQLAlchemy cannot read the version of such a server, and says that as an `AssertionError`.
+    Before 2.1 SQLAlchemy forgets a first connection whose properties it could not read, also after
+    a cancellation: nothing would close it.
     """
     initialize = dialect.initialize
 
     def initialize_postgresql(connection: Connection) -> None:
+        raw = connection.connection.driver_connection
         try:
             initialize(connection)
-        except AssertionError as error:
+        except BaseException as error:
+            terminate_driver(raw)
+            if not connection.closed:
+                connection.invalidate()  # SQLAlchemy would send a ROLLBACK over it
+            if not isinstance(error, AssertionError):
+                raise
             raise UnsupportedDriverError(
                 f"the server is not PostgreSQL: {printable(str(error))}. Its transactions, locks "
                 f"and catalog are others. {_USE}"
