@@ -14,6 +14,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from pgtoolset import RowWatcher, create_db_context
 from pgtoolset.errors import PgToolsetError
 from tests.proxy import Proxy
+from tests.support import DRIVER_ERROR
 
 
 async def run_block(engine: AsyncEngine, *, cut: Proxy | None = None) -> bool:
@@ -54,7 +55,7 @@ async def test_is_lost_at_any_moment(database_url: str) -> None:
             proxy.cut_at_chunk("to client", losses + 1, "RST")
             try:
                 await run_block(engine, cut=proxy)
-            except (DBAPIError, OSError) as error:
+            except (DBAPIError, DRIVER_ERROR, OSError) as error:
                 losses += 1
                 assert proxy.cut is None
                 assert not isinstance(error, PgToolsetError)
