@@ -26,6 +26,7 @@ from pgtoolset._postgres.connections import (
     begun_transaction,
     check_verifiable,
     close_pooled,
+    is_pooled,
     verify_next_commit,
 )
 from pgtoolset._postgres.discards import (
@@ -347,8 +348,7 @@ def verify_commit_of(connection: Connection) -> None:
 def listen_to_errors(bind: Connection | Engine | None) -> None:
     """Listen to the errors of an engine from its first connection on.
 
-    The rest follows with the first connection, or the first error on one: until SQLAlchemy has
-    looked at the server it calls the methods of the dialect with connections of its own.
+    The rest follows with the first connection, or the first error on one.
     """
     if bind is not None:
         _listen_to_errors(bind.dialect)
@@ -361,9 +361,15 @@ def _listen_to_errors(dialect: Dialect) -> None:
 
 
 def _known_checkout(connection: Connection | None) -> Checkout | None:
-    if connection is None or connection.closed or connection.invalidated:
+    if connection is None or not is_open(connection):
         return None
-    checkout: Checkout | None = vars(connection.connection).get(_KEY)
+    return _checkout_on(connection.connection)
+
+
+def _checkout_on(connection: PoolProxiedConnection) -> Checkout | None:
+    if not is_pooled(connection):
+        return None
+    checkout: Checkout | None = vars(connection).get(_KEY)
     if checkout is not None:
         checkout.follow()
     return checkout
@@ -379,6 +385,8 @@ def _listen(dialect: Dialect) -> None:
     vars(dialect)[_KEY] = True
     _listen_to_errors(dialect)
     commit = dialect.do_commit
+    rollback = dialect.do_rollback
+    our_rollback = replacing_rollback(checked_rollback(rollback))
     savepoint = dialect.do_savepoint
     rollback_to_savepoint = dialect.do_rollback_to_savepoint
     release_savepoint = dialect.do_release_savepoint
@@ -386,6 +394,9 @@ def _listen(dialect: Dialect) -> None:
 
     def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
         _commit(dbapi_connection, commit)
+
+    def do_rollback(dbapi_connection: PoolProxiedConnection) -> None:
+        (our_rollback if is_pooled(dbapi_connection) else rollback)(dbapi_connection)
 
     def do_savepoint(connection: Connection, name: str) -> None:
         if checkout := _known_checkout(connection):
@@ -410,19 +421,17 @@ def _listen(dialect: Dialect) -> None:
     methods["do_commit"] = do_commit
     methods["do_terminate"] = do_terminate
     methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
-    methods["do_rollback"] = replacing_rollback(checked_rollback(dialect.do_rollback))
+    methods["do_rollback"] = do_rollback
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
     methods["do_release_savepoint"] = do_release_savepoint
 
 
 def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit) -> None:
-    checkout: Checkout | None = vars(dbapi_connection).get(_KEY)
+    checkout = _checkout_on(dbapi_connection)
     if checkout is None:
         dialect_commit(dbapi_connection)
-        return
-    checkout.follow()
-    if checkout.needs_verified_commit():
+    elif checkout.needs_verified_commit():
         checkout.commit(dbapi_connection, dialect_commit)
     else:
         dialect_commit(dbapi_connection)
@@ -446,7 +455,9 @@ def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None
 
 
 def _on_error(context: ExceptionContext) -> PoolerError | None:
-    _note_error(context)
+    connection = context.connection
+    if connection is None or not is_open(connection) or is_pooled(connection.connection):
+        _note_error(context)
     return explained(context)
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "close_pooled",
     "has_one_backend",
     "is_closed",
+    "is_pooled",
     "keeps_its_backend",
     "terminate",
     "terminate_driver",
@@ -30,6 +31,18 @@ __all__ = [
 
 #: In the `info` of a connection: its commits can be verified.
 _KEY = "pgtoolset.verifiable"
+
+
+def is_pooled(connection: PoolProxiedConnection) -> bool:
+    """Whether a pool has given the connection to a user.
+
+    SQLAlchemy looks at the server of a new engine over the first connection, before its pool gives
+    it out. Nothing can be kept with it then, and what fails or ends on it is SQLAlchemy's.
+    """
+    try:
+        return connection.info is not None
+    except NotImplementedError:
+        return False
 
 
 def terminate(connection: Connection) -> None:

@@ -70,8 +70,14 @@ class Link:
 
     @classmethod
     async def open(cls, engine: AsyncEngine) -> Self:
-        """Connect as the engine does, its events included, without a place in its pool."""
-        pool = engine.sync_engine.pool.recreate()
+        """Connect as the engine does, its events included, without a place in its pool.
+
+        The first connection of an engine is one of its own pool, whose other users wait until
+        SQLAlchemy has looked at the server over it. For another pool they would not wait.
+        """
+        pool = engine.sync_engine.pool
+        if engine.dialect.server_version_info is not None:
+            pool = pool.recreate()
         async with asyncio.timeout(2 * STATEMENT_TIMEOUT):
             fairy: Any = await greenlet_spawn(pool.connect)
         driver = fairy.driver_connection
