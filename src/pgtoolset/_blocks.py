@@ -27,7 +27,6 @@ from pgtoolset._arguments import (
 )
 from pgtoolset._callbacks import Callback, run_callbacks
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._checkouts import checkout_of, listen_to_errors
 from pgtoolset._commits import (
     commit_at_end,
     rolled_back_by_flush,
@@ -36,6 +35,7 @@ from pgtoolset._commits import (
     verify_commits,
 )
 from pgtoolset._lifecycle import abandon
+from pgtoolset._listeners import checkout_of, listen_to_errors
 from pgtoolset._outcomes import aborted_by, unknown_again
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of

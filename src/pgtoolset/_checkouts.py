@@ -1,20 +1,17 @@
 """A connection while it is out of the pool: what the sessions on it share, and its commits.
 
 Several sessions may be joined to one connection. An error aborts the work of all of them, and one
-COMMIT stores it. The listeners on a dialect are registered with its first noted connection.
-https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
+COMMIT stores it. https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, Transaction, event
-from sqlalchemy.engine import ExceptionContext, RootTransaction
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import Connection, PoolProxiedConnection, Transaction
+from sqlalchemy.engine import RootTransaction
 from sqlalchemy.util import await_only
 
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
@@ -24,39 +21,18 @@ from pgtoolset._postgres.connections import (
     CommitAttempt,
     Outcome,
     begun_transaction,
-    check_verifiable,
-    close_pooled,
-    is_pooled,
     verify_next_commit,
 )
-from pgtoolset._postgres.discards import (
-    check_is_free,
-    checked_rollback,
-    is_discarded,
-    is_open,
-    replace_pool,
-)
-from pgtoolset._postgres.engines import see
-from pgtoolset._postgres.poolers import explained
+from pgtoolset._postgres.discards import check_is_free, replace_pool
 from pgtoolset._postgres.sqlstates import (
     IN_FAILED_SQL_TRANSACTION,
-    breaks_connection,
     refuses_commit,
     reported_by_server,
     sqlstate_of,
 )
-from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
 from pgtoolset._resolution import Verdict, resolve
-from pgtoolset.errors import CommitUnknownError, PoolerError
+from pgtoolset.errors import CommitUnknownError
 from pgtoolset.types import CommitObserver, CommitPhase
-
-#: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
-#: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
-#: without `close()` is collected, and its connection with it.
-_KEY = "pgtoolset.checkout"
-
-#: In the attributes of a dialect whose errors are listened to.
-_ERRORS = "pgtoolset.errors"
 
 DialectCommit: TypeAlias = Callable[[PoolProxiedConnection], None]
 DialectRelease: TypeAlias = Callable[[Connection, str], None]
@@ -315,172 +291,3 @@ class Checkout:
             participant.unknown = unknown
         if isinstance(error, (Exception, asyncio.CancelledError)):
             raise unknown
-
-
-def checkout_of(connection: Connection) -> Checkout:
-    """Return what the sessions on a connection share; the first call makes it.
-
-    Raises:
-        UnsupportedDriverError: the database or the driver is not supported. Nothing was sent.
-        UnsupportedVersionError: the driver's connection is wrapped so that its commits could not be
-            verified. Nothing was sent.
-    """
-    attributes = vars(connection.connection)
-    checkout: Checkout | None = attributes.get(_KEY)
-    if checkout is None:
-        dialect = connection.dialect
-        see(dialect)
-        if _KEY not in vars(dialect):
-            _listen(dialect)
-        check_verifiable(connection.connection)
-        note_node(connection.connection)
-        checkout = attributes[_KEY] = Checkout(connection)
-    else:
-        checkout.follow()
-    return checkout
-
-
-def verify_commit_of(connection: Connection) -> None:
-    """Verify the COMMIT that a block of ours sends on a connection without a session."""
-    checkout_of(connection).owes_commit = True
-
-
-def listen_to_errors(bind: Connection | Engine | None) -> None:
-    """Listen to the errors of an engine from its first connection on.
-
-    The rest follows with the first connection, or the first error on one.
-    """
-    if bind is not None:
-        _listen_to_errors(bind.dialect)
-
-
-def _listen_to_errors(dialect: Dialect) -> None:
-    if _ERRORS not in vars(dialect):
-        vars(dialect)[_ERRORS] = True
-        event.listen(dialect, "handle_error", _on_error)
-
-
-def _known_checkout(connection: Connection | None) -> Checkout | None:
-    if connection is None or not is_open(connection):
-        return None
-    return _checkout_on(connection.connection)
-
-
-def _checkout_on(connection: PoolProxiedConnection) -> Checkout | None:
-    if not is_pooled(connection):
-        return None
-    checkout: Checkout | None = vars(connection).get(_KEY)
-    if checkout is not None:
-        checkout.follow()
-    return checkout
-
-
-def _listen(dialect: Dialect) -> None:
-    """Listen to errors, and to each COMMIT and savepoint just before it is sent.
-
-    An engine with a listener takes SQLAlchemy's slow path at every statement and every checkout:
-    10 us for each statement. The dialect's own methods are called at the same moments, and cost
-    nothing elsewhere.
-    """
-    vars(dialect)[_KEY] = True
-    _listen_to_errors(dialect)
-    commit = dialect.do_commit
-    rollback = dialect.do_rollback
-    our_rollback = replacing_rollback(checked_rollback(rollback))
-    savepoint = dialect.do_savepoint
-    rollback_to_savepoint = dialect.do_rollback_to_savepoint
-    release_savepoint = dialect.do_release_savepoint
-    terminate = dialect.do_terminate
-
-    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
-        _commit(dbapi_connection, commit)
-
-    def do_rollback(dbapi_connection: PoolProxiedConnection) -> None:
-        (our_rollback if is_pooled(dbapi_connection) else rollback)(dbapi_connection)
-
-    def do_savepoint(connection: Connection, name: str) -> None:
-        if checkout := _known_checkout(connection):
-            checkout.mark_savepoint(name)
-        savepoint(connection, name)
-
-    def do_rollback_to_savepoint(connection: Connection, name: str) -> None:
-        if checkout := _known_checkout(connection):
-            checkout.roll_back_to_savepoint(name)
-        rollback_to_savepoint(connection, name)
-
-    def do_release_savepoint(connection: Connection, name: str) -> None:
-        if checkout := _known_checkout(connection):
-            checkout.release(name, release_savepoint)
-        else:
-            release_savepoint(connection, name)
-
-    def do_terminate(dbapi_connection: DBAPIConnection) -> None:
-        close_pooled(dbapi_connection, terminate)
-
-    methods = vars(dialect)
-    methods["do_commit"] = do_commit
-    methods["do_terminate"] = do_terminate
-    methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
-    methods["do_rollback"] = do_rollback
-    methods["do_savepoint"] = do_savepoint
-    methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
-    methods["do_release_savepoint"] = do_release_savepoint
-
-
-def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit) -> None:
-    checkout = _checkout_on(dbapi_connection)
-    if checkout is None:
-        dialect_commit(dbapi_connection)
-    elif checkout.needs_verified_commit():
-        checkout.commit(dbapi_connection, dialect_commit)
-    else:
-        dialect_commit(dbapi_connection)
-        checkout.note_commit()
-
-
-def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None]:
-    """Return `Dialect.do_commit_twophase` that says so where COMMIT PREPARED is not answered."""
-
-    def do_commit_twophase(
-        connection: Connection, xid: Any, is_prepared: bool = True, recover: bool = False
-    ) -> None:
-        send = partial(commit_twophase, connection, xid, is_prepared, recover)
-        checkout = _known_checkout(connection)
-        if is_prepared and checkout is not None and checkout.needs_verified_commit():
-            checkout.commit_prepared(send)
-        else:
-            send()
-
-    return do_commit_twophase
-
-
-def _on_error(context: ExceptionContext) -> PoolerError | None:
-    connection = context.connection
-    if connection is None or not is_open(connection) or is_pooled(connection.connection):
-        _note_error(context)
-    return explained(context)
-
-
-def _note_error(context: ExceptionContext) -> None:
-    if is_discarded(context.connection):
-        context.invalidate_pool_on_disconnect = False
-    checkout = _known_checkout(context.connection)
-    error = context.sqlalchemy_exception or context.original_exception
-    if context.connection is not None:
-        if is_open(context.connection) and _KEY not in vars(context.dialect):
-            _listen(context.dialect)
-        is_read_only = checkout is not None and checkout.is_read_only
-        note_refusal(
-            context.connection, error, is_read_only=is_read_only, statement=context.statement
-        )
-    if checkout is None:
-        return
-    attempt = checkout.attempt
-    if attempt is not None and attempt.outcome in (Outcome.UNKNOWN, Outcome.NOT_SENT):
-        # The connection was closed. The others of the pool are as good as they were, unless the
-        # driver had lost this one.
-        context.is_disconnect = True
-        context.invalidate_pool_on_disconnect = attempt.was_lost
-    elif breaks_connection(error):
-        context.is_disconnect = True
-    checkout.note_error(error, is_disconnect=context.is_disconnect)

@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from pgtoolset._arguments import AUTOCOMMIT
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
-from pgtoolset._checkouts import Checkout, checkout_of
+from pgtoolset._checkouts import Checkout
 from pgtoolset._compatibility import connections_of
+from pgtoolset._listeners import checkout_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.discards import is_autocommit
 from pgtoolset._postgres.standby import note_refusal

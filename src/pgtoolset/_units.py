@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 
 from pgtoolset._arguments import check_atomic, new_session, shown, sync_session_of
 from pgtoolset._begins import explain_second_begin, stop_explaining
-from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
 from pgtoolset._lifecycle import close, close_idle
+from pgtoolset._listeners import listen_to_errors
 from pgtoolset._record import note_driver_error, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory

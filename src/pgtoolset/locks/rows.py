@@ -23,8 +23,8 @@ from pgtoolset._arguments import (
     parse_keys,
     writable_session,
 )
-from pgtoolset._checkouts import listen_to_errors
 from pgtoolset._lifecycle import abandon
+from pgtoolset._listeners import listen_to_errors
 from pgtoolset._postgres.arrays import among
 from pgtoolset._postgres.catalog import GT, as_text
 from pgtoolset._postgres.locks import (

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import PrimaryKey, check_bind, check_iterable, shown, writable_session
-from pgtoolset._checkouts import listen_to_errors
+from pgtoolset._listeners import listen_to_errors
 from pgtoolset._native import association_rows
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset._text import printable

@@ -29,8 +29,8 @@ from pgtoolset._arguments import (
     uses_asyncpg,
 )
 from pgtoolset._cancellation import uninterrupted
-from pgtoolset._checkouts import verify_commit_of
 from pgtoolset._lifecycle import close
+from pgtoolset._listeners import verify_commit_of
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.sqlstates import reported_by_server
