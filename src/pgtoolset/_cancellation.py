@@ -32,6 +32,9 @@ class Requests:
     A driver may raise an error of its own in place of it, where the network ends at the same
     moment. A loop that goes on after such an error has to ask. It asks after a suspension, at which
     a cancellation that is only late arrives.
+
+    Not for a loop that runs code of the caller: before Python 3.13 a `TaskGroup` whose child fails
+    at its end leaves its request in the task.
     """
 
     __slots__ = ("_before", "_task")

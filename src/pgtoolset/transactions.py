@@ -22,7 +22,6 @@ from pgtoolset._arguments import (
 )
 from pgtoolset._blocks import TransactionBlock, foreign_callbacks
 from pgtoolset._callbacks import Callback
-from pgtoolset._cancellation import Requests
 from pgtoolset._commits import raise_if_unknown
 from pgtoolset._lifecycle import close
 from pgtoolset._record import innermost, record_of
@@ -231,7 +230,6 @@ async def run_transaction(
         isolation_level=isolation_level, read_only=read_only, resolve_commit=resolve_commit
     )
     retries = Retries(retry_on, on_retry)
-    requests = Requests()
     for number in range(1, attempts):
         try:
             return await _attempt(session_maker, work, options)
@@ -240,7 +238,6 @@ async def run_transaction(
                 raise
             failure = error
         await retries.pause(number, failure)
-        requests.raise_swallowed()
         del failure  # its traceback keeps the session of the attempt
     return await _attempt(session_maker, work, options)
 

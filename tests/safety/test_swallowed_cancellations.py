@@ -7,15 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
-    async_sessionmaker,
     create_async_engine,
 )
 
-from pgtoolset import RowWatcher, run_transaction, wait_for_row_change
+from pgtoolset import RowWatcher, wait_for_row_change
 from pgtoolset.watch import _hub
 from tests.support import Item
 
@@ -53,23 +51,12 @@ async def network(database_url: str) -> AsyncIterator[Network]:
     await network.engine.dispose()
 
 
-async def in_run_transaction(engine: AsyncEngine) -> None:
-    async def work(session: AsyncSession) -> None:
-        await session.execute(text("SELECT 1"))
-
-    def always(_: Exception) -> bool:
-        return True
-
-    maker = async_sessionmaker(engine)
-    await run_transaction(maker, work, attempts=1000, retry_on=always)
-
-
 async def in_wait_for_row_change(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session:
         await wait_for_row_change(session, Item, 1, timeout=60)
 
 
-LOOPS = [in_run_transaction, in_wait_for_row_change]
+LOOPS = [in_wait_for_row_change]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -92,33 +79,6 @@ async def test_timeouts(network: Network, loop: Callable[[AsyncEngine], Awaitabl
         async with asyncio.timeout(30), asyncio.timeout(0.05):
             await loop(network.engine)
     assert network.attempts == 1
-
-
-async def test_cleaning_up(network: Network, engine: AsyncEngine) -> None:
-    """A task that cleans up after its cancellation may use such a loop, which tries again."""
-    calls = 0
-
-    async def work(session: AsyncSession) -> int:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise ConnectionError
-        return int(await session.scalar(select(1)) or 0)
-
-    async def clean_up() -> int:
-        try:
-            network.connecting.set()
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            maker = async_sessionmaker(engine)
-            return await run_transaction(maker, work, retry_on=lambda _: True)
-        raise AssertionError
-
-    task = asyncio.create_task(clean_up())
-    await network.connecting.wait()
-    task.cancel()
-    assert await task == 1
-    assert calls == 2
 
 
 @pytest.mark.asyncpg(reason="RowWatcher")
