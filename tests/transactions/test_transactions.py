@@ -25,7 +25,7 @@ from pgtoolset import (
     on_commit,
 )
 from pgtoolset.testing import MemoryDatabase
-from tests.support import DRIVER_ERROR, Account, Item, Part, insert, stored, swallow_error
+from tests.support import DRIVER, DRIVER_ERROR, Account, Item, Part, insert, stored, swallow_error
 from tests.transactions.plain_session import PlainSession
 
 Maker = async_sessionmaker[AsyncSession]
@@ -282,8 +282,13 @@ async def test_read_write_against_the_default(session_maker: Maker, engine: Asyn
 
     @event.listens_for(engine.sync_engine, "connect")
     def against_the_grain(connection: Any, _: object) -> None:
-        setting = "SET default_transaction_read_only = on; SET default_transaction_deferrable = on"
-        connection.run_async(lambda driver: driver.execute(setting))
+        async def set_defaults(driver: Any) -> None:
+            await driver.execute("SET default_transaction_read_only = on")
+            await driver.execute("SET default_transaction_deferrable = on")
+            if DRIVER == "psycopg":
+                await driver.commit()  # its first statement has begun a transaction
+
+        connection.run_async(set_defaults)
 
     async with session_maker() as session:
         async with get_transaction(session):

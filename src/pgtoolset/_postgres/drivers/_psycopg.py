@@ -121,7 +121,8 @@ class PsycopgDriver:
         hide there that the transaction is stored.
         """
         raw: Any = connection.driver_connection
-        if raw is not None and raw.pgconn.transaction_status == _IDLE:
+        is_idle = raw is not None and raw.pgconn.transaction_status == _IDLE
+        if is_idle and not _has_pipeline(raw):
             await_only(UninterruptedHere(raw.rollback()))
         else:
             dialect_rollback(connection)
@@ -276,6 +277,7 @@ class _Attempt(CommitAttempt):
 
     async def _commit(self) -> None:
         try:
+            # Not in this task: psycopg 3.2 waits by `asyncio.wait_for`, which may cancel its own.
             await uninterrupted(self._commit_here())
         finally:
             self._adapter._connection = self._raw
