@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 
@@ -206,6 +207,26 @@ async def test_swallowed_cancellation(database_url: str) -> None:
     done, _ = await asyncio.wait([leaving], timeout=10)
     assert done
     await engine.dispose()
+
+
+async def test_cancellation_swallowed_by_an_answer(engine: AsyncEngine) -> None:
+    """Leaving ends the task although an answer has arrived in place of its cancellation."""
+    asked = asyncio.Event()
+
+    async def answer(_: object) -> None:
+        asked.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    async def ask_and_leave() -> None:
+        async with Onlooker.joined(engine.sync_engine) as onlooker:
+            asking = asyncio.create_task(onlooker.ask(answer))
+            await asked.wait()
+            asking.cancel()
+
+    leaving = asyncio.create_task(ask_and_leave())
+    done, _ = await asyncio.wait([leaving], timeout=10)
+    assert done
 
 
 async def test_nothing_is_kept(database_url: str) -> None:

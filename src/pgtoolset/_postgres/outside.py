@@ -122,12 +122,13 @@ class Onlooker:
         task = asyncio.current_task()
         assert task is not None
         # A driver may turn the cancellation into an error of its own, where the network ends at
-        # the same moment.
+        # the same moment, or return an answer that arrives at the same moment: psycopg waits with
+        # `asyncio.wait_for`, which does that before Python 3.12.
         while not task.cancelling():
             await self._asked.wait()
             try:
                 async with outside_connection(self._engine) as connection:
-                    while not connection.invalidated:
+                    while not (connection.invalidated or task.cancelling()):
                         await self._asked.wait()
                         self._asked.clear()
                         await self._answer(connection)
