@@ -131,6 +131,11 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
         "asyncpg",
         True,
     )
+    assert (parse([]).resume, parse(["--driver=psycopg"]).resume, parse(["--resume=1"]).resume) == (
+        2.0,
+        4.0,
+        1.0,
+    )
     monkeypatch.setenv("CLUSTER_ONCE", "1")
     monkeypatch.setenv("CLUSTER_DRIVER", "psycopg")
     assert (parse([]).seconds, parse([]).driver) == (0, "psycopg")
