@@ -80,7 +80,9 @@ async def prove(options: Options, say: Callable[[str], None]) -> tuple[Run, list
                 await inflict(fault, cluster, events)
             await asyncio.gather(*(crowd.stop() for crowd in crowds))
             with suppress(TimeoutError):  # that is judged with the rest
-                await until(lambda: all(_has_seen_all(each) for each in crowds), LATE, str)
+                await until(
+                    lambda: all(_has_seen_all(each) for each in crowds), _late(options), str
+                )
         finally:
             for node in cluster.nodes:
                 node.clients.cut()  # so that nothing waits for a node that is frozen
@@ -117,7 +119,7 @@ def complaints(run: Run, options: Options) -> list[str]:
         if ledger.watcher_error is not None:
             found.append(f"{ledger.way}: its watcher failed: {ledger.watcher_error}")
         late = run.lateness(ledger)
-        if late > LATE:
+        if late > _late(options):
             found.append(f"{ledger.way}: its watcher was {late:.1f} s late")
     return found
 
@@ -127,6 +129,11 @@ def _patience(run: Run, reign: Reign, options: Options) -> float:
     times = [run.resumed(ledger, reign) for ledger in run.ledgers if ledger.way == BY_HAND]
     # Where that does not go on at all, it says nothing about the machine.
     return max([options.resume, *(TIMES_BY_HAND * each for each in times if isfinite(each))])
+
+
+def _late(options: Options) -> float:
+    """Return the seconds that a watcher may be late by."""
+    return max(LATE, options.resume)
 
 
 def _has_seen_all(crowd: Crowd) -> bool:
