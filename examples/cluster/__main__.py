@@ -77,11 +77,17 @@ def parse(arguments: list[str]) -> Options:
     )
     parser.add_argument("--strict", action="store_true", help="synchronous_mode_strict")
     parser.add_argument("--by-hand", action="store_true", help="judge SQLAlchemy by hand, too")
-    parser.add_argument("--resume", type=_positive, default=2.0, help="seconds until writes go on")
+    parser.add_argument(
+        "--resume",
+        type=_positive,
+        help="seconds until writes go on; 2, and with psycopg 4, which waits for a silent host for"
+        " 2 at least",
+    )
     given = parser.parse_args(arguments)
     once = given.once or os.environ.get("CLUSTER_ONCE", "") not in ("", "0")
+    resume = given.resume or (4.0 if given.driver == "psycopg" else 2.0)
     return Options(
-        0.0 if once else given.seconds, given.driver, given.strict, given.by_hand, given.resume
+        0.0 if once else given.seconds, given.driver, given.strict, given.by_hand, resume
     )
 
 

@@ -1,6 +1,7 @@
 """Writers, readers and a watcher that use the cluster by one way, and note what they are told."""
 
 import asyncio
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,6 +15,8 @@ from examples.cluster.models import Counter, Entry
 from examples.cluster.store import LOCKS
 from examples.cluster.ways import Way
 from pgtoolset.errors import CommitUnknownError
+
+logger = logging.getLogger("examples.cluster")
 
 #: Seconds between the writes of one writer. The load is a rate, not what the machine can do.
 PAUSE = 0.15
@@ -108,6 +111,7 @@ class Crowd(ABC):
         try:
             await self.watch()
         except Exception as error:
+            logger.exception("the watcher of the way %s failed", self.way.name)
             self.ledger.watcher_error = f"{type(error).__name__}: {error}"
 
     async def _noted(self, write: Write, doing: Awaitable[str | None]) -> str | None:

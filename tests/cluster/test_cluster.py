@@ -62,7 +62,7 @@ def test_truth_through_failovers() -> None:
     was told is false, by a URL of several hosts, HAProxy and PgBouncer; nothing is left behind."""
     with temporary() as directory:
         # How fast a machine that runs other tests goes on is no property of the library.
-        process = started("--once", "--resume", "20", TMPDIR=str(directory))
+        process = started("--once", "--resume", "60", TMPDIR=str(directory))
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         assert "Everything holds" in output
@@ -130,6 +130,11 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
         180,
         "asyncpg",
         True,
+    )
+    assert (parse([]).resume, parse(["--driver=psycopg"]).resume, parse(["--resume=1"]).resume) == (
+        2.0,
+        4.0,
+        1.0,
     )
     monkeypatch.setenv("CLUSTER_ONCE", "1")
     monkeypatch.setenv("CLUSTER_DRIVER", "psycopg")

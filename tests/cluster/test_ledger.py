@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from examples.cluster.faults import Event
 from examples.cluster.ledger import Ledger, Outcome, Read, Verdict, Write, judge
+from examples.cluster.patroni import Reign
+from examples.cluster.picture import Run
+from examples.cluster.proof import BY_HAND, Options, complaints
 
 #: It uses neither the library nor PostgreSQL.
 pytestmark = pytest.mark.once
@@ -120,3 +124,39 @@ def test_watcher_that_is_late() -> None:
     ledger.beats = [(1.0, 1), (2.0, 2), (3.0, 3), (9.0, 4)]
     ledger.seen = [(1.5, 1), (8.0, 3)]
     assert ledger.delays_of_watcher([0.0, 7.0]) == [0.5, 1.0, 1.0, float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "by_hand", "is_late"),
+    [
+        (1.9, 0.3, False),
+        (2.1, 0.3, True),
+        (5.9, 2.0, False),  # the machine is busy
+        (6.1, 2.0, True),
+        (2.1, None, True),
+        (None, 0.3, True),
+        (None, None, True),
+    ],
+)
+def test_writes_that_go_on_late(
+    seconds: float | None, by_hand: float | None, is_late: bool
+) -> None:
+    """Writes must go on within the given time, or within three times that of SQLAlchemy by hand;
+    where they never do, nothing excuses it."""
+    ledgers = []
+    for way, after in (("way", seconds), (BY_HAND, by_hand)):
+        ledger = Ledger(way)
+        for ended in (1.0, *([] if after is None else [10.0 + after])):
+            written(ledger, "acknowledged").ended = ended
+        ledgers.append(ledger)
+    run = Run(
+        0.0,
+        60.0,
+        [Event("a fault", 5.0)],
+        [Reign("node1", 0.0), Reign("node2", 10.0)],
+        ledgers,
+        [judge(each, {write.id: 1 for write in each.writes}, {}) for each in ledgers],
+    )
+    found = complaints(run, Options(resume=2.0))
+    assert [each.partition(" s late")[1] != "" for each in found] == [True] * is_late
+    assert all(each.startswith("way: writes went on") for each in found)
