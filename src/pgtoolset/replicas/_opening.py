@@ -160,8 +160,9 @@ class Opening(Generic[S]):
         await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # or asyncio logs that it was never retrieved
-        if self.unit is not None:
-            await close(self.unit)
+        unit, self.unit = self.unit, None
+        if unit is not None:
+            await close(unit)
 
     def _enter(self, sync: Session) -> Verdict:
         if isinstance(sync.get_bind(), Connection):
