@@ -187,7 +187,8 @@ async def run_transaction(
     Args:
         session_maker: an `async_sessionmaker`, or any factory of sessions.
         work: an async function of one session. It may run several times, so put its effects
-            outside of the database into `on_commit`.
+            outside of the database into `on_commit`, and leave the commit to this function: what
+            a `commit()` of its own has stored is done again too.
         attempts: the largest number of attempts, at least 1. The pauses of 5 last up to 0.3 s, of
             20 up to 14 s: docs/poolers.md says how to bridge a failover.
         isolation_level: as in `get_transaction`.

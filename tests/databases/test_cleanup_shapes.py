@@ -278,6 +278,31 @@ async def test_references_from_outside_to_partitions(
     assert await counts(sql, "ours", "theirs") == [1, 1]
 
 
+@pytest.mark.parametrize("partitions", ["", " PARTITION BY LIST (id)"])
+@pytest.mark.parametrize("rows", [1, 5_000])
+async def test_references_from_outside_to_the_table_of_a_partition(
+    session: AsyncSession, sql: asyncpg.Connection, rows: int, partitions: str
+) -> None:
+    """That holds for references to a partitioned table of which only a partition is ours."""
+    await sql.execute(
+        f"""CREATE TABLE whole (id int PRIMARY KEY) PARTITION BY LIST (id);
+            CREATE TABLE ours PARTITION OF whole DEFAULT PARTITION BY LIST (id);
+            CREATE TABLE part PARTITION OF ours DEFAULT;
+            CREATE TABLE theirs (id int REFERENCES whole ON DELETE CASCADE){partitions};
+            INSERT INTO whole SELECT n FROM generate_series(1, {rows}) n"""
+    )
+    if partitions:
+        await sql.execute("CREATE TABLE their_part PARTITION OF theirs DEFAULT")
+    await sql.execute("INSERT INTO theirs VALUES (1)")
+    for name in ("ours", "part"):
+        with pytest.raises(OutsideReferenceError, match=r"public\.theirs \("):
+            await cleanup_tables(session, tables(name))
+        assert await counts(sql, "whole", "theirs") == [rows, 1]
+    await sql.execute("DELETE FROM theirs")
+    await cleanup_tables(session, tables("part"))
+    assert await counts(sql, "whole") == [0]
+
+
 async def test_reference_that_comes_meanwhile(
     session: AsyncSession, sql: asyncpg.Connection
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from sqlalchemy import text
@@ -46,6 +47,35 @@ async def test_read(
         await work(0)
     # It waits for the opening, for the rows, and for the ROLLBACK.
     assert await interrupt_everywhere(work, check) >= 3
+
+
+async def test_read_as_it_opens(
+    cluster: Cluster, replicas: ReadReplicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation that arrives with the answer of a standby leaves no block counted on it."""
+    run = _opening.Opening.run
+
+    async def run_and_cancel(opening: _opening.Opening[AsyncSession]) -> _opening.Verdict:
+        verdict = await run(opening)
+        reader.cancel()
+        return verdict
+
+    monkeypatch.setattr(_opening.Opening, "run", run_and_cancel)
+    reader = asyncio.create_task(replicas.read().__aenter__())
+    await asyncio.wait([reader], timeout=30)
+    assert reader.cancelled()
+    assert is_at_rest(cluster, replicas)
+
+
+async def test_dropped_block(cluster: Cluster, replicas: ReadReplicas) -> None:
+    """A block that is dropped in its middle is not counted on its standby any more."""
+    block = replicas.read()
+    session = await block.__aenter__()
+    await session.close()
+    assert not is_at_rest(cluster, replicas)
+    del block
+    gc.collect()
+    assert is_at_rest(cluster, replicas)
 
 
 async def test_position(cluster: Cluster, replicas: ReadReplicas) -> None:

@@ -247,6 +247,16 @@ async def test_no_statement_more(cluster: Cluster) -> None:
     assert len(sent) <= 3  # on a machine that stood still for a second it is asked once
 
 
+@pytest.mark.parametrize("isolation_level", [None, "SERIALIZABLE"])
+async def test_no_question_to_the_primary(cluster: Cluster, isolation_level: Any) -> None:
+    """The primary is not asked for its state on behalf of a reader without a token."""
+    replicas: ReadReplicas[AsyncSession] = ReadReplicas(cluster.maker(cluster.nodes.primary), [])
+    sent = counted(cluster.engines[0])
+    async with replicas.read(isolation_level=isolation_level) as session:
+        assert await items(session) == []
+    assert len(sent) == 1
+
+
 async def test_behind_a_pooler(cluster: Cluster) -> None:
     """Where the next transaction may reach another server, each block asks, and under REPEATABLE
     READ the transaction itself asks again whether it is on the same one."""

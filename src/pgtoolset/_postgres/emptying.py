@@ -21,7 +21,8 @@ from pgtoolset._postgres.sending import send
 #: Of the bits in pg_trigger.tgtype.
 _ON_DELETE, _ON_TRUNCATE = 8, 32
 
-# The foreign keys by way of pg_depend, because pg_constraint has no index for those to a table.
+# The foreign keys by way of pg_depend, because pg_constraint has no index for those to a table. One
+# to a partitioned table has copies for its partitions: they count where that table is not emptied.
 _DETAILS = text(f"""
 WITH filled AS MATERIALIZED (
   SELECT t.oid FROM pg_catalog.unnest(CAST(:filled AS pg_catalog.oid[])) AS t(oid)),
@@ -48,8 +49,11 @@ SELECT 'reference', f.conrelid, f.confrelid,
 FROM pg_catalog.pg_constraint AS f
 JOIN pg_catalog.pg_class AS c ON c.oid {EQ} f.conrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
-WHERE f.contype {EQ} 'f' AND f.conparentid {EQ} 0
+WHERE f.contype {EQ} 'f'
   AND f.confrelid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS above
+    WHERE above.oid {EQ} f.conparentid
+      AND above.confrelid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m)))
   AND f.oid {EQ} ANY (ARRAY(
     SELECT d.objid FROM pg_catalog.pg_depend AS d
     WHERE d.refclassid {EQ} CAST('pg_catalog.pg_class' AS pg_catalog.regclass)

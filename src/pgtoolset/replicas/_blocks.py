@@ -59,16 +59,23 @@ class ReadBlock(AbstractAsyncContextManager[S]):
         traceback: TracebackType | None,
     ) -> None:
         unit, self._unit = self._unit, None
-        standby, self._standby = self._standby, None
         if unit is None:
             return
         try:
             if exc_type is None:
                 await _end(unit)
         finally:
-            if standby is not None:
-                standby.open_blocks -= 1
+            self._leave_standby()
             await close(unit)
+
+    def __del__(self) -> None:
+        # A block that was dropped is not open on its standby any more.
+        self._leave_standby()
+
+    def _leave_standby(self) -> None:
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.open_blocks -= 1
 
 
 async def _end(unit: UnitOfWork[Any]) -> None:

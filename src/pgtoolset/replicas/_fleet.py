@@ -134,7 +134,7 @@ class Fleet(Generic[S]):
                 await close(unit)
 
     async def _ask_primary(self) -> None:
-        opening = Opening(self._primary, None, always_looks=True)
+        opening = Opening(self._primary, None, looks=True)
         try:
             await opening.run_in_time()
         except Exception as error:
@@ -153,7 +153,7 @@ class Fleet(Generic[S]):
         reader with a token is asked, and the pool replaces older connections.
         """
         for _ in range(_MOST_TRIES):
-            opening = Opening(self._primary, plan.isolation_level, always_looks=plan.has_token)
+            opening = Opening(self._primary, plan.isolation_level, looks=plan.has_token)
             await opening.run()
             unit, state = opening.unit, opening.state
             assert unit is not None
@@ -221,7 +221,7 @@ class Fleet(Generic[S]):
                 standby.probe(self._ask(standby))
 
     async def _ask(self, standby: Standby[S]) -> None:
-        opening = Opening(standby.session_maker, None, always_looks=True)
+        opening = Opening(standby.session_maker, None, looks=True)
         try:
             await opening.run_in_time()
         except Exception as error:

@@ -83,7 +83,8 @@ class Opening(Generic[S]):
         isolation_level: of the transaction; `None` leaves the server's default.
         wanted: the position that the node must have replayed.
         max_wait: seconds to wait for it, from the node's first answer on.
-        always_looks: whether the node is asked for its state in any case.
+        looks: whether the node is asked for its state, in any case or in none; `None` asks unless
+            its last answer is enough.
 
     Attributes:
         unit: the unit of work, once it is open.
@@ -97,7 +98,7 @@ class Opening(Generic[S]):
         wanted: Position | None = None,
         max_wait: float = 0.0,
         *,
-        always_looks: bool = False,
+        looks: bool | None = None,
     ) -> None:
         self.unit: UnitOfWork[S] | None = None
         self.state: NodeState | None = None
@@ -107,7 +108,7 @@ class Opening(Generic[S]):
             self._options["isolation_level"] = isolation_level
         self._wanted = wanted
         self._max_wait = max_wait
-        self._always_looks = always_looks
+        self._looks = looks
         self._is_abandoned = False
         self._answer: asyncio.Future[None] | None = None
 
@@ -160,8 +161,9 @@ class Opening(Generic[S]):
         await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # or asyncio logs that it was never retrieved
-        if self.unit is not None:
-            await close(self.unit)
+        unit, self.unit = self.unit, None
+        if unit is not None:
+            await close(unit)
 
     def _enter(self, sync: Session) -> Verdict:
         if isinstance(sync.get_bind(), Connection):
@@ -170,9 +172,10 @@ class Opening(Generic[S]):
                 "connection, whose transaction may be another's"
             )
         connection = sync.connection(execution_options=self._options)
-        if not self._always_looks and self._is_known_to_be_ready(connection):
-            return Verdict.READY
-        return self._wait(connection)
+        looks = self._looks
+        if looks is None:
+            looks = not self._is_known_to_be_ready(connection)
+        return self._wait(connection) if looks else Verdict.READY
 
     def _is_known_to_be_ready(self, connection: Connection) -> bool:
         seen = _seen_on(connection)
@@ -209,7 +212,7 @@ class Opening(Generic[S]):
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _look(self, connection: Connection) -> NodeState:
-        seen = None if self._always_looks else _seen_on(connection)
+        seen = None if self._looks else _seen_on(connection)
         if seen is not None and seen[0].is_standby:
             state, looked = look_again(connection, seen[0]), seen[1]
         else:
