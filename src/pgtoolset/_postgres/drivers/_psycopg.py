@@ -121,11 +121,10 @@ class PsycopgDriver:
         hide there that the transaction is stored.
         """
         raw: Any = connection.driver_connection
-        is_idle = raw is not None and raw.pgconn.transaction_status == _IDLE
-        if is_idle and not _has_pipeline(raw):
-            await_only(UninterruptedHere(raw.rollback()))
-        else:
+        if raw is None or raw.pgconn.transaction_status != _IDLE or _has_pipeline(raw):
             dialect_rollback(connection)
+        else:
+            await_only(UninterruptedHere(raw.rollback()))
 
     def is_closed(self, raw: Any) -> bool:
         """Whether the connection is closed or lost.
