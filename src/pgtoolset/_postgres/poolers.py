@@ -45,9 +45,10 @@ def _without_caches(error: DBAPIError, driver: Driver | None) -> str | None:
         return None
     return (
         "the driver has prepared a statement that this backend of PostgreSQL does not have, or "
-        f"has from another client ({message.splitlines()[0]}): there is a pooler in transaction "
-        f"mode between them. Pass {driver.without_caches} to create_async_engine, or set "
-        "max_prepared_statements in PgBouncer 1.21 or newer"
+        f"has from another client ({message.splitlines()[0]}): a pooler in transaction mode is "
+        f"between them, or the application has deallocated it. Behind a pooler pass "
+        f"{driver.without_caches} to create_async_engine, or set max_prepared_statements in "
+        "PgBouncer 1.21 or newer"
     )
 
 

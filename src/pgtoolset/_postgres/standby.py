@@ -101,7 +101,8 @@ def note_refusal(
     if state == FEATURE_NOT_SUPPORTED and not is_refused and not _sets_transaction(statement):
         return
     is_broken = driver.refuses_to_begin(raw)
-    if is_read_only or _is_read_only(proxied):
+    # A standby has no SERIALIZABLE, for readers neither: that is no refusal to write.
+    if state == READ_ONLY_SQL_TRANSACTION and (is_read_only or _is_read_only(proxied)):
         is_standby: bool | None = False
     elif backend_pid(connection) is None:  # a pooler, which has told of another server perhaps
         is_standby = None
