@@ -307,6 +307,9 @@ async def test_copy_that_has_begun(maker: Any, other: asyncpg.Connection) -> Non
     assert await stored(other) == set()
 
 
+ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
+
+
 async def waits(raw: Any) -> Any:
     await raw.execute("SELECT pg_sleep(600)")
 
@@ -334,7 +337,7 @@ async def test_closed_under_a_waiting_task(psycopg_url: str, work: Any) -> None:
         await asyncio.sleep(0)
         assert select.select([number], [], [], 60)[0]  # the task cannot run meanwhile
     else:
-        await until(lambda: raw.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE)
+        await until(lambda: raw.pgconn.transaction_status == ACTIVE)
         await asyncio.sleep(0.1)
     driver_of(raw).terminate(raw)
     assert os.fstat(number)
@@ -345,6 +348,32 @@ async def test_closed_under_a_waiting_task(psycopg_url: str, work: Any) -> None:
             assert work is has_its_answer
     await until(lambda: raw.closed)
     driver_of(raw).terminate(raw)  # once more does nothing
+
+
+async def test_closed_where_a_cancel_would_block(
+    psycopg_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where libpq can cancel only by blocking the process, a connection is closed without that."""
+    cancelled: list[object] = []
+
+    async def cancel_safe(self: object, **_: object) -> None:
+        cancelled.append(self)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "cancel_safe", cancel_safe)
+    url = make_url(psycopg_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    for is_safe in (False, True):
+        monkeypatch.setattr(
+            psycopg.capabilities, "has_cancel_safe", lambda is_safe=is_safe: is_safe
+        )
+        raw = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        waiting = asyncio.create_task(waits(raw))
+        await until(lambda raw=raw: raw.pgconn.transaction_status == ACTIVE)
+        await driver_of(raw).close(raw)
+        async with asyncio.timeout(60):
+            with pytest.raises(psycopg.OperationalError):
+                await waiting
+        assert cancelled == [raw] * is_safe
+        await until(lambda raw=raw: raw.closed)
 
 
 async def test_rollback_that_hangs(

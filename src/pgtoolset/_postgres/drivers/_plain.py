@@ -53,6 +53,17 @@ def _arguments(url: URL) -> dict[str, Any]:
 _ending: set[asyncio.Task[None]] = set()
 
 
+async def cancel_psycopg(raw: Any, timeout: float) -> None:
+    """Cancel what runs on a connection of psycopg, where that does not block the process.
+
+    Before libpq 17 psycopg waits for the server and lets no other task or thread run meanwhile; a
+    network that does not answer would stop the program. PostgreSQL finishes the statement then.
+    https://www.psycopg.org/psycopg3/docs/api/connections.html#psycopg.Connection.cancel_safe
+    """
+    if import_module("psycopg").capabilities.has_cancel_safe():
+        await raw.cancel_safe(timeout=timeout)
+
+
 def terminate_psycopg(raw: Any) -> None:
     """Close the socket of a connection at once.
 
@@ -151,7 +162,7 @@ class PlainPsycopg:
         try:
             if not self._raw.closed and self._raw.lock.locked():
                 async with asyncio.timeout(timeout):
-                    await self._raw.cancel_safe(timeout=timeout)
+                    await cancel_psycopg(self._raw, timeout)
         finally:
             self.terminate()
 

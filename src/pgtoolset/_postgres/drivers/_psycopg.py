@@ -25,7 +25,11 @@ from sqlalchemy.util import await_only
 from pgtoolset._cancellation import UninterruptedHere, uninterrupted
 from pgtoolset._compatibility import isolation_level_at_connect, unsupported
 from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
-from pgtoolset._postgres.drivers._plain import connect_psycopg, terminate_psycopg
+from pgtoolset._postgres.drivers._plain import (
+    cancel_psycopg,
+    connect_psycopg,
+    terminate_psycopg,
+)
 
 #: libpq's states of a transaction, `PQTRANS_...`. psycopg is not imported here.
 _IDLE = 0
@@ -97,7 +101,7 @@ class PsycopgDriver:
         """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
         try:
             if _is_busy(raw):
-                await raw.cancel_safe(timeout=_CANCEL_TIMEOUT)
+                await cancel_psycopg(raw, _CANCEL_TIMEOUT)
         finally:
             self.terminate(raw)
 
