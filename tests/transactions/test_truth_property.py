@@ -175,9 +175,11 @@ class Program:
                 case Commit():
                     await self.commit(session, step)
                 case Rollback():
-                    await session.rollback()
-                    self.ledger.open = []
-                    self.ledger.generation += 1
+                    try:
+                        await session.rollback()
+                    finally:  # one that fails has cost the connection, and all levels with it
+                        self.ledger.open = []
+                        self.ledger.generation += 1
                 case Block():
                     await self.nested(session, step)
 

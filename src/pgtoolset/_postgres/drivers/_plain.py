@@ -21,6 +21,13 @@ from pgtoolset._postgres.urls import connect_arguments, engine_url
 _NOT_FOR_THE_DRIVER = ("async_creator_fn", "async_fallback", "prepared_statement_cache_size")
 
 
+#: libpq's state of a connection on which a statement runs, `PQTRANS_ACTIVE`.
+_ACTIVE = 1
+
+#: How often a connection is looked at that a COPY may still be read from, each hundredth second.
+_LOOKS = 100
+
+
 async def connect_asyncpg(url: URL, database: str) -> Any:
     """Return a connection of asyncpg."""
     # Imported late, because `import pgtoolset` imports no driver.
@@ -71,7 +78,8 @@ def terminate_psycopg(raw: Any) -> None:
     belong to another socket before the task is woken. Shut down, it wakes the task, and is closed
     after that: the task may have the answer already, and see nothing of the loss.
     """
-    is_free = not raw.lock.locked()
+    # psycopg 3.2 reads a COPY without the lock.
+    is_free = not raw.lock.locked() and raw.pgconn.transaction_status != _ACTIVE
     if is_free:
         raw.pgconn.finish()
     else:
@@ -92,6 +100,10 @@ async def _end(raw: Any, pool: Any) -> None:
     The pool makes another one in its place. psycopg's `close()` gives back only a connection that
     is not closed.
     """
+    for _ in range(_LOOKS):
+        if raw.pgconn.transaction_status != _ACTIVE:
+            break  # the task that reads a COPY has found that the connection is lost
+        await asyncio.sleep(0.01)
     async with raw.lock:
         raw.pgconn.finish()
     if pool is not None:
