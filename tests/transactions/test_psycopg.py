@@ -350,6 +350,23 @@ async def test_closed_under_a_waiting_task(psycopg_url: str, work: Any) -> None:
     driver_of(raw).terminate(raw)  # once more does nothing
 
 
+def test_closed_at_the_end_of_the_loop(psycopg_url: str) -> None:
+    """A connection that is closed under a waiting task is closed where the event loop ends too."""
+    url = make_url(psycopg_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connections: list[Any] = []
+
+    async def leave() -> None:
+        raw = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        connections.append(raw)
+        connections.append(asyncio.create_task(waits(raw)))
+        await until(lambda: raw.pgconn.transaction_status == ACTIVE)
+        driver_of(raw).terminate(raw)
+
+    with suppress(psycopg.OperationalError):
+        asyncio.run(leave())
+    assert connections[0].closed
+
+
 async def test_closed_where_a_cancel_would_block(
     psycopg_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

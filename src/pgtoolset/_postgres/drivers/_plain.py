@@ -92,6 +92,7 @@ def terminate_psycopg(raw: Any) -> None:
         task = asyncio.get_running_loop().create_task(_end(raw, pool))
         _ending.add(task)
         task.add_done_callback(_ending.discard)
+        task.add_done_callback(lambda _: raw.pgconn.finish())  # one that was never begun, too
 
 
 async def _end(raw: Any, pool: Any) -> None:
@@ -100,12 +101,15 @@ async def _end(raw: Any, pool: Any) -> None:
     The pool makes another one in its place. psycopg's `close()` gives back only a connection that
     is not closed.
     """
-    for _ in range(_LOOKS):
-        if raw.pgconn.transaction_status != _ACTIVE:
-            break  # the task that reads a COPY has found that the connection is lost
-        await asyncio.sleep(0.01)
-    async with raw.lock:
-        raw.pgconn.finish()
+    try:
+        for _ in range(_LOOKS):
+            if raw.pgconn.transaction_status != _ACTIVE:
+                break  # the task that reads a COPY has found that the connection is lost
+            await asyncio.sleep(0.01)
+        async with raw.lock:
+            pass
+    finally:
+        raw.pgconn.finish()  # where the event loop ends, each task that waits ends with it
     if pool is not None:
         with suppress(Exception):  # it has it already
             await pool.putconn(raw)
