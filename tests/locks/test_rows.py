@@ -19,6 +19,7 @@ from pgtoolset import (
     get_transaction,
     lock_rows,
 )
+from pgtoolset.locks import rows
 from tests.locks.locking import (
     Animal,
     Dog,
@@ -202,6 +203,18 @@ async def test_nowait_names_all_who_share(session_maker: Maker, database_url: st
     finally:
         for sharer in sharers:
             await sharer.close()
+
+
+async def test_timeout_while_the_limits_are_put_back(
+    session_maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that is over while the earlier limits are put back is over for the lock."""
+    slow = "SELECT pg_sleep(60), CAST(:lock AS text), CAST(:statement AS text)"
+    monkeypatch.setattr(rows, "_RESTORE", text(slow))
+    async with session_maker() as session, session.begin():
+        with pytest.raises(LockTimeoutError):
+            await lock_rows(session, Account, [1], timeout="50ms")
+        assert await session.scalar(text("SHOW statement_timeout")) == "0"
 
 
 async def test_timeout_is_one_budget(session_maker: Maker, database_url: str) -> None:

@@ -188,14 +188,7 @@ class _RowLocks:
         refuse_autocommit(connection.sync_connection)
         listen_to_errors(connection.sync_connection)
         earlier = await self._set_limits(connection)
-        rows = await self._select(
-            session, connection.sync_connection, None if earlier is None else earlier.pid
-        )
-        if earlier is not None:
-            await connection.execute(
-                _RESTORE, {"lock": earlier.lock, "statement": earlier.statement}
-            )
-        return rows
+        return await self._select(session, connection, connection.sync_connection, earlier)
 
     async def _set_limits(self, connection: AsyncConnection) -> Row[Any] | None:
         """Set the timeouts in the transaction, and return the earlier ones; `None` if they stay."""
@@ -209,19 +202,26 @@ class _RowLocks:
             }
         return (await connection.execute(_LIMIT, limits)).one()
 
-    async def _select(self, session: Any, connection: Connection, pid: int | None) -> Sequence[Any]:
-        translation = translation_of(session.sync_session, connection)
-        names = self._names(connection.dialect, translation)
+    async def _select(
+        self, session: Any, connection: AsyncConnection, sync: Connection, earlier: Row[Any] | None
+    ) -> Sequence[Any]:
+        translation = translation_of(session.sync_session, sync)
+        names = self._names(sync.dialect, translation)
+        pid = None if earlier is None else earlier.pid
         async with Lookout(
             self.timeout, holders=self._holders(names, translation), limits_statement=True
         ) as lookout:
-            await greenlet_spawn(partial(lookout.watch, connection, self._wanted(names), pid=pid))
+            await greenlet_spawn(partial(lookout.watch, sync, self._wanted(names), pid=pid))
             result = await session.scalars(
                 self.statement,
                 _parameters(self.keys),
                 execution_options={"populate_existing": True},
             )
             rows: Sequence[Any] = result.unique().all()
+            if earlier is not None:
+                # The limit holds for this statement too: a timeout here is one of the lock.
+                limits = {"lock": earlier.lock, "statement": earlier.statement}
+                await connection.execute(_RESTORE, limits)
         return rows
 
     def _wanted(self, names: Sequence[str]) -> Wanted:
