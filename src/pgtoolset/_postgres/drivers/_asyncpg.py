@@ -196,7 +196,8 @@ class _Attempt(CommitAttempt):
         self._transaction = transaction
         self._owner = _owner_of(transaction, raw)
 
-    async def _commit(self) -> None:
+    async def commit(self) -> None:
+        """Send COMMIT, whatever cancels the caller, and note its outcome."""
         self.was_lost = self._driver.is_closed(self._raw)
         # A caller who left before the answer would know neither of success nor of failure.
         answer: UninterruptedHere[str] = UninterruptedHere(self._raw.execute("COMMIT;"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import Enum, auto
 from typing import Any
 
@@ -23,7 +24,7 @@ class Outcome(Enum):
     UNKNOWN = auto()
 
 
-class CommitAttempt:
+class CommitAttempt(ABC):
     """Stands in for what sends the COMMIT of a connection, and remembers its outcome.
 
     Attributes:
@@ -40,12 +41,9 @@ class CommitAttempt:
         self.error: BaseException | None = None
         self.was_lost = False
 
+    @abstractmethod
     async def commit(self) -> None:
         """Send COMMIT and wait for its answer, whatever cancels the caller in between."""
-        await self._commit()
-
-    async def _commit(self) -> None:
-        raise NotImplementedError
 
     def _fail(self, error: BaseException, *, is_sent: bool) -> bool:
         """Note an error of the COMMIT; return whether the connection must end with it.

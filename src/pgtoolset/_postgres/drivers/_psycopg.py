@@ -278,7 +278,8 @@ class _Attempt(CommitAttempt):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
 
-    async def _commit(self) -> None:
+    async def commit(self) -> None:
+        """Send COMMIT, whatever cancels the caller, and note its outcome."""
         try:
             # Not in this task: psycopg 3.2 waits by `asyncio.wait_for`, which may cancel its own.
             await uninterrupted(self._commit_here())
