@@ -7,7 +7,7 @@ import ast
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -309,13 +309,16 @@ async def test_every_commit_is_verified(
 ) -> None:
     """The stand-in sends the COMMIT, and leaves driver and SQLAlchemy ready for the next one."""
     commits: list[CommitAttempt] = []
-    original = CommitAttempt.commit
 
-    async def commit(self: CommitAttempt) -> None:
-        commits.append(self)
-        await original(self)
+    def noted(original: Callable[[CommitAttempt], Awaitable[None]]) -> Any:
+        async def commit(self: CommitAttempt) -> None:
+            commits.append(self)
+            await original(self)
 
-    monkeypatch.setattr(CommitAttempt, "commit", commit)
+        return commit
+
+    for attempt in CommitAttempt.__subclasses__():
+        monkeypatch.setattr(attempt, "commit", noted(attempt.commit))
     db_context = create_db_context(async_sessionmaker(engine))
     for _ in range(3):
         async with db_context() as session:
