@@ -19,6 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 from pgtoolset._arguments import (
     AUTOCOMMIT,
     NO_OPTIONS,
+    Settings,
     TransactionOptions,
     check_atomic,
     check_bind,
@@ -39,7 +40,7 @@ from pgtoolset._listeners import checkout_of, listen_to_errors
 from pgtoolset._outcomes import aborted_by, unknown_again
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
-from pgtoolset._record import innermost, note_driver_error, record_of
+from pgtoolset._record import SettingsLevel, innermost, note_driver_error, record_of
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import TransactionalSession
 
@@ -80,7 +81,9 @@ def _block_of(session: Any, options: TransactionOptions) -> AbstractAsyncContext
         _check_applicable(options, session, sync, nested)
     if sync is None:
         return _ForeignBlock(session, nested)
-    return _Savepoint(session, sync) if nested else _Transaction(session, sync, options)
+    if nested:
+        return _Savepoint(session, sync, options.settings)
+    return _Transaction(session, sync, options)
 
 
 def _check_applicable(
@@ -93,10 +96,11 @@ def _check_applicable(
             f"{', '.join(names)}: only an outermost transaction can have that, and the session is "
             "already in a transaction; end that transaction first, or open another session"
         )
-    settings = [name for name in names if name != "durable"]
-    if sync is None and settings:
+    others = [name for name in names if name != "durable"]
+    others += ["settings"] * (options.settings is not None)
+    if sync is None and others:
         raise TypeError(
-            f"{', '.join(settings)}: only an AsyncSession can have that, and the session is "
+            f"{', '.join(others)}: only an AsyncSession can have that, and the session is "
             f"{shown(session)}"
         )
 
@@ -108,15 +112,16 @@ class _Transaction(AbstractAsyncContextManager[None]):
     loop would first run a generator to its end.
     """
 
-    __slots__ = ("_is_verifying", "_options", "_outer_resolve_commit", "_session", "_sync")
+    __slots__ = ("_is_verifying", "_options", "_outer", "_session", "_sync")
 
     def __init__(self, session: Any, sync: Session, options: TransactionOptions) -> None:
         self._session = session
         self._sync = sync
         self._options = options
         self._is_verifying = False
-        #: Of a unit of work around this block, whose transaction has ended.
-        self._outer_resolve_commit: float | None = None
+        #: `resolve_commit` and `settings` of a unit of work around this block, whose transaction
+        #: has ended.
+        self._outer: tuple[float | None, Settings | None] = (None, None)
 
     async def __aenter__(self) -> None:
         check_atomic(self._sync)
@@ -124,7 +129,7 @@ class _Transaction(AbstractAsyncContextManager[None]):
         # False where a unit of work around this block verifies the commits of the session already.
         self._is_verifying = verify_commits(self._sync)
         if self._options is not NO_OPTIONS:
-            self._resolve_commits()
+            self._take_options()
         try:
             # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
             self._sync.begin()
@@ -157,16 +162,21 @@ class _Transaction(AbstractAsyncContextManager[None]):
         finally:
             self._stop_verifying()
 
-    def _resolve_commits(self) -> None:
+    def _take_options(self) -> None:
         record = record_of(self._sync)
-        self._outer_resolve_commit = record.resolve_commit
+        self._outer = (record.resolve_commit, record.settings)
         record.resolve_commit = self._options.resolve_seconds or record.resolve_commit
+        settings = self._options.settings
+        if settings is not None:
+            outer = record.settings
+            record.settings = settings if outer is None else outer.updated(settings)
 
     def _stop_verifying(self) -> None:
         if self._is_verifying:
             stop_verifying(self._sync)
         elif self._options is not NO_OPTIONS:
-            record_of(self._sync).resolve_commit = self._outer_resolve_commit
+            record = record_of(self._sync)
+            record.resolve_commit, record.settings = self._outer
 
 
 async def _send_options(session: Any, options: TransactionOptions) -> None:
@@ -209,14 +219,15 @@ def _refuse_joined(options: TransactionOptions, connection: Connection) -> None:
 class _Savepoint(AbstractAsyncContextManager[None]):
     """A nested block of an `AsyncSession`."""
 
-    __slots__ = ("_block", "_level", "_record", "_sync")
+    __slots__ = ("_block", "_level", "_record", "_settings", "_sync")
 
     _level: SessionTransaction | None
 
-    def __init__(self, session: Any, sync: Session) -> None:
+    def __init__(self, session: Any, sync: Session, settings: Settings | None = None) -> None:
         self._sync = sync
         self._record = record_of(sync)
         self._block = session.begin_nested()
+        self._settings = None if settings is None else SettingsLevel(settings)
 
     async def __aenter__(self) -> None:
         if not self._record.verifies_commits:
@@ -225,8 +236,26 @@ class _Savepoint(AbstractAsyncContextManager[None]):
                 raise TransactionStateError(AUTOCOMMIT)
         await self._block.__aenter__()
         self._level = innermost(self._sync)
+        if self._settings is not None:
+            self._settings.level = self._level
+            self._record.levels.append(self._settings)
 
     async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._end(exc_type, exc, traceback)
+        finally:
+            if self._settings is not None and self._settings in self._record.levels:
+                self._record.levels.remove(self._settings)
+        if self._settings is not None and exc_type is None:
+            # A RELEASE keeps what was set inside.
+            await uninterrupted(greenlet_spawn(self._settings.undo))
+
+    async def _end(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,

@@ -20,6 +20,7 @@ from pgtoolset._postgres.commit_status import Trace, trace
 from pgtoolset._postgres.connections import (
     CommitAttempt,
     Outcome,
+    begin_with,
     begun_transaction,
     verify_next_commit,
 )
@@ -68,6 +69,7 @@ class Checkout:
         deferred: callbacks of sessions that were joined to its transaction, and have ended.
         owes_commit: whether a session, or a block of ours, relies on the COMMIT of others.
         releasing: the savepoint whose RELEASE was sent, and was refused.
+        prelude: the statements with which its transaction is still to begin; none is sent before.
         attempt: the COMMIT that was sent last.
     """
 
@@ -82,6 +84,7 @@ class Checkout:
         "is_read_only",
         "owes_commit",
         "participants",
+        "prelude",
         "releasing",
     )
 
@@ -99,6 +102,7 @@ class Checkout:
         self.deferred: list[Callback] = []
         self.owes_commit = False
         self.releasing: str | None = None
+        self.prelude = ""
         self.attempt: CommitAttempt | None = None
 
     def follow(self) -> None:
@@ -113,6 +117,24 @@ class Checkout:
         self.participants[participant] = (
             connection.get_nested_transaction() or connection.get_transaction()
         )
+
+    def begin(self) -> None:
+        """Begin the transaction with its prelude. Runs in SQLAlchemy's greenlet.
+
+        A statement of the prelude that PostgreSQL refuses leaves the transaction open and aborted,
+        so that no other one runs in it.
+        """
+        self.follow()
+        prelude, self.prelude = self.prelude, ""
+        if not prelude:
+            return
+        proxied = self.connection.connection
+        try:
+            begin_with(proxied, prelude)
+        except BaseException:
+            if begun_transaction(proxied) is None:
+                self.prelude = prelude  # the next statement would begin without it
+            raise
 
     def is_rolled_back_under(self, participant: Participant) -> bool:
         """Whether what a session had joined was rolled back by others than the session."""

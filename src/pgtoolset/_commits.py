@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from pgtoolset._arguments import Settings
 from pgtoolset._compatibility import error_of_failed_flush
 from pgtoolset._outcomes import aborted_by, flush_failed, partly_stored, unknown_again
 from pgtoolset._postgres.discards import discard, is_open
@@ -23,12 +24,15 @@ from pgtoolset._record import Record, innermost, record_of
 from pgtoolset.errors import TransactionAbortedError
 
 
-def verify_commits(session: Session, resolve_commit: float | None = None) -> bool:
+def verify_commits(
+    session: Session, resolve_commit: float | None = None, settings: Settings | None = None
+) -> bool:
     """Verify each `commit()` of a session until `stop_verifying`; `False` where it is verified.
 
     Args:
         session: the session.
         resolve_commit: seconds in which a commit without an answer is to be resolved.
+        settings: of each of its transactions.
 
     The method is put on the instance, because after a failed flush SQLAlchemy refuses a commit
     (`PendingRollbackError`) before any event could replace that error by the one that names its
@@ -40,6 +44,7 @@ def verify_commits(session: Session, resolve_commit: float | None = None) -> boo
         return False
     record.verifies_commits = True
     record.resolve_commit = resolve_commit
+    record.settings = settings
     vars(session)["commit"] = partial(_verified_commit, ref(session))
     return True
 
@@ -48,7 +53,7 @@ def stop_verifying(session: Session) -> None:
     """Leave the commits of a session to SQLAlchemy again."""
     record = record_of(session)
     record.verifies_commits = False
-    record.resolve_commit = record.unknown = None
+    record.resolve_commit = record.unknown = record.settings = None
     vars(session).pop("commit", None)
 
 

@@ -1,4 +1,4 @@
-"""Each COMMIT, ROLLBACK, savepoint and error of a connection, passed on to its checkout.
+"""Each statement, COMMIT, savepoint and error of a connection, passed on to its checkout.
 
 The listeners on a dialect are registered with its first noted connection.
 https://docs.sqlalchemy.org/en/20/core/events.html
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine import ExceptionContext, ExecutionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._checkouts import Checkout, DialectCommit
@@ -27,6 +27,9 @@ from pgtoolset.errors import PoolerError
 #: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
 #: without `close()` is collected, and its connection with it.
 _KEY = "pgtoolset.checkout"
+
+#: The attributes of a connection that cannot have any of ours.
+_NOTHING: dict[str, Any] = {}
 
 #: In the attributes of a dialect whose errors are listened to.
 _ERRORS = "pgtoolset.errors"
@@ -140,6 +143,50 @@ def _listen(dialect: Dialect) -> None:
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
     methods["do_release_savepoint"] = do_release_savepoint
+    _listen_to_statements(dialect)
+
+
+def _listen_to_statements(dialect: Dialect) -> None:
+    execute = dialect.do_execute
+    execute_many = dialect.do_executemany
+    execute_plain = dialect.do_execute_no_params
+
+    def do_execute(
+        cursor: Any, statement: str, parameters: Any, context: ExecutionContext | None = None
+    ) -> None:
+        if context is not None:
+            _before_statement(context)
+        execute(cursor, statement, parameters, context)
+
+    def do_executemany(
+        cursor: Any, statement: str, parameters: Any, context: ExecutionContext | None = None
+    ) -> None:
+        if context is not None:
+            _before_statement(context)
+        execute_many(cursor, statement, parameters, context)
+
+    def do_execute_no_params(
+        cursor: Any, statement: str, context: ExecutionContext | None = None
+    ) -> None:
+        if context is not None:
+            _before_statement(context)
+        execute_plain(cursor, statement, context)
+
+    methods = vars(dialect)
+    methods["do_execute"] = do_execute
+    methods["do_executemany"] = do_executemany
+    methods["do_execute_no_params"] = do_execute_no_params
+
+
+def _before_statement(context: ExecutionContext) -> None:
+    """Begin the transaction with what its sessions want of it. SQLAlchemy treats an error as one of
+    the statement.
+    """
+    proxied = context.root_connection.connection
+    # Not of the first connection of an engine, over which SQLAlchemy looks at the server.
+    checkout: Checkout | None = getattr(proxied, "__dict__", _NOTHING).get(_KEY)
+    if checkout is not None and checkout.prelude:
+        checkout.begin()
 
 
 def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit) -> None:

@@ -7,17 +7,21 @@ https://docs.sqlalchemy.org/en/20/orm/session_events.html
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from pgtoolset._arguments import AUTOCOMMIT
+from pgtoolset._arguments import AUTOCOMMIT, Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._checkouts import Checkout
 from pgtoolset._compatibility import connections_of
 from pgtoolset._listeners import checkout_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
-from pgtoolset._postgres.discards import is_autocommit
+from pgtoolset._postgres.connections import begun_transaction
+from pgtoolset._postgres.discards import is_autocommit, is_open
+from pgtoolset._postgres.settings import change_settings, put_settings_back
 from pgtoolset._postgres.standby import note_refusal
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
 from pgtoolset.types import CommitObserver
@@ -30,6 +34,34 @@ _KEY = "pgtoolset.record"
 _STANDS_ALONE = "pgtoolset.testing.joined"
 
 _is_listening = False
+
+
+class SettingsLevel:
+    """Settings of a block inside of a transaction that is not its own, until the block ends.
+
+    Attributes:
+        settings: the settings.
+        level: the savepoint of the block; `None` where its session has joined the transaction of a
+            connection.
+    """
+
+    __slots__ = ("_before", "level", "settings")
+
+    def __init__(self, settings: Settings, level: SessionTransaction | None = None) -> None:
+        self.settings = settings
+        self.level = level
+        self._before: list[tuple[Connection, dict[str, str]]] = []
+
+    def apply(self, connection: Connection) -> None:
+        """Set them on a connection of the block. Runs in SQLAlchemy's greenlet."""
+        self._before.append((connection, change_settings(connection, self.settings.values)))
+
+    def undo(self) -> None:
+        """Put their earlier values back, after the block has ended. Runs in SQLAlchemy's greenlet."""
+        before, self._before = self._before, []
+        for connection, values in before:
+            if is_open(connection) and connection.in_transaction():
+                put_settings_back(connection, values)
 
 
 class Record:
@@ -46,6 +78,9 @@ class Record:
         committed: the level that has just been committed.
         abandoned: the transaction whose block has ended while another task used the session.
         observer: observes each COMMIT, on its connection.
+        settings: of each transaction of the block.
+        levels: the settings of the blocks inside, the innermost last.
+        joined: the settings on connections whose transaction is not the session's.
     """
 
     __slots__ = (
@@ -54,8 +89,11 @@ class Record:
         "checkouts",
         "committed",
         "is_ending",
+        "joined",
+        "levels",
         "observer",
         "resolve_commit",
+        "settings",
         "unknown",
         "verifies_commits",
     )
@@ -70,6 +108,9 @@ class Record:
         self.committed: SessionTransaction | None = None
         self.abandoned: SessionTransaction | None = None
         self.observer: CommitObserver | None = None
+        self.settings: Settings | None = None
+        self.levels: list[SettingsLevel] = []
+        self.joined: SettingsLevel | None = None
 
     @property
     def needs_verified_commit(self) -> bool:
@@ -103,6 +144,23 @@ class Record:
         checkout = checkout_of(connection)
         checkout.enter(self)
         self.checkouts.append(checkout)
+
+    def apply_settings(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        """Give a connection that the transaction, or a savepoint, begins to use its settings."""
+        if transaction.nested:
+            for each in self.levels:
+                if each.level is transaction:
+                    each.apply(connection)
+        elif self.settings is None:
+            return
+        elif _is_joined(session, connection):
+            if self.joined is None:
+                self.joined = SettingsLevel(self.settings)
+            self.joined.apply(connection)
+        else:
+            checkout_of(connection).prelude = self.settings.statements
 
     def move_callbacks(self, level: SessionTransaction, enclosing: SessionTransaction) -> None:
         """Give the callbacks of a savepoint that ended to the level around it, or drop them."""
@@ -173,6 +231,8 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         record.add_connection(connection)
         if record.abandoned is not None or (record.verifies_commits and is_autocommit(connection)):
             _refuse_connection(record, session, connection)
+        if record.settings is not None or record.levels:
+            record.apply_settings(session, transaction, connection)
 
 
 def _refuse_connection(record: Record, session: Session, connection: Connection) -> None:
@@ -191,6 +251,15 @@ def _refuse_connection(record: Record, session: Session, connection: Connection)
             "connection; wait for every task that uses the session before the end of its block"
         )
     raise TransactionStateError(AUTOCOMMIT)
+
+
+def _is_joined(session: Session, connection: Connection) -> bool:
+    """Whether a transaction may be that of the caller, who goes on with the connection."""
+    return (
+        connection is session.bind
+        or connection.in_nested_transaction()
+        or begun_transaction(connection.connection) is not None
+    )
 
 
 def _before_commit(session: Session) -> None:
@@ -238,6 +307,8 @@ def _end(session: Session, record: Record, transaction: SessionTransaction) -> N
     joined = [checkout for checkout in record.checkouts if checkout.is_joined]
     if callbacks and not record.checkouts:
         joined = _outer_transaction(session)
+    if record.joined is not None:
+        _end_joined_settings(record, is_committed=is_committed)
     record.empty()
     if not (is_committed and is_relied_on):
         return
@@ -245,6 +316,18 @@ def _end(session: Session, record: Record, transaction: SessionTransaction) -> N
         joined[0].defer(callbacks)
     elif callbacks:
         run_in_greenlet(callbacks)
+
+
+def _end_joined_settings(record: Record, *, is_committed: bool) -> None:
+    """Put back the settings of a session in the transaction that goes on without it."""
+    assert record.joined is not None
+    settings, record.joined = record.joined, None
+    if is_committed:
+        settings.undo()
+        return
+    # The rollback of its savepoint has done so, unless it had joined without one.
+    with suppress(SQLAlchemyError):
+        settings.undo()
 
 
 def _outer_transaction(session: Session) -> list[Checkout]:

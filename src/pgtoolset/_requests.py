@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -13,7 +14,7 @@ from weakref import ref
 from pgtoolset._arguments import sync_session
 from pgtoolset._compatibility import unsupported
 from pgtoolset._record import record_of
-from pgtoolset._units import UnitOfWork
+from pgtoolset._units import NO_UNIT_OPTIONS, NOT_GIVEN, UnitOfWork, UnitOptions
 from pgtoolset.errors import TransactionAbortedError, TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
 from pgtoolset.types import CommitObserver, ReadTokens
@@ -41,7 +42,44 @@ def http_connection_type() -> type | None:
     return HTTPConnection
 
 
-def make_injectable(get_db: Any, connection_type: type) -> None:
+def as_dependency(settings: Any) -> Any | None:
+    """Return what FastAPI calls in each request for the settings; `None` for a plain mapping, and
+    for a plain function without parameters, for which FastAPI would use a thread.
+    """
+    if type(settings).__module__ == "fastapi.params":
+        return settings
+    if isinstance(settings, Mapping) or not callable(settings):
+        return None
+    try:
+        parameters = inspect.signature(settings).parameters.values()
+    except (TypeError, ValueError):
+        return None  # a function of C that does not say
+    is_plain = not any(
+        check(settings)
+        for check in (
+            inspect.iscoroutinefunction,
+            inspect.isasyncgenfunction,
+            inspect.isgeneratorfunction,
+        )
+    )
+    takes_none = all(each.kind is inspect.Parameter.POSITIONAL_ONLY for each in parameters)
+    if is_plain and takes_none:
+        return None
+    from fastapi import Depends
+
+    return Depends(settings)
+
+
+def raise_settings_by_hand() -> NoReturn:
+    """Raise for `get_db()` whose settings only FastAPI can resolve."""
+    raise TypeError(
+        "settings is a dependency of FastAPI, and get_db() was called without FastAPI: write "
+        "create_db_context(session_maker, settings=...) with a mapping, or a function without "
+        "parameters, for use outside of a request"
+    )
+
+
+def make_injectable(get_db: Any, connection_type: type, settings: Any = None) -> None:
     """Let FastAPI call `get_db` with the request or websocket, and await the result.
 
     FastAPI passes the connection to a parameter of this type. It has a default and is not part of
@@ -54,15 +92,20 @@ def make_injectable(get_db: Any, connection_type: type) -> None:
         inspect.markcoroutinefunction(get_db)
     else:
         get_db._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-    take_connection(get_db, connection_type)
+    take_connection(get_db, connection_type, settings)
 
 
-def take_connection(dependency: Any, connection_type: type) -> None:
-    """Let FastAPI pass the request or websocket to a dependency, as its argument `connection`."""
-    parameter = inspect.Parameter(
-        "connection", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=connection_type
-    )
-    dependency.__signature__ = inspect.Signature([parameter])
+def take_connection(dependency: Any, connection_type: type, settings: Any = None) -> None:
+    """Let FastAPI pass the request or websocket to a dependency, as its argument `connection`; and
+    what another dependency gives as `settings`.
+    """
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("connection", keyword, default=None, annotation=connection_type)
+    ]
+    if settings is not None:
+        parameters.append(inspect.Parameter("settings", keyword, default=settings, annotation=Any))
+    dependency.__signature__ = inspect.Signature(parameters)
 
 
 def raise_called_by_hand() -> NoReturn:
@@ -78,8 +121,9 @@ async def session_of_request(
     connection: Any,
     key: object,
     session_maker: SessionFactory[S],
-    resolve_commit: float | None = None,
+    options: UnitOptions = NO_UNIT_OPTIONS,
     replicas: ReadTokens | None = None,
+    settings: object = NOT_GIVEN,
 ) -> S:
     """Return the session of a request: the first call for `key` makes it, and each later one finds
     it, however FastAPI came to call again (`use_cache=False`, another scope, `Security`).
@@ -93,7 +137,7 @@ async def session_of_request(
     unit: RequestUnit[S] | None = units.open.get(key)
     if unit is None:
         observer = None if replicas is None else replicas.observer_of(connection.scope)
-        unit = RequestUnit(session_maker, units, resolve_commit, observer)
+        unit = RequestUnit(session_maker, units, options, observer, settings)
         after_response.push_async_exit(unit.finish)
         await unit.begin()
         before_response.push_async_exit(unit.commit_unless_failed)
@@ -105,8 +149,9 @@ def session_of_request_in_thread(
     connection: Any,
     key: object,
     session_maker: SessionFactory[S],
-    resolve_commit: float | None = None,
+    options: UnitOptions = NO_UNIT_OPTIONS,
     replicas: ReadTokens | None = None,
+    settings: object = NOT_GIVEN,
 ) -> S:
     """Return the session of a request where FastAPI has called the dependency in a thread.
 
@@ -115,7 +160,7 @@ def session_of_request_in_thread(
     from anyio import from_thread
 
     return from_thread.run(
-        session_of_request, connection, key, session_maker, resolve_commit, replicas
+        session_of_request, connection, key, session_maker, options, replicas, settings
     )
 
 
@@ -198,10 +243,11 @@ class RequestUnit(UnitOfWork[S]):
         self,
         session_maker: SessionFactory[S],
         units: RequestUnits,
-        resolve_commit: float | None = None,
+        options: UnitOptions = NO_UNIT_OPTIONS,
         observer: CommitObserver | None = None,
+        settings: object = NOT_GIVEN,
     ) -> None:
-        super().__init__(session_maker, resolve_commit)
+        super().__init__(session_maker, options, settings)
         self._units = units
         if observer is not None:
             record_of(sync_session(self.session)).observer = observer

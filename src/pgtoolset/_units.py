@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from pgtoolset._arguments import check_atomic, new_session, shown, sync_session_of
+from pgtoolset._arguments import (
+    Settings,
+    SettingsSource,
+    check_atomic,
+    new_session,
+    shown,
+    sync_session_of,
+)
 from pgtoolset._begins import explain_second_begin, stop_explaining
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
 from pgtoolset._lifecycle import close, close_idle
@@ -17,6 +25,30 @@ from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory
 
 S = TypeVar("S", bound=ManagedSession)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOptions:
+    """The options of each unit of one dependency or context.
+
+    Attributes:
+        resolve_commit: seconds in which a commit without an answer is to be resolved.
+        settings: what gives the settings of its transactions.
+    """
+
+    resolve_commit: float | None = None
+    settings: SettingsSource | None = None
+
+    def names(self) -> list[str]:
+        """Return the names of the options that only an `AsyncSession` can have."""
+        names = {"resolve_commit": self.resolve_commit, "settings": self.settings}
+        return [name for name, value in names.items() if value is not None]
+
+
+NO_UNIT_OPTIONS: Final = UnitOptions()
+
+#: Of settings that FastAPI has not resolved.
+NOT_GIVEN: Final = object()
 
 
 def own_session(session_maker: SessionFactory[S]) -> S:
@@ -43,19 +75,30 @@ def own_session(session_maker: SessionFactory[S]) -> S:
 
 
 class UnitOfWork(Generic[S]):
-    """One session from its factory to its closing."""
+    """One session from its factory to its closing.
 
-    __slots__ = ("_resolve_commit", "_sync", "session")
+    Args:
+        session_maker: makes the session.
+        options: of the unit.
+        given: settings that FastAPI has resolved, as a dependency of their own.
+    """
+
+    __slots__ = ("_resolve_commit", "_settings", "_sync", "session")
 
     def __init__(
-        self, session_maker: SessionFactory[S], resolve_commit: float | None = None
+        self,
+        session_maker: SessionFactory[S],
+        options: UnitOptions = NO_UNIT_OPTIONS,
+        given: object = NOT_GIVEN,
     ) -> None:
+        self._resolve_commit = options.resolve_commit
+        self._settings = None if options.settings is None else _settings(options.settings, given)
         self.session: S = own_session(session_maker)
         self._sync = sync_session_of(self.session)
-        self._resolve_commit = resolve_commit
-        if resolve_commit is not None and self._sync is None:
+        names = options.names()
+        if names and self._sync is None:
             raise TypeError(
-                "resolve_commit: only an AsyncSession can have that, and session_maker makes "
+                f"{', '.join(names)}: only an AsyncSession can have that, and session_maker makes "
                 f"{shown(self.session)}"
             )
 
@@ -64,7 +107,7 @@ class UnitOfWork(Generic[S]):
         if self._sync is None:
             await self.session.begin()
             return
-        verify_commits(self._sync, self._resolve_commit)
+        verify_commits(self._sync, self._resolve_commit, self._settings)
         # The half of `AsyncSession.begin()` that does no I/O, so it needs no greenlet.
         if not self._sync.in_transaction():
             self._sync.begin()
@@ -139,13 +182,13 @@ class UnitContext(AbstractAsyncContextManager[S]):
     close a session that is still in use.
     """
 
-    __slots__ = ("_resolve_commit", "_session_maker", "_unit")
+    __slots__ = ("_options", "_session_maker", "_unit")
 
     def __init__(
-        self, session_maker: SessionFactory[S], resolve_commit: float | None = None
+        self, session_maker: SessionFactory[S], options: UnitOptions = NO_UNIT_OPTIONS
     ) -> None:
         self._session_maker = session_maker
-        self._resolve_commit = resolve_commit
+        self._options = options
         self._unit: UnitOfWork[S] | None = None
 
     async def __aenter__(self) -> S:
@@ -153,7 +196,7 @@ class UnitContext(AbstractAsyncContextManager[S]):
             raise TransactionStateError(
                 "this block is open already; call db_context() again for a block of its own"
             )
-        unit = UnitOfWork(self._session_maker, self._resolve_commit)
+        unit = UnitOfWork(self._session_maker, self._options)
         self._unit = unit
         try:
             await unit.begin()
@@ -180,3 +223,7 @@ class UnitContext(AbstractAsyncContextManager[S]):
                 unit.note_error(exc)
         finally:
             await unit.close()
+
+
+def _settings(source: SettingsSource, given: object) -> Settings | None:
+    return source.now() if given is NOT_GIVEN else source.of(given)

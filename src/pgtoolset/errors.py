@@ -28,6 +28,7 @@ __all__ = [
     "PoolerError",
     "RowDeletedError",
     "RowNotFoundError",
+    "SettingMissingError",
     "TransactionAbortedError",
     "TransactionLostError",
     "TransactionStateError",
@@ -238,6 +239,21 @@ class WaitTimeoutError(PgToolsetError, TimeoutError):
 
     Wait again, with `baseline=` so that a change in between is not missed, or give up.
     """
+
+
+class SettingMissingError(PgToolsetError, LookupError):
+    """A setting that each transaction must have is missing or empty.
+
+    Raised at the start of a unit of work with `require=`, before any statement. Give the setting in
+    `settings=`: a request without a tenant, say, must not reach the tables of tenants.
+
+    Attributes:
+        names: the settings.
+    """
+
+    def __init__(self, message: str, *, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names: tuple[str, ...] = tuple(names)
 
 
 class WatchFailedError(PgToolsetError, RuntimeError):

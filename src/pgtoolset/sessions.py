@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
 
-from pgtoolset._arguments import check_resolve_commit, check_session_maker, shown
+from pgtoolset._arguments import SettingsSource, check_resolve_commit, check_session_maker, shown
 from pgtoolset._requests import (
+    as_dependency,
     http_connection_type,
     make_injectable,
     raise_called_by_hand,
+    raise_settings_by_hand,
     session_of_request,
     session_of_request_in_thread,
 )
-from pgtoolset._units import UnitContext, UnitOfWork
+from pgtoolset._units import NOT_GIVEN, UnitContext, UnitOfWork, UnitOptions
 from pgtoolset.protocols import DatabaseContext, DatabaseDependency, ManagedSession, SessionFactory
-from pgtoolset.types import Duration, ReadTokens
+from pgtoolset.types import Duration, ReadTokens, SettingsOrFunction
 
 __all__ = ["create_db_context", "create_db_dependency"]
 
@@ -28,6 +30,8 @@ def create_db_dependency(
     *,
     resolve_commit: Duration | None = None,
     replicas: ReadTokens | None = None,
+    settings: SettingsOrFunction | Callable[..., Any] | None = None,
+    require: Sequence[str] = (),
 ) -> DatabaseDependency[S]:
     """Make a FastAPI dependency whose sessions are committed before the response starts.
 
@@ -51,6 +55,13 @@ def create_db_dependency(
             has written carries a token then, with which `create_read_dependency` reads that work on
             a standby. It costs a statement before each commit, and one after a commit that has
             written. The writes of a stream come too late for its response.
+        settings: settings of PostgreSQL for each transaction of the unit, such as
+            `{"app.tenant_id": "7", "statement_timeout": "2s"}`; or a function without parameters
+            that returns those of a unit that begins; or a dependency of FastAPI that does: any
+            function with parameters, an async one, or `Depends(...)`. They hold from the first
+            statement on, also after a `commit()` or `rollback()` of the endpoint, and none outlives
+            its transaction. With asyncpg they cost no statement, with psycopg one.
+        require: names of settings without which, or with an empty value, no unit begins.
 
     Returns:
         A function that returns an async generator of one session. FastAPI, which calls it with the
@@ -58,12 +69,14 @@ def create_db_dependency(
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions, or `replicas` no `ReadReplicas`.
-        ValueError, TypeError: `resolve_commit` is not a length of time above 0.
+        ValueError, TypeError: `resolve_commit` is not a length of time above 0, or a setting has no
+            valid name or value.
 
     At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
     swallowed a database error that aborted the transaction, and `CommitUnknownError` where the
     connection was lost between COMMIT and its answer; with `resolve_commit`, `TransactionLostError`
     where the work is certainly not stored, and nothing where it is. At its start it raises
+    `SettingMissingError` for a required setting that is missing,
     `UnsupportedVersionError` with FastAPI older than 0.121, and `TransactionStateError` where
     FastAPI ends dependencies after the response (`app.frontend`), or `replicas` is not installed.
 
@@ -78,12 +91,16 @@ def create_db_dependency(
     See https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
     """
     check_session_maker(session_maker)
-    seconds = check_resolve_commit(resolve_commit)
+    connection_type = http_connection_type()
+    resolved = None if connection_type is None else as_dependency(settings)
+    options = _unit_options(resolve_commit, {} if resolved is not None else settings, require)
     if replicas is not None and not callable(getattr(replicas, "observer_of", None)):
         raise TypeError(f"replicas must be a ReadReplicas, not {shown(replicas)}")
 
     async def as_generator() -> AsyncGenerator[S, None]:
-        unit = UnitOfWork(session_maker, seconds)
+        if resolved is not None:
+            raise_settings_by_hand()
+        unit = UnitOfWork(session_maker, options)
         try:
             await unit.begin()
             yield unit.session
@@ -91,11 +108,10 @@ def create_db_dependency(
         finally:
             await unit.close()
 
-    connection_type = http_connection_type()
     if connection_type is None:
         return as_generator
 
-    def get_db(*arguments: Any, connection: Any = None) -> Any:
+    def get_db(*arguments: Any, connection: Any = None, settings: object = NOT_GIVEN) -> Any:
         if arguments:
             raise_called_by_hand()
         if connection is None:
@@ -104,16 +120,20 @@ def create_db_dependency(
             asyncio.get_running_loop()
         except RuntimeError:
             return session_of_request_in_thread(
-                connection, get_db, session_maker, seconds, replicas
+                connection, get_db, session_maker, options, replicas, settings
             )
-        return session_of_request(connection, get_db, session_maker, seconds, replicas)
+        return session_of_request(connection, get_db, session_maker, options, replicas, settings)
 
-    make_injectable(get_db, connection_type)
+    make_injectable(get_db, connection_type, resolved)
     return get_db
 
 
 def create_db_context(
-    session_maker: SessionFactory[S], *, resolve_commit: Duration | None = None
+    session_maker: SessionFactory[S],
+    *,
+    resolve_commit: Duration | None = None,
+    settings: SettingsOrFunction | None = None,
+    require: Sequence[str] = (),
 ) -> DatabaseContext[S]:
     """Make a context manager for sessions outside of a request: jobs, scripts, consumers, tests.
 
@@ -128,6 +148,13 @@ def create_db_context(
         resolve_commit: the time in which a commit whose answer was lost with its connection is
             resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
             as `"5s"`; `None` leaves it unknown. It costs one short statement before each COMMIT.
+        settings: settings of PostgreSQL for each transaction of the unit, such as
+            `{"app.tenant_id": "7", "statement_timeout": "2s"}`; or a function without parameters
+            that returns those of a unit that begins. They hold from the first statement on, also
+            after a `commit()` or `rollback()` of the block, and none outlives its transaction. With
+            asyncpg they cost no statement, with psycopg one.
+        require: names of settings without which, or with an empty value, no unit begins:
+            `SettingMissingError`.
 
     Returns:
         A function without parameters that returns an async context manager, which yields one
@@ -135,7 +162,8 @@ def create_db_context(
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions.
-        ValueError, TypeError: `resolve_commit` is not a length of time above 0.
+        ValueError, TypeError: `resolve_commit` is not a length of time above 0, or a setting has no
+            valid name or value.
 
     The end of the block raises `TransactionAbortedError` where the block swallowed a database error
     that aborted the transaction, and `CommitUnknownError` where the connection was lost between
@@ -151,9 +179,17 @@ def create_db_context(
     See https://docs.sqlalchemy.org/en/20/orm/session_basics.html
     """
     check_session_maker(session_maker)
-    seconds = check_resolve_commit(resolve_commit)
+    options = _unit_options(resolve_commit, settings, require)
 
     def db_context() -> UnitContext[S]:
-        return UnitContext(session_maker, seconds)
+        return UnitContext(session_maker, options)
 
     return db_context
+
+
+def _unit_options(resolve_commit: object, settings: Any, require: Sequence[str]) -> UnitOptions:
+    has_settings = settings is not None or require != ()
+    return UnitOptions(
+        resolve_commit=check_resolve_commit(resolve_commit),
+        settings=SettingsSource(settings, require) if has_settings else None,
+    )

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import (
     IsolationLevel,
+    SettingsSource,
     TransactionOptions,
     check_count,
     check_function,
@@ -29,7 +30,7 @@ from pgtoolset._retries import OnRetry, Retries, RetryOn
 from pgtoolset._units import own_session
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory, TransactionalSession
-from pgtoolset.types import Duration
+from pgtoolset.types import Duration, SettingsOrFunction
 
 __all__ = ["IsolationLevel", "get_transaction", "on_commit", "run_transaction"]
 
@@ -45,6 +46,7 @@ def get_transaction(
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
     deferrable: bool | None = None,
+    settings: SettingsOrFunction | None = None,
     resolve_commit: Duration | None = None,
 ) -> AbstractAsyncContextManager[S]:
     """Open a transaction, or a savepoint where the session is already in a transaction.
@@ -62,6 +64,11 @@ def get_transaction(
         read_only: `True` for READ ONLY, `False` for READ WRITE; `None` leaves the server's default.
         deferrable: `True` lets a SERIALIZABLE READ ONLY transaction wait for a safe snapshot;
             `None` leaves the server's default.
+        settings: settings of PostgreSQL for the block, such as `{"app.tenant_id": "7"}`, or a
+            function without parameters that returns them. They hold for each transaction of an
+            outermost block, and none outlives its transaction. Nested, they hold for the block, and
+            their earlier values are back after it. That takes a statement before and one after; the
+            first takes the snapshot of a REPEATABLE READ transaction without one.
         resolve_commit: the time in which a commit whose answer was lost with its connection is
             resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
             as `"5s"`; `None` leaves it unknown. It costs one short statement before each COMMIT.
@@ -70,8 +77,8 @@ def get_transaction(
         An async context manager that yields `session`.
 
     Raises:
-        TransactionStateError: `durable`, or any of the other options, in a session that is already
-            in a transaction. Nothing was sent.
+        TransactionStateError: `durable`, or any of the other options but `settings`, in a session
+            that is already in a transaction. Nothing was sent.
         TransactionAbortedError: the block ended normally, but had swallowed an error that aborted
             the transaction.
         CommitUnknownError: the connection was lost between COMMIT and its answer.
@@ -96,6 +103,7 @@ def get_transaction(
         and isolation_level is None
         and read_only is None
         and deferrable is None
+        and settings is None
         and resolve_commit is None
     )
     if isinstance(session, AsyncSession) and not has_options:
@@ -103,7 +111,14 @@ def get_transaction(
     check_transactional(session)
     return TransactionBlock(
         session,
-        TransactionOptions(durable, isolation_level, read_only, deferrable, resolve_commit),
+        TransactionOptions(
+            durable,
+            isolation_level,
+            read_only,
+            deferrable,
+            resolve_commit,
+            SettingsSource(settings).now(),
+        ),
     )
 
 
@@ -173,6 +188,7 @@ async def run_transaction(
     retry_on: RetryOn | None = None,
     on_retry: OnRetry | None = None,
     resolve_commit: Duration | None = None,
+    settings: SettingsOrFunction | None = None,
 ) -> R:
     """Run `work(session)` as one transaction, and again where PostgreSQL asks for that.
 
@@ -202,6 +218,9 @@ async def run_transaction(
             resolved: PostgreSQL is asked what became of it. Seconds, a `timedelta` or a string such
             as `"5s"`; `None` leaves it unknown. Where it is certainly
             not stored, `work` runs again. It costs one short statement before each COMMIT.
+        settings: settings of PostgreSQL for each transaction of each attempt, such as
+            `{"app.tenant_id": "7"}`, or a function without parameters that returns them; it is
+            called once.
 
     Returns:
         The result of `work` in the attempt that was committed.
@@ -228,7 +247,10 @@ async def run_transaction(
     check_function("work", "an async function of one session", work)
     check_count("attempts", attempts)
     options = TransactionOptions(
-        isolation_level=isolation_level, read_only=read_only, resolve_commit=resolve_commit
+        isolation_level=isolation_level,
+        read_only=read_only,
+        resolve_commit=resolve_commit,
+        settings=SettingsSource(settings).now(),
     )
     retries = Retries(retry_on, on_retry)
     for number in range(1, attempts):

@@ -8,7 +8,7 @@ This module imports no implementation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSet
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSet
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -34,6 +34,9 @@ __all__ = [
     "ReadTokens",
     "Related",
     "RowLockModeSpelling",
+    "SettingValue",
+    "Settings",
+    "SettingsOrFunction",
     "TableTarget",
 ]
 
@@ -43,6 +46,15 @@ CommitPhase: TypeAlias = Literal["commit", "end", "statement"]
 #: A length of time, such as a `timeout` or an `interval`: seconds, a `timedelta`, or a number with
 #: a unit of PostgreSQL's settings: `"500ms"`, `"5s"`, `"1min"`.
 Duration: TypeAlias = float | timedelta | str
+
+#: The value of a setting of PostgreSQL. A `timedelta` becomes a number with the unit ms or us.
+SettingValue: TypeAlias = str | int | float | bool | timedelta
+
+#: Settings of a transaction, by name: `{"app.tenant_id": "7", "statement_timeout": "2s"}`.
+Settings: TypeAlias = Mapping[str, SettingValue]
+
+#: Settings, or a function without parameters that returns those of a unit of work that begins.
+SettingsOrFunction: TypeAlias = Settings | Callable[[], Settings]
 
 #: What `lock_tables` locks: a mapped class or a table.
 TableTarget: TypeAlias = type[Any] | FromClause

@@ -41,6 +41,7 @@ from pgtoolset._arguments.sessions import (
     sync_session_of,
     writable_session,
 )
+from pgtoolset._arguments.settings import Settings, SettingsSource, check_settings
 from pgtoolset._arguments.shown import cause_to_show, shown
 from pgtoolset._arguments.times import milliseconds, optional_seconds, seconds
 from pgtoolset._arguments.transactions import (
@@ -66,6 +67,8 @@ __all__ = [
     "IsolationLevel",
     "KeyParser",
     "PrimaryKey",
+    "Settings",
+    "SettingsSource",
     "TransactionOptions",
     "UrlObject",
     "advisory_numbers",
@@ -86,6 +89,7 @@ __all__ = [
     "check_resolve_commit",
     "check_session_maker",
     "check_session_makers",
+    "check_settings",
     "check_supported",
     "check_transactional",
     "conditions_of",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from pgtoolset._arguments.mappings import check_flag
+from pgtoolset._arguments.settings import Settings
 from pgtoolset._arguments.shown import shown
 from pgtoolset._arguments.times import optional_seconds
 from pgtoolset.types import Duration
@@ -34,6 +35,7 @@ class TransactionOptions:
 
     Attributes:
         resolve_commit: the time in which a commit without an answer is to be resolved.
+        settings: of the transaction, checked; a nested block can have them too.
     """
 
     durable: bool = False
@@ -41,6 +43,7 @@ class TransactionOptions:
     read_only: bool | None = None
     deferrable: bool | None = None
     resolve_commit: Duration | None = None
+    settings: Settings | None = None
 
     def __post_init__(self) -> None:
         check_flag("durable", self.durable)
@@ -51,7 +54,7 @@ class TransactionOptions:
         check_resolve_commit(self.resolve_commit)
 
     def names(self) -> list[str]:
-        """Return the names of the options that were given."""
+        """Return the names of the options that were given, and that a nested block cannot have."""
         resolves = self.resolve_commit is not None
         return ["durable"] * self.durable + list(self._settings()) + ["resolve_commit"] * resolves
 

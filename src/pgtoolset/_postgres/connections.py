@@ -17,6 +17,7 @@ __all__ = [
     "CommitAttempt",
     "Outcome",
     "backend_pid",
+    "begin_with",
     "begun_transaction",
     "check_verifiable",
     "close_pooled",
@@ -104,6 +105,15 @@ def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
         UnsupportedVersionError: SQLAlchemy's adapter does not have the attribute that keeps it.
     """
     return driver_of(connection.driver_connection).begun_transaction(connection)
+
+
+def begin_with(connection: PoolProxiedConnection, statements: str) -> None:
+    """Begin the transaction with statements of ours, with asyncpg in one message.
+
+    Where a statement is refused, the transaction is open and aborted. Runs in SQLAlchemy's
+    greenlet.
+    """
+    driver_of(connection.driver_connection).begin(connection, statements)
 
 
 def check_verifiable(connection: PoolProxiedConnection) -> None:

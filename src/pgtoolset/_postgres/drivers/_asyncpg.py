@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import URL, Dialect, PoolProxiedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.util import await_only
 
 from pgtoolset._cancellation import UninterruptedHere
 from pgtoolset._compatibility import unsupported
@@ -163,6 +164,50 @@ class AsyncpgDriver:
                 "pgtoolset cannot see whether a transaction has begun",
             ) from None
 
+    def begin(self, connection: PoolProxiedConnection, statements: str) -> None:
+        """Begin the transaction with statements, in one message."""
+        adapter: Any = connection.dbapi_connection
+        await_only(self._begin(adapter, connection.driver_connection, statements))
+
+    async def _begin(self, adapter: Any, raw: Any, statements: str) -> None:
+        # As SQLAlchemy's adapter begins it: no other task may execute anything meanwhile.
+        async with adapter._execute_mutex:
+            try:
+                if adapter._transaction is None:
+                    await self._begin_with(adapter, raw, statements)
+                else:
+                    await raw.execute(statements)
+            except Exception as error:
+                adapter._handle_exception(error)
+
+    async def _begin_with(self, adapter: Any, raw: Any, statements: str) -> None:
+        transaction = raw.transaction(
+            isolation=adapter.isolation_level,
+            readonly=adapter.readonly,
+            deferrable=adapter.deferrable,
+        )
+        owner = _owner_of(transaction, raw)
+        state = getattr(transaction, "_state", None)
+        started = getattr(type(state), "STARTED", None)
+        if started is None or owner._top_xact is not None or self.is_in_transaction(raw):
+            await transaction.start()  # a wrapper's own, or one that asyncpg refuses
+            adapter._transaction = transaction
+            await raw.execute(statements)
+            return
+        owner._top_xact = transaction
+        try:
+            await raw.execute(f"{_begin_of(adapter)}; {statements}")
+        except BaseException:
+            if not self.is_in_transaction(raw):
+                owner._top_xact = None
+                raise
+            # PostgreSQL has begun it, and then refused one of the statements.
+            transaction._state = started
+            adapter._transaction = transaction
+            raise
+        transaction._state = started
+        adapter._transaction = transaction
+
     def check_verifiable(self, connection: PoolProxiedConnection) -> None:
         """Raise where asyncpg, or a wrapper of its connection, lacks an attribute."""
         raw: Any = connection.driver_connection
@@ -218,6 +263,14 @@ class _Attempt(CommitAttempt):
     async def rollback(self) -> None:
         """Roll back as asyncpg's own transaction does."""
         await self._transaction.rollback()
+
+
+def _begin_of(adapter: Any) -> str:
+    """Return the BEGIN with the options of SQLAlchemy's adapter, as asyncpg would write it."""
+    level = adapter.isolation_level
+    parts = ["BEGIN"] if level is None else [f"BEGIN ISOLATION LEVEL {level.replace('_', ' ')}"]
+    parts += ["READ ONLY"] * bool(adapter.readonly) + ["DEFERRABLE"] * bool(adapter.deferrable)
+    return " ".join(parts)
 
 
 def _owner_of(transaction: Any, raw: Any) -> Any:

@@ -107,6 +107,12 @@ class Driver(Protocol):
         """Return what stands for the open transaction; `None` before the first statement."""
         ...
 
+    def begin(self, connection: PoolProxiedConnection, statements: str) -> None:
+        """Begin the transaction and execute statements as the first of it; where it has begun, only
+        the latter. An error of theirs leaves the transaction open and aborted, as any error does.
+        """
+        ...
+
     def check_verifiable(self, connection: PoolProxiedConnection) -> None:
         """Raise `UnsupportedVersionError` where a COMMIT could not be verified."""
         ...

@@ -195,6 +195,11 @@ class PsycopgDriver:
         raw: Any = connection.driver_connection
         return raw.pgconn.transaction_status if self.is_in_transaction(raw) else None
 
+    def begin(self, connection: PoolProxiedConnection, statements: str) -> None:
+        """Begin the transaction with statements; psycopg sends its BEGIN by itself before."""
+        raw: Any = connection.driver_connection
+        await_only(raw.execute(statements, prepare=False))
+
     def check_verifiable(self, connection: PoolProxiedConnection) -> None:
         """Raise where psycopg, or a wrapper of its connection, lacks what sends a COMMIT."""
         raw: Any = connection.driver_connection
