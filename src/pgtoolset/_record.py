@@ -57,7 +57,7 @@ class SettingsLevel:
         self._before.append((connection, change_settings(connection, self.settings.values)))
 
     def undo(self) -> None:
-        """Put their earlier values back, after the block has ended. Runs in SQLAlchemy's greenlet."""
+        """Put their earlier values back, after the block. Runs in SQLAlchemy's greenlet."""
         before, self._before = self._before, []
         for connection, values in before:
             if is_open(connection) and connection.in_transaction():
