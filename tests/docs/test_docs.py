@@ -116,8 +116,8 @@ async def test_page(page: str, empty_database_url: str, namespace: dict[str, Any
         await execute(block.group(1), page, line, namespace)
 
 
-#: Pages for the developers of pgtoolset.
-WITHOUT_BLOCKS = {"architecture.md", "compatibility.md"}
+#: Lists, and pages for the developers of pgtoolset.
+WITHOUT_BLOCKS = {"architecture.md", "compatibility.md", "index.md"}
 
 
 def test_pages_have_blocks() -> None:
