@@ -17,7 +17,7 @@ TESTED = tests docs examples benchmarks README.md CHANGELOG.md pyproject.toml
 WORKERS ?= $(if $(DATABASE_URL),0,4)
 PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-.PHONY: demo cluster test check lint types wheel test-wheel test-minimum format benchmarks clean
+.PHONY: demo cluster test check lint types docs wheel test-wheel test-minimum format benchmarks clean
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
 demo: $(VENV)/.ready
@@ -36,7 +36,7 @@ test: $(VENV)/.ready
 ## check: all that must hold before a change lands. One suite keeps two cores busy, so the two run one after the other;
 ## what comes before them is made by tools that use one core each
 check:
-	$(MAKE) --no-print-directory --jobs=2 lint types
+	$(MAKE) --no-print-directory --jobs=2 lint types docs
 	$(MAKE) --no-print-directory test-minimum
 	$(MAKE) --no-print-directory test
 
@@ -48,6 +48,10 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/vulture
+
+## docs: the documentation as a site, in build/site; a warning is an error
+docs: $(VENV)/.ready
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs build/site
 
 ## types: the public types are complete, and the stubs of the compiled modules are true, in the installed wheel
 types: $(VENV_MINIMUM)/.ready

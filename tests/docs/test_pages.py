@@ -1,5 +1,4 @@
-"""README.md, which a package index shows as well: short, true, and without a dead link; and the
-links of every other page."""
+"""The pages: a README that is short and runs, lists that are complete, and no dead link."""
 
 from __future__ import annotations
 
@@ -8,9 +7,13 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
+
+import pgtoolset
+from pgtoolset import errors, protocols, testing, types, values
 
 #: The same on every version.
 pytestmark = pytest.mark.once
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("[A-Z]*.md"), *(ROOT / "docs").glob("*.md")])
-PAGES += [ROOT / "benchmarks" / "README.md"]
+PAGES += [*(ROOT / "docs" / "reference").glob("*.md"), ROOT / "benchmarks" / "README.md"]
 REPOSITORY = "https://github.com/pgtoolset/pgtoolset/blob/main/"
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -71,6 +74,17 @@ def test_index() -> None:
     listed = set(links_of(ROOT / "docs" / "index.md"))
     pages = {page.name for page in (ROOT / "docs").glob("*.md")}
     assert pages - {"index.md"} <= listed
+
+
+@pytest.mark.parametrize("module", [pgtoolset, errors, protocols, testing, types, values])
+def test_reference(module: ModuleType) -> None:
+    """The reference has every public name."""
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    if f"automodule:: {module.__name__}\n" in reference:
+        return
+    shown = set(re.findall(r"^\.\. auto\w+:: pgtoolset\.(\w+)$", reference, re.MULTILINE))
+    elsewhere = {*errors.__all__, *values.__all__, *types.__all__, "IsolationLevel"}
+    assert set(module.__all__) - shown - elsewhere == {"implementation"}
 
 
 @pytest.mark.asyncpg(reason="the program of the README")
