@@ -152,6 +152,34 @@ async def make_anew(url: str, server_url: str) -> None:
         await connection.close()
 
 
+@asynccontextmanager
+async def roles(url: str, *names: str) -> AsyncIterator[None]:
+    """Make roles of a server for a block, and drop them with what they own in the database.
+
+    A role outlives its database: one that an interrupted test has left is dropped at first.
+    """
+    await _drop_roles(url, names)
+    try:
+        connection = await asyncpg.connect(plain_url(url))
+        try:
+            await connection.execute("; ".join(f'CREATE ROLE "{name}" LOGIN' for name in names))
+        finally:
+            await connection.close()
+        yield
+    finally:
+        await _drop_roles(url, names)
+
+
+async def _drop_roles(url: str, names: tuple[str, ...]) -> None:
+    connection = await asyncpg.connect(plain_url(url))
+    try:
+        look = "SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = ANY($1)"
+        for (name,) in await connection.fetch(look, names):
+            await connection.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+    finally:
+        await connection.close()
+
+
 async def until_nothing_is_open(url: str, server_url: str) -> None:
     """Wait until no session of a database is in a transaction; one that stays is a leak."""
     connection = await asyncpg.connect(plain_url(server_url))

@@ -37,7 +37,7 @@ from pgtoolset import (
     row_change_trigger,
     wait_for_row_change,
 )
-from tests.support import Item, connect_args, until
+from tests.support import Item, connect_args, roles, until
 from tests.watch.crowd import Polls, every_connection, queued, small
 
 
@@ -349,12 +349,13 @@ async def test_the_table_changes(tables: AsyncEngine, other: asyncpg.Connection)
 
 
 @pytest.mark.asyncpg(reason="RowWatcher")
-async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> None:
+async def test_no_privilege(
+    tables: AsyncEngine, other: asyncpg.Connection, database_url: str
+) -> None:
     """A table without the privilege to read it fails its own waiters, with the reason."""
     await update(tables, Odd(id=1), "old")
     await other.execute("INSERT INTO item VALUES (1, 'new')")
-    await other.execute("CREATE ROLE pgtoolset_reader LOGIN")
-    try:
+    async with roles(database_url, "pgtoolset_reader"):
         await other.execute("GRANT SELECT ON item, by_enum TO pgtoolset_reader")
         engine = create_async_engine(tables.url, connect_args=connect_args(role="pgtoolset_reader"))
         try:
@@ -372,8 +373,6 @@ async def test_no_privilege(tables: AsyncEngine, other: asyncpg.Connection) -> N
                 assert (await whole).after == {"id": 1, "name": "paid"}
         finally:
             await engine.dispose()
-    finally:
-        await other.execute("DROP OWNED BY pgtoolset_reader; DROP ROLE pgtoolset_reader")
 
 
 @pytest.mark.asyncpg(reason="RowWatcher")
