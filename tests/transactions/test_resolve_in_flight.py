@@ -57,7 +57,7 @@ async def commits_wait(server: EmbeddedServer) -> AsyncIterator[Action]:
 
             yield wait
     finally:
-        await execute(server, "DROP TRIGGER door ON item")
+        await execute(server, "DROP FUNCTION wait_for_door CASCADE")
 
 
 @pytest.mark.parametrize("user", ["postgres", "plain"])
