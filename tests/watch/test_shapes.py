@@ -258,14 +258,14 @@ async def watch_key(tables: AsyncEngine, row: Any, key: Any, notify: bool) -> No
             await connection.execute(ddl)
     await update(tables, row, "old")
     async with RowWatcher(tables, interval=0.05 if not notify else 20, notify=notify) as watcher:
-        async with watcher.changes(model, key, columns=["value"]) as changes, asyncio.timeout(10):
+        async with watcher.changes(model, key, columns=["value"]) as changes, asyncio.timeout(30):
             assert changes.current == {"value": "old"}
             await update(tables, row, "new")
             change = await anext(changes)
             assert (change.pk, change.after) == (key, {"value": "new"})
             async with AsyncSession(tables) as session:
                 found = await wait_for_row_change(
-                    session, model, key, baseline={"value": "old"}, timeout=5
+                    session, model, key, baseline={"value": "old"}, timeout=30
                 )
                 assert found.value == "new"
 
@@ -297,7 +297,7 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection) -> None:
             ("payload", "\\x01"),
         ]:
             await other.execute(f"UPDATE wide SET \"{column}\" = '{value}'")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 change = await anext(changes)
             assert change.before is not None
             assert change.after is not None
@@ -327,7 +327,7 @@ async def test_subclass(tables: AsyncEngine, other: asyncpg.Connection) -> None:
     async with RowWatcher(tables, interval=20, notify=True) as watcher:
         async with (
             watcher.changes(Part, 1, columns=["value", "more"]) as changes,
-            asyncio.timeout(10),
+            asyncio.timeout(30),
         ):
             await other.execute("UPDATE wide SET value = 'w'")
             assert (await anext(changes)).after == {"value": "w", "more": "m"}
@@ -344,7 +344,7 @@ async def test_the_table_changes(tables: AsyncEngine, other: asyncpg.Connection)
         await other.execute(f"ALTER TABLE {name} ADD COLUMN added int DEFAULT 3")
         await other.execute(f'ALTER TABLE {name} ALTER COLUMN "a ""value"" % :b" TYPE varchar(30)')
         await other.execute(f'UPDATE {name} SET "a ""value"" % :b" = \'2\'')
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert (await anext(changes)).after == {"id": 1, "value": "2"}
 
 
@@ -360,9 +360,9 @@ async def test_no_privilege(
         engine = create_async_engine(tables.url, connect_args=connect_args(role="pgtoolset_reader"))
         try:
             async with RowWatcher(engine, interval=0.05) as watcher:
-                whole = asyncio.create_task(watcher.wait(Item, 1, timeout=10))
+                whole = asyncio.create_task(watcher.wait(Item, 1, timeout=30))
                 with pytest.raises(WatchFailedError, match="permission denied") as failed:
-                    await watcher.wait(Odd, 1, timeout=10)
+                    await watcher.wait(Odd, 1, timeout=30)
                 assert failed.value.sqlstate == "42501"
                 async with watcher.changes(ByEnum, Colour.RED) as changes:
                     await other.execute("REVOKE SELECT ON by_enum FROM pgtoolset_reader")
