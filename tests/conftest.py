@@ -25,10 +25,18 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from pgtoolset.testing import EmbeddedServer, create_worker_database
-from tests import support
 from tests.nodes import node_pair, nodes  # noqa: F401 - fixtures
 from tests.plugin.projects import Warm
-from tests.support import DRIVER, DRIVERNAME, Base, connect_args, plain_url, wait_until_idle
+from tests.support import (
+    DRIVER,
+    DRIVERNAME,
+    Base,
+    connect_args,
+    make_anew,
+    plain_url,
+    until_nothing_is_open,
+    wait_until_idle,
+)
 
 MEMORY = Path("/dev/shm")
 
@@ -117,10 +125,14 @@ async def _second_database(server_url: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def empty_database(_second_database: str) -> AsyncIterator[str]:
-    """The URL of a database that is empty before and after the test."""
+async def empty_database(_second_database: str, server_url: str) -> AsyncIterator[str]:
+    """The URL of a database that is made for the test: it has nothing of any other test.
+
+    No session of the test may stay in a transaction.
+    """
+    await make_anew(_second_database, server_url)
     yield _second_database
-    await support.empty_database(_second_database)
+    await until_nothing_is_open(_second_database, server_url)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """A primary and a streaming standby that can change places, behind an address that can move.
 
 One pair serves all the tests of a worker. A test takes it through the fixture `nodes`, which hands
-it over with both nodes running, the standby caught up, the address on the primary, and every table
-of `Base` empty.
+it over with both nodes running, the standby caught up, the address on the primary, every table of
+`Base` empty, and no other table and no role.
 """
 
 from __future__ import annotations
@@ -35,6 +35,19 @@ _SETTINGS = {
     "wal_keep_size": "64MB",
     "wal_retrieve_retry_interval": "100ms",
 }
+
+
+#: What tests have made, on whichever node: a role, too, comes along to the other one.
+_EMPTY = """
+DO $$ DECLARE name text; BEGIN
+  FOR name IN SELECT quote_ident(rolname) FROM pg_roles WHERE oid >= 16384
+  LOOP EXECUTE 'DROP OWNED BY ' || name || ' CASCADE; DROP ROLE ' || name; END LOOP;
+  FOR name IN SELECT quote_ident(tablename) FROM pg_tables
+    WHERE schemaname = 'public' AND tablename <> ALL ('{{{tables}}}')
+  LOOP EXECUTE 'DROP TABLE ' || name || ' CASCADE'; END LOOP;
+  TRUNCATE {tables};
+END $$
+"""
 
 
 class Nodes:
@@ -154,7 +167,7 @@ class Nodes:
         await execute(self.primary, "ALTER SYSTEM RESET ALL")
         await execute(self.primary, "SELECT pg_reload_conf()")
         tables = ", ".join(f'"{each.name}"' for each in Base.metadata.sorted_tables)
-        await execute(self.primary, f"TRUNCATE {tables}")
+        await execute(self.primary, _EMPTY.format(tables=tables))
         await self.caught_up()
         self.move(self.primary)
 

@@ -32,7 +32,7 @@ from pgtoolset import (
 )
 from tests.nodes import Nodes, execute
 from tests.proxy import Proxy
-from tests.support import Base, Item, insert, interrupt_everywhere
+from tests.support import Base, Item, insert, interrupt_everywhere, roles
 
 POOL = 3
 
@@ -461,8 +461,7 @@ async def test_serializable_readers(nodes: Nodes, engine: AsyncEngine, maker: An
 
 async def test_role_that_is_read_only(nodes: Nodes, driver: str) -> None:
     """A role whose transactions are read-only by default discards nothing, nor does a standby."""
-    await execute(nodes.primary, "CREATE ROLE reader LOGIN")
-    try:
+    async with roles(nodes.primary.url(), "reader"):
         await execute(nodes.primary, "ALTER ROLE reader SET default_transaction_read_only = on")
         await execute(nodes.primary, "GRANT ALL ON item TO reader")
         await nodes.caught_up()
@@ -475,9 +474,6 @@ async def test_role_that_is_read_only(nodes: Nodes, driver: str) -> None:
             assert refused(caught.value)
             assert await pids(engine) == before
             await engine.dispose()
-    finally:
-        await execute(nodes.primary, "DROP OWNED BY reader")
-        await execute(nodes.primary, "DROP ROLE reader")
 
 
 async def test_promoted_meanwhile(nodes: Nodes, engine: AsyncEngine, maker: Any) -> None:

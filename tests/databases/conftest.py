@@ -13,7 +13,7 @@ from tests.support import plain_url
 
 @pytest.fixture
 def url(empty_database: str) -> str:
-    """A database that is empty before and after the test."""
+    """A database that is made for the test."""
     return empty_database
 
 

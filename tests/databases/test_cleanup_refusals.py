@@ -12,23 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from pgtoolset import OutsideReferenceError, cleanup_tables
 from tests.databases.cleaning import counts, tables
-from tests.support import connect_args
+from tests.support import connect_args, roles
 
 ROLE = f"pgtoolset_refused_{os.getpid()}"
 
 # Publications
 
-
-@pytest.fixture
-async def published(sql: asyncpg.Connection) -> AsyncIterator[None]:
-    yield
-    await sql.execute("DROP PUBLICATION IF EXISTS news")
-
-
 OF_SCHEMA = "FOR TABLES IN SCHEMA public"
 
 
-@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize(
     "publication",
     [
@@ -66,7 +58,6 @@ async def test_published(
     assert await counts(sql, "t") == [0]
 
 
-@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize(
     "publication",
     ["t WHERE (other > 1)", "t (id, other)", "t (id) WITH (publish = 'insert, delete')"],
@@ -84,7 +75,6 @@ async def test_published_in_part(
     assert await counts(sql, "t") == [0]
 
 
-@pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "NO ACTION"])
 async def test_published_and_referencing(
     session: AsyncSession, sql: asyncpg.Connection, action: str
@@ -99,7 +89,6 @@ async def test_published_and_referencing(
     assert await counts(sql, "t") == [0]
 
 
-@pytest.mark.usefixtures("published")
 async def test_published_and_referenced_from_outside(
     session: AsyncSession, sql: asyncpg.Connection
 ) -> None:
@@ -176,18 +165,17 @@ async def test_raising_triggers(
 
 
 @pytest.fixture
-async def role(own: AsyncEngine, sql: asyncpg.Connection) -> AsyncIterator[AsyncSession]:
+async def role(url: str, own: AsyncEngine, sql: asyncpg.Connection) -> AsyncIterator[AsyncSession]:
     """A session of a role that owns nothing, unless the test gives it something."""
     await sql.execute(
-        f"""CREATE ROLE {ROLE}; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);
-            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-              'BEGIN RAISE ''no''; END'"""
+        """CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);
+           CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END'"""
     )
-    engine = create_async_engine(own.url, connect_args=connect_args(role=ROLE))
-    async with AsyncSession(engine) as session:
-        yield session
-    await engine.dispose()
-    await sql.execute(f"DROP TABLE t CASCADE; DROP OWNED BY {ROLE}; DROP ROLE {ROLE}")
+    async with roles(url, ROLE):
+        engine = create_async_engine(own.url, connect_args=connect_args(role=ROLE))
+        async with AsyncSession(engine) as session:
+            yield session
+        await engine.dispose()
 
 
 SECURE = "ALTER TABLE t ENABLE ROW LEVEL SECURITY"

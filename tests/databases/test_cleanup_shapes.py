@@ -21,7 +21,7 @@ from pgtoolset import (
     cleanup_tables,
 )
 from tests.databases.cleaning import counts, tables, waiting
-from tests.support import connect_args
+from tests.support import connect_args, roles
 
 # Tables of every kind
 
@@ -210,10 +210,15 @@ async def test_triggers(session: AsyncSession, sql: asyncpg.Connection, rows: in
 ROLE = f"pgtoolset_cleaner_{os.getpid()}"
 
 
-async def test_as_the_owner(own: AsyncEngine, sql: asyncpg.Connection) -> None:
+async def test_as_the_owner(url: str, own: AsyncEngine, sql: asyncpg.Connection) -> None:
     """The owner of the tables needs no other privilege: for triggers, sequences, large tables."""
+    async with roles(url, ROLE):
+        await _as_the_owner(own, sql)
+
+
+async def _as_the_owner(own: AsyncEngine, sql: asyncpg.Connection) -> None:
     await sql.execute(
-        f"""CREATE ROLE {ROLE}; GRANT CREATE ON SCHEMA public TO {ROLE}; SET ROLE {ROLE};
+        f"""GRANT CREATE ON SCHEMA public TO {ROLE}; SET ROLE {ROLE};
             CREATE TABLE a (id serial PRIMARY KEY);
             CREATE TABLE b (id serial PRIMARY KEY, a int REFERENCES a);
             CREATE TABLE c (id int GENERATED ALWAYS AS IDENTITY);
@@ -222,15 +227,12 @@ async def test_as_the_owner(own: AsyncEngine, sql: asyncpg.Connection) -> None:
             INSERT INTO a SELECT FROM generate_series(1, 3000); INSERT INTO b (a) SELECT id FROM a;
             INSERT INTO c DEFAULT VALUES; RESET ROLE"""
     )
-    try:
-        engine = create_async_engine(own.url, connect_args=connect_args(role=ROLE))
-        async with AsyncSession(engine) as session:
-            await cleanup_tables(session, tables("a", "b", "c"))
-        await engine.dispose()
-        assert await counts(sql, "a", "b", "c") == [0, 0, 0]
-        assert await sql.fetchval("INSERT INTO c DEFAULT VALUES RETURNING id") == 1
-    finally:
-        await sql.execute(f"DROP OWNED BY {ROLE}; DROP ROLE {ROLE}")
+    engine = create_async_engine(own.url, connect_args=connect_args(role=ROLE))
+    async with AsyncSession(engine) as session:
+        await cleanup_tables(session, tables("a", "b", "c"))
+    await engine.dispose()
+    assert await counts(sql, "a", "b", "c") == [0, 0, 0]
+    assert await sql.fetchval("INSERT INTO c DEFAULT VALUES RETURNING id") == 1
 
 
 # What is not ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgtoolset._lifecycle import close
-from tests.support import until
+from tests.support import plain_url, until
 
 SCHEMA = "Odd schema"
 
@@ -108,6 +109,30 @@ async def holding(connection: asyncpg.Connection, statement: str) -> AsyncIterat
     async with connection.transaction():
         await connection.execute(statement)
         yield connection.get_server_pid()
+
+
+#: Seconds: a wait of 1 s beside `two_holders`. Counted anew for the second one it would end after
+#: 1.7 s at the earliest.
+COUNTED_ONCE = 1.65
+
+
+@asynccontextmanager
+async def two_holders(url: str, first: str, second: str) -> AsyncIterator[None]:
+    """Open a transaction for each statement; the first one ends after 0.7 s."""
+    holders = [await asyncpg.connect(plain_url(url)) for _ in range(2)]
+    ends: list[asyncio.Future[str]] = []
+    try:
+        for holder, statement in zip(holders, (first, second), strict=True):
+            await holder.execute(f"BEGIN; {statement}")
+        end = holders[0].execute
+        asyncio.get_running_loop().call_later(
+            0.7, lambda: ends.append(asyncio.ensure_future(end("ROLLBACK")))
+        )
+        yield
+    finally:
+        await asyncio.gather(*ends)
+        for holder in holders:
+            await holder.close()
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from tests.locks.locking import (
     holding,
     waiting,
 )
-from tests.support import Account, Item, plain_url
+from tests.support import Account, Item, plain_url, roles
 
 Maker = async_sessionmaker[AsyncSession]
 
@@ -78,14 +78,9 @@ async def test_blockers_that_the_role_may_not_see(
     database_url: str, other: asyncpg.Connection
 ) -> None:
     """Of a session that the role may not see, the error has the pid and says why not more."""
-    await other.execute(
-        "DROP ROLE IF EXISTS pgtoolset_clerk; CREATE ROLE pgtoolset_clerk LOGIN SUPERUSER"
-    )
-    await other.execute(
-        "ALTER ROLE pgtoolset_clerk NOSUPERUSER; GRANT ALL ON item TO pgtoolset_clerk"
-    )
     engine = create_async_engine(database_url.replace("://postgres@", "://pgtoolset_clerk@"))
-    try:
+    async with roles(database_url, "pgtoolset_clerk"):
+        await other.execute("GRANT ALL ON item TO pgtoolset_clerk")
         async with holding(other, "LOCK TABLE item") as pid, AsyncSession(engine) as session:
             try:
                 await session.connection()
@@ -101,9 +96,7 @@ async def test_blockers_that_the_role_may_not_see(
                 None,
                 None,
             )
-    finally:
         await engine.dispose()
-        await other.execute("DROP OWNED BY pgtoolset_clerk; DROP ROLE pgtoolset_clerk")
 
 
 @pytest.mark.usefixtures("unhurried")

@@ -286,18 +286,20 @@ async def test_a_foreign_table(engine: AsyncEngine, database_url: str) -> None:
             "OPTIONS (table_name 'shape_base')"
         ),
     )
-    async with created(engine, made, *statements) as session:
-        (owner, *_), _ = await made.store(session)
-        others = made.owner.others
-        assert await m2m_add(session, owner, others, pks=[1, 2]) == 2
-        assert await m2m_add(session, owner, others, pks=[2, 3], ignore_conflicts=True) == 1
-        assert await m2m_set(session, owner, others, pks=[3, 4]) == (1, 2)
-        assert await m2m_remove(session, owner, others, pks=[3]) == 1
-        assert await pairs(session, made) == [(1, 4)]
-        assert await storage_of(session, made) is Storage.INDIRECT
-        await session.rollback()
-    async with engine.begin() as connection:
-        await connection.execute(text("DROP SERVER shape CASCADE"))
+    try:
+        async with created(engine, made, *statements) as session:
+            (owner, *_), _ = await made.store(session)
+            others = made.owner.others
+            assert await m2m_add(session, owner, others, pks=[1, 2]) == 2
+            assert await m2m_add(session, owner, others, pks=[2, 3], ignore_conflicts=True) == 1
+            assert await m2m_set(session, owner, others, pks=[3, 4]) == (1, 2)
+            assert await m2m_remove(session, owner, others, pks=[3]) == 1
+            assert await pairs(session, made) == [(1, 4)]
+            assert await storage_of(session, made) is Storage.INDIRECT
+            await session.rollback()
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP SERVER IF EXISTS shape CASCADE"))
 
 
 async def test_partitions(engine: AsyncEngine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -12,19 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from pgtoolset import RowNotFoundError, m2m_add, m2m_set
 from tests.m2m.shapes import Shape, created, shape
+from tests.support import roles
 
 ROLE = "shape_role"
 
 
 @pytest.fixture
-async def role(engine: AsyncEngine) -> Any:
+async def role(database_url: str) -> AsyncIterator[str]:
     """A role without privileges on the tables."""
-    async with engine.begin() as connection:
-        await connection.execute(text(f"CREATE ROLE {ROLE}"))
-    yield ROLE
-    async with engine.begin() as connection:
-        await connection.execute(text(f"DROP OWNED BY {ROLE}"))
-        await connection.execute(text(f"DROP ROLE {ROLE}"))
+    async with roles(database_url, ROLE):
+        yield ROLE
 
 
 async def rows(session: AsyncSession, made: Shape) -> set[tuple[Any, ...]]:

@@ -9,8 +9,17 @@ import pytest
 import pytest_asyncio
 
 from pgtoolset import ReadReplicas
+from pgtoolset.replicas import _opening, _responses
 from tests.nodes import Nodes
-from tests.replicas.cluster import Cluster, restore_second, start_second, stop_second
+from tests.replicas.cluster import LONG, Cluster, restore_second, start_second, stop_second
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that answers is waited for, however slow the machine is: it is not away."""
+    for module in (_opening, _responses):
+        monkeypatch.setattr(module, "ANSWER_TIMEOUT", float(LONG))
+    monkeypatch.setattr(_opening, "GIVE_UP", float(LONG))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

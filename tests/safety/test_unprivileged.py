@@ -31,9 +31,16 @@ from pgtoolset import (
     wait_for_row_change,
 )
 from tests.safety.shelf import Base, Book, Tag
-from tests.support import connect_args, plain_url, until
+from tests.support import connect_args, plain_url, roles, until
 
 TABLES = "book, tag, book_tag, loose_tag, noted_tag, seat_number, seat_tag, pair, given"
+
+_GIVEN = f"""
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT SELECT, INSERT, UPDATE, DELETE ON {TABLES} TO clerk;
+INSERT INTO book (id, title) SELECT n, 't' FROM generate_series(1, 9) AS n;
+INSERT INTO tag (id) SELECT n FROM generate_series(1, 9) AS n
+"""
 
 
 @pytest.fixture
@@ -43,19 +50,13 @@ async def owner(empty_database: str) -> AsyncIterator[asyncpg.Connection]:
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     await engine.dispose()
-    owner = await asyncpg.connect(plain_url(empty_database))
-    await owner.execute(
-        f"""CREATE ROLE clerk;
-            REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-            GRANT SELECT, INSERT, UPDATE, DELETE ON {TABLES} TO clerk;
-            INSERT INTO book (id, title) SELECT n, 't' FROM generate_series(1, 9) AS n;
-            INSERT INTO tag (id) SELECT n FROM generate_series(1, 9) AS n"""
-    )
-    try:
-        yield owner
-    finally:
-        await owner.execute("ROLLBACK; DROP OWNED BY clerk; DROP ROLE clerk")
-        await owner.close()
+    async with roles(empty_database, "clerk"):
+        owner = await asyncpg.connect(plain_url(empty_database))
+        try:
+            await owner.execute(_GIVEN)
+            yield owner
+        finally:
+            await owner.close()
 
 
 @pytest.fixture

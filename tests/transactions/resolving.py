@@ -15,7 +15,7 @@ from pgtoolset import create_db_context
 from pgtoolset.testing import EmbeddedServer
 from tests.nodes import execute
 from tests.proxy import Direction, How, Proxy
-from tests.support import Base, insert, plain_url, sqlalchemy_url
+from tests.support import Base, insert, plain_url, roles, sqlalchemy_url
 
 Action = Callable[[], Awaitable[None]]
 
@@ -89,11 +89,9 @@ async def lab(server: EmbeddedServer) -> AsyncIterator[Lab]:
 @pytest.fixture
 async def plain_role(server: EmbeddedServer) -> AsyncIterator[str]:
     """A role that has privileges on tables only."""
-    await execute(server, "CREATE ROLE plain LOGIN")
-    await execute(server, "GRANT ALL ON ALL TABLES IN SCHEMA public TO plain")
-    yield "plain"
-    await execute(server, "DROP OWNED BY plain")
-    await execute(server, "DROP ROLE plain")
+    async with roles(server.url(), "plain"):
+        await execute(server, "GRANT ALL ON ALL TABLES IN SCHEMA public TO plain")
+        yield "plain"
 
 
 async def is_stored(server: EmbeddedServer, id_: int) -> bool:

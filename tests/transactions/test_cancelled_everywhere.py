@@ -209,4 +209,4 @@ async def test_timeout_in_the_commit(
             await asyncio.sleep(0.01)
         assert await stored(other) == {1}
     finally:
-        await other.execute("SELECT pg_advisory_unlock_all(); DROP TRIGGER blocked ON item")
+        await other.execute("SELECT pg_advisory_unlock_all(); DROP FUNCTION blocked CASCADE")

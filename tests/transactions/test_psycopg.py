@@ -180,41 +180,48 @@ async def test_server_side_cursor(maker: Any, other: asyncpg.Connection) -> None
 
 
 @pytest.fixture
-async def slow_commit(other: asyncpg.Connection) -> AsyncIterator[None]:
+async def held_commit(other: asyncpg.Connection) -> AsyncIterator[None]:
+    """Each COMMIT after an INSERT into item waits for an advisory lock, 4712."""
     await other.execute(
         """
-        CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN PERFORM pg_sleep(0.15); RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
-            FOR EACH ROW EXECUTE FUNCTION slow();
+        CREATE OR REPLACE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_advisory_xact_lock(4712); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER held AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION held();
         """
     )
     yield
-    await other.execute("DROP TRIGGER slow ON item")
+    await other.execute("DROP FUNCTION held CASCADE")
 
 
-@pytest.mark.usefixtures("slow_commit")
+@pytest.mark.usefixtures("held_commit")
 async def test_cancelled_commit(maker: Any, other: asyncpg.Connection) -> None:
     """A COMMIT that is cancelled runs to its end: what the unit says is what is stored."""
     log: list[int] = []
 
-    async def unit(id_: int, sent: asyncio.Event) -> None:
+    async def unit(id_: int) -> None:
         async with create_db_context(maker)() as session:
             await insert(session, id_)
             on_commit(session, lambda: log.append(id_))
-            asyncio.get_running_loop().call_later(0.01 * id_, sent.set)
         await asyncio.sleep(0)
         raise AssertionError("the cancellation is lost")
 
-    for id_ in range(1, 13):
-        sent = asyncio.Event()
-        task = asyncio.create_task(unit(id_, sent))
-        await sent.wait()
+    async def waits() -> bool:
+        look = "SELECT count(*) FROM pg_locks WHERE objid = 4712 AND NOT granted"
+        return bool(await other.fetchval(look))
+
+    for id_ in range(1, 5):
+        await other.execute("SELECT pg_advisory_lock(4712)")
+        task = asyncio.create_task(unit(id_))
+        await until(waits)
         task.cancel()
+        for _ in range(id_):
+            await asyncio.sleep(0)  # it hears of that, in the middle of its COMMIT
+        await other.execute("SELECT pg_advisory_unlock(4712)")
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (id_ in await stored(other)) == (id_ in log)
-    assert log  # some of them were in the middle of their COMMIT
+    assert log
     assert maker.kw["bind"].pool.checkedout() == 0
 
 

@@ -43,19 +43,21 @@ async def commits_wait(server: EmbeddedServer) -> AsyncIterator[Action]:
         "CREATE CONSTRAINT TRIGGER door AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED"
         " FOR EACH ROW EXECUTE FUNCTION wait_for_door()",
     )
-    async with Lab.at(server.url()) as lab, lab.maker() as holder:
-        await (await holder.connection()).exec_driver_sql("SELECT pg_advisory_lock(4711)")
+    try:
+        async with Lab.at(server.url()) as lab, lab.maker() as holder:
+            await (await holder.connection()).exec_driver_sql("SELECT pg_advisory_lock(4711)")
 
-        async def wait() -> None:
-            look = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            async def wait() -> None:
+                look = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
-            async def one_waits() -> bool:
-                return bool(await execute(server, look))
+                async def one_waits() -> bool:
+                    return bool(await execute(server, look))
 
-            await until(one_waits)
+                await until(one_waits)
 
-        yield wait
-    await execute(server, "DROP TRIGGER door ON item")
+            yield wait
+    finally:
+        await execute(server, "DROP FUNCTION wait_for_door CASCADE")
 
 
 @pytest.mark.parametrize("user", ["postgres", "plain"])

@@ -54,24 +54,24 @@ async def test_every_acknowledged_write_is_there(caplog: pytest.LogCaptureFixtur
         async def restart() -> None:
             for _ in range(RESTARTS):
                 before = len(acknowledged)
-                await until(lambda: len(acknowledged) >= before + 50, seconds=30)  # noqa: B023
+                await until(lambda: len(acknowledged) >= before + 50)  # noqa: B023
+                met = len(failed)
                 await asyncio.to_thread(server.shut_down, immediate=True)
-                await asyncio.sleep(0.1)
+                await until(lambda: len(failed) > met)  # noqa: B023
                 await asyncio.to_thread(server.resume)
             before = len(acknowledged)
-            await until(lambda: len(acknowledged) >= before + 50, seconds=30)
+            await until(lambda: len(acknowledged) >= before + 50)
             stopped.set()
 
         async with (
             serving(app) as port,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
         ):
-            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group:
                 for writer in range(1, WRITERS + 1):
                     group.create_task(write(client, writer))
                 group.create_task(restart())
 
-        assert failed, "no write met the crash, so the test proves nothing"
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         async with create_db_context(maker)() as session:
             stored = set((await session.scalars(text("SELECT id FROM item"))).all())

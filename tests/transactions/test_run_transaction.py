@@ -136,7 +136,7 @@ async def test_failure_at_the_commit(
     try:
         await run_transaction(session_maker, work)
     finally:
-        await other.execute("DROP TRIGGER refuse ON item; DROP SEQUENCE refusals")
+        await other.execute("DROP FUNCTION refuse_once CASCADE; DROP SEQUENCE refusals")
     assert len(sessions) == len({id(session) for session in sessions}) == 3, (
         "each attempt has a session of its own"
     )

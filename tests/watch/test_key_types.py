@@ -284,7 +284,7 @@ async def check_streams(engine: AsyncEngine, model: Any, case: Case, watcher: Ro
             watcher.changes(model, key, columns=["value"]) for key in (case.one, case.two, spelling)
         ]
         for stream in streams:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await stream.__aenter__()
             assert stream.current == {"value": "old"}
         for value in ("new", "newer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -48,11 +49,11 @@ async def test_watcher(
         async with RowWatcher(bouncing, interval=0.05, notify=True) as watcher:
             streams = [watcher.changes(Item, n) for n in range(1, WAITERS + 1)]
             for stream in streams:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     await stream.__aenter__()
             for name in ("paid", "sent", "received"):
                 await other.execute("UPDATE item SET name = $1", name)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     for stream in streams:
                         change = await anext(stream)
                         assert change.after == {"id": change.pk, "name": name}
@@ -74,9 +75,8 @@ async def test_wait_for_row_change(bouncing: AsyncEngine, other: asyncpg.Connect
 
     async def wait(number: int) -> str:
         async with AsyncSession(bouncing) as session:
-            return (
-                await wait_for_row_change(session, Item, number, interval=0.01, timeout=10)
-            ).name
+            options: Any = {"baseline": {"name": ""}, "interval": 0.01, "timeout": 60}
+            return (await wait_for_row_change(session, Item, number, **options)).name
 
     shuffles = [asyncio.create_task(shuffle()) for _ in range(BACKENDS)]
     waits = [asyncio.create_task(wait(number)) for number in range(1, WAITERS + 1)]

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from pgtoolset import RowDeletedError, RowNotFoundError, wait_for_row_change
-from tests.support import Item, connect_args, until
+from tests.support import Item, connect_args, roles, until
 from tests.watch.crowd import Polls
 
 
@@ -21,23 +21,22 @@ async def limited(
     engine: AsyncEngine, other: asyncpg.Connection, database_url: str
 ) -> AsyncIterator[AsyncEngine]:
     """An engine whose role sees the items that are not hidden."""
-    await other.execute(
-        """CREATE ROLE "limited one";
-           GRANT SELECT, UPDATE, DELETE ON item TO "limited one";
-           INSERT INTO item VALUES (1, 'seen');
-           ALTER TABLE item ENABLE ROW LEVEL SECURITY;
-           CREATE POLICY visible ON item USING (name <> 'hidden')"""
-    )
     arguments = connect_args(role="limited one")
     limited = create_async_engine(database_url, connect_args=arguments)
-    try:
-        yield limited
-    finally:
-        await limited.dispose()
+    async with roles(database_url, "limited one"):
         await other.execute(
-            """DROP POLICY visible ON item; ALTER TABLE item DISABLE ROW LEVEL SECURITY;
-               REVOKE ALL ON item FROM "limited one"; DROP ROLE "limited one" """
+            """GRANT SELECT, UPDATE, DELETE ON item TO "limited one";
+               INSERT INTO item VALUES (1, 'seen');
+               ALTER TABLE item ENABLE ROW LEVEL SECURITY;
+               CREATE POLICY visible ON item USING (name <> 'hidden')"""
         )
+        try:
+            yield limited
+        finally:
+            await limited.dispose()
+            await other.execute(
+                "DROP POLICY visible ON item; ALTER TABLE item DISABLE ROW LEVEL SECURITY"
+            )
 
 
 async def test_a_row_that_becomes_hidden(limited: AsyncEngine, other: asyncpg.Connection) -> None:

@@ -172,7 +172,7 @@ async def test_keys(tables: AsyncEngine, kind: str) -> None:
         for number, (stream, key) in enumerate(zip(streams, keys, strict=True), 1):
             async with AsyncSession(tables) as session, session.begin():
                 setattr(await session.get_one(model, key_of(model, key)), column.key, number)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 change = await anext(stream)
             assert (change.before, change.after) == ({column.key: 0}, {column.key: number})
             await compared(watcher)
@@ -215,7 +215,7 @@ async def test_columns(tables: AsyncEngine, other: asyncpg.Connection, column: s
                 if value == "NULL" and value is VALUES[column][0]:
                     continue
                 await other.execute(f'UPDATE texts_wide SET "{column}" = {value} WHERE id = 1')
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     change = await anext(stream)
                 async with AsyncSession(tables) as session:
                     expected = getattr(await session.get_one(Wide, 1), column)
@@ -298,7 +298,7 @@ async def test_inexact_floats(
                 texts = group_of(watcher)._rows._snapshots
                 await until(lambda: not texts.is_usable)
                 await other.execute("UPDATE texts_wide SET real = 0.1234567890124 WHERE id = 1")
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     change = await anext(stream)
                 assert change.after is not None
                 assert change.after["real"] == 0.1234567890124
@@ -324,7 +324,7 @@ async def test_snapshots_that_fail(
             texts = group_of(watcher)._rows._snapshots
             await until(lambda: not texts.is_usable)
             await other.execute("UPDATE item SET name = 'new' WHERE id = 1")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert (await anext(stream)).after == {"id": 1, "name": "new"}
     assert [
         record.levelname for record in caplog.records if "compared as text" in record.message

@@ -121,16 +121,16 @@ async def test_waiters_that_come_and_go_during_a_tick(
     monkeypatch.setattr(link.Link, "fetch", fetch_and_wait)
     await other.execute("INSERT INTO item VALUES (1, 'new'), (2, 'new')")
     async with RowWatcher(engine, interval=0.05) as watcher:
-        stays, goes = (asyncio.create_task(watcher.wait(Item, 1, timeout=10)) for _ in range(2))
-        leaves_a_row = asyncio.create_task(watcher.wait(Item, 2, timeout=10))
+        stays, goes = (asyncio.create_task(watcher.wait(Item, 1, timeout=30)) for _ in range(2))
+        leaves_a_row = asyncio.create_task(watcher.wait(Item, 2, timeout=30))
         await joined(watcher)
         await other.execute("UPDATE item SET name = 'paid'")
         go_on.clear()
         found.clear()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await found.wait()
-        comes = asyncio.create_task(watcher.wait(Item, 1, timeout=10))
-        finds_none = asyncio.create_task(watcher.wait(Item, 3, timeout=10))
+        comes = asyncio.create_task(watcher.wait(Item, 1, timeout=30))
+        finds_none = asyncio.create_task(watcher.wait(Item, 3, timeout=30))
         stream = watcher.changes(Item, 2)
         await asyncio.sleep(0)
         goes.cancel()
@@ -151,7 +151,7 @@ async def test_waiters_that_come_and_go_during_a_tick(
             {"id": 1, "name": "paid"},
             {"id": 1, "name": "sent"},
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert (await anext(stream)).after == {"id": 2, "name": "sent"}
         assert goes.cancelled()
 
@@ -211,7 +211,7 @@ async def test_a_locked_table(
                 await second.execute("UPDATE account SET balance = 1")
             finally:
                 await second.close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert (await free).kind == "update"
                 with pytest.raises(WaitTimeoutError):
                     await late

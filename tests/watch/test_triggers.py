@@ -14,6 +14,7 @@ from sqlalchemy.orm import registry
 
 from pgtoolset import row_change_trigger
 from pgtoolset._postgres.notifications import channel_in, channel_of
+from tests import support
 from tests.safety.names import NAMES
 from tests.support import plain_url, until
 
@@ -35,23 +36,19 @@ async def engine(empty_database: str) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def roles(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def roles(empty_database: str, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection of a superuser, who has made the roles `owner`, `member` and `stranger`.
 
     `member` is a member of `owner`. All of them may create in the schema `public`, as on
     PostgreSQL 14.
     """
-    async with engine.connect() as connection:
+    names = ["pgts owner", "pgts member", "pgts stranger"]
+    async with support.roles(empty_database, *names), engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        for role in ("owner", "member", "stranger"):
-            await connection.execute(text(f'CREATE ROLE "pgts {role}"'))
-            await connection.execute(text(f'GRANT CREATE ON SCHEMA public TO "pgts {role}"'))
+        for name in names:
+            await connection.execute(text(f'GRANT CREATE ON SCHEMA public TO "{name}"'))
         await connection.execute(text('GRANT "pgts owner" TO "pgts member"'))
         yield connection
-        await connection.execute(text("RESET ROLE"))
-        for role in ("owner", "member", "stranger"):
-            await connection.execute(text(f'DROP OWNED BY "pgts {role}" CASCADE'))
-            await connection.execute(text(f'DROP ROLE "pgts {role}"'))
 
 
 async def migrate(connection: AsyncConnection, model: type) -> None:

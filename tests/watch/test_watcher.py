@@ -81,14 +81,14 @@ async def settled(watcher: RowWatcher) -> None:
 async def test_update_and_delete(watcher: RowWatcher, other: asyncpg.Connection) -> None:
     """A waiter gets the row before and after; a deletion is a change."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
-    task = asyncio.create_task(watcher.wait(Item, 1, columns=[Item.name], timeout=5))
+    task = asyncio.create_task(watcher.wait(Item, 1, columns=[Item.name], timeout=30))
     await asyncio.sleep(0)
     await settled(watcher)
     await other.execute("UPDATE item SET name = 'paid'")
     change = await task
     assert (change.model, change.pk, change.kind) == (Item, 1, "update")
     assert (change.before, change.after) == ({"name": "new"}, {"name": "paid"})
-    task = asyncio.create_task(watcher.wait(Item, 1, timeout=5))
+    task = asyncio.create_task(watcher.wait(Item, 1, timeout=30))
     await asyncio.sleep(0)
     await settled(watcher)
     await other.execute("DELETE FROM item")
@@ -100,7 +100,7 @@ async def test_update_and_delete(watcher: RowWatcher, other: asyncpg.Connection)
 async def test_missing_row(watcher: RowWatcher) -> None:
     """Waiting for a row that does not exist is a RowNotFoundError."""
     with pytest.raises(RowNotFoundError):
-        await watcher.wait(Item, 1, timeout=5)
+        await watcher.wait(Item, 1, timeout=30)
 
 
 @pytest.mark.asyncpg(reason="RowWatcher")
@@ -109,7 +109,7 @@ async def test_a_change_before_the_call_is_none(
 ) -> None:
     """A new waiter starts from a poll of its own, although others have seen an older row."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
-    first = asyncio.create_task(watcher.wait(Item, 1, timeout=5))
+    first = asyncio.create_task(watcher.wait(Item, 1, timeout=30))
     await asyncio.sleep(0)
     await settled(watcher)
     await other.execute("UPDATE item SET name = 'paid'")
@@ -130,12 +130,12 @@ async def test_composite_keys_and_columns_in_any_mix(
     )
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     waits = [
-        watcher.wait(Place, ("A", 1), columns=["price"], timeout=5),
-        watcher.wait(Place, {"number": 1, "row": "B"}, timeout=5),
+        watcher.wait(Place, ("A", 1), columns=["price"], timeout=30),
+        watcher.wait(Place, {"number": 1, "row": "B"}, timeout=30),
         watcher.wait(Place, ("A", 2), columns=[Place.note], timeout=0.4),
         watcher.wait(Place, ("A", 1), columns=[Place.note], timeout=0.4),
-        watcher.wait(Item, 1, timeout=5),
-        watcher.wait(Place, ("B", 2), timeout=5),
+        watcher.wait(Item, 1, timeout=30),
+        watcher.wait(Place, ("B", 2), timeout=30),
     ]
     tasks = [asyncio.create_task(each) for each in waits]
     await asyncio.sleep(0)
@@ -218,9 +218,9 @@ async def test_a_broken_group_fails_alone(watcher: RowWatcher, other: asyncpg.Co
     """A dropped table fails its own waiters; other and later waiters are served."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")
     await other.execute('INSERT INTO "watched ""place""" VALUES (\'A\', 1, 1, \'\')')
-    broken = asyncio.create_task(watcher.wait(Place, ("A", 1), timeout=5))
+    broken = asyncio.create_task(watcher.wait(Place, ("A", 1), timeout=30))
     stream = watcher.changes(Place, ("A", 2))
-    whole = asyncio.create_task(watcher.wait(Item, 1, timeout=5))
+    whole = asyncio.create_task(watcher.wait(Item, 1, timeout=30))
     await asyncio.sleep(0)
     await settled(watcher)
     await other.execute('DROP TABLE "watched ""place"""')
@@ -237,7 +237,7 @@ async def test_a_broken_group_fails_alone(watcher: RowWatcher, other: asyncpg.Co
         "PRIMARY KEY (row, number))"
     )
     with pytest.raises(RowNotFoundError):
-        await watcher.wait(Place, ("A", 1), timeout=5)
+        await watcher.wait(Place, ("A", 1), timeout=30)
 
 
 @pytest.mark.asyncpg(reason="RowWatcher")
@@ -246,7 +246,7 @@ async def test_a_long_key_is_not_cut(watcher: RowWatcher, other: asyncpg.Connect
     beginning."""
     await other.execute('INSERT INTO "watched ""place""" VALUES (\'AB\', 1, 1, \'\')')
     with pytest.raises(RowNotFoundError):
-        await watcher.wait(Place, ("ABC", 1), timeout=5)
+        await watcher.wait(Place, ("ABC", 1), timeout=30)
 
 
 @pytest.mark.asyncpg(reason="RowWatcher")
