@@ -25,6 +25,7 @@ from pgtoolset import (
     create_db_dependency,
     errors,
     lock_tables,
+    run_transaction,
 )
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.fastapi import install_error_handlers
@@ -60,18 +61,17 @@ STATUSES = {
 
 
 @pytest.mark.parametrize("table", ["secret_now", "secret_later"])
-@pytest.mark.parametrize("state", STATUSES)
-async def test_sqlstates(session_maker: Maker, tables: None, state: str, table: str) -> None:
+async def test_sqlstates(session_maker: Maker, tables: None, table: str) -> None:
     """The SQLSTATE decides, of a statement and of the commit before the response alike."""
-    body = {"sql": f"INSERT INTO {table} VALUES ('{state}')"}
     async with create_test_client(make_app(session_maker)) as client:
-        if STATUSES[state] != 500:
-            check_problem(await client.post("/run", json=body), STATUSES[state])
-            return
-        with pytest.raises(DBAPIError) as caught:
-            await client.post("/run", json=body)
-    assert sqlstate_of(caught.value) == state
-    assert caught.value.__context__ is None or caught.value.__context__ is caught.value.__cause__
+        for state, status in STATUSES.items():
+            body = {"sql": f"INSERT INTO {table} VALUES ('{state}')"}
+            if status != 500:
+                check_problem(await client.post("/run", json=body), status)
+                continue
+            with pytest.raises(DBAPIError) as caught:
+                await client.post("/run", json=body)
+            assert sqlstate_of(caught.value) == state
 
 
 INSERT = "INSERT INTO secret_item (secret_id, secret_name{}) VALUES (2, 'secret'{})"
@@ -213,6 +213,24 @@ async def test_locked_table(session_maker: Maker, other: asyncpg.Connection) -> 
         await other.execute("LOCK TABLE item")
         check_problem(await client.post("/lock"), 503)
         check_problem(await client.post("/run", json={"sql": "LOCK TABLE item NOWAIT"}), 503)
+
+
+async def test_retries_used_up(session_maker: Maker, tables: None) -> None:
+    """A serialization failure that is left after all attempts is a conflict."""
+    app = make_app(session_maker)
+    attempts: list[int] = []
+
+    async def work(session: AsyncSession) -> None:
+        attempts.append(1)
+        await session.execute(text("INSERT INTO secret_now VALUES ('40001')"))
+
+    @app.post("/retry")
+    async def retry() -> None:
+        await run_transaction(session_maker, work, attempts=2)
+
+    async with create_test_client(app) as client:
+        check_problem(await client.post("/retry"), 409)
+    assert len(attempts) == 2
 
 
 async def test_swallowed_error(session_maker: Maker, tables: None) -> None:
