@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
+import fastapi.openapi.utils
+import fastapi.routing
 import httpx
 import psycopg
 import pytest
@@ -92,6 +94,8 @@ ATTRIBUTES = [
     (asyncpg.Connection, "_stmt_cache_enabled"),
     (psycopg.AsyncConnection, "_commit_gen"),
     (psycopg.AsyncConnection, "wait"),
+    (fastapi.openapi.utils, "validation_error_definition"),
+    (fastapi.openapi.utils, "validation_error_response_definition"),
     (asyncio.Future, "_asyncio_future_blocking"),
 ]
 if sys.version_info < (3, 12):
@@ -531,7 +535,8 @@ async def test_route_of_an_endpoint() -> None:
     seen: list[bool] = []
 
     async def look(connection: HTTPConnection) -> None:
-        seen.append(hasattr(connection.scope["route"], "dependant"))
+        route = connection.scope["route"]
+        seen.append(hasattr(route, "dependant") and isinstance(route.path, str))
 
     for each in (app, router, inner):
 
@@ -544,6 +549,41 @@ async def test_route_of_an_endpoint() -> None:
         for path in ("/", "/router/", "/inner/"):
             assert (await client.get(path)).status_code == 200
     assert seen == [True, True, True]
+
+
+def test_dependants_of_routes() -> None:
+    """Each route, of a router too, has its dependant, its path and its methods."""
+    app, router = FastAPI(openapi_url=None), APIRouter()
+
+    async def look() -> None: ...
+
+    for each in (app, router):
+
+        @each.get("/", dependencies=[Depends(look)])
+        async def endpoint() -> None: ...
+
+    app.include_router(router, prefix="/router")
+    flat: Any = getattr(fastapi.routing, "iter_route_contexts", iter)
+    routes = list(flat(app.routes))
+    assert [each.path_format for each in routes] == ["/", "/router/"]
+    for each in routes:
+        assert set(each.methods) == {"GET"}
+        assert [dependency.call for dependency in each.dependant.dependencies] == [look]
+        assert each.dependant.dependencies[0].dependencies == []
+
+
+async def test_handlers_of_an_application() -> None:
+    """An application has its handlers by class, and a stack from its first request on."""
+    app = FastAPI()
+
+    async def answer(request: Any, error: Exception) -> Any: ...
+
+    app.add_exception_handler(KeyError, answer)
+    assert app.exception_handlers[KeyError] is answer
+    assert app.middleware_stack is None
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        await client.get("/")
+    assert app.middleware_stack is not None
 
 
 # pytest

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 import pgtoolset
+import pgtoolset.fastapi
 import pytest_pgtoolset
 from pgtoolset import errors, protocols, types, values
 
@@ -131,6 +132,7 @@ def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
         protocols,
         types,
         values,
+        pgtoolset.fastapi,
         pgtoolset.m2m,
         pgtoolset.sessions,
         pgtoolset.transactions,
@@ -186,6 +188,20 @@ def test_protocols_import_no_implementation(module: Any) -> None:
     theirs = {name for name in imported if name.startswith("sqlalchemy")}
     assert ours <= CONTRACTS
     assert theirs <= {errors: {"sqlalchemy.exc"}, values: set()}.get(module, TYPES)
+
+
+def test_fastapi_that_is_not_installed() -> None:
+    """Without FastAPI the import of `pgtoolset.fastapi` fails with what to install."""
+    program = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "try: import pgtoolset.fastapi\n"
+        "except ImportError as error: print(error)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    assert output.startswith("FastAPI is not installed, and pgtoolset.fastapi needs it")
+    assert 'pip install "pgtoolset[fastapi]"' in output
 
 
 def test_version() -> None:

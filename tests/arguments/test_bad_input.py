@@ -27,6 +27,8 @@ from sqlalchemy.orm import make_transient_to_detached
 
 import pgtoolset
 from pgtoolset import PgToolsetError, ReadReplicas, RowWatcher, protocols, testing
+from pgtoolset import fastapi as pgtoolset_fastapi
+from pgtoolset.fastapi import install_error_handlers, problem_responses
 from pgtoolset.testing import (
     create_db_session,
     create_test_client,
@@ -117,6 +119,11 @@ WRONG: dict[str, list[Any]] = {
     "after": [5, True, b"1.1.1.1", object(), ["1.1.1.1"]],
     "app": [5, SECRET, None, object()],
     "dependency_overrides": [5, SECRET, [work], {"get_db": work}, {work: None}, object()],
+    "constraints": [5, SECRET, ["a"], {5: "a"}, {"": "a"}, {"x" * 64: "a"}, {"a": 5}, {"a": " "}],
+    "retry_after": [*WRONG_TIMES, 0, None],
+    "type_base": [5, "", "a b", "a\r\nb", "\xe4", SECRET, b"https://example.com/"],
+    "openapi": WRONG_FLAGS,
+    "statuses": [[500], ["404"], [True], [None], [404, 200], [SECRET], [object()]],
     "base_url": [5, None, "", "test", "/path", "http://", SECRET, b"http://test"],
     "lifespan": WRONG_FLAGS,
 }
@@ -191,6 +198,8 @@ CALLS = [
     Call(worker_database_url, {"database_url": URL, "default_test_db": "a"}),
     Call(create_test_client, {"app": FastAPI()}),
     Call(create_db_session, {"database_url": URL, "base": MetaData()}),
+    Call(install_error_handlers, {"app": FastAPI()}),
+    Call(problem_responses, {"statuses": [404]}),
 ]
 
 
@@ -218,6 +227,9 @@ async def carried_out(function: Callable[..., Any], arguments: dict[str, Any]) -
         names = ("session", "instance", "rel_attr", "related")
         positional = [arguments.pop(name) for name in names]
         result = function(*positional, **arguments)
+    elif "statuses" in arguments:
+        statuses = arguments["statuses"]
+        result = function(*statuses if isinstance(statuses, list) else [statuses])
     else:
         result = function(**arguments)
     if inspect.isawaitable(result):
@@ -279,7 +291,7 @@ def test_every_public_function_is_here() -> None:
     """A function that is public and not in the list fails this test."""
     public = {
         each
-        for module in (pgtoolset, testing)
+        for module in (pgtoolset, testing, pgtoolset_fastapi)
         for each in vars(module).values()
         if inspect.isfunction(each) and each.__name__ in module.__all__
     }

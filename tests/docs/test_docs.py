@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 import pgtoolset
+import pgtoolset.fastapi
 from pgtoolset import testing
 from tests import support
 from tests.m2m import models as m2m_models
@@ -147,7 +148,7 @@ CLASSES = {
 
 DOCUMENTED = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (pgtoolset, testing)
+    for module in (pgtoolset, testing, pgtoolset.fastapi)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name)) or name in CLASSES
 }

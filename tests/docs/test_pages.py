@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 import pgtoolset
+import pgtoolset.fastapi
 from pgtoolset import errors, protocols, testing, types, values
 
 #: The same on every version.
@@ -76,7 +77,9 @@ def test_index() -> None:
     assert pages - {"index.md"} <= listed
 
 
-@pytest.mark.parametrize("module", [pgtoolset, errors, protocols, testing, types, values])
+@pytest.mark.parametrize(
+    "module", [pgtoolset, pgtoolset.fastapi, errors, protocols, testing, types, values]
+)
 def test_reference(module: ModuleType) -> None:
     """The reference has every public name."""
     reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))

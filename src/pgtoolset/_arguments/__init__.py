@@ -5,6 +5,11 @@ fit, before any SQL. The message begins with the name of the argument. It shows 
 `shown`, so that no password in a URL that was given by mistake reaches a log.
 """
 
+from pgtoolset._arguments.answers import (
+    check_constraint_texts,
+    check_problem_statuses,
+    check_type_base,
+)
 from pgtoolset._arguments.keys import KeyParser, PrimaryKey, parse_key, parse_keys
 from pgtoolset._arguments.mappings import (
     check_columns,
@@ -76,6 +81,7 @@ __all__ = [
     "check_atomic",
     "check_bind",
     "check_columns",
+    "check_constraint_texts",
     "check_count",
     "check_engine",
     "check_flag",
@@ -85,6 +91,7 @@ __all__ = [
     "check_mode",
     "check_name",
     "check_predicate",
+    "check_problem_statuses",
     "check_relationship",
     "check_resolve_commit",
     "check_session_maker",
@@ -92,6 +99,7 @@ __all__ = [
     "check_settings",
     "check_supported",
     "check_transactional",
+    "check_type_base",
     "conditions_of",
     "connect_arguments",
     "engine_url",

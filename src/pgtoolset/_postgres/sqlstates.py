@@ -5,7 +5,9 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError
+from traceback import walk_tb
+
+from sqlalchemy.exc import DataError, DBAPIError
 
 IN_FAILED_SQL_TRANSACTION = "25P02"
 READ_ONLY_SQL_TRANSACTION = "25006"
@@ -17,7 +19,12 @@ DEADLOCK_DETECTED = "40P01"
 DUPLICATE_DATABASE = "42P04"
 INVALID_CATALOG_NAME = "3D000"
 OBJECT_IN_USE = "55006"
+RESTRICT_VIOLATION = "23001"
+NOT_NULL_VIOLATION = "23502"
+FOREIGN_KEY_VIOLATION = "23503"
 UNIQUE_VIOLATION = "23505"
+CHECK_VIOLATION = "23514"
+EXCLUSION_VIOLATION = "23P01"
 UNDEFINED_COLUMN = "42703"
 INVALID_PARAMETER_VALUE = "22023"
 IDLE_IN_TRANSACTION_SESSION_TIMEOUT = "25P03"
@@ -78,6 +85,32 @@ def detail_of(error: BaseException) -> str | None:
         getattr(answer, "diag", None), "message_detail", None
     )
     return None if detail is None else str(detail)
+
+
+def constraint_of(error: BaseException) -> str | None:
+    """Return the name of the constraint that an error of PostgreSQL is about."""
+    answer = driver_error(error)
+    # psycopg keeps the fields of the message apart.
+    name = getattr(getattr(answer, "diag", answer), "constraint_name", None)
+    return None if name is None else str(name)
+
+
+def is_data_error(error: BaseException) -> bool:
+    """Whether a value was refused (class 22), by PostgreSQL or by the driver before it was sent.
+
+    asyncpg gives its own refusals a SQLSTATE. psycopg refuses a text with a NUL character without
+    one, by an error of the same class as for a stored value that Python's types cannot hold.
+    """
+    sqlstate = sqlstate_of(error)
+    if sqlstate is not None:
+        return sqlstate.startswith("22")
+    return isinstance(error, DataError) and not _is_from_fetch(driver_error(error))
+
+
+def _is_from_fetch(error: BaseException) -> bool:
+    return any(
+        frame.f_code.co_name.startswith("fetch") for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 def reported_by_server(error: BaseException) -> bool:

@@ -1,0 +1,1 @@
+"""Answers of a FastAPI application to errors of the database."""
