@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_MINIMUM ?= .venv-minimum
+VENV_RELEASE ?= .venv-release
 DRIVER ?= asyncpg
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find src stubs -name '*.py*' -not -path '*/__pycache__/*') setup.py MANIFEST.in pyproject.toml
@@ -15,9 +16,15 @@ TESTED = tests docs examples benchmarks README.md CHANGELOG.md pyproject.toml
 # two cores busy. On a server that DATABASE_URL names it runs in one: some tests look at everything that happens on
 # their server.
 WORKERS ?= $(if $(DATABASE_URL),0,4)
+# `make test` takes the newest versions of other packages and `make test-wheel` the oldest, unless VERSIONS says which.
+OLDEST = --constraint requirements-minimum.txt
+VERSIONS_OF_SOURCE = $(if $(filter oldest,$(VERSIONS)),$(OLDEST))
+VERSIONS_OF_WHEEL = $(if $(filter newest,$(VERSIONS)),,$(OLDEST))
+
 PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: demo cluster test check lint types docs wheel test-wheel test-minimum format benchmarks clean
+.PHONY: release-check check-dist
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
 demo: $(VENV)/.ready
@@ -61,15 +68,32 @@ types: $(VENV_MINIMUM)/.ready
 ## wheel: a wheel for this Python with the compiled modules, and the sdist that it is built from, in dist/
 wheel: dist/.built
 
-## test-wheel: the suite on the installed wheel, away from the source tree, with its compiled modules; the environment
-## has the oldest versions that are supported, and PostgreSQL is 16, so the other end of each range is tested as well.
-## What is marked `once` would have the same outcome there as in `make test`. The driver is psycopg, and then asyncpg for
-## the tests that it alone can run
-test-wheel test-minimum: $(VENV_MINIMUM)/.ready
-	rm -rf $(OUTSIDE) && mkdir $(OUTSIDE) && cp -r $(TESTED) $(OUTSIDE)
+## test-wheel: the suite on the installed wheel, away from the source tree, with its compiled modules; DRIVER and
+## POSTGRES_VERSION choose what it runs on, and VERSIONS=newest the other end of what other packages may be
+test-wheel: $(VENV_MINIMUM)/.ready $(OUTSIDE)
+	cd $(OUTSIDE) && PGTOOLSET_IMPL=c DRIVER=$(DRIVER) $(abspath $(VENV_MINIMUM))/bin/python $(PYTEST)
+
+## test-minimum: the same with the oldest versions that are supported, and PostgreSQL is 16, so the other end of each
+## range is tested as well. What is marked `once` would have the same outcome there as in `make test`. The driver is
+## psycopg, and then asyncpg for the tests that it alone can run
+test-minimum: $(VENV_MINIMUM)/.ready $(OUTSIDE)
 	cd $(OUTSIDE) && export PGTOOLSET_IMPL=c POSTGRES_VERSION=16 \
 		&& DRIVER=psycopg $(abspath $(VENV_MINIMUM))/bin/python $(PYTEST) -m "not once" \
 		&& DRIVER=asyncpg $(abspath $(VENV_MINIMUM))/bin/python $(PYTEST) -m "asyncpg and not once"
+
+.PHONY: $(OUTSIDE)
+$(OUTSIDE):
+	rm -rf $(OUTSIDE) && mkdir $(OUTSIDE) && cp -r $(TESTED) $(OUTSIDE)
+
+## release-check: what is built can be published: its metadata, its description, its files
+release-check: dist/.built
+	$(MAKE) --no-print-directory check-dist
+
+## check-dist: the same for what is in dist/ already
+check-dist: $(VENV_RELEASE)/.ready
+	$(VENV_RELEASE)/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	$(VENV_RELEASE)/bin/check-wheel-contents dist/*.whl
+	for sdist in dist/*.tar.gz; do $(VENV_RELEASE)/bin/pyroma --min 10 $$sdist || exit 1; done
 
 format: $(VENV)/.ready
 	$(VENV)/bin/ruff check --fix
@@ -89,12 +113,12 @@ benchmarks: $(VENV)/.ready $(VENV_MINIMUM)/.ready
 	$(VENV)/bin/python -m benchmarks.testing
 
 clean:
-	rm -rf $(VENV) $(VENV_MINIMUM) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_MINIMUM) $(VENV_RELEASE) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Editable, and so without the compiled modules: they would hide an edit of their source.
 $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	PGTOOLSET_NO_EXTENSIONS=1 $(VENV)/bin/python $(PIP_INSTALL) --editable ".[dev,cluster]"
+	PGTOOLSET_NO_EXTENSIONS=1 $(VENV)/bin/python $(PIP_INSTALL) --editable ".[dev,cluster]" $(VERSIONS_OF_SOURCE)
 	touch $@
 
 # The wheel is built from the sdist, away from the source tree, so neither can lack anything.
@@ -106,6 +130,11 @@ dist/.built: $(SOURCES) | $(VENV)/.ready
 
 $(VENV_MINIMUM)/.ready: dist/.built requirements-minimum.txt
 	$(PYTHON) -m venv $(VENV_MINIMUM)
-	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[dev]" --constraint requirements-minimum.txt
+	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[dev]" $(VERSIONS_OF_WHEEL)
 	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+$(VENV_RELEASE)/.ready: requirements-release.txt
+	$(PYTHON) -m venv $(VENV_RELEASE)
+	$(VENV_RELEASE)/bin/python $(PIP_INSTALL) --requirement requirements-release.txt
 	touch $@

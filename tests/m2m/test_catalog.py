@@ -103,6 +103,17 @@ LIMITS: dict[str, tuple[Callable[[], list[Any]], tuple[str, ...], int]] = {
         (COUNTED.format(volatility="STABLE"), TRIGGER.format(when="BEFORE", each="FOR EACH ROW")),
         2,
     ),
+    "trigger of the parent table": (
+        list,
+        (
+            COUNTED.format(volatility="VOLATILE"),
+            "CREATE TABLE shape_base (LIKE shape_link) PARTITION BY LIST (owner)",
+            """CREATE TRIGGER shape_check BEFORE INSERT ON shape_base FOR EACH ROW
+               EXECUTE FUNCTION shape_check()""",
+            "ALTER TABLE shape_base ATTACH PARTITION shape_link DEFAULT",
+        ),
+        2,
+    ),
     "check that counts": (
         list,
         (
@@ -326,6 +337,8 @@ async def test_partitions(engine: AsyncEngine) -> None:
         await session.rollback()
 
 
+# SQLAlchemy 2.1 says that a column of ours is stored before PostgreSQL 18.
+@pytest.mark.filterwarnings("ignore:Computed column shape_link.sum")
 @pytest.mark.parametrize(
     ("extra", "statements"),
     [

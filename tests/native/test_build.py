@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import os
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ SOURCE = (
         "src",
         "stubs",
     ),
-    *("Makefile", "requirements-minimum.txt"),
+    *("Makefile", "requirements-minimum.txt", "requirements-release.txt"),
 )
 TESTED = ("tests", "docs", "examples", "benchmarks")
 BUILT = {"associations_c", "comparator_c"}
@@ -211,7 +212,31 @@ def test_sdist_has_its_tests(built: Built) -> None:
     assert {
         name for name in names if name.startswith(tuple(f"{folder}/" for folder in TESTED))
     } == wanted - set(LEFT_BY_TESTS)
-    assert {"Makefile", "requirements-minimum.txt"} <= names
+    assert {"Makefile", "requirements-minimum.txt", "requirements-release.txt"} <= names
+
+
+@pytest.mark.parametrize("package", ["pgtoolset", "pytest_pgtoolset"])
+def test_packages_are_typed(pure: Path, built: Built, package: str) -> None:
+    """Both packages say in the wheels and in the sdist that they are typed."""
+    for wheel in (pure, built.wheel):
+        with zipfile.ZipFile(wheel) as archive:
+            assert f"{package}/py.typed" in archive.namelist()
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert f"src/{package}/py.typed" in names
+
+
+def test_metadata(built: Built) -> None:
+    """The wheel has the addresses, the licence and a description that an index can render."""
+    with zipfile.ZipFile(built.wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    urls = dict(each.split(", ") for each in metadata.get_all("Project-URL", []))
+    assert urls == project["urls"]
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert set(metadata.get_all("Classifier", [])) == set(project["classifiers"])
 
 
 def test_no_compiler(source: Path, no_compiler: dict[str, str]) -> None:

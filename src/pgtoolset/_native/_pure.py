@@ -1,6 +1,7 @@
 """Stand-ins for the parts of `cython` that the hot modules use.
 
-They are used where Cython is not installed, and by type checkers.
+The interpreted modules use them, also where Cython is installed: to import it takes longer than
+half of this package. So do type checkers.
 
 See https://cython.readthedocs.io/en/latest/src/tutorial/pure.html
 """

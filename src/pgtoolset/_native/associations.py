@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from pgtoolset._native import _pure as cython
+
 if TYPE_CHECKING:
-    from pgtoolset._native import _pure as cython
     from pgtoolset._native._pure import calloc, free
-else:
-    try:
-        import cython
-    except ModuleNotFoundError:
-        from pgtoolset._native import _pure as cython
-    if cython.compiled:
-        from cython.cimports.libc.stdlib import calloc, free
+elif cython.compiled:  # never in Python; Cython reads it when it compiles, and then knows the name
+    import cython
+    from cython.cimports.libc.stdlib import calloc, free
 
 __all__ = ["key_columns", "pair_columns"]
 

@@ -14,16 +14,13 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from pgtoolset._native import _pure as cython
+
 if TYPE_CHECKING:
-    from pgtoolset._native import _pure as cython
     from pgtoolset._native._pure import memchr, memcmp
-else:
-    try:
-        import cython
-    except ModuleNotFoundError:
-        from pgtoolset._native import _pure as cython
-    if cython.compiled:
-        from cython.cimports.libc.string import memchr, memcmp
+elif cython.compiled:  # never in Python; Cython reads it when it compiles, and then knows the name
+    import cython
+    from cython.cimports.libc.string import memchr, memcmp
 
 #: Types that Python has equal to booleans: `1 == True`.
 _NUMBERS = (int, float, Decimal)

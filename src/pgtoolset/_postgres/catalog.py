@@ -23,6 +23,7 @@ __all__ = [
     "EQ",
     "GE",
     "GT",
+    "IS_USERS",
     "MINUS",
     "NE",
     "Named",
@@ -40,6 +41,12 @@ pg: Any = func.pg_catalog
 
 #: The operators of our texts of SQL: `f"a.oid {EQ} b.oid"`.
 EQ, NE, GE, GT, MINUS = (f"OPERATOR(pg_catalog.{symbol})" for symbol in ("=", "<>", ">=", ">", "-"))
+
+
+#: SQL: whether the trigger `t` is the user's. Before PostgreSQL 15 the copy that a partition has of
+#: its parent's trigger counts as internal, like the triggers of a constraint.
+#: https://www.postgresql.org/docs/14/catalog-pg-trigger.html
+IS_USERS = f"(NOT t.tgisinternal OR t.tgparentid {NE} 0 AND t.tgconstraint {EQ} 0)"
 
 
 class Named(UserDefinedType[Any]):

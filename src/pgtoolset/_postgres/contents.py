@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 
-from pgtoolset._postgres.catalog import EQ, GT, NE
+from pgtoolset._postgres.catalog import EQ, GT, IS_USERS, NE
 from pgtoolset._postgres.sending import send
 
 __all__ = [
@@ -118,12 +118,12 @@ candidate AS MATERIALIZED (
     s.bytes OPERATOR(pg_catalog./)
       CAST(pg_catalog.current_setting('block_size') AS bigint) AS pages,
     EXISTS (SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid {EQ} o.oid
-            AND t.tgisinternal AND (t.tgtype OPERATOR(pg_catalog.&) 8) {NE} 0) AS referenced,
+            AND NOT {IS_USERS} AND (t.tgtype OPERATOR(pg_catalog.&) 8) {NE} 0) AS referenced,
     o.relhasrules AS ruled,
     pg_catalog.row_security_active(o.oid) AS hidden,
     NOT pg_catalog.has_table_privilege(o.oid, 'DELETE')
       OR NOT pg_catalog.pg_has_role(o.relowner, 'USAGE') AND EXISTS (
-        SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid {EQ} o.oid AND NOT t.tgisinternal)
+        SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid {EQ} o.oid AND {IS_USERS})
       OR o.oid {EQ} ANY (ARRAY(SELECT p.oid FROM published AS p)) AS undeletable,
     pg_catalog.has_table_privilege(o.oid, 'TRUNCATE') AS truncatable
   FROM sized AS s JOIN ours AS o ON o.oid {EQ} s.oid

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from pgtoolset._postgres.catalog import EQ, NE
+from pgtoolset._postgres.catalog import EQ, IS_USERS, NE
 from pgtoolset._postgres.contents import MovedSequence, Relation, flags
 from pgtoolset._postgres.quoting import do_block, literal, quoted
 from pgtoolset._postgres.sending import send
@@ -65,7 +65,7 @@ SELECT 'TRIGGER', t.tgrelid, t.oid, pg_catalog.format('%I.%I', n.nspname, c.reln
 FROM pg_catalog.pg_trigger AS t
 JOIN pg_catalog.pg_class AS c ON c.oid {EQ} t.tgrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
-WHERE NOT t.tgisinternal AND t.tgenabled {NE} 'D'
+WHERE {IS_USERS} AND t.tgenabled {NE} 'D'
   AND (t.tgtype OPERATOR(pg_catalog.&) 40) {NE} 0
   AND t.tgrelid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))
 UNION ALL

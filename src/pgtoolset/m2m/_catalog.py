@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, Dialect, Select, String, Table, literal_co
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from pgtoolset._postgres.catalog import IS_USERS
 from pgtoolset._postgres.quoting import literal
 
 #: Signatures of one table; more than this many are one for each tenant, or much DDL.
@@ -100,7 +101,7 @@ def _compile_table_id(element: _TableId, compiler: Any, **_: Any) -> str:
 
 _EQ = "OPERATOR(pg_catalog.=)"
 _USER_TRIGGERS = f"""
-    pg_catalog.pg_trigger t WHERE t.tgrelid {_EQ} c.oid AND NOT t.tgisinternal"""
+    pg_catalog.pg_trigger t WHERE t.tgrelid {_EQ} c.oid AND {IS_USERS}"""
 _REFUSING_INDEXES = f"""
     pg_catalog.pg_index i WHERE i.indrelid {_EQ} c.oid AND (i.indisunique OR i.indisexclusion)"""
 _SIGNATURE = f"""pg_catalog.concat_ws(' ',
