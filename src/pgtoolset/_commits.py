@@ -58,7 +58,7 @@ def stop_verifying(session: Session) -> None:
 
 
 async def commit_at_end(session: Any, sync: Session) -> None:
-    """Commit what is open at the end of a block whose commits are verified.
+    """Commit the open transaction at the end of a block whose commits are verified.
 
     Raises:
         CommitUnknownError: the answer to this COMMIT was lost, or that to an earlier one, whose

@@ -143,7 +143,7 @@ class _Inquiry:
             if seen.status != "in progress":
                 return _unknown("the server does not remember that transaction any more")
             self.reason = "the COMMIT has not ended"
-            if has_waited:  # at the first look it may be ending by itself
+            if has_waited:  # at the first look it may be ending already
                 await self._end_backend(connection)
             has_waited = True
             await asyncio.sleep(pause)

@@ -284,7 +284,7 @@ def _plan_of(
         published: the oids of the tables where PostgreSQL may refuse a DELETE or an UPDATE.
 
     Returns:
-        The plan, and the oids of all tables to truncate: with those that have rows, empty ones that
+        The plan, and the oids of all tables to truncate: with the filled ones, empty ones that
         refer to them.
     """
     graph = _Graph(details)

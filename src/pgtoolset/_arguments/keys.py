@@ -60,7 +60,7 @@ class KeyParser:
         return [self.parse(name, value) for value in given]
 
     def are_exact(self, columns: Sequence[Collection[Any]]) -> bool:
-        """Whether every value is beyond doubt one of its column: the fast answer for many keys.
+        """Whether every value is certainly one of its column: the fast answer for many keys.
 
         Args:
             columns: the values of each column of the key, in the mapper's order.

@@ -56,7 +56,7 @@ def check_iterable(name: str, what: str, values: object) -> list[Any]:
 
     Args:
         name: the argument.
-        what: what it should hold, in the plural: `"primary keys"`.
+        what: its content, in the plural: `"primary keys"`.
         values: what the caller gave.
     """
     if isinstance(values, str | bytes | Mapping | type) or not isinstance(values, Iterable):

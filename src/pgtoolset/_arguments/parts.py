@@ -42,7 +42,7 @@ class Part:
         return value
 
     def are_exact(self, values: Collection[Any]) -> bool:
-        """Whether all values are beyond doubt as `parse` would return them."""
+        """Whether all values are certainly as `parse` would return them."""
         return False
 
 

@@ -181,7 +181,7 @@ def _check_function(settings: object) -> Callable[[], Any]:
 
 
 def _close(awaitable: object) -> None:
-    """Close a coroutine that nobody will await."""
+    """Close a coroutine without awaiting it."""
     close = getattr(awaitable, "close", None)
     if callable(close):
         close()

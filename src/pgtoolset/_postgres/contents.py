@@ -236,11 +236,11 @@ class Contents:
     Attributes:
         settings: the settings that the cleaning changes, as they were.
         tables: the oids of the tables that exist.
-        partitioned: the oids of those that are partitioned.
+        partitioned: the oids of the partitioned ones.
         published: the oids of those where PostgreSQL may refuse a DELETE or an UPDATE.
         candidates: the tables that have pages. A partition is left out where its partitioned
             table is one of ours.
-        sequences: those that have moved; before PostgreSQL 18 all.
+        sequences: the ones that have moved; before PostgreSQL 18 all.
     """
 
     settings: dict[str, str]

@@ -1,4 +1,4 @@
-"""The SQL that empties tables: what stands in the way of it, and the one statement that does it.
+"""The SQL that empties tables: its obstacles, and the one statement that does it.
 
 https://www.postgresql.org/docs/current/catalogs.html,
 https://www.postgresql.org/docs/current/sql-truncate.html and
@@ -162,7 +162,7 @@ def details_of(
     Args:
         connection: in a transaction that has locked them, so that no detail changes any more.
         tables: the oids of the tables of the metadata.
-        partitioned: the oids of those that are partitioned.
+        partitioned: the oids of the partitioned ones.
         filled: the tables among them that have rows.
     """
     found = Details(roots={oid: {oid} for oid in tables})

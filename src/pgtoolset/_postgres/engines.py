@@ -1,4 +1,4 @@
-"""Engines that the library sees for the first time: refused, or mended for what is sent over them.
+"""Engines that the library sees for the first time: refused, or mended for their statements.
 
 The driver is known without a connection. Whether the server is PostgreSQL is known at the first
 one, when SQLAlchemy reads its version.

@@ -273,7 +273,7 @@ class _Search:
         return time.monotonic() - self._began
 
     def _account(self) -> str:
-        """The blockers in words, or what was seen in their place."""
+        """The blockers in words, or the reason why there are none."""
         if self.found:
             verb = "is" if len(self.found) == 1 else "are"
             return (

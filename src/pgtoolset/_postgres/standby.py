@@ -56,7 +56,7 @@ class _Refusal:
 
     Attributes:
         error: the driver's error.
-        connection: the connection of SQLAlchemy, as long as it is there.
+        connection: the connection of SQLAlchemy, while it is there.
         is_standby: whether the server is the reason; `None` where it has to be asked.
         is_broken: whether the driver cannot begin another transaction on its connection.
     """

@@ -114,7 +114,7 @@ class Fleet(Generic[S]):
                 standby.open_blocks -= 1
 
     async def _check(self, plan: Plan, opening: Opening[S]) -> None:
-        """Close what is open on a standby where the token is not of the timeline of the primary.
+        """Close an open block on a standby where the token is not of the timeline of the primary.
 
         Nothing read there would be stale: the standby has all of that timeline that was not lost.
         But whose token it is reads on the primary. Where a standby hides its stream, the

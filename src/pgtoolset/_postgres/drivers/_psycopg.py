@@ -2,7 +2,7 @@
 
 In an aborted transaction PostgreSQL answers COMMIT with the command tag ROLLBACK and no error, and
 psycopg drops that tag. libpq has the state that the server has sent with its last answer, and so
-the answer to the COMMIT is known before it is sent: nothing else may run on the connection in
+the answer to the COMMIT is known before it is sent: no other statement may run on the connection in
 between. See https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
 
 Cancelled in a statement, psycopg asks the server to cancel it and waits for the answer. A COMMIT
