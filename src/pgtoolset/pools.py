@@ -50,7 +50,7 @@ def holders(engine: AsyncEngine | Engine) -> list[ConnectionHolder]:
     return _holders_of(check_pool(engine)).list()
 
 
-def warn_of_idle_transactions(engine: AsyncEngine | Engine, after: Duration) -> Callable[[], None]:
+def warn_of_idle_transactions(engine: AsyncEngine | Engine, limit: Duration) -> Callable[[], None]:
     """Log a warning for each transaction that is idle for too long; return what stops that.
 
     Such a transaction holds a connection, its locks and the rows that VACUUM must keep, while its
@@ -63,7 +63,7 @@ def warn_of_idle_transactions(engine: AsyncEngine | Engine, after: Duration) -> 
 
     Args:
         engine: the engine, or the `sync_engine` below it.
-        after: how long a transaction may be idle: seconds, a `timedelta` or a string such as
+        limit: how long a transaction may be idle: seconds, a `timedelta` or a string such as
             `"500ms"`.
 
     Raises:
@@ -79,7 +79,7 @@ def warn_of_idle_transactions(engine: AsyncEngine | Engine, after: Duration) -> 
 
     See docs/connections.md.
     """
-    return _holders_of(check_pool(engine)).limit_idle(seconds("after", after))
+    return _holders_of(check_pool(engine)).limit_idle(seconds("limit", limit))
 
 
 def _holders_of(pool: Pool) -> Holders:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool
+from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset import (
     create_db_context,
@@ -170,11 +171,13 @@ async def by_detach(engine: AsyncEngine, maker: Maker, other: asyncpg.Connection
 
 async def by_dispose(engine: AsyncEngine, maker: Maker, other: asyncpg.Connection) -> None:
     """What is out as the pool is replaced belongs to no pool of the engine."""
+    old = engine.sync_engine.pool
     async with create_db_context(maker)() as session:
         await session.execute(text("SELECT 1"))
         await engine.dispose()
         assert holders(engine) == []
         await session.execute(text("SELECT 1"))
+    await greenlet_spawn(old.dispose)
     assert holders(engine) == []
     async with create_db_context(maker)() as session:
         await session.execute(text("SELECT 2"))
