@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
+from pgtoolset import holders
 from pgtoolset.testing import EmbeddedServer, create_worker_database
 from tests.nodes import node_pair, nodes  # noqa: F401 - fixtures
 from tests.plugin.projects import Warm
@@ -148,6 +149,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     try:
         yield engine
         assert engine.pool.checkedout() == 0, "the test left a connection checked out"  # type: ignore[attr-defined]
+        assert holders(engine) == []
         async with engine.begin() as connection:
             await wait_until_idle(connection)
             for table in reversed(Base.metadata.sorted_tables):

@@ -19,6 +19,7 @@ import httpx
 import psycopg
 import pytest
 import sqlalchemy.dialects.postgresql.base
+import sqlalchemy.pool.base
 import sqlalchemy.util
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.requests import HTTPConnection
@@ -78,6 +79,10 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
     (sqlalchemy.Pool, "_invalidate"),
     (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
+    (sqlalchemy.Pool, "_do_get"),
+    (sqlalchemy.Pool, "_do_return_conn"),
+    (sqlalchemy.Pool, "_create_connection"),
+    (sqlalchemy.pool.base._ConnectionFairy, "_connection_record"),
     (PGDialect_asyncpg, "connection_characteristics"),
     (sqlalchemy.dialects.postgresql.base, "PGReadOnlyConnectionCharacteristic"),
     (sqlalchemy.dialects.postgresql.base, "PGDeferrableConnectionCharacteristic"),

@@ -25,7 +25,16 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
-from pgtoolset import Blocker, LockMode, LockWait, RowLockMode, RowWatcher
+from pgtoolset import (
+    Blocker,
+    CodeLocation,
+    ConnectionHolder,
+    LockMode,
+    LockWait,
+    RowLockMode,
+    RowWatcher,
+)
+from pgtoolset._text import one_line
 from pgtoolset.testing import EmbeddedServer
 from pgtoolset.testing.doubles import MemoryDatabase
 from tests.arguments.test_bad_input import CALLS, MADE, WATCHER_CALLS, Call, carried_out, nowhere
@@ -239,6 +248,7 @@ def test_objects_show_no_url() -> None:
         EmbeddedServer(settings={"application_name": TEXT}),
         RowWatcher(create_async_engine(TEXT)),
         Blocker(1, TEXT, "active", query, None),
+        ConnectionHolder(TEXT, 1.0, CodeLocation("app.py", 1, "f"), one_line(query)),
         LockWait(1, (2,), "item", "SHARE", None, TEXT, query),
         MemoryDatabase(),
         MemoryDatabase().session(),

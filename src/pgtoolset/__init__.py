@@ -18,6 +18,7 @@ from pgtoolset.errors import (
     OutsideReferenceError,
     PgToolsetError,
     PoolerError,
+    PoolTimeoutError,
     RowDeletedError,
     RowNotFoundError,
     SettingMissingError,
@@ -32,11 +33,14 @@ from pgtoolset.errors import (
 )
 from pgtoolset.locks import advisory_lock, list_lock_waits, lock_rows, lock_tables
 from pgtoolset.m2m import m2m_add, m2m_add_many, m2m_remove, m2m_set
+from pgtoolset.pools import holders, warn_of_idle_transactions
 from pgtoolset.replicas import ReadReplicas, create_read_dependency
 from pgtoolset.sessions import create_db_context, create_db_dependency
 from pgtoolset.transactions import IsolationLevel, get_transaction, on_commit, run_transaction
 from pgtoolset.values import (
     Blocker,
+    CodeLocation,
+    ConnectionHolder,
     LockMode,
     LockWait,
     M2MChange,
@@ -48,7 +52,9 @@ from pgtoolset.watch import RowWatcher, row_change_trigger, wait_for_row_change
 
 __all__ = [
     "Blocker",
+    "CodeLocation",
     "CommitUnknownError",
+    "ConnectionHolder",
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",
@@ -59,6 +65,7 @@ __all__ = [
     "M2MChange",
     "OutsideReferenceError",
     "PgToolsetError",
+    "PoolTimeoutError",
     "PoolerError",
     "ReadReplicas",
     "RetryAttempt",
@@ -84,6 +91,7 @@ __all__ = [
     "create_read_dependency",
     "drop_database",
     "get_transaction",
+    "holders",
     "implementation",
     "list_lock_waits",
     "lock_rows",
@@ -96,6 +104,7 @@ __all__ = [
     "row_change_trigger",
     "run_transaction",
     "wait_for_row_change",
+    "warn_of_idle_transactions",
 ]
 
 _make_logs_safe()

@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from pgtoolset._checkouts import Checkout, DialectCommit
 from pgtoolset._postgres.connections import Outcome, check_verifiable, close_pooled, is_pooled
 from pgtoolset._postgres.discards import checked_rollback, is_discarded, is_open
-from pgtoolset._postgres.engines import see
+from pgtoolset._postgres.engines import see_connection
 from pgtoolset._postgres.poolers import explained
 from pgtoolset._postgres.sqlstates import breaks_connection
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
@@ -47,7 +47,7 @@ def checkout_of(connection: Connection) -> Checkout:
     checkout: Checkout | None = attributes.get(_KEY)
     if checkout is None:
         dialect = connection.dialect
-        see(dialect)
+        see_connection(connection)
         if _KEY not in vars(dialect):
             _listen(dialect)
         check_verifiable(connection.connection)

@@ -20,7 +20,7 @@ from pgtoolset._postgres.sqlstates import (
     sqlstate_of,
 )
 from pgtoolset._postgres.standby import has_moved
-from pgtoolset.errors import CommitUnknownError, TransactionLostError
+from pgtoolset.errors import CommitUnknownError, PoolTimeoutError, TransactionLostError
 from pgtoolset.values import RetryAttempt
 
 RetryOn: TypeAlias = Callable[[Exception], bool]
@@ -126,7 +126,8 @@ def _is_refused_connection(error: BaseException) -> bool:
     sqlstate = sqlstate_of(error)
     if sqlstate is not None:
         return sqlstate in NOT_REACHED
-    return isinstance(error, OSError) or is_refused_connection(error)
+    is_of_system = isinstance(error, OSError) and not isinstance(error, PoolTimeoutError)
+    return is_of_system or is_refused_connection(error)
 
 
 def _is_from_pool(error: BaseException) -> bool:

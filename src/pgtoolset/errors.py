@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import TimeoutError as _PoolTimeout
 
 from pgtoolset._text import safe, safe_lines
 from pgtoolset.types import CommitPhase
-from pgtoolset.values import Blocker
+from pgtoolset.values import Blocker, ConnectionHolder
 
 __all__ = [
     "CommitUnknownError",
@@ -25,6 +26,7 @@ __all__ = [
     "NoDatabaseError",
     "OutsideReferenceError",
     "PgToolsetError",
+    "PoolTimeoutError",
     "PoolerError",
     "RowDeletedError",
     "RowNotFoundError",
@@ -192,6 +194,28 @@ class NoDatabaseError(PgToolsetError, NotImplementedError):
 
     Test that code with the fixture `pg_session`.
     """
+
+
+class PoolTimeoutError(PgToolsetError, _PoolTimeout, TimeoutError):
+    """All connections of a pool were out for longer than a statement may wait for one.
+
+    Raised for each engine that the library has seen, in place of SQLAlchemy's `TimeoutError`, which
+    it is too. The message names the connection that has been out for the longest time. End a
+    transaction before you wait for something else than the database, or let the pool have more
+    connections: `pool_size`, `max_overflow`.
+
+    Attributes:
+        holders: who holds the connections, the longest first; see `pgtoolset.holders`. A connection
+            that was taken before the library has seen the engine is not among them.
+
+    See docs/connections.md and https://docs.sqlalchemy.org/en/20/errors.html#error-3o7r
+    """
+
+    code = "3o7r"
+
+    def __init__(self, message: str, *, holders: Sequence[ConnectionHolder] = ()) -> None:
+        super().__init__(message)
+        self.holders: tuple[ConnectionHolder, ...] = tuple(holders)
 
 
 class PoolerError(PgToolsetError, DBAPIError, RuntimeError):

@@ -5,6 +5,8 @@ They need neither a database nor an implementation, so a double of yours can mak
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -15,6 +17,8 @@ from pgtoolset._text import may_hold_password, one_line, printable, without_pass
 
 __all__ = [
     "Blocker",
+    "CodeLocation",
+    "ConnectionHolder",
     "LockMode",
     "LockWait",
     "M2MChange",
@@ -159,6 +163,59 @@ class LockWait:
         )
 
 
+class CodeLocation(NamedTuple):
+    """A line of the application.
+
+    Attributes:
+        file: the path of the file, as Python knows it.
+        line: the number of the line.
+        function: the name of the function, as in a traceback.
+    """
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        """Describe the line as `app/orders.py:42 in place_order`."""
+        return printable(f"{_shortest(self.file)}:{self.line} in {self.function}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ConnectionHolder:
+    """What is known of a connection that is out of its pool.
+
+    Attributes:
+        task: the name of the task that took the connection; `None` outside of a task.
+        seconds: how long it has been out.
+        where: the line of the application that took it: the first statement of a transaction, most
+            often. `None` where no frame of an application led to the pool.
+        statement: the last statement on it, without its parameters, on one line and cut; `None`
+            before the first one.
+
+    See docs/connections.md.
+    """
+
+    task: str | None
+    seconds: float
+    where: CodeLocation | None
+    statement: str | None
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+    def __str__(self) -> str:
+        """Describe the holder in one line, as messages do."""
+        task = (
+            "code outside of a task"
+            if self.task is None
+            else f"task {without_passwords(self.task)!r}"
+        )
+        where = "" if self.where is None else f", taken at {self.where}"
+        last = "no statement yet" if self.statement is None else f"last statement: {self.statement}"
+        return f"{printable(task)} for {self.seconds:.1f} s{where}, {last}"
+
+
 class M2MChange(NamedTuple):
     """The number of associations that `m2m_set` added and removed.
 
@@ -206,6 +263,12 @@ class RowChange(Generic[M_co]):
         if self.before is None:
             return "insert"
         return "update" if self.after is not None else "delete"
+
+
+def _shortest(file: str) -> str:
+    """Return the path of a file below the folder that Python imports it from."""
+    folders = [os.path.join(each, "") for each in sys.path if os.path.isabs(each)]
+    return file[max((len(each) for each in folders if file.startswith(each)), default=0) :]
 
 
 def _shown_query(query: str | None) -> str:

@@ -39,6 +39,7 @@ from pgtoolset import (
     create_read_dependency,
     drop_database,
     get_transaction,
+    holders,
     list_lock_waits,
     lock_rows,
     lock_tables,
@@ -50,6 +51,7 @@ from pgtoolset import (
     row_change_trigger,
     run_transaction,
     wait_for_row_change,
+    warn_of_idle_transactions,
 )
 from pgtoolset._commands import COMMANDS
 from pgtoolset._postgres.commit_status import confirm, end_backend, look, trace
@@ -226,6 +228,17 @@ async def sessions_and_transactions(place: Place) -> None:
             with pytest.raises(DBAPIError):
                 await session.execute(text("SELECT 1 FROM missing"))
     assert called == [1]
+
+
+@call
+async def holders_and_idle_transactions(place: Place) -> None:
+    stop = warn_of_idle_transactions(place.engine, 0.001)
+    async with create_db_context(place.maker)() as session:
+        await session.get_one(Book, 1)
+        assert len(holders(place.engine)) == 1
+        await asyncio.sleep(0.01)
+    stop()
+    assert holders(place.engine) == []
 
 
 @call

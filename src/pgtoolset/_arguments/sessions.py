@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Pool
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -137,7 +137,7 @@ def check_supported(session: Session) -> None:
 
 def check_bind(bind: Connection | Engine | AsyncConnection | AsyncEngine) -> None:
     """Raise `UnsupportedDriverError` for the bind of a statement that is not supported."""
-    see(bind.dialect)
+    see(bind)
 
 
 def check_atomic(session: Session) -> None:
@@ -170,8 +170,18 @@ def check_engine(engine: object) -> AsyncEngine:
     """
     if not isinstance(engine, AsyncEngine):
         raise TypeError(f"engine must be an AsyncEngine, not {shown(engine)}")
-    see(engine.dialect)
+    see(engine)
     return engine
+
+
+def check_pool(engine: object) -> Pool:
+    """Return the pool of an `AsyncEngine`, or of the `Engine` below one; other objects and drivers
+    are refused as by `check_engine`.
+    """
+    if isinstance(engine, Engine):
+        see(engine)
+        return engine.pool
+    return check_engine(engine).sync_engine.pool
 
 
 def _advice(given: Any) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import Connection, Dialect, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pgtoolset._postgres.connections import terminate_driver
 from pgtoolset._postgres.drivers import DRIVERS, is_supported
+from pgtoolset._postgres.holders import note_statements, see_pool, see_pool_of
 from pgtoolset._text import printable
 from pgtoolset.errors import UnsupportedDriverError
 
@@ -21,12 +23,28 @@ _KEY = "pgtoolset.seen"
 _USE = "Use PostgreSQL through postgresql+asyncpg or postgresql+psycopg"
 
 
-def see(dialect: Dialect) -> None:
-    """Accept a dialect before the first statement over it. No I/O; only the first call does work.
+def see(bind: Connection | Engine | AsyncConnection | AsyncEngine) -> None:
+    """Accept an engine before the first statement over it, and note who holds its connections.
+
+    No I/O; only the first call does work.
 
     Raises:
         UnsupportedDriverError: the database or the driver is one that the library cannot verify.
     """
+    _see_dialect(bind.dialect)
+    if isinstance(bind, AsyncConnection | AsyncEngine):
+        see_pool(bind.sync_engine.pool)
+    else:
+        see_pool(bind.engine.pool)
+
+
+def see_connection(connection: Connection) -> None:
+    """As `see`, by a connection that was just taken."""
+    _see_dialect(connection.dialect)
+    see_pool_of(connection.connection, connection.engine.pool)
+
+
+def _see_dialect(dialect: Dialect) -> None:
     if _KEY in vars(dialect):
         return
     if not is_supported(dialect):
@@ -37,6 +55,7 @@ def see(dialect: Dialect) -> None:
         )
     DRIVERS[dialect.driver].mend(dialect)
     _mend_initialize(dialect)
+    note_statements(dialect)
     vars(dialect)[_KEY] = True
 
 

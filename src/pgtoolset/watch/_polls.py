@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
     OperationalError,
     ProgrammingError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, lazyload, undefer
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import QueuePool
@@ -352,7 +353,8 @@ def is_lost(error: Exception) -> bool:
     # SQLAlchemy does not wrap what asyncpg raises while it connects: errors of the operating system
     # and of the server. psycopg raises an OperationalError for both.
     state = sqlstate_of(error) or ""
-    if isinstance(error, OSError) or state.startswith(("08", "53", "57")):
+    is_of_system = isinstance(error, OSError) and not isinstance(error, PoolTimeoutError)
+    if is_of_system or state.startswith(("08", "53", "57")):
         return True
     return isinstance(error, OperationalError) and not reported_by_server(error)
 
