@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -14,7 +13,7 @@ from pgtoolset import OutsideReferenceError, cleanup_tables
 from tests.databases.cleaning import counts, tables
 from tests.support import connect_args, roles
 
-ROLE = f"pgtoolset_refused_{os.getpid()}"
+ROLE = "pgtoolset_refused"
 
 # Publications
 

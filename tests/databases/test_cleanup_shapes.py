@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import asyncpg
 import pytest
@@ -207,7 +206,7 @@ async def test_triggers(session: AsyncSession, sql: asyncpg.Connection, rows: in
     assert {row["tgenabled"] for row in before} == {b"O", b"A", b"D", b"R"}
 
 
-ROLE = f"pgtoolset_cleaner_{os.getpid()}"
+ROLE = "pgtoolset_cleaner"
 
 
 async def test_as_the_owner(url: str, own: AsyncEngine, sql: asyncpg.Connection) -> None:

@@ -24,6 +24,7 @@ from pgtoolset import (
     row_change_trigger,
     wait_for_row_change,
 )
+from pgtoolset._postgres import lookout
 from pgtoolset._postgres.notifications import channel_in
 from tests.support import Base, Item, plain_url, until
 from tests.watch.crowd import Polls
@@ -270,7 +271,14 @@ async def test_channels(engine: AsyncEngine, other: asyncpg.Connection, database
 WAYS_TO_LOCK = [way for way in WAYS if way is not in_a_savepoint]
 
 
-@pytest.mark.usefixtures("tenants")
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error waits for the names of its blockers, however slow the machine is."""
+    monkeypatch.setattr(lookout, "_GRACE", 20.0)
+    monkeypatch.setattr(lookout, "_SHORT_GRACE", 20.0)
+
+
+@pytest.mark.usefixtures("tenants", "unhurried")
 @pytest.mark.parametrize("open_session", WAYS_TO_LOCK)
 @pytest.mark.parametrize("nowait", [False, True])
 @pytest.mark.parametrize("what", ["rows", "tables"])
