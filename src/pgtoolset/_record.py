@@ -128,6 +128,14 @@ class Record:
         return self.verifies_commits or bool(self.callbacks)
 
     @property
+    def current_settings(self) -> Settings | None:
+        """The settings of the next statement: those of the unit, and of the blocks inside."""
+        current = self.settings
+        for level in self.levels:
+            current = level.settings if current is None else current.updated(level.settings)
+        return current
+
+    @property
     def connections(self) -> list[Connection]:
         """The connections of the transaction."""
         return [checkout.connection for checkout in self.checkouts]
@@ -214,6 +222,12 @@ def record_of(session: Session) -> Record:
             for connection in connections_of(transaction):
                 record.add_connection(connection)
     return record
+
+
+def current_settings(session: Session) -> Settings | None:
+    """Return the settings that the next statement of a session has."""
+    record = _existing_record(session)
+    return None if record is None else record.current_settings
 
 
 def innermost(session: Session) -> SessionTransaction | None:

@@ -52,8 +52,15 @@ class Settings:
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.values = dict(values)
-        self.statements = " ".join(
-            f"SET LOCAL {_identifier(name)} = {_value(name, value)};"
+        self.statements = self._statements("SET LOCAL")
+
+    def of_connection(self) -> str:
+        """Return `SET` for each: the settings of a connection, until it is closed."""
+        return self._statements("SET")
+
+    def _statements(self, verb: str) -> str:
+        return " ".join(
+            f"{verb} {_identifier(name)} = {_value(name, value)};"
             for name, value in self.values.items()
         )
 
