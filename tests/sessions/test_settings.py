@@ -9,10 +9,10 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI, Header, Request, Security, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.testclient import TestClient
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from pgtoolset import SettingMissingError, create_db_dependency
+from tests.sessions.shop import talk_to_websocket
 from tests.settings import NOTHING, Maker, left_behind, narrow, setting
 from tests.support import insert
 
@@ -150,12 +150,6 @@ def app_of(get_db: Any) -> FastAPI:
     async def write(session: Db) -> None:
         await insert(session, 1)
 
-    @app.websocket("/socket")
-    async def socket(websocket: WebSocket, session: Db) -> None:
-        await websocket.accept()
-        await websocket.send_text(await setting(session))
-        await websocket.close()
-
     @app.exception_handler(SettingMissingError)
     async def missing(request: Request, error: SettingMissingError) -> JSONResponse:
         return JSONResponse({"missing": list(error.names)}, status_code=403)
@@ -242,16 +236,23 @@ async def test_openapi(maker: Maker) -> None:
     assert [each["name"] for each in parameters] == ["x-tenant"]
 
 
-def test_websocket(database_url: str) -> None:
-    """A websocket has the settings too."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import NullPool
-
-    maker = async_sessionmaker(create_async_engine(database_url, poolclass=NullPool))
+@pytest.mark.parametrize("name", ["a", "b"])
+async def test_websocket(maker: Maker, name: str) -> None:
+    """A websocket has the settings of its own connection too."""
     app = app_of(create_db_dependency(maker, settings=by_header))
-    with TestClient(app) as client:
-        with client.websocket_connect("/socket", headers={"x-tenant": "a"}) as socket:
-            assert socket.receive_text() == "a"
+    seen: list[str] = []
+
+    @app.websocket("/seen")
+    async def socket(
+        websocket: WebSocket,
+        session: Annotated[AsyncSession, Depends(create_db_dependency(maker, settings=by_header))],
+    ) -> None:
+        await websocket.accept()
+        seen.append(await setting(session))
+        await websocket.close()
+
+    await talk_to_websocket(app, path="/seen", headers=[(b"x-tenant", name.encode())])
+    assert seen == [name]
 
 
 async def test_without_fastapi(maker: Maker) -> None:
