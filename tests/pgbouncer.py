@@ -35,7 +35,7 @@ WITHOUT_CACHES: dict[str, Any] = (
 
 
 @asynccontextmanager
-async def pgbouncer(url: str) -> AsyncIterator[str]:
+async def pgbouncer(url: str, backends: int = BACKENDS) -> AsyncIterator[str]:
     """Yield a URL of the same database through PgBouncer, which runs as the owner of the server's
     socket."""
     assert PROGRAM is not None
@@ -55,7 +55,7 @@ async def pgbouncer(url: str) -> AsyncIterator[str]:
 
 [pgbouncer]
 pool_mode = transaction
-default_pool_size = {BACKENDS}
+default_pool_size = {backends}
 auth_type = any
 listen_addr =
 listen_port = 6432

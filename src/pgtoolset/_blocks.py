@@ -169,7 +169,7 @@ class _Transaction(AbstractAsyncContextManager[None]):
         settings = self._options.settings
         if settings is not None:
             outer = record.settings
-            record.settings = settings if outer is None else outer.updated(settings)
+            record.take_settings(self._sync, settings if outer is None else outer.updated(settings))
 
     def _stop_verifying(self) -> None:
         if self._is_verifying:

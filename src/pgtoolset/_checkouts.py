@@ -24,7 +24,7 @@ from pgtoolset._postgres.connections import (
     begun_transaction,
     verify_next_commit,
 )
-from pgtoolset._postgres.discards import check_is_free, replace_pool
+from pgtoolset._postgres.discards import check_is_free, discard, replace_pool
 from pgtoolset._postgres.sqlstates import (
     IN_FAILED_SQL_TRANSACTION,
     refuses_commit,
@@ -122,19 +122,23 @@ class Checkout:
         """Begin the transaction with its prelude. Runs in SQLAlchemy's greenlet.
 
         A statement of the prelude that PostgreSQL refuses leaves the transaction open and aborted,
-        so that no other one runs in it.
+        so that no other one runs in it. Until it has begun, each statement waits for the prelude,
+        also one of another task.
         """
         self.follow()
-        prelude, self.prelude = self.prelude, ""
-        if not prelude:
+        if not self.prelude:
             return
         proxied = self.connection.connection
         try:
-            begin_with(proxied, prelude)
-        except BaseException:
-            if begun_transaction(proxied) is None:
-                self.prelude = prelude  # the next statement would begin without it
+            begin_with(proxied, self.prelude)
+        except BaseException as error:
+            if begun_transaction(proxied) is not None:
+                self.prelude = ""
+            # SQLAlchemy's own error around that of asyncpg has no more than its SQLSTATE.
+            if isinstance(error, Exception) and not reported_by_server(error.__cause__ or error):
+                discard(proxied)  # what became of the BEGIN is unknown
             raise
+        self.prelude = ""
 
     def is_rolled_back_under(self, participant: Participant) -> bool:
         """Whether what a session had joined was rolled back by others than the session."""

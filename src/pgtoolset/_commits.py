@@ -44,7 +44,7 @@ def verify_commits(
         return False
     record.verifies_commits = True
     record.resolve_commit = resolve_commit
-    record.settings = settings
+    record.take_settings(session, settings)
     vars(session)["commit"] = partial(_verified_commit, ref(session))
     return True
 

@@ -81,10 +81,12 @@ class Record:
         settings: of each transaction of the block.
         levels: the settings of the blocks inside, the innermost last.
         joined: the settings on connections whose transaction is not the session's.
+        begins_on_bind: whether the session, bound to a connection, begins its transactions.
     """
 
     __slots__ = (
         "abandoned",
+        "begins_on_bind",
         "callbacks",
         "checkouts",
         "committed",
@@ -111,11 +113,27 @@ class Record:
         self.settings: Settings | None = None
         self.levels: list[SettingsLevel] = []
         self.joined: SettingsLevel | None = None
+        self.begins_on_bind = False
+
+    def take_settings(self, session: Session, settings: Settings | None) -> None:
+        """Have the settings for each transaction from the next one on."""
+        self.settings = settings
+        if settings is not None:
+            bind = session.bind
+            self.begins_on_bind = isinstance(bind, Connection) and not bind.in_transaction()
 
     @property
     def needs_verified_commit(self) -> bool:
         """Whether a COMMIT that PostgreSQL answers with ROLLBACK must be an error."""
         return self.verifies_commits or bool(self.callbacks)
+
+    @property
+    def current_settings(self) -> Settings | None:
+        """The settings of the next statement: those of the unit, and of the blocks inside."""
+        current = self.settings
+        for level in self.levels:
+            current = level.settings if current is None else current.updated(level.settings)
+        return current
 
     @property
     def connections(self) -> list[Connection]:
@@ -155,12 +173,20 @@ class Record:
                     each.apply(connection)
         elif self.settings is None:
             return
-        elif _is_joined(session, connection):
+        elif self._is_joined(session, connection):
             if self.joined is None:
                 self.joined = SettingsLevel(self.settings)
             self.joined.apply(connection)
         else:
             checkout_of(connection).prelude = self.settings.statements
+
+    def _is_joined(self, session: Session, connection: Connection) -> bool:
+        """Whether a transaction may be that of the caller, who goes on with the connection."""
+        return (
+            (connection is session.bind and not self.begins_on_bind)
+            or connection.in_nested_transaction()
+            or begun_transaction(connection.connection) is not None
+        )
 
     def move_callbacks(self, level: SessionTransaction, enclosing: SessionTransaction) -> None:
         """Give the callbacks of a savepoint that ended to the level around it, or drop them."""
@@ -196,6 +222,12 @@ def record_of(session: Session) -> Record:
             for connection in connections_of(transaction):
                 record.add_connection(connection)
     return record
+
+
+def current_settings(session: Session) -> Settings | None:
+    """Return the settings that the next statement of a session has."""
+    record = _existing_record(session)
+    return None if record is None else record.current_settings
 
 
 def innermost(session: Session) -> SessionTransaction | None:
@@ -251,15 +283,6 @@ def _refuse_connection(record: Record, session: Session, connection: Connection)
             "connection; wait for every task that uses the session before the end of its block"
         )
     raise TransactionStateError(AUTOCOMMIT)
-
-
-def _is_joined(session: Session, connection: Connection) -> bool:
-    """Whether a transaction may be that of the caller, who goes on with the connection."""
-    return (
-        connection is session.bind
-        or connection.in_nested_transaction()
-        or begun_transaction(connection.connection) is not None
-    )
 
 
 def _before_commit(session: Session) -> None:

@@ -46,28 +46,38 @@ def as_dependency(settings: Any) -> Any | None:
     """Return what FastAPI calls in each request for the settings; `None` for a plain mapping, and
     for a plain function without parameters, for which FastAPI would use a thread.
     """
-    if type(settings).__module__ == "fastapi.params":
-        return settings
+    for each in (settings, *getattr(settings, "__metadata__", ())):  # of Annotated[...]
+        if _is_depends(each):
+            return each
     if isinstance(settings, Mapping) or not callable(settings):
         return None
     try:
-        parameters = inspect.signature(settings).parameters.values()
+        parameters = inspect.signature(settings).parameters
     except (TypeError, ValueError):
         return None  # a function of C that does not say
-    is_plain = not any(
-        check(settings)
+    if not parameters and not _is_special(settings):
+        return None
+    from fastapi import Depends
+
+    return Depends(settings)
+
+
+def _is_depends(value: object) -> bool:
+    kind = type(value)
+    return kind.__module__ == "fastapi.params" and kind.__name__ in ("Depends", "Security")
+
+
+def _is_special(function: Any) -> bool:
+    """Whether a function, or an object that is called like one, is async or a generator."""
+    return any(
+        check(each)
+        for each in (function, getattr(function, "__call__", None))  # noqa: B004
         for check in (
             inspect.iscoroutinefunction,
             inspect.isasyncgenfunction,
             inspect.isgeneratorfunction,
         )
     )
-    takes_none = all(each.kind is inspect.Parameter.POSITIONAL_ONLY for each in parameters)
-    if is_plain and takes_none:
-        return None
-    from fastapi import Depends
-
-    return Depends(settings)
 
 
 def raise_settings_by_hand() -> NoReturn:

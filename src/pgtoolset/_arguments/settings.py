@@ -28,8 +28,14 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*")
 #: Settings whose value is a list of names, of which SET would take a string for one name.
 _LISTS = frozenset({"search_path", "temp_tablespaces", "local_preload_libraries"})
 
+#: What PostgreSQL takes for space in a list.
+_SPACES = " \t\n\r\f\v"
+
 #: One name of a list, as PostgreSQL reads it: quoted, or in lower case.
-_LISTED = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\s",]+))\s*(?:,|$)')
+_LISTED = re.compile(rf'[{_SPACES}]*(?:"((?:[^"]|"")+)"|([^{_SPACES}",]+))[{_SPACES}]*(?:,|\Z)')
+
+#: PostgreSQL folds these letters, and no others where the encoding is UTF-8.
+_TO_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 _EXAMPLE = '{"app.tenant_id": "7", "statement_timeout": "2s"}'
 
@@ -46,8 +52,15 @@ class Settings:
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.values = dict(values)
-        self.statements = " ".join(
-            f"SET LOCAL {_identifier(name)} = {_value(name, value)};"
+        self.statements = self._statements("SET LOCAL")
+
+    def of_connection(self) -> str:
+        """Return `SET` for each: the settings of a connection, until it is closed."""
+        return self._statements("SET")
+
+    def _statements(self, verb: str) -> str:
+        return " ".join(
+            f"{verb} {_identifier(name)} = {_value(name, value)};"
             for name, value in self.values.items()
         )
 
@@ -240,7 +253,7 @@ def _listed(name: str, value: str) -> list[str]:
 
     See https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH
     """
-    if not value.strip():
+    if not value.strip(_SPACES):
         return [""]
     names: list[str] = []
     position = 0
@@ -250,6 +263,6 @@ def _listed(name: str, value: str) -> list[str]:
             raise ValueError(
                 f"settings: the value of {printable(name)} must be names with commas between them"
             )
-        names.append(match[1].replace('""', '"') if match[1] else match[2].lower())
+        names.append(match[1].replace('""', '"') if match[1] else match[2].translate(_TO_LOWER))
         position = match.end()
     return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
@@ -51,6 +51,20 @@ _DATA = ("22", "23514")
 _SCHEMA = ("42", "0A", "XX")
 
 
+class SettingStatements(Protocol):
+    """Settings, as the statements that set them.
+
+    Attributes:
+        statements: `SET LOCAL` for each.
+    """
+
+    statements: str
+
+    def of_connection(self) -> str:
+        """Return `SET` for each."""
+        ...
+
+
 class LinkLost(Exception):
     """The connection is lost; a new one has to start from the beginning."""
 
@@ -62,15 +76,18 @@ class Busy(Exception):
 class Link:
     """One connection of asyncpg."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any, settings: SettingStatements | None) -> None:
         self._driver = driver
+        self._settings = settings
         self._keeps_its_backend = keeps_its_backend(driver)
         self._heard: Callable[[str, str], None] | None = None
         self._channels: set[str] = set()
 
     @classmethod
-    async def open(cls, engine: AsyncEngine) -> Self:
+    async def open(cls, engine: AsyncEngine, settings: SettingStatements | None = None) -> Self:
         """Connect as the engine does, its events included, without a place in its pool.
+
+        Every statement has the settings, but for `lock_timeout`, which is the watcher's own.
 
         The first connection of an engine is one of its own pool, whose other users wait until
         SQLAlchemy has looked at the server over it. For another pool they would not wait.
@@ -82,9 +99,9 @@ class Link:
             fairy: Any = await greenlet_spawn(pool.connect)
         driver = fairy.driver_connection
         fairy.detach()
-        link = cls(driver)
+        link = cls(driver, settings)
         try:
-            await link._limit_locks()
+            await link._set()
         except BaseException:
             await link.close()
             raise
@@ -113,9 +130,13 @@ class Link:
             self._raise_if_lost(error)
             raise
 
-    async def _limit_locks(self) -> None:
+    async def _set(self) -> None:
         if self._keeps_its_backend:
-            await self._execute(f"SET lock_timeout = {LOCK_TIMEOUT}")
+            given = "" if self._settings is None else self._settings.of_connection()
+            await self._execute(f"{given} SET lock_timeout = {LOCK_TIMEOUT}")
+        elif self._settings is not None:
+            # So that one that PostgreSQL refuses is an error now, and not at each look.
+            await self._execute(f"BEGIN; {self._settings.statements} ROLLBACK")
 
     async def _fetch(self, statement: str, *arguments: Sequence[Any]) -> list[Any]:
         rows: list[Any] = await self._driver.fetch(statement, *arguments, timeout=STATEMENT_TIMEOUT)
@@ -123,8 +144,9 @@ class Link:
 
     async def _fetch_behind_pooler(self, statement: str, *arguments: Sequence[Any]) -> list[Any]:
         """Set the limit for this statement alone: its backend serves others afterwards."""
-        await self._execute(f"BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT}")
+        given = "" if self._settings is None else self._settings.statements
         try:
+            await self._execute(f"BEGIN; {given} SET LOCAL lock_timeout = {LOCK_TIMEOUT}")
             return await self._fetch(statement, *arguments)
         finally:
             await self._execute("ROLLBACK")

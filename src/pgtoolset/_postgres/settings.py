@@ -6,11 +6,12 @@ A ROLLBACK TO puts them back, a RELEASE keeps them. https://www.postgresql.org/d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, String, literal, select, true
+from sqlalchemy.exc import StatementError
 
-from pgtoolset._postgres.quoting import literal
-from pgtoolset._postgres.sending import send
+from pgtoolset._postgres.catalog import pg
 
 
 def change_settings(connection: Connection, values: Mapping[str, str]) -> dict[str, str]:
@@ -19,19 +20,31 @@ def change_settings(connection: Connection, values: Mapping[str, str]) -> dict[s
     A setting with a prefix that was never set has the empty string from then on: PostgreSQL has no
     way back to no value. Runs in SQLAlchemy's greenlet.
     """
-    terms = ", ".join(
-        f"pg_catalog.current_setting({literal(name)}, true), {_set(name, value)}"
+    terms = [
+        term
         for name, value in values.items()
-    )
-    row = send(connection, f"SELECT {terms}").one()
+        for term in (pg.current_setting(_text(name), true()), _set(name, value))
+    ]
+    row = _send(connection, terms)
     return {name: row[2 * number] or "" for number, name in enumerate(values)}
 
 
 def put_settings_back(connection: Connection, before: Mapping[str, str]) -> None:
     """Set settings to their earlier values. Runs in SQLAlchemy's greenlet."""
-    terms = ", ".join(_set(name, value) for name, value in before.items())
-    send(connection, f"SELECT {terms}").close()
+    _send(connection, [_set(name, value) for name, value in before.items()])
 
 
-def _set(name: str, value: str) -> str:
-    return f"pg_catalog.set_config({literal(name)}, {literal(value)}, true)"
+def _send(connection: Connection, terms: list[Any]) -> Any:
+    try:
+        return connection.execute(select(*terms)).one()
+    except StatementError as error:
+        error.hide_parameters = True  # a value may be a secret
+        raise
+
+
+def _set(name: str, value: str) -> Any:
+    return pg.set_config(_text(name), _text(value), true())
+
+
+def _text(value: str) -> Any:
+    return literal(value, String)

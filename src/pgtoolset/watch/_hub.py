@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from pgtoolset._arguments import SettingsSource
 from pgtoolset._cancellation import Requests
 from pgtoolset._postgres.link import (
     HEARTBEAT,
@@ -57,8 +58,11 @@ LAST_TICK_TIMEOUT = 0.25
 class Hub:
     """Ticks every group at every interval, and in between the groups with due rows."""
 
-    def __init__(self, engine: AsyncEngine, interval: float, notify: bool) -> None:
+    def __init__(
+        self, engine: AsyncEngine, interval: float, notify: bool, settings: SettingsSource
+    ) -> None:
         self._engine = engine
+        self._settings = settings
         self._interval = interval
         self._notify = notify
         self._groups = Groups(engine)
@@ -80,7 +84,7 @@ class Hub:
         if self._was_opened:
             raise WatcherClosedError("A RowWatcher can be entered once; make a new one.")
         self._was_opened = True
-        self._first_link = link = await Link.open(self._engine)
+        self._first_link = link = await Link.open(self._engine, self._settings.now())
         self._task = asyncio.get_running_loop().create_task(
             self._run(link), name="pgtoolset.RowWatcher"
         )
@@ -156,7 +160,7 @@ class Hub:
 
     async def _connect(self) -> Link:
         try:
-            return await Link.open(self._engine)
+            return await Link.open(self._engine, self._settings.now())
         except Exception as error:
             description = safe(f"{type(error).__name__}: {error}")
             logger.warning("A RowWatcher cannot connect, and tries again: %s", description)

@@ -23,6 +23,7 @@ from pgtoolset._compatibility import connections_of, written_by
 from pgtoolset._native import row_comparator
 from pgtoolset._postgres.locks import isolation_level_of
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from pgtoolset._record import record_of
 from pgtoolset.errors import PgToolsetError
 from pgtoolset.watch._polls import RowQuery, is_lost
 
@@ -85,6 +86,9 @@ class OwnRow:
 
     def _read(self, connection: Connection, found: Any) -> tuple[Any, str]:
         try:
+            if record_of(self._session).levels:
+                # The savepoint of a block with settings begins with the first statement in it.
+                self._session.connection(bind_arguments={"bind": connection.engine})
             return self._query.row_and_level(connection)
         except Exception as error:
             if is_lost(error) or sqlstate_of(error) == _FAILED_TRANSACTION:

@@ -42,7 +42,9 @@ from pgtoolset._postgres.connections import has_one_backend, is_closed, terminat
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import reported_by_server, sqlstate_of
 from pgtoolset._postgres.tables import hiding, options_of, qualified_names
+from pgtoolset._record import current_settings
 from pgtoolset._text import safe
+from pgtoolset.watch._settings import with_settings
 from pgtoolset.watch.conditions import SAME, Condition
 from pgtoolset.watch.targets import Target, exact_part
 
@@ -134,6 +136,7 @@ class RowQuery:
     Attributes:
         condition: what the waiter waits for.
         options: the execution options of the session's statements, schema translation included.
+        settings: the settings of PostgreSQL that they have.
         selects: the statements.
         sent_at: the time of the event loop at which the last statement for the row was sent.
     """
@@ -150,6 +153,7 @@ class RowQuery:
         check_bind(self.bind)
         self.condition = condition
         self.options = options_of(session, self.bind)
+        self.settings = current_settings(session)
         self.selects = KeyedSelects(target)
         self.sent_at = -math.inf
         self._session = session
@@ -182,16 +186,18 @@ class RowQuery:
 
     def rows(self, connection: Connection, queries: Sequence[RowQuery]) -> dict[int, Any]:
         """Return the rows of queries as detached instances, by their positions, from 0."""
-        found = self._fetch(connection, self.selects.rows, queries)
-        rows = {position - 1: row for row, position in found}
-        self._note_missing(connection, rows, queries)
+        with with_settings(connection, self.settings):
+            found = self._fetch(connection, self.selects.rows, queries)
+            rows = {position - 1: row for row, position in found}
+            self._note_missing(connection, rows, queries)
         return rows
 
     def values(self, connection: Connection, queries: Sequence[RowQuery]) -> dict[int, Any]:
         """Return the watched values of queries, by their positions, from 0."""
-        found = self._fetch(connection, self.selects.values, queries)
-        rows = {row[-1] - 1: row[:-1] for row in found}
-        self._note_missing(connection, rows, queries)
+        with with_settings(connection, self.settings):
+            found = self._fetch(connection, self.selects.values, queries)
+            rows = {row[-1] - 1: row[:-1] for row in found}
+            self._note_missing(connection, rows, queries)
         return rows
 
     def _fetch(
@@ -252,7 +258,7 @@ def poll_on_connection(
 ) -> Any:
     """Return the row of a query, within the transaction that is open on the connection, if any."""
     sending(connection)
-    if connection.in_transaction():
+    if connection.in_transaction() or query.settings is not None:
         return query.row(connection)
     with connection.begin():
         return query.row(connection)
@@ -263,7 +269,9 @@ def poll_on_pool(engine: Engine, batch: Batch) -> None:
     with engine.connect() as connection:
         queries = batch.connected()
         # A snapshot of this moment, where possible with neither BEGIN nor ROLLBACK on the wire.
-        level: Any = "AUTOCOMMIT" if has_one_backend(connection) else "READ COMMITTED"
+        has_settings = queries[0].settings is not None
+        is_plain = has_one_backend(connection) and not has_settings
+        level: Any = "AUTOCOMMIT" if is_plain else "READ COMMITTED"
         options = {**queries[0].options, "isolation_level": level}
         connection = connection.execution_options(**options)
         queries = _poll_values(connection, queries, batch)

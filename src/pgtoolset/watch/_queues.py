@@ -49,7 +49,8 @@ def joined_queue(query: RowQuery) -> Iterator[PollQueue]:
 
 
 class PollQueue:
-    """The waiters for rows of one model and the same columns, over one engine, with equal options.
+    """The waiters for rows of one model and the same columns, over one engine, with equal options
+    and equal settings.
 
     Attributes:
         waiters: how many may join again, sleeping ones included.
@@ -191,9 +192,10 @@ class PoolShare:
         self._free = _size_of_share(pool)
 
     def queue(self, query: RowQuery) -> PollQueue:
-        """Return the queue of an engine, model, columns and execution options."""
+        """Return the queue of an engine, model, columns, execution options and settings."""
         target = query.target
-        id_ = (query.bind, target.mapper, target.columns, _hashable(query.options))
+        options = _hashable(query.options)
+        id_ = (query.bind, target.mapper, target.columns, options, query.settings)
         queue = self._queues.get(id_)
         if queue is None:
             queue = self._queues[id_] = PollQueue(self, query)

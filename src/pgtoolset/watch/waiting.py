@@ -67,7 +67,8 @@ async def wait_for_row_change(
 
     The session's transaction and its pending changes stay as they are: an attribute with unflushed
     changes keeps them, and so does a row that the transaction has written. The execution options of
-    the session, its connection and its engine hold for polls, and so does its routing. A lost
+    the session, its connection and its engine hold for polls, and so do its routing and its
+    `settings`. A setting that a statement of yours has set is unknown here. A lost
     connection is replaced until the timeout. Where the pool has no free
     connection, the poll waits for one; SQLAlchemy's `TimeoutError` is raised, after the pool's own
     timeout, only where the session itself holds one of its connections.

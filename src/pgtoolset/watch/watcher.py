@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pgtoolset._arguments import (
+    SettingsSource,
     check_engine,
     check_flag,
     check_predicate,
@@ -18,7 +19,7 @@ from pgtoolset._arguments import (
     seconds,
 )
 from pgtoolset.errors import UnsupportedDriverError, WatcherClosedError
-from pgtoolset.types import ColumnAttribute, Duration
+from pgtoolset.types import ColumnAttribute, Duration, SettingsOrFunction
 from pgtoolset.values import RowChange
 from pgtoolset.watch._hub import Hub
 from pgtoolset.watch._loading import seen_by
@@ -44,10 +45,13 @@ class RowWatcher:
         notify: whether to LISTEN on the same connection to the triggers of `row_change_trigger`,
             and to poll the announced rows at once. A notification that is lost delays a change by
             one interval.
+        settings: settings of PostgreSQL that every statement of the watcher has, such as
+            `{"role": "reader"}`, or a function without parameters that returns them; it is called
+            at each connection, also after a lost one. `lock_timeout` stays the watcher's own.
 
     Raises:
         UnsupportedDriverError: the engine is not on asyncpg.
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: an argument is wrong, or a setting has no valid name or value.
 
     Example:
         >>> async with RowWatcher(engine, interval=0.1) as watcher:
@@ -60,7 +64,12 @@ class RowWatcher:
     """
 
     def __init__(
-        self, engine: AsyncEngine, *, interval: Duration = 0.5, notify: bool = False
+        self,
+        engine: AsyncEngine,
+        *,
+        interval: Duration = 0.5,
+        notify: bool = False,
+        settings: SettingsOrFunction | None = None,
     ) -> None:
         check_engine(engine)
         if engine.dialect.driver != "asyncpg":
@@ -72,11 +81,12 @@ class RowWatcher:
         self._engine = engine
         self._interval = seconds("interval", interval)
         self._notify = notify
+        self._settings = SettingsSource(settings)
         self._hub: Hub | None = None
 
     async def __aenter__(self) -> Self:
         if self._hub is None:
-            self._hub = Hub(self._engine, self._interval, self._notify)
+            self._hub = Hub(self._engine, self._interval, self._notify, self._settings)
         await self._hub.open()
         return self
 

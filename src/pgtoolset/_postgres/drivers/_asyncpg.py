@@ -173,10 +173,10 @@ class AsyncpgDriver:
         # As SQLAlchemy's adapter begins it: no other task may execute anything meanwhile.
         async with adapter._execute_mutex:
             try:
-                if adapter._transaction is None:
-                    await self._begin_with(adapter, raw, statements)
-                else:
+                if _has_begun(adapter):
                     await raw.execute(statements)
+                else:
+                    await self._begin_with(adapter, raw, statements)
             except Exception as error:
                 adapter._handle_exception(error)
 
@@ -191,7 +191,7 @@ class AsyncpgDriver:
         started = getattr(type(state), "STARTED", None)
         if started is None or owner._top_xact is not None or self.is_in_transaction(raw):
             await transaction.start()  # a wrapper's own, or one that asyncpg refuses
-            adapter._transaction = transaction
+            _note_begun(adapter, transaction)
             await raw.execute(statements)
             return
         owner._top_xact = transaction
@@ -203,10 +203,10 @@ class AsyncpgDriver:
                 raise
             # PostgreSQL has begun it, and then refused one of the statements.
             transaction._state = started
-            adapter._transaction = transaction
+            _note_begun(adapter, transaction)
             raise
         transaction._state = started
-        adapter._transaction = transaction
+        _note_begun(adapter, transaction)
 
     def check_verifiable(self, connection: PoolProxiedConnection) -> None:
         """Raise where asyncpg, or a wrapper of its connection, lacks an attribute."""
@@ -263,6 +263,17 @@ class _Attempt(CommitAttempt):
     async def rollback(self) -> None:
         """Roll back as asyncpg's own transaction does."""
         await self._transaction.rollback()
+
+
+def _has_begun(adapter: Any) -> bool:
+    """Whether SQLAlchemy's adapter has begun a transaction; before 2.1 it keeps a flag for that."""
+    return bool(getattr(adapter, "_started", adapter._transaction is not None))
+
+
+def _note_begun(adapter: Any, transaction: Any) -> None:
+    adapter._transaction = transaction
+    if hasattr(adapter, "_started"):
+        adapter._started = True
 
 
 def _begin_of(adapter: Any) -> str:
