@@ -93,7 +93,7 @@ _BY_SQLSTATE = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found in an exception.
+    """The problem that an exception is.
 
     Attributes:
         problem: its kind.

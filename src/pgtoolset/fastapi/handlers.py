@@ -48,7 +48,7 @@ def install_error_handlers(
     type_base: str | None = None,
     openapi: bool = True,
 ) -> None:
-    """Answer errors of the database with problem details (RFC 9457), whoever raises them.
+    """Answer errors of the database with problem details (RFC 9457), wherever they are raised.
 
     An error may come from the endpoint, from a dependency, or from the commit before the response.
 
@@ -111,7 +111,7 @@ def install_error_handlers(
 
 
 class ErrorHandler:
-    """The handler of all the classes: answers a problem, and passes on what is none.
+    """The handler of all the classes: answers problems, and passes other errors on.
 
     Args:
         app: the application.
@@ -192,7 +192,7 @@ async def _called(handler: Any, connection: Any, error: Exception) -> Any:
 def _log(connection: Any, found: Finding) -> None:
     """Log a problem without its message, in which PostgreSQL quotes values.
 
-    An overload is for those that run the service, the others are for the client.
+    An overload matters to the operators of the service, the others to its client.
     """
     level = logging.WARNING if found.problem.status == 503 else logging.DEBUG
     logger.log(
