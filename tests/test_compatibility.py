@@ -61,6 +61,7 @@ from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._record import innermost
 from pgtoolset.testing import server
+from tests.settings import setting
 from tests.support import Item, insert
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,7 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_connection, "_transaction"),
     (PGDialect_asyncpg(isolation_level="AUTOCOMMIT"), "_on_connect_isolation_level"),
     (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
+    (AsyncAdapt_asyncpg_connection, "_handle_exception"),
     (sqlalchemy.Pool, "_invalidate"),
     (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
     (sqlalchemy.Pool, "_do_get"),
@@ -385,6 +387,35 @@ async def test_asyncpg_without_top_xact(engine: AsyncEngine) -> None:
 async def test_connection_of_a_transaction(other: asyncpg.Connection) -> None:
     """A transaction of asyncpg keeps the connection that it was made by."""
     assert other.transaction()._connection is other
+
+
+class StatelessTransaction:
+    """A transaction of asyncpg that does not show its state."""
+
+    def __init__(self, transaction: Any) -> None:
+        self._connection = transaction._connection
+        self.start = transaction.start
+        self.commit = transaction.commit
+        self.rollback = transaction.rollback
+
+
+class StatelessConnection(asyncpg.Connection):  # type: ignore[misc]
+    def transaction(self, **options: Any) -> Any:
+        return StatelessTransaction(super().transaction(**options))
+
+
+async def test_transaction_without_a_state(database_url: str) -> None:
+    """Where asyncpg's transaction cannot be marked as started, the settings follow its BEGIN."""
+    url = make_url(database_url).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, connect_args={"connection_class": StatelessConnection})
+    db_context = create_db_context(async_sessionmaker(engine), settings={"app.tenant": "a"})
+    async with db_context() as session:
+        for _ in range(2):
+            assert await setting(session) == "a"
+            await session.commit()
+    async with engine.connect() as connection:
+        assert await setting(connection) == ""
+    await engine.dispose()
 
 
 async def test_has_one_backend(engine: AsyncEngine) -> None:

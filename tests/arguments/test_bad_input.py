@@ -127,6 +127,13 @@ WRONG: dict[str, list[Any]] = {
     "statuses": [[500], ["404"], [True], [None], [404, 200], [SECRET], [object()]],
     "base_url": [5, None, "", "test", "/path", "http://", SECRET, b"http://test"],
     "lifespan": WRONG_FLAGS,
+    "settings": [
+        *(5, SECRET, object(), [("app.key", "x")], {"no name": 1}, {5: 1}, {"": 1}, {"app.": 1}),
+        *({"app.key": each} for each in (None, "nul\0", [SECRET], b"x", float("nan"), "\ud800")),
+        *({"app.key": 1, "APP.Key": SECRET}, {"search_path": f'"{SECRET}'}, {"x" * 64: SECRET}),
+        {"app.key": timedelta(-1)},
+    ],
+    "require": [5, SECRET, "app.key", b"app.key", None, [5], ["no name"], {"app.key": 1}, [None]],
 }
 
 #: Arguments that take every value of Python's, or whose mistakes SQLAlchemy names.

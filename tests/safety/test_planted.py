@@ -214,10 +214,13 @@ async def sessions_and_transactions(place: Place) -> None:
         {"isolation_level": "REPEATABLE READ", "read_only": False, "deferrable": False},
         {"durable": True},
         {"resolve_commit": 60},
+        {"settings": {"app.tenant": "7"}},
     ]
     for each in options:
         async with place.maker() as session, get_transaction(session, **each):
             await session.get_one(Book, 100)
+            async with get_transaction(session, settings={"app.tenant": "8", "lock_timeout": 5}):
+                await session.get_one(Book, 100)
 
     async def work(session: AsyncSession) -> str:
         return (await session.get_one(Book, 100)).title

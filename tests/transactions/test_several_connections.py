@@ -167,6 +167,7 @@ async def test_commit_prepared_without_an_answer(two_phase_url: str) -> None:
         nonlocal attempts
         attempts += 1
         await insert(session, attempts)
+        assert await session.scalar(text("SELECT current_setting('app.tenant', true)")) == "a"
         pid = await session.scalar(text("SELECT pg_backend_pid()"))
         if attempts > 1:
             kill = partial(other.fetchval, "SELECT pg_terminate_backend($1, 60000)", pid)
@@ -177,10 +178,11 @@ async def test_commit_prepared_without_an_answer(two_phase_url: str) -> None:
                 once=True,
             )
 
-    await run_transaction(two_phase, work)
+    settings = {"app.tenant": "a"}
+    await run_transaction(two_phase, work, settings=settings)
     assert await stored(other) == {1}
     with pytest.raises(CommitUnknownError) as caught:
-        await run_transaction(two_phase, work)
+        await run_transaction(two_phase, work, settings=settings)
     assert caught.value.phase == "end"
     assert attempts == 2
     assert await other.fetchval("SELECT count(*) FROM pg_prepared_xacts") == 1

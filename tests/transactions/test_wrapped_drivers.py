@@ -32,6 +32,7 @@ from pgtoolset import (
 )
 from pgtoolset._postgres.connections import is_closed
 from tests.proxy import Proxy
+from tests.settings import setting
 from tests.support import Item, insert, plain_url, stored, swallow_error, until
 
 pytestmark = pytest.mark.asyncpg(reason="objects around a connection of asyncpg")
@@ -182,6 +183,31 @@ async def test_units(wrapped: AsyncEngine, other: asyncpg.Connection) -> None:
 
     await run_transaction(maker, work, isolation_level="SERIALIZABLE")
     assert await stored(other) == {1, 2, 3, 4, 8}
+
+
+@pytest.mark.parametrize("wrapped", KINDS, indirect=True)
+async def test_settings(wrapped: AsyncEngine, other: asyncpg.Connection) -> None:
+    """Settings hold in each transaction and nested block, and a refused one is its own error."""
+    maker = async_sessionmaker(wrapped)
+    async with create_db_context(maker, settings={"app.tenant": "a"})() as session:
+        for _ in range(2):
+            await insert(session, 1)
+            assert await setting(session) == "a"
+            async with get_transaction(session, settings={"app.tenant": "b"}):
+                assert await setting(session) == "b"
+            assert await setting(session) == "a"
+            await session.rollback()
+        await insert(session, 2)
+        await session.commit()
+    with pytest.raises(TransactionAbortedError):
+        async with create_db_context(maker, settings={"statement_timeout": "soon"})() as session:
+            with pytest.raises(DBAPIError, match="soon"):
+                await insert(session, 3)
+            with pytest.raises(DBAPIError, match="aborted"):
+                await insert(session, 4)
+    async with create_db_context(maker)() as session:
+        assert await setting(session) == ""
+    assert await stored(other) == {2}
 
 
 @pytest.mark.parametrize("wrapped", KINDS, indirect=True)

@@ -143,7 +143,7 @@ def check_settings(settings: object) -> Settings:
     if not isinstance(settings, Mapping):
         raise TypeError(
             f"settings must be a mapping such as {_EXAMPLE}, or a function that returns one, not "
-            f"{shown(settings) if not isinstance(settings, str) else 'a string'}"
+            f"an object of type {type(settings).__name__}"
         )
     values: dict[str, str] = {}
     for given, value in settings.items():
