@@ -34,6 +34,7 @@ from pgtoolset._postgres.locks import (
     sessions_owning,
 )
 from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
+from pgtoolset._postgres.sending import PUTS_BACK
 from pgtoolset._postgres.sqlstates import UNDEFINED_COLUMN, sqlstate_of
 from pgtoolset._postgres.tables import qualified_names, translation_of
 from pgtoolset.errors import LockTimeoutError
@@ -67,11 +68,11 @@ SELECT e.lock, e.statement, pg_catalog.pg_backend_pid() AS pid,
            THEN e.statement ELSE CAST(:statement AS varchar) END, true)
 FROM (SELECT pg_catalog.current_setting('lock_timeout') AS lock,
              pg_catalog.current_setting('statement_timeout') AS statement OFFSET 0) AS e
-""")
+""").execution_options(**PUTS_BACK)
 _RESTORE = text("""
 SELECT pg_catalog.set_config('lock_timeout', :lock, true),
        pg_catalog.set_config('statement_timeout', :statement, true)
-""")
+""").execution_options(**PUTS_BACK)
 
 #: How much longer the statement may take than the wait for a single row: where one row is in the
 #: way, the error of `lock_timeout` comes first, which says more.

@@ -193,4 +193,4 @@ class _TableLocks:
 
 def _set(connection: Connection, settings: Mapping[str, str]) -> None:
     for name, value in settings.items():
-        send(connection, f"SET LOCAL {name} = '{value}'")
+        send(connection, f"SET LOCAL {name} = '{value}'", puts_back=True)
