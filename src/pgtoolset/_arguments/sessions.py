@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session, scoped_session
 
 from pgtoolset._arguments.shown import shown
 from pgtoolset._compatibility import isolation_level_at_connect
-from pgtoolset._postgres.checkouts import bound_pool
 from pgtoolset._postgres.engines import see
 from pgtoolset.errors import TransactionStateError
 from pgtoolset.protocols import ManagedSession, SessionFactory

@@ -111,6 +111,7 @@ def lock_tables(
     def take(lookout: Lookout, connection: Connection) -> S:
         translation = translation_of(sync, connection)
         locks.names = qualified_names(targets, connection.dialect, translation)
+        locks.timeout = lookout.limit()
         mark = lookout.watch(connection, locks.wanted(), marks=True)
         locks.take(connection, mark)
         return session
