@@ -264,7 +264,9 @@ def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None
 
 def _on_error(context: ExceptionContext) -> PoolerError | DeadlineExceededError | None:
     if isinstance(context.original_exception, DeadlineExceededError):
-        return None  # nothing was sent
+        # Nothing was sent. SQLAlchemy takes a TimeoutError for a statement that was cut.
+        context.is_disconnect = False
+        return None
     connection = context.connection
     if connection is None or not is_open(connection) or is_pooled(connection.connection):
         _note_error(context)

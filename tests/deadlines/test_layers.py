@@ -62,24 +62,24 @@ async def locked(item: None, other: asyncpg.Connection) -> AsyncIterator[None]:
 async def test_statement(session_maker: Maker, engine: AsyncEngine) -> None:
     """A statement ends at the deadline; the error is a `TimeoutError` and says so."""
     db_context = create_db_context(session_maker)
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.2):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
         async with db_context() as session:
             await session.execute(SLEEP)
     assert caught.value.spent_on == "statement"
-    assert caught.value.seconds == 0.2
+    assert caught.value.seconds == 0.3
     assert isinstance(caught.value, TimeoutError) and isinstance(caught.value, PgToolsetError)
     assert sqlstate_of(caught.value.__cause__) == "57014" or "statement timeout" in str(
         caught.value.__cause__
     )
-    assert "0.2 s" in str(caught.value)
+    assert "0.3 s" in str(caught.value)
 
 
 async def test_nothing_is_sent_afterwards(session_maker: Maker, other: asyncpg.Connection) -> None:
     """A statement after the deadline is not sent, and takes no connection."""
     async with session_maker() as session, session.begin():
-        with deadline(0.05):
+        with deadline(0.4):
             await insert(session, 1)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
             with pytest.raises(DeadlineExceededError) as caught:
                 await insert(session, 2)
         assert caught.value.spent_on == "statement"
@@ -112,7 +112,7 @@ async def test_pool(database_url: str) -> None:
         async with db_context() as holder:
             await holder.execute(text("SELECT 1"))
             began = time.monotonic()
-            with pytest.raises(DeadlineExceededError) as caught, deadline(0.1):
+            with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
                 async with db_context() as session:
                     await session.execute(SLEEP)
             assert time.monotonic() - began < 30
@@ -144,13 +144,13 @@ async def test_shorter_timeout_of_the_pool(database_url: str) -> None:
 
 async def test_server_that_does_not_answer_a_connection(database_url: str) -> None:
     """A connection that cannot be made in time counts as the pool's, and keeps no place in it."""
-    async with Proxy.started(database_url) as proxy:
+    async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(sqlalchemy_url(proxy.url), pool_size=1, max_overflow=0)
         db_context = create_db_context(async_sessionmaker(engine))
         pool: Any = engine.pool
         try:
             proxy.frozen = True
-            with pytest.raises(DeadlineExceededError) as caught, deadline(0.2):
+            with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
                 async with db_context() as session:
                     await session.execute(SLEEP)
             assert caught.value.spent_on == "pool"
@@ -164,7 +164,7 @@ async def test_server_that_does_not_answer_a_connection(database_url: str) -> No
 
 async def test_server_that_does_not_answer_a_statement(database_url: str) -> None:
     """Where nothing answers, the connection is closed a little after the deadline."""
-    async with Proxy.started(database_url) as proxy:
+    async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(sqlalchemy_url(proxy.url), pool_size=1, max_overflow=0)
         db_context = create_db_context(async_sessionmaker(engine))
         pool: Any = engine.pool
@@ -242,7 +242,7 @@ async def test_shorter_timeout_of_a_lock(session_maker: Maker, locked: None) -> 
 
 async def test_lock_of_a_statement(session_maker: Maker, locked: None) -> None:
     """A lock that a statement of the caller waits for is that statement's."""
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.2):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
         async with create_db_context(session_maker)() as session:
             await session.execute(text("UPDATE item SET name = 'x' WHERE id = 1"))
     assert caught.value.spent_on == "statement"
@@ -296,7 +296,7 @@ async def test_attempt_that_the_deadline_ends(session_maker: Maker) -> None:
         attempts += 1
         await session.execute(SLEEP)
 
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.2):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
         await run_transaction(session_maker, work)
     assert (attempts, caught.value.spent_on) == (1, "statement")
 
@@ -304,7 +304,7 @@ async def test_attempt_that_the_deadline_ends(session_maker: Maker) -> None:
 @pytest.mark.parametrize("timeout", [None, 60])
 async def test_wait(session_maker: Maker, item: None, timeout: float | None) -> None:
     """`wait_for_row_change` ends at the deadline."""
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.2):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
         async with create_db_context(session_maker)() as session:
             await wait_for_row_change(session, Item, 1, interval=0.05, timeout=timeout)
     assert caught.value.spent_on == "wait"
@@ -322,11 +322,11 @@ async def test_shorter_timeout_of_a_wait(session_maker: Maker, item: None) -> No
 async def test_watcher(engine: AsyncEngine, item: None) -> None:
     """`RowWatcher.wait` and `changes` end at the deadline, and the watcher goes on."""
     async with RowWatcher(engine, interval=0.05) as watcher:
-        with pytest.raises(DeadlineExceededError) as caught, deadline(0.2):
+        with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
             await watcher.wait(Item, 1)
         assert caught.value.spent_on == "wait"
         async with watcher.changes(Item, 1) as changes:
-            with pytest.raises(DeadlineExceededError) as caught, deadline(0.2):
+            with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
                 await anext(changes)
             assert caught.value.spent_on == "wait"
             async with async_sessionmaker(engine).begin() as session:
@@ -339,14 +339,14 @@ async def test_swallowed(session_maker: Maker) -> None:
     with pytest.raises(TransactionAbortedError) as caught:
         async with create_db_context(session_maker)() as session:
             await insert(session, 1)
-            with pytest.raises(DeadlineExceededError), deadline(0.1):
+            with pytest.raises(DeadlineExceededError), deadline(0.3):
                 await session.execute(SLEEP)
     assert caught.value.sqlstate == "57014"
 
 
 async def test_swallowed_within(session_maker: Maker) -> None:
     """honest: so has one whose commit comes within the deadline that is over."""
-    with pytest.raises(TransactionAbortedError), deadline(0.1):
+    with pytest.raises(TransactionAbortedError), deadline(0.3):
         async with create_db_context(session_maker)() as session:
             await insert(session, 1)
             with pytest.raises(DeadlineExceededError):
