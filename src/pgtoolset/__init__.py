@@ -9,11 +9,13 @@ from pgtoolset._native import implementation as _implementation
 from pgtoolset._text import make_logs_safe as _make_logs_safe
 from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.databases import create_database, drop_database
+from pgtoolset.deadlines import deadline
 from pgtoolset.errors import (
     CommitUnknownError,
     DatabaseExistsError,
     DatabaseInUseError,
     DatabaseNotFoundError,
+    DeadlineExceededError,
     LockTimeoutError,
     OutsideReferenceError,
     PgToolsetError,
@@ -58,6 +60,7 @@ __all__ = [
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",
+    "DeadlineExceededError",
     "IsolationLevel",
     "LockMode",
     "LockTimeoutError",
@@ -89,6 +92,7 @@ __all__ = [
     "create_db_context",
     "create_db_dependency",
     "create_read_dependency",
+    "deadline",
     "drop_database",
     "get_transaction",
     "holders",

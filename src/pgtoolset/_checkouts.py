@@ -15,6 +15,8 @@ from sqlalchemy.engine import RootTransaction
 from sqlalchemy.util import await_only
 
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
+from pgtoolset._deadlines import Deadline, suspended
+from pgtoolset._limits import LastResort, StatementLimit
 from pgtoolset._outcomes import aborted_by, commit_unknown, transaction_lost
 from pgtoolset._postgres.commit_status import Trace, trace
 from pgtoolset._postgres.connections import (
@@ -70,6 +72,9 @@ class Checkout:
         owes_commit: whether a session, or a block of ours, relies on the COMMIT of others.
         releasing: the savepoint whose RELEASE was sent, and was refused.
         prelude: the statements with which its transaction is still to begin; none is sent before.
+        given_limit: the `statement_timeout` that the prelude sets.
+        limit: the `statement_timeout` that a deadline has set in its transaction.
+        last_resort: closes it where the statement of a deadline gets no answer.
         attempt: the COMMIT that was sent last.
     """
 
@@ -81,7 +86,10 @@ class Checkout:
         "connection",
         "deferred",
         "error",
+        "given_limit",
         "is_read_only",
+        "last_resort",
+        "limit",
         "owes_commit",
         "participants",
         "prelude",
@@ -103,6 +111,9 @@ class Checkout:
         self.owes_commit = False
         self.releasing: str | None = None
         self.prelude = ""
+        self.given_limit: str | None = None
+        self.limit: StatementLimit | None = None
+        self.last_resort: LastResort | None = None
         self.attempt: CommitAttempt | None = None
 
     def follow(self) -> None:
@@ -126,11 +137,46 @@ class Checkout:
         also one of another task.
         """
         self.follow()
-        if not self.prelude:
+        if self.prelude:
+            self._begin_with(self.prelude)
+
+    def begin_within(self, deadline: Deadline) -> None:
+        """As `begin`, and limit the statement that is sent next. Runs in SQLAlchemy's greenlet."""
+        self.follow()
+        proxied = self.connection.connection
+        limit = self.limit
+        if limit is None:
+            limit = self.limit = StatementLimit()
+        if begun_transaction(proxied) is None:
+            statement = limit.opening(proxied, deadline, self.given_limit)
+            self._begin_with(f"{self.prelude} {statement or ''}".strip())
+            if statement is not None:
+                return
+            limit.begun(proxied, is_given=self.given_limit is not None)
+        limit.apply(proxied, deadline)
+
+    def end_limit(self) -> None:
+        """Let the following statements run without a deadline that has ended. Runs in SQLAlchemy's
+        greenlet.
+        """
+        self.follow()
+        if self.limit is not None:
+            self.limit.take_off(self.connection.connection)
+
+    def end_limit_before_commit(self) -> None:
+        """As `end_limit`; of an aborted transaction the COMMIT itself says that it is."""
+        if self.limit is None or begun_transaction(self.connection.connection) is None:
             return
+        try:
+            self.end_limit()
+        except Exception as error:
+            if sqlstate_of(error) != IN_FAILED_SQL_TRANSACTION:
+                raise
+
+    def _begin_with(self, statements: str) -> None:
         proxied = self.connection.connection
         try:
-            begin_with(proxied, self.prelude)
+            begin_with(proxied, statements)
         except BaseException as error:
             if begun_transaction(proxied) is not None:
                 self.prelude = ""
@@ -183,6 +229,8 @@ class Checkout:
     def roll_back_to_savepoint(self, name: str) -> None:
         """Follow a ROLLBACK TO, which repairs an aborted transaction, but no lost connection."""
         self.forget_error()
+        if self.limit is not None:
+            self.limit.forget()
         if self.deferred:
             # A savepoint without a mark is older than all that was deferred.
             del self.deferred[self._marks.get(name, 0) if self._marks else 0 :]
@@ -202,23 +250,34 @@ class Checkout:
         if self.deferred:
             check_can_run()  # before anything is sent
         check_is_free(dbapi_connection)
+        with suspended():
+            self._commit_and_observe(dbapi_connection, dialect_commit)
+        if self.deferred:
+            callbacks, self.deferred = self.deferred, []
+            run_in_greenlet(callbacks)
+
+    def _commit_and_observe(
+        self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
+    ) -> None:
         observers = self._observers()
+        if observers or self._resolves_within() is not None:
+            self.end_limit_before_commit()  # it sends statements of its own
         for observer in observers:
             observer.before_commit(self.connection)
         self._send_commit(dbapi_connection, dialect_commit)
         self.note_commit()
         for observer in observers:
             observer.after_commit(self.connection)
-        if self.deferred:
-            callbacks, self.deferred = self.deferred, []
-            run_in_greenlet(callbacks)
 
     def _send_commit(
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
     ) -> None:
         timeout = self._resolves_within()
         noted = None if timeout is None else self._trace(dbapi_connection)
-        self.attempt = attempt = verify_next_commit(dbapi_connection)
+        last_words = ""
+        if self.limit is not None and begun_transaction(dbapi_connection) is not None:
+            last_words = self.limit.last_words(dbapi_connection)
+        self.attempt = attempt = verify_next_commit(dbapi_connection, last_words)
         if attempt is None:
             dialect_commit(dbapi_connection)
         else:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from pgtoolset._arguments import Settings
 from pgtoolset._compatibility import error_of_failed_flush
+from pgtoolset._deadlines import suspended
 from pgtoolset._outcomes import aborted_by, flush_failed, partly_stored, unknown_again
 from pgtoolset._postgres.discards import discard, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
@@ -146,7 +147,8 @@ def _raise_if_refused(connection: Connection, error: BaseException) -> None:
     if connection.invalidated:
         raise aborted_by(error)
     try:
-        connection.exec_driver_sql("SELECT 1")
+        with suspended():
+            connection.exec_driver_sql("SELECT 1")
     except DBAPIError as refused:
         if sqlstate_of(refused) == IN_FAILED_SQL_TRANSACTION or refused.connection_invalidated:
             raise aborted_by(error) from error

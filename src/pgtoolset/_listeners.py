@@ -15,13 +15,21 @@ from sqlalchemy.engine import ExceptionContext, ExecutionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._checkouts import Checkout, DialectCommit
+from pgtoolset._deadlines import Deadline, current, is_suspended, suspended
+from pgtoolset._limits import LastResort, note_text
 from pgtoolset._postgres.connections import Outcome, check_verifiable, close_pooled, is_pooled
-from pgtoolset._postgres.discards import checked_rollback, is_discarded, is_open
+from pgtoolset._postgres.discards import (
+    checked_rollback,
+    is_autocommit,
+    is_discarded,
+    is_open,
+)
 from pgtoolset._postgres.engines import see_connection
 from pgtoolset._postgres.poolers import explained
+from pgtoolset._postgres.sending import PUTS_BACK
 from pgtoolset._postgres.sqlstates import breaks_connection
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
-from pgtoolset.errors import PoolerError
+from pgtoolset.errors import DeadlineExceededError, PoolerError
 
 #: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
 #: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
@@ -124,13 +132,15 @@ def _listen(dialect: Dialect) -> None:
     def do_rollback_to_savepoint(connection: Connection, name: str) -> None:
         if checkout := _known_checkout(connection):
             checkout.roll_back_to_savepoint(name)
-        rollback_to_savepoint(connection, name)
+        with suspended():
+            rollback_to_savepoint(connection, name)
 
     def do_release_savepoint(connection: Connection, name: str) -> None:
-        if checkout := _known_checkout(connection):
-            checkout.release(name, release_savepoint)
-        else:
-            release_savepoint(connection, name)
+        with suspended():
+            if checkout := _known_checkout(connection):
+                checkout.release(name, release_savepoint)
+            else:
+                release_savepoint(connection, name)
 
     def do_terminate(dbapi_connection: DBAPIConnection) -> None:
         close_pooled(dbapi_connection, terminate)
@@ -154,23 +164,30 @@ def _listen_to_statements(dialect: Dialect) -> None:
     def do_execute(
         cursor: Any, statement: str, parameters: Any, context: ExecutionContext | None = None
     ) -> None:
-        if context is not None:
-            _before_statement(context)
-        execute(cursor, statement, parameters, context)
+        deadline = None if context is None else _before_statement(context, statement)
+        if deadline is None or context is None:
+            execute(cursor, statement, parameters, context)
+        else:
+            _within(deadline, context, partial(execute, cursor, statement, parameters, context))
 
     def do_executemany(
         cursor: Any, statement: str, parameters: Any, context: ExecutionContext | None = None
     ) -> None:
-        if context is not None:
-            _before_statement(context)
-        execute_many(cursor, statement, parameters, context)
+        deadline = None if context is None else _before_statement(context, statement)
+        if deadline is None or context is None:
+            execute_many(cursor, statement, parameters, context)
+        else:
+            send = partial(execute_many, cursor, statement, parameters, context)
+            _within(deadline, context, send)
 
     def do_execute_no_params(
         cursor: Any, statement: str, context: ExecutionContext | None = None
     ) -> None:
-        if context is not None:
-            _before_statement(context)
-        execute_plain(cursor, statement, context)
+        deadline = None if context is None else _before_statement(context, statement)
+        if deadline is None or context is None:
+            execute_plain(cursor, statement, context)
+        else:
+            _within(deadline, context, partial(execute_plain, cursor, statement, context))
 
     methods = vars(dialect)
     methods["do_execute"] = do_execute
@@ -178,15 +195,42 @@ def _listen_to_statements(dialect: Dialect) -> None:
     methods["do_execute_no_params"] = do_execute_no_params
 
 
-def _before_statement(context: ExecutionContext) -> None:
-    """Begin the transaction with what its sessions want of it. SQLAlchemy treats an error as one of
-    the statement.
+def _before_statement(context: Any, statement: str) -> Deadline | None:
+    """Begin the transaction with what its sessions want of it; or return the deadline within which
+    the statement is to be sent, and with it the transaction to be begun.
+
+    SQLAlchemy treats an error as one of the statement.
     """
     proxied = context.root_connection.connection
     # Not of the first connection of an engine, over which SQLAlchemy looks at the server.
     checkout: Checkout | None = getattr(proxied, "__dict__", _NOTHING).get(_KEY)
-    if checkout is not None and checkout.prelude:
-        checkout.begin()
+    deadline = current()
+    if deadline is None and checkout is not None:
+        if checkout.prelude:
+            checkout.begin()
+        if checkout.limit is not None and not is_suspended():
+            checkout.end_limit()
+    if context.is_text and is_pooled(proxied):
+        limit = None if checkout is None else checkout.limit
+        if not PUTS_BACK.keys() <= context.execution_options.keys():
+            note_text(proxied, limit, statement)
+    return deadline
+
+
+def _within(deadline: Deadline, context: ExecutionContext, send: Callable[[], None]) -> None:
+    """Send a statement, unless a deadline is over; limit it by what is left."""
+    connection = context.root_connection
+    if not is_pooled(connection.connection):
+        send()  # the pool's wait is limited
+        return
+    if deadline.left() <= 0:
+        raise deadline.exceeded("statement", "the next statement was not sent")
+    checkout = checkout_of(connection)
+    checkout.last_resort = LastResort(connection, deadline)
+    with checkout.last_resort:
+        if not is_autocommit(connection):
+            checkout.begin_within(deadline)
+        send()
 
 
 def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit) -> None:
@@ -196,6 +240,7 @@ def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectComm
     elif checkout.needs_verified_commit():
         checkout.commit(dbapi_connection, dialect_commit)
     else:
+        checkout.end_limit_before_commit()
         dialect_commit(dbapi_connection)
         checkout.note_commit()
 
@@ -208,19 +253,43 @@ def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None
     ) -> None:
         send = partial(commit_twophase, connection, xid, is_prepared, recover)
         checkout = _known_checkout(connection)
-        if is_prepared and checkout is not None and checkout.needs_verified_commit():
-            checkout.commit_prepared(send)
-        else:
-            send()
+        with suspended():
+            if is_prepared and checkout is not None and checkout.needs_verified_commit():
+                checkout.commit_prepared(send)
+            else:
+                send()
 
     return do_commit_twophase
 
 
-def _on_error(context: ExceptionContext) -> PoolerError | None:
+def _on_error(context: ExceptionContext) -> PoolerError | DeadlineExceededError | None:
+    if isinstance(context.original_exception, DeadlineExceededError):
+        # Nothing was sent. SQLAlchemy takes a TimeoutError for a statement that was cut.
+        context.is_disconnect = False
+        return None
     connection = context.connection
     if connection is None or not is_open(connection) or is_pooled(connection.connection):
         _note_error(context)
-    return explained(context)
+    return _exceeded(context) or explained(context)
+
+
+def _exceeded(context: ExceptionContext) -> DeadlineExceededError | None:
+    """Return the error of a deadline, where that has ended the statement."""
+    checkout = _known_checkout(context.connection)
+    if checkout is None:
+        return None
+    cut = checkout.last_resort
+    if cut is not None and cut.has_closed:
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+        return cut.deadline.exceeded(
+            "statement", "the server has not answered a statement, and the connection is closed"
+        )
+    limit = checkout.limit
+    error = context.sqlalchemy_exception or context.original_exception
+    if limit is not None and limit.deadline is not None and limit.explains(error):
+        return limit.deadline.exceeded("statement", "PostgreSQL has canceled a statement")
+    return None
 
 
 def _note_error(context: ExceptionContext) -> None:

@@ -178,7 +178,9 @@ class Record:
                 self.joined = SettingsLevel(self.settings)
             self.joined.apply(connection)
         else:
-            checkout_of(connection).prelude = self.settings.statements
+            checkout = checkout_of(connection)
+            checkout.prelude = self.settings.statements
+            checkout.given_limit = self.settings.values.get("statement_timeout")
 
     def _is_joined(self, session: Session, connection: Connection) -> bool:
         """Whether a transaction may be that of the caller, who goes on with the connection."""

@@ -11,6 +11,7 @@ from traceback import walk_tb
 from typing import Any, TypeAlias
 
 from pgtoolset._arguments import check_function, shown
+from pgtoolset._deadlines import current
 from pgtoolset._postgres.sqlstates import (
     LOST_CONNECTION,
     NOT_REACHED,
@@ -20,7 +21,12 @@ from pgtoolset._postgres.sqlstates import (
     sqlstate_of,
 )
 from pgtoolset._postgres.standby import has_moved
-from pgtoolset.errors import CommitUnknownError, PoolTimeoutError, TransactionLostError
+from pgtoolset.errors import (
+    CommitUnknownError,
+    DeadlineExceededError,
+    PoolTimeoutError,
+    TransactionLostError,
+)
 from pgtoolset.values import RetryAttempt
 
 RetryOn: TypeAlias = Callable[[Exception], bool]
@@ -63,6 +69,8 @@ class Retries:
         causes = list(_causes_of(error))
         if any(isinstance(cause, CommitUnknownError) for cause in causes):
             return False  # it may be stored
+        if isinstance(error, DeadlineExceededError):
+            return False  # it names what has spent the time already
         if any(_has_lost_server(cause) for cause in causes):
             self.is_reconnecting = True
             return True
@@ -80,6 +88,11 @@ class Retries:
             result = self.on_retry(RetryAttempt(number, error, seconds))
             if inspect.isawaitable(result):
                 await result
+        deadline = current()
+        if deadline is not None and deadline.left() <= seconds:
+            raise deadline.exceeded(
+                "retry", f"attempt {number} failed, and no time is left for another one"
+            ) from error
         await asyncio.sleep(seconds)
 
 

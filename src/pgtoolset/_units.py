@@ -18,6 +18,7 @@ from pgtoolset._arguments import (
 )
 from pgtoolset._begins import explain_second_begin, stop_explaining
 from pgtoolset._commits import commit_at_end, stop_verifying, verify_commits
+from pgtoolset._deadlines import Deadline
 from pgtoolset._lifecycle import close, close_idle
 from pgtoolset._listeners import listen_to_errors
 from pgtoolset._record import note_driver_error, record_of
@@ -34,10 +35,12 @@ class UnitOptions:
     Attributes:
         resolve_commit: seconds in which a commit without an answer is to be resolved.
         settings: what gives the settings of its transactions.
+        deadline: seconds from the begin of the unit, for all that it does with the database.
     """
 
     resolve_commit: float | None = None
     settings: SettingsSource | None = None
+    deadline: float | None = None
 
     def names(self) -> list[str]:
         """Return the names of the options that only an `AsyncSession` can have."""
@@ -83,7 +86,7 @@ class UnitOfWork(Generic[S]):
         given: settings that FastAPI has resolved, as a dependency of their own.
     """
 
-    __slots__ = ("_resolve_commit", "_settings", "_sync", "session")
+    __slots__ = ("_deadline", "_resolve_commit", "_seconds", "_settings", "_sync", "session")
 
     def __init__(
         self,
@@ -93,6 +96,8 @@ class UnitOfWork(Generic[S]):
     ) -> None:
         self._resolve_commit = options.resolve_commit
         self._settings = None if options.settings is None else _settings(options.settings, given)
+        self._seconds = options.deadline
+        self._deadline: Deadline | None = None
         self.session: S = own_session(session_maker)
         self._sync = sync_session_of(self.session)
         names = options.names()
@@ -104,6 +109,8 @@ class UnitOfWork(Generic[S]):
 
     async def begin(self) -> None:
         """Begin the transaction, without a connection."""
+        if self._seconds is not None:
+            self._deadline = Deadline(self._seconds)
         if self._sync is None:
             await self.session.begin()
             return
@@ -168,6 +175,8 @@ class UnitOfWork(Generic[S]):
 
     async def close(self) -> None:
         """Roll back the open transaction, close the session and release its connection."""
+        if self._deadline is not None:
+            self._deadline.close()
         if self._sync is not None:
             stop_verifying(self._sync)
             stop_explaining(self._sync)

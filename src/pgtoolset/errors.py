@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as _PoolTimeout
 
 from pgtoolset._text import safe, safe_lines
-from pgtoolset.types import CommitPhase
+from pgtoolset.types import CommitPhase, SpentOn
 from pgtoolset.values import Blocker, ConnectionHolder
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseNotFoundError",
+    "DeadlineExceededError",
     "EmbeddedServerError",
     "LifespanError",
     "LockTimeoutError",
@@ -155,6 +156,29 @@ class LifespanError(PgToolsetError, RuntimeError):
 
     The message has the reason that the application gives; read its log, and correct its lifespan.
     """
+
+
+class DeadlineExceededError(PgToolsetError, TimeoutError):
+    """The time of a `deadline` is over.
+
+    Work that was not committed is rolled back when the error leaves the block of its transaction.
+    Try again later, do less in one block, or give it more time. The `__cause__` is the error of
+    what was cut: a `LockTimeoutError` names the sessions in the way, say.
+
+    Attributes:
+        spent_on: what the rest of the time was spent on. `"pool"`: a connection was waited for, or
+            made. `"lock"`: a lock function of this library. `"statement"`: a statement, or code of
+            the block, so that the next statement was not sent. `"retry"`: `run_transaction` could
+            not try again. `"wait"`: a row did not change.
+        seconds: the length of the deadline.
+
+    See docs/deadlines.md.
+    """
+
+    def __init__(self, message: str, *, spent_on: SpentOn, seconds: float) -> None:
+        super().__init__(message)
+        self.spent_on: SpentOn = spent_on
+        self.seconds = seconds
 
 
 class LockTimeoutError(PgToolsetError, TimeoutError):

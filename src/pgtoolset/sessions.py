@@ -6,7 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
 
-from pgtoolset._arguments import SettingsSource, check_resolve_commit, check_session_maker, shown
+from pgtoolset._arguments import (
+    SettingsSource,
+    check_resolve_commit,
+    check_session_maker,
+    optional_seconds,
+    shown,
+)
 from pgtoolset._requests import (
     as_dependency,
     http_connection_type,
@@ -32,6 +38,7 @@ def create_db_dependency(
     replicas: ReadTokens | None = None,
     settings: SettingsOrFunction | Callable[..., Any] | None = None,
     require: Sequence[str] = (),
+    deadline: Duration | None = None,
 ) -> DatabaseDependency[S]:
     """Make a FastAPI dependency whose sessions are committed before the response starts.
 
@@ -62,6 +69,9 @@ def create_db_dependency(
             statement on, also after a `commit()` or `rollback()` of the endpoint, and none outlives
             its transaction. With asyncpg they cost no statement, with psycopg one.
         require: names of settings without which, or with an empty value, no unit begins.
+        deadline: the time for all that a unit does with the database, in the forms of
+            `resolve_commit`. It begins with the unit, and counts as a block of `deadline` around
+            it. `None` sets no limit.
 
     Returns:
         A function that returns an async generator of one session. FastAPI, which calls it with the
@@ -69,8 +79,8 @@ def create_db_dependency(
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions, or `replicas` no `ReadReplicas`.
-        ValueError, TypeError: `resolve_commit` is not a length of time above 0, or a setting has no
-            valid name or value.
+        ValueError, TypeError: `resolve_commit` or `deadline` is not a length of time above 0, or a
+            setting has no valid name or value.
 
     At the end of a request the dependency raises `TransactionAbortedError` where the endpoint
     swallowed a database error that aborted the transaction, and `CommitUnknownError` where the
@@ -93,7 +103,9 @@ def create_db_dependency(
     check_session_maker(session_maker)
     connection_type = http_connection_type()
     resolved = None if connection_type is None else as_dependency(settings)
-    options = _unit_options(resolve_commit, {} if resolved is not None else settings, require)
+    options = _unit_options(
+        resolve_commit, {} if resolved is not None else settings, require, deadline
+    )
     if replicas is not None and not callable(getattr(replicas, "observer_of", None)):
         raise TypeError(f"replicas must be a ReadReplicas, not {shown(replicas)}")
 
@@ -134,6 +146,7 @@ def create_db_context(
     resolve_commit: Duration | None = None,
     settings: SettingsOrFunction | None = None,
     require: Sequence[str] = (),
+    deadline: Duration | None = None,
 ) -> DatabaseContext[S]:
     """Make a context manager for sessions outside of a request: jobs, scripts, consumers, tests.
 
@@ -155,6 +168,9 @@ def create_db_context(
             asyncpg they cost no statement, with psycopg one.
         require: names of settings without which, or with an empty value, no unit begins:
             `SettingMissingError`.
+        deadline: the time for all that a unit does with the database, in the forms of
+            `resolve_commit`. It begins with the unit, and counts as a block of `deadline` around
+            it. `None` sets no limit.
 
     Returns:
         A function without parameters that returns an async context manager, which yields one
@@ -162,8 +178,8 @@ def create_db_context(
 
     Raises:
         TypeError: `session_maker` is not a factory of sessions.
-        ValueError, TypeError: `resolve_commit` is not a length of time above 0, or a setting has no
-            valid name or value.
+        ValueError, TypeError: `resolve_commit` or `deadline` is not a length of time above 0, or a
+            setting has no valid name or value.
 
     The end of the block raises `TransactionAbortedError` where the block swallowed a database error
     that aborted the transaction, and `CommitUnknownError` where the connection was lost between
@@ -179,7 +195,7 @@ def create_db_context(
     See https://docs.sqlalchemy.org/en/20/orm/session_basics.html
     """
     check_session_maker(session_maker)
-    options = _unit_options(resolve_commit, settings, require)
+    options = _unit_options(resolve_commit, settings, require, deadline)
 
     def db_context() -> UnitContext[S]:
         return UnitContext(session_maker, options)
@@ -187,9 +203,12 @@ def create_db_context(
     return db_context
 
 
-def _unit_options(resolve_commit: object, settings: Any, require: Sequence[str]) -> UnitOptions:
+def _unit_options(
+    resolve_commit: object, settings: Any, require: Sequence[str], deadline: object
+) -> UnitOptions:
     has_settings = settings is not None or require != ()
     return UnitOptions(
         resolve_commit=check_resolve_commit(resolve_commit),
         settings=SettingsSource(settings, require) if has_settings else None,
+        deadline=optional_seconds("deadline", deadline),
     )

@@ -37,6 +37,7 @@ __all__ = [
     "SettingValue",
     "Settings",
     "SettingsOrFunction",
+    "SpentOn",
     "TableTarget",
 ]
 
@@ -55,6 +56,9 @@ Settings: TypeAlias = Mapping[str, SettingValue]
 
 #: Settings, or a function without parameters that returns those of a unit of work that begins.
 SettingsOrFunction: TypeAlias = Settings | Callable[[], Settings]
+
+#: What the rest of the time of a deadline was spent on; see `DeadlineExceededError`.
+SpentOn: TypeAlias = Literal["pool", "lock", "statement", "retry", "wait"]
 
 #: What `lock_tables` locks: a mapped class or a table.
 TableTarget: TypeAlias = type[Any] | FromClause

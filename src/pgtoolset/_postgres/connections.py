@@ -25,6 +25,7 @@ __all__ = [
     "is_closed",
     "is_pooled",
     "keeps_its_backend",
+    "show",
     "terminate",
     "terminate_driver",
     "verify_next_commit",
@@ -116,6 +117,14 @@ def begin_with(connection: PoolProxiedConnection, statements: str) -> None:
     driver_of(connection.driver_connection).begin(connection, statements)
 
 
+def show(connection: PoolProxiedConnection, name: str) -> str:
+    """Return a setting, inside of the transaction that has begun. It takes no snapshot.
+
+    Runs in SQLAlchemy's greenlet, below SQLAlchemy's own statements.
+    """
+    return driver_of(connection.driver_connection).show(connection, name)
+
+
 def check_verifiable(connection: PoolProxiedConnection) -> None:
     """Raise where a COMMIT of `connection` could not be verified. Nothing is sent.
 
@@ -134,13 +143,16 @@ def check_verifiable(connection: PoolProxiedConnection) -> None:
         info[_KEY] = True
 
 
-def verify_next_commit(connection: PoolProxiedConnection) -> CommitAttempt | None:
+def verify_next_commit(
+    connection: PoolProxiedConnection, last_words: str = ""
+) -> CommitAttempt | None:
     """Observe the COMMIT that `connection` is about to send; `None` where it sends none.
 
-    Call it just before the COMMIT.
+    Call it just before the COMMIT. `last_words` are statements that are sent with it, in one
+    message where the driver can do so.
 
     Raises:
         UnsupportedVersionError: the adapter or the driver does not have the attributes for that.
             The COMMIT must not be sent then: its answer could not be trusted.
     """
-    return driver_of(connection.driver_connection).verify_next_commit(connection)
+    return driver_of(connection.driver_connection).verify_next_commit(connection, last_words)

@@ -17,13 +17,17 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._deadlines import Deadline, bounded
 from pgtoolset._postgres.connections import backend_pid
 from pgtoolset._postgres.locks import backend_marked
 from pgtoolset._postgres.outside import Onlooker, ended
 from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
-from pgtoolset.errors import LockTimeoutError
+from pgtoolset.errors import DeadlineExceededError, LockTimeoutError
 from pgtoolset.values import Blocker
+
+#: Seconds before the end of a deadline at which the wait for a lock ends, at most a tenth of it.
+_EARLIER = 0.02
 
 logger: logging.Logger = logging.getLogger("pgtoolset")
 
@@ -68,13 +72,16 @@ class Lookout:
 
     Args:
         timeout: the seconds after which PostgreSQL ends the wait; 0 where it does not wait at all,
-            `None` where there is no limit.
+            `None` where there is no limit. A deadline that is earlier ends it before.
         holders: asked after the failure where nothing was found during the wait; `None` where the
             server cannot answer that.
         limits_statement: whether `statement_timeout` ends the wait as well as `lock_timeout`.
     """
 
-    __slots__ = ("_began", "_holders", "_limits_statement", "_search", "_timeout", "_timer")
+    __slots__ = (
+        *("_began", "_deadline", "_holders", "_limits_statement", "_own_timeout"),
+        *("_search", "_timeout", "_timer"),
+    )
 
     #: What to find, and for whom, once `watch` was called.
     _search: _Search | None
@@ -86,11 +93,30 @@ class Lookout:
         holders: FindHolders | None = None,
         limits_statement: bool = False,
     ) -> None:
+        self._own_timeout = timeout
         self._timeout = timeout
+        self._deadline: Deadline | None = None
         self._holders = holders
         self._limits_statement = limits_statement
         self._search = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def limit(self) -> float | None:
+        """Return the seconds that the locks may be waited for, from now on.
+
+        Raises:
+            DeadlineExceededError: a deadline is over.
+        """
+        if self._own_timeout == 0:
+            return 0
+        self._timeout, self._deadline = bounded(self._own_timeout)
+        if self._timeout is None or self._deadline is None:
+            return self._timeout
+        if self._timeout <= 0:
+            raise self._deadline.exceeded("lock", "the locks were not asked for")
+        # The error of the wait for a lock comes before that of its statement, and says more.
+        self._timeout -= min(_EARLIER, self._timeout / 10)
+        return self._timeout
 
     def watch(
         self,
@@ -142,13 +168,22 @@ class Lookout:
         if self._search is None:
             return
         try:
-            if isinstance(exc, DBAPIError) and self._is_timeout(exc):
+            if self._is_timeout(exc):
                 waited = self._waited() if self._timeout is None else self._timeout
-                raise await self._search.error(waited) from exc
+                error = await self._search.error(waited)
+                if self._deadline is None:
+                    raise error from exc
+                error.__cause__ = exc
+                raise self._deadline.exceeded("lock", _first_lower(str(error))) from error
         finally:
             await self._search.stop()
 
-    def _is_timeout(self, error: DBAPIError) -> bool:
+    def _is_timeout(self, error: BaseException | None) -> bool:
+        if isinstance(error, DeadlineExceededError):
+            # PostgreSQL has canceled the statement that waits for the locks.
+            return self._deadline is not None and error.spent_on == "statement"
+        if not isinstance(error, DBAPIError):
+            return False
         sqlstate = sqlstate_of(error)
         if sqlstate == QUERY_CANCELED and self._limits_statement and self._timeout:
             # A cancellation before that time has another cause.
@@ -299,6 +334,10 @@ class _Search:
             "PostgreSQL has not answered in time which sessions are in the way. The command "
             "`pgtoolset locks URL` shows which sessions wait for which."
         )
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:

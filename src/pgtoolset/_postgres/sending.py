@@ -11,6 +11,17 @@ from sqlalchemy import Connection, CursorResult
 _AS_IT_IS = {"no_parameters": True}
 
 
-def send(connection: Connection, statement: str) -> CursorResult[Any]:
-    """Execute a text of SQL, in which every character stands for itself."""
-    return connection.exec_driver_sql(statement, execution_options=_AS_IT_IS)
+#: The option of a statement that changes a setting, or puts it back, within one call of ours.
+PUTS_BACK = {"pgtoolset_puts_back": True}
+
+
+def send(connection: Connection, statement: str, *, puts_back: bool = False) -> CursorResult[Any]:
+    """Execute a text of SQL, in which every character stands for itself.
+
+    Args:
+        connection: to execute it on.
+        statement: the text.
+        puts_back: see `PUTS_BACK`.
+    """
+    options = {**_AS_IT_IS, **PUTS_BACK} if puts_back else _AS_IT_IS
+    return connection.exec_driver_sql(statement, execution_options=options)

@@ -78,10 +78,11 @@ def advisory_lock(
     mode = "SHARE" if shared else "EXCLUSIVE"
 
     def take(lookout: Lookout, connection: Connection) -> bool:
+        limit = lookout.limit()
         action = f"take the advisory lock {shown(key)} in {mode} mode"
         lookout.watch(connection, Wanted(action, tables=(), mode=mode))
         return acquire(
-            connection, numbers, shared=shared, nowait=nowait, milliseconds=milliseconds(seconds)
+            connection, numbers, shared=shared, nowait=nowait, milliseconds=milliseconds(limit)
         )
 
     return LockedBlock(session, sync.connection, take, 0 if nowait else seconds)

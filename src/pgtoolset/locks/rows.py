@@ -34,9 +34,10 @@ from pgtoolset._postgres.locks import (
     sessions_owning,
 )
 from pgtoolset._postgres.lookout import FindHolders, Lookout, Wanted
+from pgtoolset._postgres.sending import PUTS_BACK
 from pgtoolset._postgres.sqlstates import UNDEFINED_COLUMN, sqlstate_of
 from pgtoolset._postgres.tables import qualified_names, translation_of
-from pgtoolset.errors import LockTimeoutError
+from pgtoolset.errors import DeadlineExceededError, LockTimeoutError
 from pgtoolset.transactions import get_transaction
 from pgtoolset.types import Duration, PrimaryKeys, RowLockModeSpelling
 from pgtoolset.values import Blocker, LockMode, RowLockMode
@@ -67,11 +68,11 @@ SELECT e.lock, e.statement, pg_catalog.pg_backend_pid() AS pid,
            THEN e.statement ELSE CAST(:statement AS varchar) END, true)
 FROM (SELECT pg_catalog.current_setting('lock_timeout') AS lock,
              pg_catalog.current_setting('statement_timeout') AS statement OFFSET 0) AS e
-""")
+""").execution_options(**PUTS_BACK)
 _RESTORE = text("""
 SELECT pg_catalog.set_config('lock_timeout', :lock, true),
        pg_catalog.set_config('statement_timeout', :statement, true)
-""")
+""").execution_options(**PUTS_BACK)
 
 #: How much longer the statement may take than the wait for a single row: where one row is in the
 #: way, the error of `lock_timeout` comes first, which says more.
@@ -152,7 +153,7 @@ async def _take(session: Any, locks: _RowLocks) -> Sequence[Any]:
     if not session.in_transaction():
         try:
             return await locks.take(session)
-        except LockTimeoutError:
+        except (LockTimeoutError, DeadlineExceededError):
             await abandon(session)
             raise
     if locks.timeout is None:
@@ -187,30 +188,31 @@ class _RowLocks:
         assert connection.sync_connection is not None
         refuse_autocommit(connection.sync_connection)
         listen_to_errors(connection.sync_connection)
-        earlier = await self._set_limits(connection)
-        return await self._select(session, connection, connection.sync_connection, earlier)
+        return await self._select(session, connection, connection.sync_connection)
 
-    async def _set_limits(self, connection: AsyncConnection) -> Row[Any] | None:
-        """Set the timeouts in the transaction, and return the earlier ones; `None` if they stay."""
-        if self.timeout is None:
-            return None
+    async def _set_limits(self, connection: AsyncConnection, timeout: float) -> Row[Any]:
+        """Set the timeouts in the transaction, and return the earlier ones."""
         limits: dict[str, str | None] = {"lock": _NO_WAIT, "statement": None}
-        if self.timeout:
+        if timeout:
             limits = {
-                "lock": f"{milliseconds(self.timeout)}ms",
-                "statement": f"{milliseconds(self.timeout * _STATEMENT_SHARE)}ms",
+                "lock": f"{milliseconds(timeout)}ms",
+                "statement": f"{milliseconds(timeout * _STATEMENT_SHARE)}ms",
             }
         return (await connection.execute(_LIMIT, limits)).one()
 
     async def _select(
-        self, session: Any, connection: AsyncConnection, sync: Connection, earlier: Row[Any] | None
+        self, session: Any, connection: AsyncConnection, sync: Connection
     ) -> Sequence[Any]:
         translation = translation_of(session.sync_session, sync)
         names = self._names(sync.dialect, translation)
-        pid = None if earlier is None else earlier.pid
         async with Lookout(
             self.timeout, holders=self._holders(names, translation), limits_statement=True
         ) as lookout:
+            limit = lookout.limit()
+            earlier = None
+            if self.timeout is not None and limit is not None:
+                earlier = await self._set_limits(connection, limit)
+            pid = None if earlier is None else earlier.pid
             await greenlet_spawn(partial(lookout.watch, sync, self._wanted(names), pid=pid))
             result = await session.scalars(
                 self.statement,

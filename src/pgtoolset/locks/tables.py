@@ -111,6 +111,7 @@ def lock_tables(
     def take(lookout: Lookout, connection: Connection) -> S:
         translation = translation_of(sync, connection)
         locks.names = qualified_names(targets, connection.dialect, translation)
+        locks.timeout = lookout.limit()
         mark = lookout.watch(connection, locks.wanted(), marks=True)
         locks.take(connection, mark)
         return session
@@ -193,4 +194,4 @@ class _TableLocks:
 
 def _set(connection: Connection, settings: Mapping[str, str]) -> None:
     for name, value in settings.items():
-        send(connection, f"SET LOCAL {name} = '{value}'")
+        send(connection, f"SET LOCAL {name} = '{value}'", puts_back=True)

@@ -16,7 +16,7 @@ from pgtoolset._postgres.discards import replace_pool
 from pgtoolset._postgres.nodes import NodeState, Position
 from pgtoolset._postgres.sqlstates import RETRYABLE, breaks_connection, sqlstate_of
 from pgtoolset._units import UnitOfWork
-from pgtoolset.errors import TransactionStateError
+from pgtoolset.errors import DeadlineExceededError, TransactionStateError
 from pgtoolset.protocols import SessionFactory
 from pgtoolset.replicas._opening import FRESH, Opening, Verdict, close, judge
 from pgtoolset.replicas._standbys import Standby, choose
@@ -247,6 +247,8 @@ async def _replace(unit: UnitOfWork[Any]) -> None:
 
 def _is_of_database(error: Exception) -> bool:
     """Whether an error says that a node cannot be used, not a fault of the program."""
+    if isinstance(error, DeadlineExceededError):
+        return False  # of the caller
     if isinstance(error, OSError | DBAPIError | PoolTimeoutError):  # a TimeoutError is an OSError
         return True
     own = type(error).__name__ == "InterfaceError" or breaks_connection(error)

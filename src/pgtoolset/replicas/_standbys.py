@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
+from pgtoolset._deadlines import suspended
 from pgtoolset._postgres.nodes import Position
 from pgtoolset.protocols import SessionFactory
 
@@ -93,7 +94,8 @@ class Standby(Generic[S_co]):
 
     def probe(self, work: Coroutine[Any, Any, None]) -> None:
         """Ask it once, beside the requests."""
-        self._probe = asyncio.get_running_loop().create_task(work)
+        with suspended():  # the deadline of a request that happens to be the first
+            self._probe = asyncio.get_running_loop().create_task(work)
 
     def note_away(self, error: BaseException | None) -> None:
         """Leave it out for a while: it could not be reached, or did not answer."""

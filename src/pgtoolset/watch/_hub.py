@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pgtoolset._arguments import SettingsSource
 from pgtoolset._cancellation import Requests
+from pgtoolset._deadlines import suspended
 from pgtoolset._postgres.link import (
     HEARTBEAT,
     Link,
@@ -85,9 +86,10 @@ class Hub:
             raise WatcherClosedError("A RowWatcher can be entered once; make a new one.")
         self._was_opened = True
         self._first_link = link = await Link.open(self._engine, self._settings.now())
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(link), name="pgtoolset.RowWatcher"
-        )
+        with suspended():  # each waiter has a deadline of its own
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(link), name="pgtoolset.RowWatcher"
+            )
 
     async def close(self) -> None:
         """Stop the task, and end every subscription with a `WatcherClosedError`."""

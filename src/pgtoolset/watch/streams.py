@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from pgtoolset._deadlines import current
 from pgtoolset.values import RowChange
 from pgtoolset.watch._subscriptions import Stream
 
@@ -51,12 +53,26 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
             change = self._stream.take()
             if change is not None:
                 return change
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait for the next event, until a deadline."""
+        deadline = current()
+        if deadline is None:
             await self._stream.wait()
+            return
+        try:
+            async with asyncio.timeout(max(0.0, deadline.left())) as timeout:
+                await self._stream.wait()
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise deadline.exceeded("wait", f"{self._stream} did not change in time") from error
 
     async def __aenter__(self) -> Self:
         try:
             while not self._stream.started:
-                await self._stream.wait()
+                await self._wait()
         except BaseException:
             await self.aclose()
             raise

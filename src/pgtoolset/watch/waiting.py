@@ -22,7 +22,8 @@ from pgtoolset._arguments import (
     sync_session,
 )
 from pgtoolset._cancellation import Requests
-from pgtoolset.errors import WaitTimeoutError
+from pgtoolset._deadlines import bounded, suspended
+from pgtoolset.errors import DeadlineExceededError, WaitTimeoutError
 from pgtoolset.types import ColumnAttribute, Duration
 from pgtoolset.watch._batches import LAST_POLL_TIMEOUT
 from pgtoolset.watch._loading import place, seen_by
@@ -101,6 +102,7 @@ async def wait_for_row_change(
         RowDeletedError: the row was deleted, perhaps by the session's own transaction; a
             `RowNotFoundError` too.
         WaitTimeoutError: the row did not change in time.
+        DeadlineExceededError: the same, where a `deadline` is earlier than the timeout.
         TypeError, ValueError: an argument is wrong; before any SQL. A `TypeError` too where
             `until` returns an awaitable.
 
@@ -125,7 +127,15 @@ async def wait_for_row_change(
     seen = None if baseline is None else seen_by(target, baseline)
     row = f"{target} {shown(key[0] if len(key) == 1 else key)}"
     query = RowQuery(target, key, sync, Condition(target, row, until, seen))
-    found = await _Wait(query, row, pause, limit).run(sync)
+    limit, deadline = bounded(limit)
+    try:
+        # Waiters poll for one another, and no deadline but their own shall cut that.
+        with suspended():
+            found = await _Wait(query, row, pause, limit).run(sync)
+    except (WaitTimeoutError, DeadlineExceededError) as error:
+        if deadline is None:
+            raise
+        raise deadline.exceeded("wait", f"{row} did not change in time") from error
     placed: M = await greenlet_spawn(place, sync, target, found)
     return placed
 

@@ -18,7 +18,8 @@ from pgtoolset._arguments import (
     parse_key,
     seconds,
 )
-from pgtoolset.errors import UnsupportedDriverError, WatcherClosedError
+from pgtoolset._deadlines import bounded
+from pgtoolset.errors import UnsupportedDriverError, WaitTimeoutError, WatcherClosedError
 from pgtoolset.types import ColumnAttribute, Duration, SettingsOrFunction
 from pgtoolset.values import RowChange
 from pgtoolset.watch._hub import Hub
@@ -137,6 +138,7 @@ class RowWatcher:
         Raises:
             RowNotFoundError: there is no such row at the first poll, and no `baseline`.
             WaitTimeoutError: the row did not change in time.
+            DeadlineExceededError: the same, where a `deadline` is earlier than the timeout.
             WatchFailedError: the table cannot be read any more.
             WatcherClosedError: the watcher was closed, or never entered.
             TypeError, ValueError: an argument is wrong; before any SQL.
@@ -146,6 +148,7 @@ class RowWatcher:
         check_predicate("until", until)
         seen = None if baseline is None else seen_by(target, baseline)
         hub = self._open_hub()
+        limit, deadline = bounded(limit)
         if until is None:
             waiter = Waiter(target, pk, key, limit, baseline=seen)
         else:
@@ -158,6 +161,10 @@ class RowWatcher:
             timer = asyncio.get_running_loop().call_later(limit, hub.expire, waiter)
         try:
             return await waiter.future
+        except WaitTimeoutError as error:
+            if deadline is None:
+                raise
+            raise deadline.exceeded("wait", f"{waiter} did not change in time") from error
         finally:
             hub.unsubscribe(waiter)
             if timer is not None:
@@ -182,6 +189,7 @@ class RowWatcher:
             columns: attributes or names of mapped columns; `None` watches all of them.
 
         Raises:
+            DeadlineExceededError: a `deadline` has ended the wait for a change; from the iterator.
             WatchFailedError: the table cannot be read any more; from the iterator.
             WatcherClosedError: the watcher was closed, or never entered.
             TypeError, ValueError: an argument is wrong; before any SQL.

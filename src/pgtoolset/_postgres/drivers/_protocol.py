@@ -113,10 +113,20 @@ class Driver(Protocol):
         """
         ...
 
+    def show(self, connection: PoolProxiedConnection, name: str) -> str:
+        """Return a setting, inside of the transaction that has begun; it takes no snapshot."""
+        ...
+
     def check_verifiable(self, connection: PoolProxiedConnection) -> None:
         """Raise `UnsupportedVersionError` where a COMMIT could not be verified."""
         ...
 
-    def verify_next_commit(self, connection: PoolProxiedConnection) -> CommitAttempt | None:
-        """Observe the COMMIT that `connection` is about to send; `None` where it sends none."""
+    def verify_next_commit(
+        self, connection: PoolProxiedConnection, last_words: str
+    ) -> CommitAttempt | None:
+        """Observe the COMMIT that `connection` is about to send; `None` where it sends none.
+
+        `last_words` are statements, or the empty string, that are sent just before it. Where the
+        transaction is aborted, they do not hide that.
+        """
         ...
