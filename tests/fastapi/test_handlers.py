@@ -18,6 +18,7 @@ from pgtoolset import (
     CommitUnknownError,
     LockTimeoutError,
     PgToolsetError,
+    PoolTimeoutError,
     RowDeletedError,
     RowNotFoundError,
     TransactionAbortedError,
@@ -147,6 +148,7 @@ ERRORS: list[Any] = [
     pytest.param(lambda: OwnNotFoundError("secret"), 404, id="a subclass"),
     pytest.param(lock_timeout, 503, id="LockTimeoutError"),
     pytest.param(lambda: PoolTimeout("secret"), 503, id="TimeoutError of the pool"),
+    pytest.param(lambda: PoolTimeoutError("secret"), 503, id="PoolTimeoutError"),
     pytest.param(lambda: WaitTimeoutError("secret"), 504, id="WaitTimeoutError"),
 ]
 
