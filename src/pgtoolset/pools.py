@@ -27,7 +27,8 @@ def holders(engine: AsyncEngine | Engine) -> list[ConnectionHolder]:
 
     The library notes who takes a connection from its first use of the engine on. A connection that
     was taken before is not in the list; `engine.pool.checkedout()` counts it, too. After
-    `engine.dispose()` the engine has a new pool, and what is still out belongs to none.
+    `engine.dispose()` the engine has a new pool; a connection that is still out belongs to the old
+    one.
 
     Args:
         engine: the engine, or the `sync_engine` below it.
@@ -35,7 +36,7 @@ def holders(engine: AsyncEngine | Engine) -> list[ConnectionHolder]:
     Raises:
         TypeError: `engine` is something else.
         UnsupportedDriverError: its database or driver is not supported.
-        UnsupportedVersionError: its pool is none of SQLAlchemy's, so nothing could be noted.
+        UnsupportedVersionError: its pool lacks the methods of SQLAlchemy's pools.
 
     Example:
         >>> async def test_holders(engine):
@@ -69,7 +70,7 @@ def warn_of_idle_transactions(engine: AsyncEngine | Engine, limit: Duration) -> 
     Raises:
         TypeError, ValueError: an argument is something else.
         UnsupportedDriverError: the engine's database or driver is not supported.
-        UnsupportedVersionError: its pool is none of SQLAlchemy's, so nothing could be noted.
+        UnsupportedVersionError: its pool lacks the methods of SQLAlchemy's pools.
 
     Example:
         >>> async def lifespan(app):

@@ -183,7 +183,7 @@ class CodeLocation(NamedTuple):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ConnectionHolder:
-    """What is known of a connection that is out of its pool.
+    """A connection that is out of its pool, and who took it.
 
     Attributes:
         task: the name of the task that took the connection; `None` outside of a task.
