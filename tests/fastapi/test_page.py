@@ -45,6 +45,6 @@ def test_every_problem_is_on_the_page() -> None:
     texts = {name: text for _, text, name in KINDS}
     for sqlstate, problem in _problems._BY_SQLSTATE.items():
         assert sqlstate in texts[problem.name]
-    for class_, problem in _problems._BY_CLASS:
+    for class_, problem in _problems.BY_CLASS:
         assert class_.__name__ in texts[problem.name]
     assert set(RETRYABLE) <= set(_problems._BY_SQLSTATE)

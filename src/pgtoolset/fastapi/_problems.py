@@ -28,7 +28,7 @@ from pgtoolset.errors import (
     WaitTimeoutError,
 )
 
-__all__ = ["PHRASES", "Finding", "Problem", "find_problem"]
+__all__ = ["BY_CLASS", "PHRASES", "Finding", "Problem", "find_problem"]
 
 #: The title of each status, and its description in the OpenAPI schema. `http.HTTPStatus` has
 #: another phrase of 422 in Python 3.12 and older.
@@ -78,8 +78,8 @@ _BUSY = Problem(503, "overloaded", "The service has too many requests. Try again
 _OVERTIME = Problem(503, "overtime", "The request took too long. Try again later.")
 _UNCHANGED = Problem(504, "no-change", "The resource has not changed in time.")
 
-#: By class, subclasses included.
-_BY_CLASS: tuple[tuple[type[Exception], Problem], ...] = (
+#: By class, subclasses included. A handler is registered for each.
+BY_CLASS: tuple[tuple[type[Exception], Problem], ...] = (
     (RowNotFoundError, _NOT_FOUND),
     (LockTimeoutError, _LOCKED),
     (PoolTimeout, _BUSY),
@@ -122,7 +122,7 @@ def find_problem(error: BaseException) -> Finding | None:
     """
     if type(error) is ExceptionGroup:
         return _of_group([find_problem(each) for each in error.exceptions])
-    for class_, problem in _BY_CLASS:
+    for class_, problem in BY_CLASS:
         if isinstance(error, class_):
             return Finding(problem, error)
     # Others of the library know the SQLSTATE of the error that they are about.

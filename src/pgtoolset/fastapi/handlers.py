@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
@@ -22,14 +21,8 @@ from pgtoolset._arguments import (
     shown,
 )
 from pgtoolset._postgres.sqlstates import sqlstate_of
-from pgtoolset.errors import (
-    DeadlineExceededError,
-    LockTimeoutError,
-    RowNotFoundError,
-    WaitTimeoutError,
-)
 from pgtoolset.fastapi._openapi import MEDIA_TYPE, document_problems
-from pgtoolset.fastapi._problems import PHRASES, Finding, find_problem
+from pgtoolset.fastapi._problems import BY_CLASS, PHRASES, Finding, find_problem
 from pgtoolset.types import Duration
 
 __all__ = ["install_error_handlers"]
@@ -39,8 +32,8 @@ logger = logging.getLogger("pgtoolset")
 #: The classes for which a handler is registered. Starlette calls that of the first class in the
 #: order of an error's bases, so those of SQLAlchemy stand here that PostgreSQL's answers have.
 HANDLED: tuple[type[Exception], ...] = (
-    *(DBAPIError, IntegrityError, DataError, OperationalError, PoolTimeout),
-    *(RowNotFoundError, LockTimeoutError, DeadlineExceededError, WaitTimeoutError),
+    *(DBAPIError, IntegrityError, DataError, OperationalError),
+    *(class_ for class_, _ in BY_CLASS),
     ExceptionGroup,
 )
 
