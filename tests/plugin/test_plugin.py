@@ -567,6 +567,30 @@ def test_documented_project(project: Project) -> None:
     assert outcome.counts == {"passed": 5}, outcome.output
 
 
+def test_documented_tenants(project: Project) -> None:
+    """The test of docs/tenants.md passes on the tables, policies and role that the page shows."""
+    page = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text()
+    found = re.search(r"^```python\n(.*?)^owner = ", page, re.MULTILINE | re.DOTALL)
+    shown = re.search(r"^```py\n# test_tenants.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found is not None and shown is not None
+    migrate = """
+ACME, GLOBEX = uuid4(), uuid4()
+
+
+async def migrate(url):
+    owner = create_async_engine(url)
+    async with owner.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        for statement in SECURE:
+            await connection.execute(text(statement))
+    await owner.dispose()
+"""
+    (project.path / "shop_tenants.py").write_text(found[1] + migrate)
+    project.write(test_tenants="from shop_tenants import *\n\n\n" + shown[1])
+    outcome = project.run("-o", "pg_metadata=", "-o", "pg_migrate=shop_tenants:migrate", *QUIET)
+    assert outcome.counts == {"passed": 1}, outcome.output
+
+
 def test_documented_form_with_one_session(project: Project) -> None:
     """With the other conftest.py of docs/testing.md, a request changes the instances of the
     test."""

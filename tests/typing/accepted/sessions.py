@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Annotated, Any, assert_type
@@ -89,6 +89,18 @@ async def use(session: AsyncSession, mine: MySession) -> None:
     async with create_db_context(my_maker, resolve_commit="5s")() as opened:
         assert_type(opened, MySession)
     async for each in create_db_dependency(my_maker, resolve_commit=None)():
+        assert_type(each, MySession)
+    settings: Mapping[str, str | int | float | bool | timedelta] = {"app.tenant_id": 7}
+    await run_transaction(my_maker, work, settings=settings)
+    async with get_transaction(mine, settings=lambda: {"lock_timeout": "1s"}) as same:
+        assert_type(same, MySession)
+    async with create_db_context(my_maker, settings=settings, require=["a"])() as opened:
+        assert_type(opened, MySession)
+
+    async def of_request(tenant: str) -> dict[str, str]:
+        return {"app.tenant_id": tenant}
+
+    async for each in create_db_dependency(my_maker, settings=of_request, require=("a",))():
         assert_type(each, MySession)
     on_commit(session, callback)
     on_commit(session, lambda: None)

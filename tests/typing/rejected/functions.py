@@ -65,6 +65,11 @@ async def sessions(session: AsyncSession, session_maker: async_sessionmaker[Asyn
     create_db_context(session_maker, 5)  # refused
     create_db_context(session_maker, resolve_commit=session)  # refused
     create_db_dependency(session_maker, resolve_commit=[5])  # refused
+    create_db_context(session_maker, settings={"app.key": None})  # refused
+    create_db_context(session_maker, settings=[("app.key", "x")])  # refused
+    create_db_context(session_maker, settings=lambda request: {"app.key": "x"})  # refused
+    create_db_dependency(session_maker, settings=5)  # refused
+    create_db_context(session_maker, require=5)  # refused
     async with create_db_context(session_maker=session_maker)() as own:
         special: Special = own  # refused
         _ = special
@@ -82,6 +87,7 @@ async def transactions(
     get_transaction(session, durable="yes")  # refused
     get_transaction(session, True)  # refused
     get_transaction(session, resolve_commit=b"5s")  # refused
+    get_transaction(session, settings="app.key=x")  # refused
     on_commit(session, "callback")  # refused
     on_commit(session, lambda one: None)  # refused
 
