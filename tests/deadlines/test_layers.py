@@ -23,6 +23,7 @@ from pgtoolset import (
     DeadlineExceededError,
     LockTimeoutError,
     PgToolsetError,
+    PoolTimeoutError,
     RowWatcher,
     TransactionAbortedError,
     WaitTimeoutError,
@@ -119,6 +120,10 @@ async def test_pool(database_url: str) -> None:
             assert pool.checkedout() == 1
         assert caught.value.spent_on == "pool"
         assert not isinstance(caught.value, PoolTimeout)
+        cause = caught.value.__cause__
+        assert isinstance(cause, PoolTimeoutError)
+        assert len(cause.holders) == 1
+        assert "is held by task" in str(caught.value)
         async with db_context() as session:
             assert await session.scalar(text("SELECT 1")) == 1
         assert pool.checkedout() == 0

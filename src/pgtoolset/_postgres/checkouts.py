@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from math import inf
+from time import monotonic
+from typing import TypeAlias
 
-from sqlalchemy import Pool, PoolProxiedConnection
+from sqlalchemy import Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.util import await_only
 
-from pgtoolset._deadlines import Deadline, current
+from pgtoolset._deadlines import current
 
-#: In the attributes of a pool whose waits are bounded.
-_KEY = "pgtoolset.bounded"
+#: Returns the error that names the holders of an exhausted pool.
+Account: TypeAlias = Callable[[float, TimeoutError], Exception]
 
 
-def bound_pool(pool: Pool) -> None:
-    """Bound the waits for the connections of a pool. Only the first call does work."""
-    methods: dict[str, Any] = vars(pool)
-    if _KEY in methods:
-        return
-    connect, recreate = pool.connect, pool.recreate
+def in_time(pool: Pool, account: Account) -> Callable[[], PoolProxiedConnection]:
+    """Return `Pool.connect` that ends at a deadline.
+
+    Args:
+        pool: the pool.
+        account: called with the seconds of a wait that has ended, where the pool was exhausted.
+    """
+    connect = pool.connect
 
     def connect_in_time() -> PoolProxiedConnection:
         deadline = current()
@@ -33,23 +37,25 @@ def bound_pool(pool: Pool) -> None:
             return connect()
         if deadline.left() <= 0:
             raise deadline.exceeded("statement", "no connection was asked for")
-        return _within(deadline, connect)
+        began_at = monotonic()
+        try:
+            return _within(deadline.left(), connect)
+        except _Over as over:
+            cause: BaseException = over
+            if isinstance(pool, QueuePool) and pool.checkedout() >= _size(pool):
+                cause = account(monotonic() - began_at, over)
+            raise deadline.exceeded("pool", _reason(cause)) from cause
 
-    def recreate_bounded() -> Pool:
-        recreated = recreate()
-        bound_pool(recreated)
-        return recreated
-
-    methods["connect"] = connect_in_time
-    methods["recreate"] = recreate_bounded
-    methods[_KEY] = True
+    return connect_in_time
 
 
-def _within(
-    deadline: Deadline, connect: Callable[[], PoolProxiedConnection]
-) -> PoolProxiedConnection:
+class _Over(TimeoutError):
+    """The time for a connection is over."""
+
+
+def _within(seconds: float, connect: Callable[[], PoolProxiedConnection]) -> PoolProxiedConnection:
     """Take a connection. Runs in SQLAlchemy's greenlet, and so in the task of the caller."""
-    timeout = asyncio.timeout(max(0.0, deadline.left()))
+    timeout = asyncio.timeout(max(0.0, seconds))
     await_only(timeout.__aenter__())
     try:
         connection = connect()
@@ -57,7 +63,19 @@ def _within(
         try:
             await_only(timeout.__aexit__(type(error), error, error.__traceback__))
         except TimeoutError as over:
-            raise deadline.exceeded("pool", "no connection could be taken in time") from over
+            raise _Over("the server has not answered in time") from over
         raise
     await_only(timeout.__aexit__(None, None, None))
     return connection
+
+
+def _size(pool: QueuePool) -> float:
+    """Return how many connections a pool gives out at most."""
+    most = pool._max_overflow
+    return inf if most < 0 else pool.size() + most
+
+
+def _reason(cause: BaseException) -> str:
+    if isinstance(cause, _Over):
+        return "the server has not answered a new connection"
+    return str(cause)

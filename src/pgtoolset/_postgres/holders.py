@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from pgtoolset._postgres.callers import Caller, caller
+from pgtoolset._postgres.checkouts import in_time
 from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._text import one_line
 from pgtoolset.errors import PoolTimeoutError
@@ -176,7 +177,7 @@ class Holders:
             if entry.record_info is not None:
                 entry.record_info.pop(_KEY, None)
 
-    def timed_out(self, pool: Pool, seconds: float, error: PoolTimeout) -> PoolTimeoutError:
+    def timed_out(self, pool: Pool, seconds: float, error: Exception) -> PoolTimeoutError:
         """Return the error of a caller that has waited for a connection in vain."""
         holders = self.list()
         if not isinstance(pool, QueuePool):
@@ -331,6 +332,7 @@ def _observe(pool: Pool, limit: IdleLimit) -> Holders | None:
 
     methods: dict[str, Any] = vars(pool)
     methods["_do_get"] = do_get
+    methods["connect"] = in_time(pool, partial(holders.timed_out, pool))
     methods["_do_return_conn"] = do_return_conn
     methods["_create_connection"] = create_connection
     methods["recreate"] = recreate_observed
