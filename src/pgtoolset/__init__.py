@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pgtoolset._native import implementation as _implementation
 from pgtoolset._text import make_logs_safe as _make_logs_safe
 from pgtoolset.cleanup import cleanup_tables
+from pgtoolset.connections import release_connection
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.deadlines import deadline
 from pgtoolset.errors import (
@@ -105,6 +106,7 @@ __all__ = [
     "m2m_remove",
     "m2m_set",
     "on_commit",
+    "release_connection",
     "row_change_trigger",
     "run_transaction",
     "wait_for_row_change",

@@ -23,6 +23,7 @@ __all__ = [
     "close_pooled",
     "has_one_backend",
     "is_closed",
+    "is_open_cursor",
     "is_pooled",
     "keeps_its_backend",
     "show",
@@ -70,6 +71,12 @@ def close_pooled(
 def is_closed(raw: Any) -> bool:
     """Whether a connection of the driver, or a wrapper around one, is closed or lost."""
     return driver_of(raw).is_closed(raw)
+
+
+def is_open_cursor(cursor: Any) -> bool:
+    """Whether a server-side cursor of SQLAlchemy's adapter has rows to come, or may have some."""
+    raw = getattr(cursor, "_cursor", None)
+    return raw is not None and not getattr(raw, "closed", False)
 
 
 def has_one_backend(connection: Connection) -> bool:
