@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pgtoolset._native import implementation as _implementation
 from pgtoolset._text import make_logs_safe as _make_logs_safe
 from pgtoolset.cleanup import cleanup_tables
-from pgtoolset.connections import release_connection
+from pgtoolset.connections import driver_connection, release_connection
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.deadlines import deadline
 from pgtoolset.errors import (
@@ -94,6 +94,7 @@ __all__ = [
     "create_db_dependency",
     "create_read_dependency",
     "deadline",
+    "driver_connection",
     "drop_database",
     "get_transaction",
     "holders",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import NestedTransaction
@@ -19,7 +20,8 @@ from pgtoolset._arguments import (
     sync_session,
 )
 from pgtoolset._checkouts import Checkout
-from pgtoolset._compatibility import is_in_block
+from pgtoolset._compatibility import error_of_failed_flush, is_in_block
+from pgtoolset._loans import Loan
 from pgtoolset._outcomes import aborted_earlier, lost_unwritten
 from pgtoolset._postgres.connections import is_open_cursor
 from pgtoolset._postgres.discards import is_autocommit, is_open, is_running
@@ -28,7 +30,13 @@ from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
 from pgtoolset._record import Record, innermost, record_of, stands_alone
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
 
-__all__ = ["release_connection"]
+if TYPE_CHECKING:
+    import asyncpg
+    import psycopg
+
+    DriverConnection: TypeAlias = asyncpg.Connection | psycopg.AsyncConnection[Any]
+
+__all__ = ["driver_connection", "release_connection"]
 
 
 def release_connection(
@@ -79,6 +87,47 @@ def release_connection(
     sync = sync_session(session)
     check_flag("commit", commit)
     return _Released(session, sync, commit)
+
+
+def driver_connection(session: AsyncSession) -> AbstractAsyncContextManager[DriverConnection]:
+    """Yield the connection of the driver, inside of the transaction of a session.
+
+    For what SQLAlchemy has no function: COPY, or a job queue that takes a connection. Pending
+    changes are flushed first, and the transaction is begun where it is not. What is executed on the
+    connection is committed with the session, and gone with its rollback. The session itself may be
+    used in the block, but not at the same moment: a connection executes one statement at a time.
+
+    The block must not end the transaction: no COMMIT, no ROLLBACK, no `commit()` of psycopg's
+    connection. Its end costs one statement that finds out. For a part of the work that may fail use
+    `async with connection.transaction():`, which is a savepoint there.
+
+    Args:
+        session: an `AsyncSession`, also one that is joined to a connection. One that is in no
+            transaction begins one, as a query does.
+
+    Returns:
+        An async context manager that yields an `asyncpg.Connection` or a `psycopg.AsyncConnection`,
+        whichever the engine uses.
+
+    Raises:
+        TransactionStateError: the block has ended the transaction of the session, or the session
+            has; nothing more of it is stored, and the connection is closed. Or the session's
+            connection is in AUTOCOMMIT.
+        TypeError: `session` is not an `AsyncSession`. Nothing was sent.
+
+    An error that leaves the block, or that it has swallowed, aborts the transaction as any other
+    does, and the end of the unit of work reports it.
+
+    Example:
+        >>> async with driver_connection(session) as connection:
+        ...     assert isinstance(connection, asyncpg.Connection)
+        ...     await connection.copy_records_to_table("measurement", records=records)
+
+    docs/connections.md shows COPY and two job queues. See
+    https://magicstack.github.io/asyncpg/current/api/index.html and
+    https://www.psycopg.org/psycopg3/docs/basic/copy.html
+    """
+    return Loan(session, sync_session(session))
 
 
 class _Released(AbstractAsyncContextManager[None]):
@@ -251,7 +300,8 @@ def _changes(sync: Session, record: Record) -> str | None:
     """Return what the session itself has to commit."""
     level = innermost(sync)
     if level is not None and not level.is_active:
-        raise aborted_earlier(record.error) from record.error
+        error = error_of_failed_flush(level) or record.error
+        raise aborted_earlier(error) from error
     pending = [*sync.new, *sync.deleted, *filter(sync.is_modified, sync.dirty)]
     if pending:
         classes = ", ".join(sorted({type(each).__name__ for each in pending}))

@@ -326,7 +326,10 @@ async def test_refused(
         async with create_db_context(session_maker)() as session:
             before = await xact_start(session) if has_read else None
             await what(session)
+            opened = session.info.pop("stream", None)
             if commit:
+                if opened is not None:
+                    await opened.close()
                 async with release_connection(session, commit=True):
                     assert held(session.bind) == 0  # type: ignore[arg-type]
                 continue
@@ -335,6 +338,8 @@ async def test_refused(
                     raise AssertionError("the block has begun")
             if has_read:
                 assert await xact_start(session) == before
+            if opened is not None:
+                await opened.close()
             await session.rollback()
     changed = {pending_new, flushed, written, pending_delete}
     ids = {pending_delete: set()}.get(what, {1, 2}) if what in changed else {1}
