@@ -76,10 +76,10 @@ def release_connection(
         TypeError: an argument is wrong. Nothing was sent.
 
     Example:
-        >>> order = await session.get_one(Order, 1)
+        >>> account = await session.get_one(Account, 1)
         >>> async with release_connection(session):
-        ...     reply = await http.post(payments, json={"amount": order.amount})
-        >>> order.state = reply.json()["state"]
+        ...     rate = await exchange_rate()
+        >>> account.balance *= rate
 
     docs/connections.md says when to use it. See
     https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
@@ -119,9 +119,10 @@ def driver_connection(session: AsyncSession) -> AbstractAsyncContextManager[Driv
     does, and the end of the unit of work reports it.
 
     Example:
+        >>> import asyncpg
         >>> async with driver_connection(session) as connection:
         ...     assert isinstance(connection, asyncpg.Connection)
-        ...     await connection.copy_records_to_table("measurement", records=records)
+        ...     await connection.copy_records_to_table("item", records=[(1, "one"), (2, "two")])
 
     docs/connections.md shows COPY and two job queues. See
     https://magicstack.github.io/asyncpg/current/api/index.html and
