@@ -108,6 +108,7 @@ benchmarks: $(VENV)/.ready $(VENV_MINIMUM)/.ready
 	$(VENV)/bin/python -m benchmarks.settings
 	$(VENV)/bin/python -m benchmarks.watch
 	$(VENV)/bin/python -m benchmarks.locks
+	$(VENV)/bin/python -m benchmarks.connections
 	$(VENV)/bin/python -m benchmarks.replicas
 	$(VENV_MINIMUM)/bin/python -m benchmarks.native
 	$(VENV)/bin/python -m benchmarks.plugin

@@ -24,7 +24,11 @@ import sqlalchemy.util
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.requests import HTTPConnection
 from sqlalchemy import Engine, event, make_url, text
-from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
+from sqlalchemy.dialects.postgresql.asyncpg import (
+    AsyncAdapt_asyncpg_connection,
+    AsyncAdapt_asyncpg_ss_cursor,
+    PGDialect_asyncpg,
+)
 from sqlalchemy.dialects.postgresql.dml import Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
@@ -79,6 +83,8 @@ ATTRIBUTES = [
     (PGDialect_asyncpg(isolation_level="AUTOCOMMIT"), "_on_connect_isolation_level"),
     (AsyncAdapt_asyncpg_connection, "_execute_mutex"),
     (AsyncAdapt_asyncpg_connection, "_handle_exception"),
+    (AsyncAdapt_asyncpg_ss_cursor, "server_side"),
+    (AsyncAdapt_asyncpg_ss_cursor, "_cursor"),
     (sqlalchemy.Pool, "_invalidate"),
     (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
     (sqlalchemy.Pool, "_do_get"),

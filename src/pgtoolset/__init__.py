@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pgtoolset._native import implementation as _implementation
 from pgtoolset._text import make_logs_safe as _make_logs_safe
 from pgtoolset.cleanup import cleanup_tables
+from pgtoolset.connections import driver_connection, release_connection
 from pgtoolset.databases import create_database, drop_database
 from pgtoolset.deadlines import deadline
 from pgtoolset.errors import (
@@ -93,6 +94,7 @@ __all__ = [
     "create_db_dependency",
     "create_read_dependency",
     "deadline",
+    "driver_connection",
     "drop_database",
     "get_transaction",
     "holders",
@@ -105,6 +107,7 @@ __all__ = [
     "m2m_remove",
     "m2m_set",
     "on_commit",
+    "release_connection",
     "row_change_trigger",
     "run_transaction",
     "wait_for_row_change",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, PoolProxiedConnection, Transaction
 from sqlalchemy.engine import RootTransaction
@@ -34,7 +34,7 @@ from pgtoolset._postgres.sqlstates import (
     sqlstate_of,
 )
 from pgtoolset._resolution import Verdict, resolve
-from pgtoolset.errors import CommitUnknownError
+from pgtoolset.errors import CommitUnknownError, TransactionStateError
 from pgtoolset.types import CommitObserver, CommitPhase
 
 DialectCommit: TypeAlias = Callable[[PoolProxiedConnection], None]
@@ -76,6 +76,10 @@ class Checkout:
         limit: the `statement_timeout` that a deadline has set in its transaction.
         last_resort: closes it where the statement of a deadline gets no answer.
         attempt: the COMMIT that was sent last.
+        locks: what `lock_tables` and `advisory_lock` have taken, in words.
+        cursors: of the driver's adapter, on the server.
+        borrowers: how many blocks of `driver_connection` are open.
+        ended: the error for a transaction that such a block has ended.
     """
 
     __slots__ = (
@@ -83,13 +87,17 @@ class Checkout:
         "_marks",
         "_transaction",
         "attempt",
+        "borrowers",
         "connection",
+        "cursors",
         "deferred",
+        "ended",
         "error",
         "given_limit",
         "is_read_only",
         "last_resort",
         "limit",
+        "locks",
         "owes_commit",
         "participants",
         "prelude",
@@ -104,7 +112,7 @@ class Checkout:
     def _begin(self, transaction: RootTransaction | None) -> None:
         self._transaction = transaction
         self._aborts = False
-        self._marks: dict[str, int] | None = None
+        self._marks: dict[str, tuple[int, int]] | None = None
         self.error: BaseException | None = None
         self.is_read_only = False
         self.deferred: list[Callback] = []
@@ -115,6 +123,10 @@ class Checkout:
         self.limit: StatementLimit | None = None
         self.last_resort: LastResort | None = None
         self.attempt: CommitAttempt | None = None
+        self.locks: list[str] = []
+        self.cursors: list[Any] = []
+        self.borrowers = 0
+        self.ended: TransactionStateError | None = None
 
     def follow(self) -> None:
         """Forget what belongs to an earlier transaction of the connection."""
@@ -224,16 +236,17 @@ class Checkout:
     def mark_savepoint(self, name: str) -> None:
         if self._marks is None:
             self._marks = {}
-        self._marks[name] = len(self.deferred)
+        self._marks[name] = (len(self.deferred), len(self.locks))
 
     def roll_back_to_savepoint(self, name: str) -> None:
         """Follow a ROLLBACK TO, which repairs an aborted transaction, but no lost connection."""
         self.forget_error()
         if self.limit is not None:
             self.limit.forget()
-        if self.deferred:
-            # A savepoint without a mark is older than all that was deferred.
-            del self.deferred[self._marks.get(name, 0) if self._marks else 0 :]
+        # A savepoint without a mark is older than all that was noted.
+        deferred, locks = self._marks.get(name, (0, 0)) if self._marks else (0, 0)
+        del self.deferred[deferred:]
+        del self.locks[locks:]
 
     def needs_verified_commit(self) -> bool:
         if self.owes_commit:
@@ -247,6 +260,7 @@ class Checkout:
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
     ) -> None:
         """Send a COMMIT, and raise unless PostgreSQL has stored the transaction."""
+        self._check_is_whole()
         if self.deferred:
             check_can_run()  # before anything is sent
         check_is_free(dbapi_connection)
@@ -268,6 +282,16 @@ class Checkout:
         self.note_commit()
         for observer in observers:
             observer.after_commit(self.connection)
+
+    def _check_is_whole(self) -> None:
+        """Raise where a block of `driver_connection` is open, or has ended the transaction."""
+        if self.ended is not None:
+            raise TransactionStateError(str(self.ended)) from self.ended
+        if self.borrowers:
+            raise TransactionStateError(
+                "a block of driver_connection is open on the session, so its transaction cannot be "
+                "committed; commit it after that block"
+            )
 
     def _send_commit(
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit

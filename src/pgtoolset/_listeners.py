@@ -17,7 +17,13 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from pgtoolset._checkouts import Checkout, DialectCommit
 from pgtoolset._deadlines import Deadline, current, is_suspended, suspended
 from pgtoolset._limits import LastResort, note_text
-from pgtoolset._postgres.connections import Outcome, check_verifiable, close_pooled, is_pooled
+from pgtoolset._postgres.connections import (
+    Outcome,
+    check_verifiable,
+    close_pooled,
+    is_open_cursor,
+    is_pooled,
+)
 from pgtoolset._postgres.discards import (
     checked_rollback,
     is_autocommit,
@@ -210,11 +216,21 @@ def _before_statement(context: Any, statement: str) -> Deadline | None:
             checkout.begin()
         if checkout.limit is not None and not is_suspended():
             checkout.end_limit()
+    if getattr(context.cursor, "server_side", False):
+        _note_cursor(context)
     if context.is_text and is_pooled(proxied):
         limit = None if checkout is None else checkout.limit
         if not PUTS_BACK.keys() <= context.execution_options.keys():
             note_text(proxied, limit, statement)
     return deadline
+
+
+def _note_cursor(context: ExecutionContext) -> None:
+    """Note a cursor that may stay open on the server after its statement."""
+    proxied = context.root_connection.connection
+    if is_pooled(proxied):
+        checkout = checkout_of(context.root_connection)
+        checkout.cursors = [*filter(is_open_cursor, checkout.cursors), context.cursor]
 
 
 def _within(deadline: Deadline, context: ExecutionContext, send: Callable[[], None]) -> None:

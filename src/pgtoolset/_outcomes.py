@@ -9,7 +9,12 @@ from pgtoolset._postgres.sqlstates import (
     reported_by_server,
     sqlstate_of,
 )
-from pgtoolset.errors import CommitUnknownError, TransactionAbortedError, TransactionLostError
+from pgtoolset.errors import (
+    CommitUnknownError,
+    TransactionAbortedError,
+    TransactionLostError,
+    TransactionStateError,
+)
 from pgtoolset.types import CommitPhase
 
 #: What became of the work, for `aborted_by`.
@@ -104,6 +109,27 @@ def transaction_lost(phase: CommitPhase, cause: BaseException | None) -> Transac
     )
     lost.__cause__ = cause
     return lost
+
+
+def aborted_earlier(error: BaseException | None) -> TransactionStateError:
+    """Return the error of release_connection for a transaction that is aborted already."""
+    because = f" ({_named(error)})" if error is not None else ""
+    return TransactionStateError(
+        "release_connection cannot end the transaction of the session, which was aborted by an "
+        f"error that was caught inside the block{because}. Let the error leave the block, or put "
+        "the statement that may fail into a nested get_transaction()."
+    )
+
+
+def lost_unwritten(cause: BaseException | None) -> TransactionLostError:
+    """Return the error for a transaction that has written nothing, and whose connection was lost
+    at its COMMIT.
+    """
+    because = f" ({_named(cause)})" if cause is not None else ""
+    return TransactionLostError(
+        f"The connection was lost{because} while release_connection ended the transaction, which "
+        "had written nothing. Run the work again."
+    )
 
 
 def partly_stored(phase: CommitPhase, cause: BaseException) -> CommitUnknownError:

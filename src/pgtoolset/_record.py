@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -21,6 +21,7 @@ from pgtoolset._listeners import checkout_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.connections import begun_transaction
 from pgtoolset._postgres.discards import is_autocommit, is_open
+from pgtoolset._postgres.modes import Modes
 from pgtoolset._postgres.settings import change_settings, put_settings_back
 from pgtoolset._postgres.standby import note_refusal
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
@@ -82,12 +83,15 @@ class Record:
         levels: the settings of the blocks inside, the innermost last.
         joined: the settings on connections whose transaction is not the session's.
         begins_on_bind: whether the session, bound to a connection, begins its transactions.
+        carried: what the transaction, which has no connection yet, takes over from the one before
+            it, for each engine.
     """
 
     __slots__ = (
         "abandoned",
         "begins_on_bind",
         "callbacks",
+        "carried",
         "checkouts",
         "committed",
         "is_ending",
@@ -114,6 +118,7 @@ class Record:
         self.levels: list[SettingsLevel] = []
         self.joined: SettingsLevel | None = None
         self.begins_on_bind = False
+        self.carried: dict[Engine, Modes] = {}
 
     def take_settings(self, session: Session, settings: Settings | None) -> None:
         """Have the settings for each transaction from the next one on."""
@@ -171,15 +176,23 @@ class Record:
             for each in self.levels:
                 if each.level is transaction:
                     each.apply(connection)
-        elif self.settings is None:
-            return
-        elif self._is_joined(session, connection):
+        elif not self._is_joined(session, connection):
+            self._prepare(connection)
+        elif self.settings is not None:
             if self.joined is None:
                 self.joined = SettingsLevel(self.settings)
             self.joined.apply(connection)
-        else:
-            checkout = checkout_of(connection)
-            checkout.prelude = self.settings.statements
+
+    def _prepare(self, connection: Connection) -> None:
+        """Give a transaction that has not begun yet its modes and settings."""
+        checkout = checkout_of(connection)
+        modes = self.carried.get(connection.engine)
+        if modes is not None:
+            modes.apply(connection)
+            checkout.prelude = modes.statement
+            checkout.is_read_only = modes.is_read_only
+        if self.settings is not None:
+            checkout.prelude += self.settings.statements
             checkout.given_limit = self.settings.values.get("statement_timeout")
 
     def _is_joined(self, session: Session, connection: Connection) -> bool:
@@ -206,6 +219,7 @@ class Record:
             checkout.participants.pop(self, None)
         self.checkouts.clear()
         self.callbacks.clear()
+        self.carried.clear()
         self.committed = self.abandoned = None
         if not self.verifies_commits:
             self.unknown = None
@@ -237,6 +251,14 @@ def innermost(session: Session) -> SessionTransaction | None:
     return session.get_nested_transaction() or session.get_transaction()
 
 
+def stands_alone(session: Session) -> bool:
+    """Whether the commits of a session stand for real ones, although it is joined to a connection.
+
+    Those of the plugin's sessions do.
+    """
+    return _STANDS_ALONE in session.info
+
+
 def note_driver_error(session: Session, error: BaseException) -> None:
     """Note an error of the driver's own connection, which SQLAlchemy has not seen."""
     if isinstance(error, SQLAlchemyError):
@@ -265,7 +287,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         record.add_connection(connection)
         if record.abandoned is not None or (record.verifies_commits and is_autocommit(connection)):
             _refuse_connection(record, session, connection)
-        if record.settings is not None or record.levels:
+        if record.settings is not None or record.levels or record.carried:
             record.apply_settings(session, transaction, connection)
 
 
@@ -337,7 +359,7 @@ def _end(session: Session, record: Record, transaction: SessionTransaction) -> N
     record.empty()
     if not (is_committed and is_relied_on):
         return
-    if joined and _STANDS_ALONE not in session.info:
+    if joined and not stands_alone(session):
         joined[0].defer(callbacks)
     elif callbacks:
         run_in_greenlet(callbacks)

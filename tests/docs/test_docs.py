@@ -54,6 +54,8 @@ OPTIONAL = {
     "fast_depends",
     "faststream",
     "litestar",
+    "pgqueuer",
+    "procrastinate",
     "strawberry",
     "taskiq",
     "typer",
@@ -172,6 +174,9 @@ async def test_docstring_example(
     async def charge(order: support.Item) -> None:
         raise CardDeclined
 
+    async def exchange_rate() -> int:
+        return 2
+
     if "Account" in docstring:
         async with session_maker.begin() as session:
             session.add(support.Account(id=1, balance=100))
@@ -207,6 +212,7 @@ async def test_docstring_example(
             "create_async_engine": create_async_engine,
             "engine": engine,
             "events": Events,
+            "exchange_rate": exchange_rate,
             "order": support.Item(id=1),
             "replicas": pgtoolset.ReadReplicas(session_maker, []),
             "session": session,

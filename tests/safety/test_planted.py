@@ -31,12 +31,14 @@ from pgtoolset import (
     LockMode,
     ReadReplicas,
     RowWatcher,
+    TransactionStateError,
     advisory_lock,
     cleanup_tables,
     create_database,
     create_db_context,
     create_db_dependency,
     create_read_dependency,
+    driver_connection,
     drop_database,
     get_transaction,
     holders,
@@ -48,6 +50,7 @@ from pgtoolset import (
     m2m_remove,
     m2m_set,
     on_commit,
+    release_connection,
     row_change_trigger,
     run_transaction,
     wait_for_row_change,
@@ -324,6 +327,20 @@ async def advisory_locks(place: Place) -> None:
             async with advisory_lock(session, 7, timeout=1.5):
                 pass
         assert len(caught.value.blockers) == 1
+
+
+@call
+async def connections(place: Place) -> None:
+    async with place.maker() as session:
+        await session.execute(text("SELECT"))
+        async with release_connection(session):
+            pass
+        await session.execute(text("LOCK TABLE public.book IN SHARE MODE"))
+        with pytest.raises(TransactionStateError, match="a lock on"):
+            async with release_connection(session):
+                pass
+        async with driver_connection(session) as connection:
+            await connection.execute("SELECT")
 
 
 @call

@@ -21,9 +21,12 @@ __all__ = [
     "begun_transaction",
     "check_verifiable",
     "close_pooled",
+    "driver_options",
     "has_one_backend",
     "is_closed",
+    "is_open_cursor",
     "is_pooled",
+    "is_transaction_open",
     "keeps_its_backend",
     "show",
     "terminate",
@@ -72,6 +75,12 @@ def is_closed(raw: Any) -> bool:
     return driver_of(raw).is_closed(raw)
 
 
+def is_open_cursor(cursor: Any) -> bool:
+    """Whether a server-side cursor of SQLAlchemy's adapter has rows to come, or may have some."""
+    raw = getattr(cursor, "_cursor", None)
+    return raw is not None and not getattr(raw, "closed", False)
+
+
 def has_one_backend(connection: Connection) -> bool:
     """Whether two statements outside a transaction reach the same backend of PostgreSQL.
 
@@ -106,6 +115,18 @@ def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
         UnsupportedVersionError: SQLAlchemy's adapter does not have the attribute that keeps it.
     """
     return driver_of(connection.driver_connection).begun_transaction(connection)
+
+
+def is_transaction_open(connection: PoolProxiedConnection) -> bool:
+    """Whether a transaction is open, as the server has said last."""
+    raw: Any = connection.driver_connection
+    return driver_of(raw).is_in_transaction(raw)
+
+
+def driver_options(connection: PoolProxiedConnection) -> dict[str, Any]:
+    """Return the attributes of the driver's connection on which SQLAlchemy relies."""
+    raw: Any = connection.driver_connection
+    return {name: getattr(raw, name) for name in driver_of(raw).options if hasattr(raw, name)}
 
 
 def begin_with(connection: PoolProxiedConnection, statements: str) -> None:

@@ -21,6 +21,7 @@ from pgtoolset._arguments import (
     writable_session,
 )
 from pgtoolset._arguments import seconds as seconds_of
+from pgtoolset._listeners import checkout_of
 from pgtoolset._postgres.locks import (
     isolation_level_of,
     lock_block,
@@ -114,6 +115,7 @@ def lock_tables(
         locks.timeout = lookout.limit()
         mark = lookout.watch(connection, locks.wanted(), marks=True)
         locks.take(connection, mark)
+        checkout_of(connection).locks.append(f"a lock of lock_tables on {', '.join(locks.names)}")
         return session
 
     return LockedBlock(

@@ -33,6 +33,7 @@ class AsyncpgDriver:
     """The driver asyncpg."""
 
     begins_by_itself = False
+    options: tuple[str, ...] = ()
     prepared_prefix = "__asyncpg_"
     without_caches = (
         'connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0, '

@@ -17,11 +17,13 @@ class Driver(Protocol):
     Attributes:
         begins_by_itself: whether each statement begins a transaction where none is open, also
             after a COMMIT that SQLAlchemy has not sent.
+        options: the attributes of its connection that a user may set, and SQLAlchemy relies on.
         prepared_prefix: how the names of its prepared statements begin.
         without_caches: the arguments of `create_async_engine` with which it prepares none.
     """
 
     begins_by_itself: bool
+    options: tuple[str, ...]
     prepared_prefix: str
     without_caches: str
 

@@ -62,6 +62,7 @@ class PsycopgDriver:
     """The driver psycopg, from version 3 on."""
 
     begins_by_itself = True
+    options: tuple[str, ...] = ("row_factory", "cursor_factory", "prepare_threshold")
     prepared_prefix = "_pg3_"
     without_caches = 'connect_args={"prepare_threshold": None}'
 
