@@ -124,6 +124,57 @@ def test_imports_neither_fastapi_nor_pytest_nor_a_driver() -> None:
     } & set(modules)
 
 
+def test_names_are_imported_when_they_are_used() -> None:
+    """`import pgtoolset` loads no capability; a name that is used loads its own and is kept; the
+    modules of the contracts and capabilities are attributes from the start."""
+    program = """
+import sys, pgtoolset
+begun = {name for name in sys.modules if name.startswith("pgtoolset.")}
+assert begun <= {
+    *("pgtoolset._native", "pgtoolset._native._pure", "pgtoolset._text", "pgtoolset.errors"),
+    *(f"pgtoolset._native.{name}" for name in ("associations", "comparator")),
+    *(f"pgtoolset._native.{name}_c" for name in ("associations", "comparator")),
+}, begun
+assert "sqlalchemy.orm" not in sys.modules and "Cython" not in sys.modules
+assert set(pgtoolset.__all__) | {"__version__", "locks", "types"} <= set(dir(pgtoolset))
+get_transaction = pgtoolset.get_transaction
+assert get_transaction is pgtoolset.transactions.get_transaction
+assert vars(pgtoolset)["get_transaction"] is get_transaction
+assert "pgtoolset.m2m" not in sys.modules
+assert pgtoolset.types.Duration and pgtoolset.protocols.TableLocker
+assert pgtoolset.errors.PgToolsetError is pgtoolset.PgToolsetError
+assert not hasattr(pgtoolset, "something_else") and not hasattr(pgtoolset, "testing")
+from pgtoolset import *
+print(*sorted(set(pgtoolset.__all__) - set(globals())))
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_names_for_checkers_and_for_programs() -> None:
+    """Type checkers and programs find each public name in the same module."""
+    block = next(
+        node
+        for node in ast.parse(inspect.getsource(pgtoolset)).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    for_checkers = {
+        (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for_programs = {
+        (f"pgtoolset.{module}", name)
+        for module, names in vars(pgtoolset)["_NAMES"].items()
+        for name in names
+    }
+    assert for_programs
+    assert for_programs == for_checkers
+    assert {name for _, name in for_programs} <= set(pgtoolset.__all__)
+
+
 @pytest.mark.parametrize(
     "module",
     [

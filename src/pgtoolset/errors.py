@@ -7,13 +7,16 @@ Errors of SQLAlchemy and of the driver propagate unchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as _PoolTimeout
 
 from pgtoolset._text import safe, safe_lines
-from pgtoolset.types import CommitPhase, SpentOn
-from pgtoolset.values import Blocker, ConnectionHolder
+
+if TYPE_CHECKING:
+    from pgtoolset.types import CommitPhase, SpentOn
+    from pgtoolset.values import Blocker, ConnectionHolder
 
 __all__ = [
     "CommitUnknownError",

@@ -8,9 +8,10 @@ The compiled modules are used where both can be imported. The environment variab
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pgtoolset.protocols import AssociationRows, RowComparator
+if TYPE_CHECKING:
+    from pgtoolset.protocols import AssociationRows, RowComparator
 
 __all__ = ["association_rows", "implementation", "row_comparator"]
 
