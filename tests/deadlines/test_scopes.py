@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI
@@ -122,7 +122,7 @@ async def test_dependency(session_maker: Maker) -> None:
     get_db = create_db_dependency(session_maker, deadline="300ms")
 
     @app.get("/")
-    async def endpoint(seconds: float, session: Annotated[AsyncSession, Depends(get_db)]) -> str:
+    async def endpoint(seconds: float, session: AsyncSession = Depends(get_db)) -> str:
         await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
         return "done"
 

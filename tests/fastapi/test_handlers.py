@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from pgtoolset import (
     CommitUnknownError,
-    DeadlineExceededError,
     LockTimeoutError,
     PgToolsetError,
     PoolTimeoutError,
@@ -139,10 +138,6 @@ def lock_timeout() -> LockTimeoutError:
     return LockTimeoutError("secret", tables=["secret"], mode="EXCLUSIVE", timeout=1)
 
 
-def deadline_exceeded() -> DeadlineExceededError:
-    return DeadlineExceededError("secret", spent_on="pool", seconds=1)
-
-
 class OwnNotFoundError(RowNotFoundError):
     """Of an application."""
 
@@ -152,7 +147,6 @@ ERRORS: list[Any] = [
     pytest.param(lambda: RowDeletedError("secret"), 404, id="RowDeletedError"),
     pytest.param(lambda: OwnNotFoundError("secret"), 404, id="a subclass"),
     pytest.param(lock_timeout, 503, id="LockTimeoutError"),
-    pytest.param(deadline_exceeded, 503, id="DeadlineExceededError"),
     pytest.param(lambda: PoolTimeout("secret"), 503, id="TimeoutError of the pool"),
     pytest.param(lambda: PoolTimeoutError("secret"), 503, id="PoolTimeoutError"),
     pytest.param(lambda: WaitTimeoutError("secret"), 504, id="WaitTimeoutError"),
@@ -178,7 +172,7 @@ async def test_errors_of_the_library(make: Callable[[], Exception], status: int)
 
 
 #: Those of which the answer is a problem.
-ANSWERED = (RowNotFoundError, LockTimeoutError, DeadlineExceededError, WaitTimeoutError)
+ANSWERED = (RowNotFoundError, LockTimeoutError, WaitTimeoutError)
 
 
 OTHERS = [

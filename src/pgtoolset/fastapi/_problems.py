@@ -20,13 +20,7 @@ from pgtoolset._postgres.sqlstates import (
     is_data_error,
     sqlstate_of,
 )
-from pgtoolset.errors import (
-    DeadlineExceededError,
-    LockTimeoutError,
-    PgToolsetError,
-    RowNotFoundError,
-    WaitTimeoutError,
-)
+from pgtoolset.errors import LockTimeoutError, PgToolsetError, RowNotFoundError, WaitTimeoutError
 
 __all__ = ["PHRASES", "Finding", "Problem", "find_problem"]
 
@@ -75,7 +69,6 @@ _MISSING = Problem(422, "value-missing", "A required value is missing.")
 _VALUE = Problem(422, "invalid-value", "A value is not valid, or is out of range.")
 _LOCKED = Problem(503, "locked", "The resource is in use by another request. Try again later.")
 _BUSY = Problem(503, "overloaded", "The service has too many requests. Try again later.")
-_OVERTIME = Problem(503, "overtime", "The request took too long. Try again later.")
 _UNCHANGED = Problem(504, "no-change", "The resource has not changed in time.")
 
 #: By class, subclasses included.
@@ -83,7 +76,6 @@ _BY_CLASS: tuple[tuple[type[Exception], Problem], ...] = (
     (RowNotFoundError, _NOT_FOUND),
     (LockTimeoutError, _LOCKED),
     (PoolTimeout, _BUSY),
-    (DeadlineExceededError, _OVERTIME),
     (WaitTimeoutError, _UNCHANGED),
 )
 

@@ -22,12 +22,7 @@ from pgtoolset._arguments import (
     shown,
 )
 from pgtoolset._postgres.sqlstates import sqlstate_of
-from pgtoolset.errors import (
-    DeadlineExceededError,
-    LockTimeoutError,
-    RowNotFoundError,
-    WaitTimeoutError,
-)
+from pgtoolset.errors import LockTimeoutError, RowNotFoundError, WaitTimeoutError
 from pgtoolset.fastapi._openapi import MEDIA_TYPE, document_problems
 from pgtoolset.fastapi._problems import PHRASES, Finding, find_problem
 from pgtoolset.types import Duration
@@ -40,7 +35,7 @@ logger = logging.getLogger("pgtoolset")
 #: order of an error's bases, so those of SQLAlchemy stand here that PostgreSQL's answers have.
 HANDLED: tuple[type[Exception], ...] = (
     *(DBAPIError, IntegrityError, DataError, OperationalError, PoolTimeout),
-    *(RowNotFoundError, LockTimeoutError, DeadlineExceededError, WaitTimeoutError),
+    *(RowNotFoundError, LockTimeoutError, WaitTimeoutError),
     ExceptionGroup,
 )
 
@@ -61,8 +56,8 @@ def install_error_handlers(
     - 409: unique, exclusion and foreign-key violations; serialization failures and deadlocks that
       nothing has tried again, or that have used up the attempts of `run_transaction`
     - 422: check and not-null violations, and data errors (SQLSTATE class 22)
-    - 503 with `Retry-After`: `LockTimeoutError`, PostgreSQL's lock_not_available, a pool whose
-      connections are all in use, and `DeadlineExceededError`
+    - 503 with `Retry-After`: `LockTimeoutError`, PostgreSQL's lock_not_available, and a pool whose
+      connections are all in use
     - 504: `WaitTimeoutError`
 
     Any other error is handled as before: by another handler of the application, or as the server's
