@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, before the server of a URL."""
+"""PgBouncer, in transaction mode unless a test asks for another, before the server of a URL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ WITHOUT_CACHES: dict[str, Any] = (
 
 
 @asynccontextmanager
-async def pgbouncer(url: str, backends: int = BACKENDS) -> AsyncIterator[str]:
+async def pgbouncer(
+    url: str, backends: int = BACKENDS, *, pool_mode: str = "transaction"
+) -> AsyncIterator[str]:
     """Yield a URL of the same database through PgBouncer, which runs as the owner of the server's
     socket."""
     assert PROGRAM is not None
@@ -54,7 +56,7 @@ async def pgbouncer(url: str, backends: int = BACKENDS) -> AsyncIterator[str]:
 * = host={host} port={behind.port or 5432} user={behind.username}{password}
 
 [pgbouncer]
-pool_mode = transaction
+pool_mode = {pool_mode}
 default_pool_size = {backends}
 auth_type = any
 listen_addr =

@@ -42,6 +42,7 @@ from pgtoolset import (
     m2m_add,
     wait_for_row_change,
 )
+from pgtoolset._commands import doctor
 from tests.commands.running import line, run, running
 from tests.locks.locking import waiting
 from tests.support import plain_url
@@ -207,6 +208,45 @@ async def test_the_command_watch(url: str) -> None:
         code, output, errors = await run("watch", url, *arguments)
         assert (code, output) == (2, "")
         assert errors.rstrip("\n").isprintable()
+
+
+async def test_the_command_doctor(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with hostile names is printed escaped, to people and to programs."""
+    monkeypatch.setattr(doctor, "LONG_IDLE", 0)
+    connection = await asyncpg.connect(plain_url(url))
+    await connection.execute(
+        f"""CREATE SEQUENCE "s{EVIL}" MAXVALUE 10;
+            ALTER TABLE "{TABLE}" ADD "z{EVIL}" int DEFAULT nextval('"s{EVIL}"');
+            SELECT setval('"s{EVIL}"', 10);
+            CREATE FUNCTION "f{EVIL}"() RETURNS trigger LANGUAGE plpgsql AS
+              'BEGIN RETURN NULL; END';
+            CREATE TRIGGER pgtoolset_insert AFTER INSERT ON "{TABLE}"
+              EXECUTE FUNCTION "f{EVIL}"();
+            INSERT INTO "{TABLE}" VALUES (2, '', 0), (3, '', 0)"""
+    )
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute(
+            f'CREATE UNIQUE INDEX CONCURRENTLY "i{EVIL}" ON "{TABLE}" ("z{EVIL}")'
+        )
+    await connection.close()
+    async with holder(url, f"SELECT 'password=hunter2 {EVIL}'"):
+        code, output, errors = await run("doctor", url)
+        assert (code, errors) == (1, "")
+        assert all(each.isprintable() for each in output.splitlines())
+        assert "hunter2" not in output
+        code, output, errors = await run("doctor", url, "--json")
+    assert (code, errors) == (1, "")
+    assert all(each.isprintable() for each in output.splitlines())
+    assert "hunter2" not in output
+    report = json.loads(output)
+    assert {each["name"] for each in report["findings"]} == {
+        "idle_in_transaction",
+        "invalid_index",
+        "missing_triggers",
+        "sequence_end",
+        "stolen_trigger",
+    }
+    assert all(each["message"].isprintable() for each in report["findings"])
 
 
 async def test_databases(server_url: str) -> None:

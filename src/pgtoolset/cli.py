@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line, `pgtoolset`. Each command is a module of `pgtoolset._commands`."""
 
 from __future__ import annotations
@@ -7,12 +8,14 @@ import io
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from pgtoolset._commands import COMMANDS, CONNECTION, CommandError
+import pgtoolset
+from pgtoolset._commands import COMMANDS, CommandError
 from pgtoolset._text import may_hold_password, one_line
 
 __all__ = ["main"]
@@ -40,18 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program; `None` for those of the process.
 
     Returns:
-        0 after success, 1 after a failure, 2 for wrong arguments or where the database cannot be
-        reached, 130 after Ctrl-C.
+        0 after success, 1 after a failure or where `doctor` has findings, 2 for wrong arguments or
+        where the database cannot be reached, 130 after Ctrl-C.
     """
     _given[:] = sys.argv[1:] if arguments is None else arguments
-    parser = _Parser(prog="pgtoolset", description="Tools for PostgreSQL.")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(
-            name, help=command.HELP, description=command.DESCRIPTION, epilog=CONNECTION
-        )
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+    parser = _parser()
+    _complete(parser)
     options = parser.parse_args(_given)
     _print_what_the_terminal_lacks_as_escapes()
     try:
@@ -66,6 +63,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pgtoolset",
+        description="Looks at a PostgreSQL database: who waits for whom, how a row changes, and "
+        "what needs care.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"pgtoolset {pgtoolset.__version__} ({pgtoolset.implementation})"
+    parser.add_argument("--version", action="version", version=version)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=command.HELP,
+            description=textwrap.fill(command.DESCRIPTION, 79),
+            epilog=command.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+_EPILOG = """\
+examples:
+  export DATABASE_URL=postgresql://app@db/shop
+  pgtoolset doctor          # what needs care, and what to do about it
+  pgtoolset locks --watch   # who waits for whom, again and again
+  pgtoolset watch orders 17 # the changes of a row
+
+pgtoolset COMMAND --help explains a command and shows more examples.
+pip install 'pgtoolset[cli]' adds colours and completion, which a shell turns
+on with: eval "$(register-python-argcomplete pgtoolset)"\
+"""
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that completes a command line, and end the process then."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(parser)
 
 
 @contextmanager

@@ -33,17 +33,31 @@ async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process
     )
 
 
-async def run(*arguments: str, answer: str = "", **variables: str) -> tuple[int, str, str]:
+class Terminal(io.TextIOWrapper):
+    """An output that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def run(
+    *arguments: str, answer: str = "", terminal: bool = False, **variables: str
+) -> tuple[int, str, str]:
     """Run a command to its end in a thread; return its exit code, output and errors.
 
     The start of a process of its own takes longer than most commands.
     """
-    return await asyncio.to_thread(run_here, *arguments, answer=answer, **variables)
+    return await asyncio.to_thread(
+        run_here, *arguments, answer=answer, terminal=terminal, **variables
+    )
 
 
-def run_here(*arguments: str, answer: str = "", **variables: str) -> tuple[int, str, str]:
+def run_here(
+    *arguments: str, answer: str = "", terminal: bool = False, **variables: str
+) -> tuple[int, str, str]:
     """Run a command to its end as `run` does, in this thread."""
-    output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+    kind = Terminal if terminal else io.TextIOWrapper
+    output, errors = (kind(io.BytesIO(), "utf-8", newline="") for _ in range(2))
     with (
         patch.dict(os.environ, environment(variables), clear=True),
         patch.object(sys, "stdin", io.StringIO(answer)),

@@ -51,7 +51,7 @@ async def server(database_url: str, other: asyncpg.Connection) -> AsyncIterator[
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("through", ["URL", "DSN", "DATABASE_URL", "variables", "service", "user"])
 async def test_every_way_to_connect(server: Server, through: str, tmp_path: Path) -> None:
-    """Each way reaches the database, for both commands, and the URL need not be an argument."""
+    """Each way reaches the database, for each command, and the URL need not be an argument."""
     dsn = f"host={server.directory} port={server.port} user=postgres dbname='{server.database}'"
     url = f"postgresql://postgres@/{server.database}?host={server.directory}&port={server.port}"
     service = tmp_path / "services"
@@ -70,6 +70,9 @@ async def test_every_way_to_connect(server: Server, through: str, tmp_path: Path
         "user": (["postgresql://?service=shop"], {"HOME": str(tmp_path)}),
     }[through]
     assert await run("locks", *arguments, **variables) == (0, QUIET, "")
+    code, output, errors = await run("doctor", *arguments, **variables)
+    assert (code, errors) == (0, "")
+    assert f"database {server.database} as postgres" in output
     async with running("watch", *arguments, "item", "1", **variables) as process:
         assert "now: no row" in await line(process)
 
@@ -182,7 +185,7 @@ def test_what_a_url_lacks(tmp_path: Path) -> None:
     assert completed(make_url("postgresql://"), directory).query["host"] == "three"
 
 
-@pytest.mark.parametrize("command", ["locks", "watch"])
+@pytest.mark.parametrize("command", ["locks", "watch", "doctor"])
 @pytest.mark.parametrize(
     ("arguments", "variables", "says"),
     [
@@ -236,6 +239,15 @@ def test_no_connection(
         ["locks", "--json=postgresql://me:hunter2@h/db"],
         ["locks", "--url=postgresql://me:hunter2@h/db"],
         ["watch", "--interval", "host=h password=hunter2", "item", "1"],
+        ["locks", "--yes", "postgresql://me:hunter2@h/db"],
+        ["locks", "--json", "--terminate", "1", "postgresql://me:hunter2@h/db"],
+        ["locks", "--watch", "--terminate", "1", "postgresql://me:hunter2@h/db"],
+        ["doctor", "postgresql://me:hunter2@h/db", "postgresql://me:hunter2@h/db"],
+        ["doctor", "--pool-size", "postgresql://me:hunter2@h/db"],
+        ["doctor", "--pool-size=0", "postgresql://me:hunter2@h/db"],
+        ["doctor", "--processes", "-1", "postgresql://me:hunter2@h/db"],
+        ["doctor", "--processes", "٣", "postgresql://me:hunter2@h/db"],
+        ["doctor", "--json=postgresql://me:hunter2@h/db"],
         ["watch", "postgresql://me:hunter2@h/db"],
         ["watch", "postgresql://me:hunter2@h/db", "item"],
         ["watch", "item"],

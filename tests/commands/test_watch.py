@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import datetime
+from typing import Any
 
 import asyncpg
 import pytest
@@ -58,6 +61,46 @@ async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -
         _, errors = await process.communicate()
         await other.execute('DROP SCHEMA "Odd" CASCADE')
     assert not errors
+
+
+@pytest.mark.usefixtures("engine")
+async def test_json(database_url: str, other: asyncpg.Connection) -> None:
+    """With --json each change is one line: an object with the row before and after."""
+    await other.execute(
+        """CREATE TABLE odd (a text, b int, at timestamptz, price numeric, raw bytea, ratio float8,
+                             takes interval, PRIMARY KEY (a, b));
+           INSERT INTO odd VALUES ('x', 1, '2026-01-01 00:00+00', 1.50, '\\x00ff', 'NaN', '1:30')"""
+    )
+    process = await start("watch", database_url, "odd", "x", "1", "--json", "--interval", "0.05")
+    assert process.stdout is not None
+
+    def parsed(line: bytes) -> dict[str, Any]:
+        assert line.isascii()
+        change: dict[str, Any] = json.loads(line, parse_constant=pytest.fail)
+        assert list(change) == ["at", "kind", "table", "key", "before", "after"]
+        assert datetime.fromisoformat(change["at"]).tzinfo is not None
+        assert (change["table"], change["key"]) == ("public.odd", {"a": "x", "b": 1})
+        return change
+
+    try:
+        async with asyncio.timeout(60):
+            now = parsed(await process.stdout.readline())
+            await other.execute("UPDATE odd SET price = 2")
+            update = parsed(await process.stdout.readline())
+            await other.execute("DELETE FROM odd")
+            delete = parsed(await process.stdout.readline())
+    finally:
+        process.kill()
+        await process.communicate()
+        await other.execute("DROP TABLE odd")
+    row = {
+        **{"a": "x", "b": 1, "at": "2026-01-01T00:00:00+00:00", "price": "1.50"},
+        **{"raw": "\\x00ff", "ratio": "nan", "takes": 5400.0},
+    }
+    assert (now["kind"], now["before"], now["after"]) == ("now", None, row)
+    assert (update["kind"], update["before"]) == ("update", row)
+    assert update["after"] == row | {"price": "2"}
+    assert (delete["kind"], delete["before"], delete["after"]) == ("delete", update["after"], None)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import io
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -382,6 +384,25 @@ async def command_locks(place: Place) -> None:
         assert await asyncio.to_thread(main, ["locks", place.url, "--json"]) == 0
         command = ["locks", place.url, "--yes", "--terminate", str(wait.blocked_by[0])]
         assert await asyncio.to_thread(main, command) == 0
+
+
+@call
+async def command_doctor(place: Place) -> None:
+    async with place.engine.begin() as connection:
+        for ddl in row_change_trigger(Book):
+            await connection.execute(ddl)
+    await _sql(place, "CREATE SEQUENCE public.short MAXVALUE 10; SELECT setval('public.short', 9)")
+    try:
+        with redirect_stdout(io.StringIO()) as output:
+            code = await asyncio.to_thread(
+                main, ["doctor", place.url, "--json", "--processes", "1"]
+            )
+        report = json.loads(output.getvalue())
+        assert code == 1
+        assert {each["name"] for each in report["findings"]} == {"sequence_end"}
+        assert "not_checked" not in {each["name"] for each in report["notes"]}
+    finally:
+        await _sql(place, "DROP SEQUENCE public.short")
 
 
 @call

@@ -1,11 +1,12 @@
 """The commands of `pgtoolset`, by name."""
 
-from pgtoolset._commands import locks, watch
-from pgtoolset._commands._command import CONNECTION, Command, CommandError
+from pgtoolset._commands import doctor, locks, watch
+from pgtoolset._commands._command import Command, CommandError
 
-__all__ = ["COMMANDS", "CONNECTION", "CommandError"]
+__all__ = ["COMMANDS", "CommandError"]
 
 COMMANDS: dict[str, Command] = {
     "locks": locks,
     "watch": watch,
+    "doctor": doctor,
 }

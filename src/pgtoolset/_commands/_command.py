@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import AsyncIterator, Callable
+import textwrap
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 from urllib.parse import unquote
@@ -15,29 +16,51 @@ from sqlalchemy.pool import NullPool
 
 from pgtoolset._arguments import connect_arguments, engine_url, seconds, url_of
 from pgtoolset._commands._libpq import completed, environment_names_a_server
+from pgtoolset._postgres.pooling import with_caches, without_caches
 from pgtoolset._postgres.sqlstates import driver_error
+from pgtoolset._postgres.urls import driver_named
 from pgtoolset._text import one_line
 
 __all__ = [
-    "CONNECTION",
     "Command",
     "CommandError",
     "UsageError",
     "add_url",
     "connected",
     "described",
+    "explained",
     "interval_of",
     "parse_url",
 ]
 
 #: Where a command connects to, for the end of its help.
-CONNECTION = (
+_CONNECTION = (
     "URL is the database: postgresql://user@host/name, with libpq's parameters, or a DSN such as "
     "'host=... dbname=...'. A command line can be read by other users of the machine, so keep the "
     "password out of it: set DATABASE_URL or PGPASSWORD, or use ~/.pgpass. Without a URL the "
     "command takes DATABASE_URL. Missing parts come from PGSERVICE and the service file, "
     "and from PGHOST, PGPORT, PGDATABASE, PGUSER and libpq's other variables."
 )
+
+#: The width of a help. Its examples are not broken.
+_WIDTH = 79
+
+#: Seconds to connect, where neither the URL nor PGCONNECT_TIMEOUT says it.
+_CONNECT_TIMEOUT = 10
+
+
+def explained(examples: Sequence[tuple[str, str]], *paragraphs: str) -> str:
+    """Return the end of a command's help: examples, and where it connects to.
+
+    Args:
+        examples: what each is for, and the command.
+        paragraphs: what else there is to know.
+    """
+    lines = ["examples:"]
+    for purpose, command in examples:
+        lines += [f"  # {purpose}", f"  {command}", ""]
+    texts = [*paragraphs, _CONNECTION]
+    return "\n".join([*lines, "\n\n".join(textwrap.fill(each, _WIDTH) for each in texts)])
 
 
 class CommandError(Exception):
@@ -68,6 +91,9 @@ class Command(Protocol):
 
     @property
     def DESCRIPTION(self) -> str: ...
+
+    @property
+    def EXAMPLES(self) -> str: ...
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
@@ -107,8 +133,13 @@ def interval_of(option: str, least: float = 0.0) -> Callable[[str], float]:
     return parse
 
 
-def parse_url(url: str | None) -> URL:
-    """Return the URL that is given, or DATABASE_URL, with what libpq's environment adds to it."""
+def parse_url(url: str | None, *, keeps_driver: bool = False) -> URL:
+    """Return the URL that is given, or DATABASE_URL, with what libpq's environment adds to it.
+
+    Args:
+        url: the argument of the command.
+        keeps_driver: whether the driver that it names is used, and not the first one there is.
+    """
     name, given = ("URL", url) if url else ("DATABASE_URL", os.environ.get("DATABASE_URL"))
     if not given and not environment_names_a_server():
         raise UsageError(
@@ -117,11 +148,14 @@ def parse_url(url: str | None) -> URL:
     try:
         parsed = completed(url_of(name, given or "postgresql://", any_driver=True))
         # Once more, because the service and the variables have parameters, too.
-        parsed = url_of("the service or a variable", parsed.set(drivername="postgresql"))
+        parsed = parsed if keeps_driver else parsed.set(drivername="postgresql")
+        parsed = url_of("the service or a variable", parsed)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if not {"application_name", "fallback_application_name"} & set(parsed.query):
         parsed = parsed.update_query_dict({"application_name": "pgtoolset"})
+    if not {"connect_timeout", "timeout"} & set(parsed.query):
+        parsed = parsed.update_query_dict({"connect_timeout": str(_CONNECT_TIMEOUT)})
     return parsed
 
 
@@ -133,21 +167,22 @@ def described(url: URL) -> str:
 
 
 @asynccontextmanager
-async def connected(url: URL) -> AsyncIterator[AsyncEngine]:
+async def connected(url: URL, *, caches: bool = False) -> AsyncIterator[AsyncEngine]:
     """Yield an engine that keeps no connection; its errors become a `UsageError`.
 
     Args:
         url: what `parse_url` returned.
+        caches: whether its connections keep prepared statements, which fails behind most poolers.
+            Without them each statement needs a transaction.
     """
+    options = (with_caches if caches else without_caches)(driver_named(url))
     try:
         engine = create_async_engine(
-            engine_url(url),
-            poolclass=NullPool,
-            isolation_level="AUTOCOMMIT",
-            connect_args=connect_arguments(url),
+            engine_url(url), poolclass=NullPool, connect_args=connect_arguments(url) | options
         )
     except ImportError:
-        raise UsageError("no driver is installed: pip install asyncpg") from None
+        driver = driver_named(url)
+        raise UsageError(f"the driver is not installed: pip install {driver}") from None
     try:
         yield engine
     except (CommandError, BrokenPipeError):
@@ -164,7 +199,9 @@ def _failure(url: URL, error: Exception) -> UsageError:
     """Return the error for a database, without the secrets of the URL."""
     cause = driver_error(error)
     reason = str(cause)
-    if isinstance(cause, OSError | TypeError) or not reason:
+    if isinstance(cause, TimeoutError):
+        reason = "no answer in time"
+    elif isinstance(cause, OSError | TypeError) or not reason:
         reason = f"{type(cause).__name__}: {reason}"
     for secret in sorted(_secrets(url), key=len, reverse=True):
         reason = reason.replace(secret, "***")

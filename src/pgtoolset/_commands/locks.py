@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import URL, text
@@ -16,11 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._commands._command import (
     CommandError,
+    UsageError,
     add_url,
     connected,
+    explained,
     interval_of,
     parse_url,
 )
+from pgtoolset._commands._console import clear, show
+from pgtoolset._commands._json import as_json
 from pgtoolset._postgres.catalog import EQ
 from pgtoolset._postgres.locks import sessions_of
 from pgtoolset._text import one_line, printable
@@ -33,8 +35,34 @@ DESCRIPTION = (
     "--terminate it ends a session, which rolls its transaction back."
 )
 
+EXAMPLES = explained(
+    [
+        ("who waits for whom in the database of DATABASE_URL", "pgtoolset locks"),
+        ("the same, twice a second, until Ctrl-C", "pgtoolset locks --watch 500ms"),
+        (
+            "the pids that have waited for more than 5 seconds",
+            "pgtoolset locks --json | jq '.waits[] | select(.waiting_for > 5) | .pid'",
+        ),
+        ("end the session at the root of the tree", "pgtoolset locks --terminate 4242"),
+    ],
+    "JSON: an object with waits and blockers. Times are in seconds. What this role may not see is "
+    "null.",
+    "Exit codes: 0; 1 where a session was not terminated; 2 for wrong arguments, or where the "
+    "database cannot be reached.",
+)
+
 _QUERY_LENGTH = 100
-_CLEAR = "\033[H\033[2J"
+
+#: Parts of a line of the tree.
+_STYLES = {
+    r"^[│├└─ ]*\d+": "name",
+    r"(?<=\d )waits for [0-9.]+ s|(?<= )idle in transaction(?: \(aborted\))?": "warning",
+    r"[│├└─]": "aside",
+}
+
+
+_KNOWN = text(f"SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity WHERE pid {EQ} :pid")
+_TERMINATE = text("SELECT pg_catalog.pg_terminate_backend(:pid)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    _check(options)
     return asyncio.run(_run(parse_url(options.url), options))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if options.yes and options.terminate is None:
+        raise UsageError("--yes is for --terminate alone; see pgtoolset locks --help")
+    if options.json and options.terminate is not None:
+        raise UsageError("--json does not go with --terminate; see pgtoolset locks --help")
 
 
 async def _run(url: URL, options: argparse.Namespace) -> int:
@@ -66,28 +103,29 @@ async def _run(url: URL, options: argparse.Namespace) -> int:
         if options.terminate is not None:
             return await _terminate(connection, options.terminate, ask=not options.yes)
         while True:
-            print(await _report(connection, options), flush=True)
+            await _report(connection, options)
             if not options.watch:
                 return 0
             await asyncio.sleep(options.watch)
 
 
-async def _report(connection: AsyncConnection, options: argparse.Namespace) -> str:
-    waits = await list_lock_waits(connection)
-    sessions = {each.pid: each for each in await sessions_of(connection, _pids(waits))}
+async def _report(connection: AsyncConnection, options: argparse.Namespace) -> None:
+    async with connection.begin():
+        waits = await list_lock_waits(connection)
+        sessions = {each.pid: each for each in await sessions_of(connection, _pids(waits))}
     if options.json:
-        return json.dumps(_as_json(waits, sessions), indent=None if options.watch else 2)
-    report = "\n".join(tree(waits, sessions)) or "No session waits for a lock."
-    clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
-    return f"{clear}{report}"
+        print(as_json(_plain(waits, sessions), indent=None if options.watch else 2), flush=True)
+        return
+    if options.watch:
+        clear()
+    for line in tree(waits, sessions) or ["No session waits for a lock."]:
+        show(line, _STYLES)
 
 
 async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int:
-    session = (await sessions_of(connection, [pid]))[0]
-    known = await connection.scalar(
-        text(f"SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity WHERE pid {EQ} :pid"),
-        {"pid": pid},
-    )
+    async with connection.begin():
+        session = (await sessions_of(connection, [pid]))[0]
+        known = await connection.scalar(_KNOWN, {"pid": pid})
     if not known:
         raise CommandError(f"there is no session with pid {pid}")
     print(_session(session))
@@ -97,9 +135,9 @@ async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int
         if answer.strip().lower() not in ("y", "yes"):
             print("Nothing was done.")
             return 1
-    if not await connection.scalar(
-        text("SELECT pg_catalog.pg_terminate_backend(:pid)"), {"pid": pid}
-    ):
+    async with connection.begin():
+        is_sent = await connection.scalar(_TERMINATE, {"pid": pid})
+    if not is_sent:
         raise CommandError(f"pid {pid} cannot be terminated: it has ended")
     print(f"Terminated pid {pid}.")
     return 0
@@ -183,17 +221,10 @@ def _pids(waits: Iterable[LockWait]) -> list[int]:
     return sorted({pid for wait in waits for pid in (wait.pid, *wait.blocked_by)})
 
 
-def _as_json(waits: Sequence[LockWait], sessions: Mapping[int, Blocker]) -> dict[str, Any]:
+def _plain(waits: Sequence[LockWait], sessions: Mapping[int, Blocker]) -> dict[str, Any]:
     waiting = {wait.pid for wait in waits}
-    blockers = [_plain(asdict(session)) for pid, session in sessions.items() if pid not in waiting]
-    return {"waits": [_plain(asdict(wait)) for wait in waits], "blockers": blockers}
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.total_seconds() if isinstance(value, timedelta) else value
-        for name, value in values.items()
-    }
+    blockers = [asdict(session) for pid, session in sessions.items() if pid not in waiting]
+    return {"waits": [asdict(wait) for wait in waits], "blockers": blockers}
 
 
 def _pid(argument: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, MetaData, Table, text
 from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.exc import NoSuchTableError, SAWarning
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import registry
 from sqlalchemy.types import TypeEngine
 
@@ -21,10 +21,14 @@ from pgtoolset._commands._command import (
     CommandError,
     UsageError,
     connected,
+    explained,
     interval_of,
     parse_url,
 )
+from pgtoolset._commands._console import show
+from pgtoolset._commands._json import as_json
 from pgtoolset._postgres.catalog import EQ
+from pgtoolset._postgres.pooling import is_pooled
 from pgtoolset._text import printable
 from pgtoolset.errors import WatchFailedError
 from pgtoolset.values import RowChange
@@ -37,6 +41,33 @@ DESCRIPTION = (
     "after --, as in: pgtoolset watch --interval 1 orders -- -a1"
 )
 
+EXAMPLES = explained(
+    [
+        ("the order 17 in the database of DATABASE_URL", "pgtoolset watch orders 17"),
+        (
+            "a row with two parts in its key, ten times a second",
+            "pgtoolset watch --interval 100ms shop.stock berlin 4711",
+        ),
+        ("a key that begins with a dash", "pgtoolset watch orders -- -a1"),
+        (
+            "the new status of each update",
+            "pgtoolset watch --json orders 17 | jq -r '.after.status'",
+        ),
+    ],
+    "JSON: one object a line, with at, kind (now, insert, update or delete), table, key, before "
+    "and after. Changes that are undone between two looks are not seen.",
+    "Exit codes: 0 after a closed pipe; 1 where the table cannot be read any more; 2 for wrong "
+    "arguments, or where the database cannot be reached; 130 after Ctrl-C.",
+)
+
+#: Parts of a line.
+_STYLES = {
+    r"^\S+": "aside",
+    r"(?<=\d )(now|update)(?=:)": "name",
+    r"(?<=\d )insert(?=:)": "ok",
+    r"(?<=\d )delete(?=:)": "error",
+}
+
 #: The schema of a table, by the search_path where none is given.
 _SCHEMA = text(f"""
 SELECT n.nspname FROM pg_catalog.pg_class AS c
@@ -46,11 +77,11 @@ WHERE c.oid {EQ} CAST(pg_catalog.to_regclass(
     ELSE pg_catalog.format('%I.%I', CAST(:schema AS varchar), CAST(:name AS varchar)) END
 ) AS pg_catalog.oid)
 """)
-_SAFE_PATH = text("SELECT pg_catalog.set_config('search_path', 'pg_catalog', false)")
+_SAFE_PATH = text("SELECT pg_catalog.set_config('search_path', 'pg_catalog', true)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "pgtoolset watch [-h] [--interval TIME] [URL] TABLE KEY [KEY ...]"
+    parser.usage = "pgtoolset watch [-h] [--interval TIME] [--json] [URL] TABLE KEY [KEY ...]"
     parser.add_argument(
         "arguments",
         metavar="[URL] TABLE KEY",
@@ -65,22 +96,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="the time between two ticks, in seconds or as 500ms (0.5)",
     )
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each change")
 
 
 def run(options: argparse.Namespace) -> int:
     url, table, key = _told_apart(options.arguments)
-    return asyncio.run(_run(parse_url(url), table, key, options.interval))
+    return asyncio.run(_run(parse_url(url), table, key, options))
 
 
-async def _run(url: URL, table: str, key: list[str], interval: float) -> int:
+async def _run(url: URL, table: str, parts: list[str], options: argparse.Namespace) -> int:
     async with connected(url) as engine:
-        model = await _mapped(engine, table)
+        async with engine.connect() as connection:
+            pooled = await is_pooled(connection)
+            model = await _mapped(connection, table)
+    key = _key(model, parts)
+    printed = _JsonLines(model.__table__, key) if options.json else _Lines()
+    async with connected(url, caches=not pooled) as engine:
         try:
-            async with RowWatcher(engine, interval=interval) as watcher:
-                async with watcher.changes(model, _key(model, key)) as changes:
-                    _print_row("now", changes.current)
+            async with RowWatcher(engine, interval=options.interval) as watcher:
+                async with watcher.changes(model, key) as changes:
+                    printed.now(changes.current)
                     async for change in changes:
-                        _print_row(change.kind, _new_values(change))
+                        printed.change(change)
         except ValueError as error:
             raise UsageError(str(error)) from None
         except WatchFailedError as error:
@@ -97,15 +134,54 @@ def _told_apart(arguments: list[str]) -> tuple[str | None, str, list[str]]:
     return url, table, key[:-1]
 
 
-def _new_values(change: RowChange[Any]) -> Mapping[str, Any] | None:
-    """Return what an insertion or an update has written, or what a deletion has removed."""
-    if change.after is None or change.before is None:
-        return change.after or change.before
-    before = change.before
-    return {name: value for name, value in change.after.items() if before[name] != value}
+class _Lines:
+    """Changes for people: the new values of a row, or the ones that a deletion removed."""
+
+    def now(self, values: Mapping[str, Any] | None) -> None:
+        """Print the row that watching begins with."""
+        self._print("now", values)
+
+    def change(self, change: RowChange[Any]) -> None:
+        """Print a change."""
+        before, after = change.before, change.after
+        values = after or before
+        if after is not None and before is not None:
+            values = {name: value for name, value in after.items() if before[name] != value}
+        self._print(change.kind, values)
+
+    def _print(self, what: str, values: Mapping[str, Any] | None) -> None:
+        row = (
+            "no row"
+            if values is None
+            else ", ".join(f"{name}={value!r}" for name, value in values.items())
+        )
+        show(f"{datetime.now():%H:%M:%S.%f} {what}: {printable(row)}", _STYLES)
 
 
-async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
+class _JsonLines:
+    """Changes for programs: the whole row before and after, a line for each change."""
+
+    def __init__(self, table: Table, key: tuple[Any, ...]) -> None:
+        names = [column.name for column in table.primary_key.columns]
+        self._about = {"table": table.fullname, "key": dict(zip(names, key, strict=True))}
+
+    def now(self, values: Mapping[str, Any] | None) -> None:
+        """Print the row that watching begins with."""
+        self._print("now", None, values)
+
+    def change(self, change: RowChange[Any]) -> None:
+        """Print a change."""
+        self._print(change.kind, change.before, change.after)
+
+    def _print(
+        self, kind: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+    ) -> None:
+        at = datetime.now().astimezone()
+        line = {"at": at, "kind": kind, **self._about, "before": before, "after": after}
+        print(as_json(line), flush=True)
+
+
+async def _mapped(connection: AsyncConnection, name: str) -> type[Any]:
     """Return a class for a table, from the database's own description of it."""
     schema, _, table_name = name.rpartition(".")
 
@@ -114,7 +190,7 @@ async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
         if found is None:
             raise NoSuchTableError(name)
         # SQLAlchemy's queries name functions without a schema: no other than PostgreSQL's may be
-        # found. The connection is closed afterwards.
+        # found. The setting ends with the transaction.
         connection.execute(_SAFE_PATH)
         with warnings.catch_warnings():
             # SQLAlchemy warns of types and indexes that it does not know. Watching needs neither.
@@ -128,7 +204,7 @@ async def _mapped(engine: AsyncEngine, name: str) -> type[Any]:
             )
 
     try:
-        async with engine.connect() as connection:
+        async with connection.begin():
             table = await connection.run_sync(reflect)
     except NoSuchTableError:
         raise UsageError(f"there is no table {shown(name)}") from None
@@ -174,12 +250,3 @@ def _part(name: str, type_: type[Any], part: str) -> Any:
         return type_.fromisoformat(part) if hasattr(type_, "fromisoformat") else type_(part)
     except (ValueError, TypeError, ArithmeticError):
         raise UsageError(f"{shown(part)} cannot be {name}: its type is {type_.__name__}") from None
-
-
-def _print_row(what: str, values: Mapping[str, Any] | None) -> None:
-    row = (
-        "no row"
-        if values is None
-        else ", ".join(f"{name}={value!r}" for name, value in values.items())
-    )
-    print(f"{datetime.now():%H:%M:%S.%f} {what}: {printable(row)}", flush=True)

@@ -132,14 +132,14 @@ def lock_statement(names: Sequence[str], mode: LockMode, *, nowait: bool = False
 
 #: Whether this role may see the session `a`. Of other sessions pg_stat_activity hides the state and
 #: the age, and shows a sentence in place of the query.
-_VISIBLE = (
+VISIBLE = (
     "(pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
     " OR coalesce(pg_catalog.pg_has_role(a.usesysid, 'USAGE'), false))"
 )
 
 #: The columns of a `Blocker`, for the sessions whose pids the query `pids` returns.
 _ACTIVITY = f"""
-SELECT b.pid, a.application_name, a.state, CASE WHEN {_VISIBLE} THEN a.query END AS query,
+SELECT b.pid, a.application_name, a.state, CASE WHEN {VISIBLE} THEN a.query END AS query,
        pg_catalog.clock_timestamp() {MINUS} a.xact_start AS transaction_age{{more}}
 FROM ({{pids}}) AS b LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid {EQ} b.pid
 ORDER BY a.xact_start, b.pid
@@ -218,7 +218,7 @@ SELECT l.pid, CAST(pg_catalog.pg_blocking_pids(l.pid) AS pg_catalog.text[]) AS b
               AND l.locktype {EQ} 'transactionid' LIMIT 1))
        ) AS relation,
        l.mode, pg_catalog.clock_timestamp() {MINUS} l.waitstart AS waiting_for, a.application_name,
-       CASE WHEN {_VISIBLE} THEN a.query END AS query
+       CASE WHEN {VISIBLE} THEN a.query END AS query
 FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_stat_activity AS a ON a.pid {EQ} l.pid
 WHERE NOT l.granted AND a.datname {EQ} pg_catalog.current_database()
 ORDER BY l.waitstart, l.pid

@@ -8,6 +8,7 @@ differently. See https://www.postgresql.org/docs/current/sql-notify.html
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from hashlib import blake2b, sha256
@@ -29,6 +30,8 @@ __all__ = [
     "AnnounceTrigger",
     "channel_in",
     "channel_of",
+    "is_own_body",
+    "is_own_function",
     "keys_in",
     "payload_key",
 ]
@@ -203,15 +206,49 @@ def _check_owner(function: str, oid: str) -> str:
 
 
 def _body(element: AnnounceFunction) -> str:
+    is_named = bool(element.keys) and all(map(_is_spelled_alike, element.keys))
     quote = DIALECT.identifier_preparer.quote
-    columns = ", ".join(quote(column.name) for column in element.keys)
+    columns = [quote(column.name) for column in element.keys] if is_named else []
+    return _body_for(channel_of(element.table), ", ".join(columns))
+
+
+def is_own_function(name: str) -> bool:
+    """Return whether a function has a name as `channel_of` makes them."""
+    return _OWN_NAME.fullmatch(name) is not None
+
+
+def is_own_body(name: str, body: str) -> bool:
+    """Return whether the function of a table has the body that this version creates.
+
+    The columns are the ones that the body names: an identifier is no code.
+
+    Args:
+        name: what `channel_of` has returned.
+        body: what PostgreSQL has stored.
+    """
+    found = _NAMED_COLUMNS.search(body)
+    columns = found[1] if found else ""
+    quote = DIALECT.identifier_preparer.quote
+    bare = [each for each in _IDENTIFIER.findall(columns) if not each.startswith('"')]
+    return all(quote(each) == each for each in bare) and body == _body_for(name, columns)
+
+
+_OWN_NAME = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}")
+_IDENTIFIER = re.compile(r'"(?:[^"]|"")+"|[\w$]+')
+_NAMED_COLUMNS = re.compile(
+    rf"json_build_array\(((?:{_IDENTIFIER.pattern})(?:, (?:{_IDENTIFIER.pattern}))*)\)"
+)
+
+
+def _body_for(name: str, columns: str) -> str:
+    """Return the body of the function with this name; its payloads name the quoted columns."""
     # `channel_in`, for the schema in which the function is executed.
     channel = (
         f"pg_catalog.concat('{_PREFIX}', pg_catalog.left(pg_catalog.encode(pg_catalog.sha256("
-        f"pg_catalog.convert_to(pg_catalog.concat('{channel_of(element.table)}', TG_TABLE_SCHEMA), "
+        f"pg_catalog.convert_to(pg_catalog.concat('{name}', TG_TABLE_SCHEMA), "
         "'UTF8')), 'hex'), 32))"
     )
-    if element.keys and all(map(_is_spelled_alike, element.keys)):
+    if columns:
 
         def named(rows: str) -> str:
             return (
