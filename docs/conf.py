@@ -27,6 +27,7 @@ myst_enable_extensions = ["colon_fence", "smartquotes"]
 default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
