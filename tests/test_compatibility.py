@@ -15,6 +15,7 @@ from typing import Any, Literal
 import asyncpg
 import fastapi.openapi.utils
 import fastapi.routing
+import greenlet
 import httpx
 import psycopg
 import pytest
@@ -110,6 +111,8 @@ ATTRIBUTES = [
     (fastapi.openapi.utils, "validation_error_definition"),
     (fastapi.openapi.utils, "validation_error_response_definition"),
     (asyncio.Future, "_asyncio_future_blocking"),
+    (sys, "_getframe"),
+    (greenlet.greenlet, "gr_frame"),
 ]
 if sys.version_info < (3, 12):
     ATTRIBUTES.append((asyncio.coroutines, "_is_coroutine"))

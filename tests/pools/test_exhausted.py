@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import (
@@ -31,6 +32,7 @@ from pgtoolset import (
     run_transaction,
     wait_for_row_change,
 )
+from pgtoolset.watch._polls import is_lost
 from tests.m2m.models import Post
 from tests.support import Item
 
@@ -182,18 +184,26 @@ async def test_every_function(
 
 
 async def test_it_is_not_tried_again(hasty: AsyncEngine, session_maker: Maker) -> None:
-    """An exhausted pool is no server that went away: `run_transaction` does not run again."""
+    """An exhausted pool is no server that went away, not even after one: no further attempt."""
+    runs = 0
+
+    async def work(session: AsyncSession) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise asyncpg.ConnectionDoesNotExistError
+        await session.execute(text("SELECT 1"))
+
     async with exhausted(session_maker):
-        runs = 0
-
-        async def work(session: AsyncSession) -> None:
-            nonlocal runs
-            runs += 1
-            await session.execute(text("SELECT 1"))
-
         with pytest.raises(PoolTimeoutError):
             await run_transaction(session_maker, work)
-        assert runs == 1
+    assert runs == 2
+
+
+def test_it_is_no_lost_connection() -> None:
+    """Polls take it for what SQLAlchemy's own error was: the connection is not lost."""
+    assert not is_lost(PoolTimeoutError("exhausted"))
+    assert is_lost(TimeoutError("the server does not answer"))
 
 
 async def test_a_waiter_outlasts_it(hasty: AsyncEngine, session_maker: Maker) -> None:

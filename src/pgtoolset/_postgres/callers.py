@@ -56,10 +56,28 @@ def caller() -> Caller | None:
     Where there is none in the task, that of another package: an application may be installed as
     one. `None` where there is neither.
     """
+    current = greenlet.getcurrent()
+    parent = current.parent
+    spawning = None if parent is None else parent.gr_frame
+    method = None if spawning is None else spawning.f_back
+    if parent is not None and method is not None:
+        # Above a method such as `AsyncSession.execute` the greenlet runs SQLAlchemy's functions
+        # alone, more than a dozen: to look at each would cost as much as all the rest.
+        code = method.f_code
+        if _kinds.get(code.co_filename) == _MACHINERY and code.co_name != "run_sync":
+            found = _innermost(method.f_back, parent)
+            if found is not None:
+                return found
+    return _innermost(sys._getframe(1), current)
+
+
+def _innermost(frame: FrameType | None, current: greenlet.greenlet) -> Caller | None:
+    """Return the innermost line of the application from a frame on, in a greenlet and those around
+    it.
+    """
     other: Caller | None = None
-    current: greenlet.greenlet | None = None
-    frame: FrameType | None = sys._getframe(1)
-    while True:
+    around: greenlet.greenlet | None = current
+    while around is not None:
         while frame is not None:
             code = frame.f_code
             kind = _kinds.get(code.co_filename)
@@ -73,10 +91,9 @@ def caller() -> Caller | None:
                 if kind == _LIBRARY and other is None:
                     other = code, frame.f_lineno
             frame = frame.f_back
-        current = (greenlet.getcurrent() if current is None else current).parent
-        if current is None:
-            return other
-        frame = current.gr_frame
+        around = around.parent
+        frame = None if around is None else around.gr_frame
+    return other
 
 
 def _kind_of(frame: FrameType) -> int:
