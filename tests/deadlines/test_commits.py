@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asyncpg
@@ -94,37 +94,43 @@ async def test_after_the_deadline(session_maker: Maker, other: asyncpg.Connectio
     assert await stored(other) == {1}
 
 
-async def test_synchronous_replication() -> None:
-    """A COMMIT waits for its synchronous standby, also after the deadline."""
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    """A server whose commits may wait for ever."""
     with EmbeddedServer() as server:
-        engine = create_async_engine(server.url(driver=DRIVERNAME))
-        db_context = create_db_context(async_sessionmaker(engine))
-        try:
-            async with db_context() as session:
-                await session.execute(text("CREATE TABLE item (id int, name text)"))
-            await execute(server, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-            await execute(server, "SELECT pg_reload_conf()")
+        yield server
 
-            async def is_set(value: str) -> bool:
-                return bool(await execute(server, "SHOW synchronous_standby_names") == value)
 
-            await until(lambda: is_set("nobody"))
-            task = asyncio.create_task(_write(db_context))
-            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+async def test_synchronous_replication(server: EmbeddedServer) -> None:
+    """A COMMIT waits for its synchronous standby, also after the deadline."""
+    engine = create_async_engine(server.url(driver=DRIVERNAME))
+    db_context = create_db_context(async_sessionmaker(engine))
+    try:
+        async with db_context() as session:
+            await session.execute(text("CREATE TABLE item (id int, name text)"))
+        await execute(server, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        await execute(server, "SELECT pg_reload_conf()")
 
-            async def is_waiting() -> bool:
-                return bool(await execute(server, waits) == 1)
+        async def is_set(value: str) -> bool:
+            return bool(await execute(server, "SHOW synchronous_standby_names") == value)
 
-            await until(is_waiting)
-            await asyncio.sleep(1)  # past the deadline
-            assert not task.done() and await is_waiting()
-            await execute(server, "ALTER SYSTEM RESET synchronous_standby_names")
-            await execute(server, "SELECT pg_reload_conf()")
-            await task
-            async with db_context() as session:
-                assert await session.scalar(text("SELECT count(*) FROM item")) == 1
-        finally:
-            await engine.dispose()
+        await until(lambda: is_set("nobody"))
+        task = asyncio.create_task(_write(db_context))
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+        async def is_waiting() -> bool:
+            return bool(await execute(server, waits) == 1)
+
+        await until(is_waiting)
+        await asyncio.sleep(1)  # past the deadline
+        assert not task.done() and await is_waiting()
+        await execute(server, "ALTER SYSTEM RESET synchronous_standby_names")
+        await execute(server, "SELECT pg_reload_conf()")
+        await task
+        async with db_context() as session:
+            assert await session.scalar(text("SELECT count(*) FROM item")) == 1
+    finally:
+        await engine.dispose()
 
 
 async def _write(db_context: Any) -> None:
