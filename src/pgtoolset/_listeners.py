@@ -241,7 +241,7 @@ def _note_text(context: Any, checkout: Checkout | None, statement: str) -> None:
 
 
 def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[], None]) -> None:
-    """Send a statement, unless a deadline is over; limit it by what is left."""
+    """Send a statement, unless a deadline is over; limit it by the time that is left."""
     connection = context.root_connection
     if not is_pooled(connection.connection):
         send()  # the pool's wait is limited
