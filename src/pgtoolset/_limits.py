@@ -135,7 +135,7 @@ class StatementLimit:
         self._base = self._ours.get(shown, shown)
 
     def _statement(self, deadline: Deadline) -> str:
-        """Return the statement that sets the limit to the time that is left; empty where it is set."""
+        """Return the statement that sets the limit to the time left; empty where it is set."""
         assert self._base is not None
         self.deadline = deadline
         left = max(_SHORTEST, milliseconds(deadline.left()))
