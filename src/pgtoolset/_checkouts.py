@@ -7,7 +7,7 @@ COMMIT stores it. https://docs.sqlalchemy.org/en/20/orm/session_transaction.html
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, PoolProxiedConnection, Transaction
@@ -16,7 +16,7 @@ from sqlalchemy.util import await_only
 
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._deadlines import Deadline, suspended
-from pgtoolset._limits import LastResort, StatementLimit
+from pgtoolset._limits import SETTING, LastResort, StatementLimit
 from pgtoolset._outcomes import aborted_by, commit_unknown, transaction_lost
 from pgtoolset._postgres.commit_status import Trace, trace
 from pgtoolset._postgres.connections import (
@@ -166,6 +166,11 @@ class Checkout:
                 return
             limit.begun(proxied, is_given=self.given_limit is not None)
         limit.apply(proxied, deadline)
+
+    def note_settings(self, names: Collection[str]) -> None:
+        """Follow statements of ours that have changed settings."""
+        if self.limit is not None and SETTING in names:
+            self.limit.forget()
 
     def end_limit(self) -> None:
         """Let the following statements run without a deadline that has ended. Runs in SQLAlchemy's

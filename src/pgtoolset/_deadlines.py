@@ -18,7 +18,7 @@ from pgtoolset.types import SpentOn
 
 _current: ContextVar[Deadline | None] = ContextVar("pgtoolset.deadline", default=None)
 
-#: Set around what must be sent after a deadline, too: the end of a transaction, say.
+#: Set around statements that are sent after a deadline, too: those that end a transaction, say.
 _is_suspended: ContextVar[bool] = ContextVar("pgtoolset.deadline.suspended", default=False)
 
 _END = attrgetter("end")
@@ -92,12 +92,12 @@ def current() -> Deadline | None:
 
 
 def is_suspended() -> bool:
-    """Whether what is sent now must be sent after a deadline, too."""
+    """Whether statements are sent now after a deadline, too."""
     return _is_suspended.get()
 
 
 class suspended(AbstractContextManager[None]):
-    """Let no deadline cut what the block sends: it ends a transaction, or says what it was."""
+    """Let no deadline cut the statements of the block, which end a transaction, or resolve one."""
 
     __slots__ = ("_token",)
 
@@ -114,7 +114,7 @@ class suspended(AbstractContextManager[None]):
 
 
 def bounded(timeout: float | None) -> tuple[float | None, Deadline | None]:
-    """Return a timeout, or what is left where that is shorter, with the deadline then."""
+    """Return a timeout, or the rest of a deadline where that is shorter, and that deadline."""
     deadline = current()
     if deadline is None:
         return timeout, None

@@ -1,4 +1,4 @@
-"""The `statement_timeout` that a deadline sets in a transaction, and the end of what it cannot end.
+"""The `statement_timeout` that a deadline sets in a transaction, and connections that are silent.
 
 It travels with the BEGIN, is sent again while the time runs out, and is taken off again before the
 COMMIT, which it would cut. It never lengthens a limit that is there without it.
@@ -135,7 +135,7 @@ class StatementLimit:
         self._base = self._ours.get(shown, shown)
 
     def _statement(self, deadline: Deadline) -> str:
-        """Return the statement that sets the limit to what is left; empty where it is that."""
+        """Return the statement that sets the limit to the time left; empty where it is set."""
         assert self._base is not None
         self.deadline = deadline
         left = max(_SHORTEST, milliseconds(deadline.left()))

@@ -174,7 +174,8 @@ def _listen_to_statements(dialect: Dialect) -> None:
         if deadline is None or context is None:
             execute(cursor, statement, parameters, context)
         else:
-            _within(deadline, context, partial(execute, cursor, statement, parameters, context))
+            send = partial(execute, cursor, statement, parameters, context)
+            _within(deadline, context, statement, send)
 
     def do_executemany(
         cursor: Any, statement: str, parameters: Any, context: ExecutionContext | None = None
@@ -184,7 +185,7 @@ def _listen_to_statements(dialect: Dialect) -> None:
             execute_many(cursor, statement, parameters, context)
         else:
             send = partial(execute_many, cursor, statement, parameters, context)
-            _within(deadline, context, send)
+            _within(deadline, context, statement, send)
 
     def do_execute_no_params(
         cursor: Any, statement: str, context: ExecutionContext | None = None
@@ -193,7 +194,8 @@ def _listen_to_statements(dialect: Dialect) -> None:
         if deadline is None or context is None:
             execute_plain(cursor, statement, context)
         else:
-            _within(deadline, context, partial(execute_plain, cursor, statement, context))
+            send = partial(execute_plain, cursor, statement, context)
+            _within(deadline, context, statement, send)
 
     methods = vars(dialect)
     methods["do_execute"] = do_execute
@@ -218,10 +220,8 @@ def _before_statement(context: Any, statement: str) -> Deadline | None:
             checkout.end_limit()
     if getattr(context.cursor, "server_side", False):
         _note_cursor(context)
-    if context.is_text and is_pooled(proxied):
-        limit = None if checkout is None else checkout.limit
-        if not PUTS_BACK.keys() <= context.execution_options.keys():
-            note_text(proxied, limit, statement)
+    if deadline is None and context.is_text:
+        _note_text(context, checkout, statement)
     return deadline
 
 
@@ -233,8 +233,15 @@ def _note_cursor(context: ExecutionContext) -> None:
         checkout.cursors = [*filter(is_open_cursor, checkout.cursors), context.cursor]
 
 
-def _within(deadline: Deadline, context: ExecutionContext, send: Callable[[], None]) -> None:
-    """Send a statement, unless a deadline is over; limit it by what is left."""
+def _note_text(context: Any, checkout: Checkout | None, statement: str) -> None:
+    """Follow a text of the caller, which may set the limit of a statement."""
+    proxied = context.root_connection.connection
+    if is_pooled(proxied) and not PUTS_BACK.keys() <= context.execution_options.keys():
+        note_text(proxied, None if checkout is None else checkout.limit, statement)
+
+
+def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[], None]) -> None:
+    """Send a statement, unless a deadline is over; limit it by the time that is left."""
     connection = context.root_connection
     if not is_pooled(connection.connection):
         send()  # the pool's wait is limited
@@ -246,6 +253,8 @@ def _within(deadline: Deadline, context: ExecutionContext, send: Callable[[], No
     with checkout.last_resort:
         if not is_autocommit(connection):
             checkout.begin_within(deadline)
+        if context.is_text:
+            _note_text(context, checkout, statement)
         send()
 
 

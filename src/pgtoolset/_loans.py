@@ -14,6 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import AUTOCOMMIT
 from pgtoolset._checkouts import Checkout
+from pgtoolset._limits import SETTING
 from pgtoolset._listeners import checkout_of
 from pgtoolset._postgres.connections import driver_options, is_closed, is_transaction_open
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open, is_running
@@ -85,6 +86,7 @@ class Loan(AbstractAsyncContextManager[Any]):
                 raise TransactionStateError(_ENDED_BY_SESSION)
             return
         self._checkout.borrowers -= 1
+        self._checkout.note_settings((SETTING,))  # the block may have set it
         self._put_options_back()
         if exc is not None:
             self._checkout.note_error(exc)

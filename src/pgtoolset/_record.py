@@ -17,6 +17,7 @@ from pgtoolset._arguments import AUTOCOMMIT, Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._checkouts import Checkout
 from pgtoolset._compatibility import connections_of
+from pgtoolset._limits import SETTING
 from pgtoolset._listeners import checkout_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.connections import begun_transaction
@@ -56,6 +57,7 @@ class SettingsLevel:
     def apply(self, connection: Connection) -> None:
         """Set them on a connection of the block. Runs in SQLAlchemy's greenlet."""
         self._before.append((connection, change_settings(connection, self.settings.values)))
+        checkout_of(connection).note_settings(self.settings.values)
 
     def undo(self) -> None:
         """Put their earlier values back, after the block. Runs in SQLAlchemy's greenlet."""
@@ -63,6 +65,7 @@ class SettingsLevel:
         for connection, values in before:
             if is_open(connection) and connection.in_transaction():
                 put_settings_back(connection, values)
+                checkout_of(connection).note_settings(values)
 
 
 class Record:
@@ -193,7 +196,7 @@ class Record:
             checkout.is_read_only = modes.is_read_only
         if self.settings is not None:
             checkout.prelude += self.settings.statements
-            checkout.given_limit = self.settings.values.get("statement_timeout")
+            checkout.given_limit = self.settings.values.get(SETTING)
 
     def _is_joined(self, session: Session, connection: Connection) -> bool:
         """Whether a transaction may be that of the caller, who goes on with the connection."""

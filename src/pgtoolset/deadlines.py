@@ -41,6 +41,7 @@ def deadline(timeout: Duration) -> AbstractContextManager[None]:
     library), `"statement"`, `"retry"` or `"wait"`.
 
     Example:
+        >>> db_context = create_db_context(session_maker)
         >>> with deadline("2s"):
         ...     async with db_context() as session:
         ...         account = await session.get_one(Account, 1)

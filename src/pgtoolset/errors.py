@@ -166,7 +166,7 @@ class DeadlineExceededError(PgToolsetError, TimeoutError):
 
     Work that was not committed is rolled back when the error leaves the block of its transaction.
     Try again later, do less in one block, or give it more time. The `__cause__` is the error of
-    what was cut: a `LockTimeoutError` names the sessions in the way, say.
+    the part that was cut: a `LockTimeoutError` names the sessions in the way, say.
 
     Attributes:
         spent_on: what the rest of the time was spent on. `"pool"`: a connection was waited for, or

@@ -71,6 +71,7 @@ WRONG_OPTIONS: list[Any] = ["a level", 5, SECRET, object(), 1j]
 #: What is wrong for an argument, by its name.
 WRONG: dict[str, list[Any]] = {
     "timeout": WRONG_TIMES,
+    "deadline": [*WRONG_TIMES, 0, "0s", float("nan"), float("inf"), work],
     "resolve_commit": [*WRONG_TIMES, 0, float("nan"), work],
     "interval": [*WRONG_TIMES, 0, None],
     "limit": [*WRONG_TIMES, 0, None],
@@ -186,6 +187,11 @@ CALLS = [
     Call(replicas.run, {"work": work}),
     Call(replicas.position, {"session": session}),
     Call(replicas.install, {"app": FastAPI()}),
+    Call(
+        pgtoolset.deadline,
+        {"timeout": 1},
+        {"timeout": [0, 0.0, "0ms", timedelta(0), float("nan"), float("inf"), None, work]},
+    ),
     Call(pgtoolset.get_transaction, {"session": session}),
     Call(pgtoolset.on_commit, {"session": in_transaction, "callback": print}),
     Call(pgtoolset.run_transaction, {"session_maker": session_maker, "work": work}),

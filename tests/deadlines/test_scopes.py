@@ -1,7 +1,5 @@
 """Which deadline counts, where, and for how long."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta

@@ -71,7 +71,7 @@ def _within(seconds: float, connect: Callable[[], PoolProxiedConnection]) -> Poo
 
 def _size(pool: QueuePool) -> float:
     """Return how many connections a pool gives out at most."""
-    most = pool._max_overflow
+    most: int = getattr(pool, "_max_overflow", -1)
     return inf if most < 0 else pool.size() + most
 
 
