@@ -14,6 +14,7 @@ from sqlalchemy import Connection, PoolProxiedConnection, Transaction
 from sqlalchemy.engine import RootTransaction
 from sqlalchemy.util import await_only
 
+from pgtoolset._arguments import Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._deadlines import Deadline, suspended
 from pgtoolset._limits import SETTING, LastResort, StatementLimit
@@ -140,6 +141,11 @@ class Checkout:
         self.participants[participant] = (
             connection.get_nested_transaction() or connection.get_transaction()
         )
+
+    def take_settings(self, settings: Settings) -> None:
+        """Have the transaction, which has sent nothing yet, begin with settings."""
+        self.prelude += settings.statements
+        self.given_limit = settings.values.get(SETTING)
 
     def begin(self) -> None:
         """Begin the transaction with its prelude. Runs in SQLAlchemy's greenlet.

@@ -17,13 +17,13 @@ from pgtoolset._arguments import AUTOCOMMIT, Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._checkouts import Checkout
 from pgtoolset._compatibility import connections_of
-from pgtoolset._limits import SETTING
 from pgtoolset._listeners import checkout_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.connections import begun_transaction
-from pgtoolset._postgres.discards import is_autocommit, is_open
+from pgtoolset._postgres.discards import discard, is_autocommit, is_open
 from pgtoolset._postgres.modes import Modes
 from pgtoolset._postgres.settings import change_settings, put_settings_back
+from pgtoolset._postgres.sqlstates import reported_by_server
 from pgtoolset._postgres.standby import note_refusal
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
 from pgtoolset.types import CommitObserver
@@ -56,7 +56,15 @@ class SettingsLevel:
 
     def apply(self, connection: Connection) -> None:
         """Set them on a connection of the block. Runs in SQLAlchemy's greenlet."""
-        self._before.append((connection, change_settings(connection, self.settings.values)))
+        try:
+            before = change_settings(connection, self.settings.values)
+        except Exception as error:
+            # Where PostgreSQL has refused them the transaction is aborted. Otherwise the next
+            # statement would run without them.
+            if is_open(connection) and not reported_by_server(error):
+                discard(connection.connection)
+            raise
+        self._before.append((connection, before))
         checkout_of(connection).note_settings(self.settings.values)
 
     def undo(self) -> None:
@@ -195,8 +203,7 @@ class Record:
             checkout.prelude = modes.statement
             checkout.is_read_only = modes.is_read_only
         if self.settings is not None:
-            checkout.prelude += self.settings.statements
-            checkout.given_limit = self.settings.values.get(SETTING)
+            checkout.take_settings(self.settings)
 
     def _is_joined(self, session: Session, connection: Connection) -> bool:
         """Whether a transaction may be that of the caller, who goes on with the connection."""

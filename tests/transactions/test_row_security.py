@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from pgtoolset import create_db_context, get_transaction, run_transaction
+from pgtoolset import create_db_context, get_transaction, release_connection, run_transaction
 from tests.pgbouncer import WITHOUT_CACHES, pgbouncer
 from tests.settings import Maker, narrow
 from tests.support import Item, Part, swallow_error
@@ -114,6 +114,18 @@ class Crowd:
             await session.rollback()
             await self.look(session, name)
 
+    async def releases(self, name: str) -> None:
+        async with create_db_context(self.maker, settings=tenant(name))() as session:
+            for _ in range(2):
+                found = (await session.scalars(select(Item.name))).all()
+                self.foreign += [(name, row) for row in found if row.partition(":")[0] != name]
+                async with release_connection(session):
+                    await asyncio.sleep(random.uniform(0, 0.01))
+            await self.look(session, name)
+            async with release_connection(session, commit=True):
+                await asyncio.sleep(0)
+            await self.look(session, name)
+
     async def swallows(self, name: str) -> None:
         with suppress(RuntimeError):
             async with create_db_context(self.maker, settings=tenant(name))() as session:
@@ -135,6 +147,7 @@ ENDS = [
     "retries",
     "is_cancelled",
     "fails_at_the_commit",
+    "releases",
     "swallows",
     "has_no_tenant",
 ]

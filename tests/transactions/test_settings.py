@@ -452,6 +452,20 @@ async def test_lists_of_names(empty_database: str, path: str, is_nested: bool) -
         assert (await left_behind(engine))[4] == NOTHING[4]
 
 
+async def test_a_schema_for_each_tenant(empty_database: str) -> None:
+    """A search_path for each tenant leads one statement to the table of each, over one connection
+    that has prepared it."""
+    async with narrow(empty_database) as engine:
+        async with engine.begin() as connection:
+            for name in ("a", "b"):
+                await connection.execute(text(f"CREATE SCHEMA {name}"))
+                await connection.execute(text(f"CREATE TABLE {name}.place AS SELECT '{name}' AS x"))
+        for name in "ab" * 8:
+            settings = {"search_path": name}
+            async with by_context(async_sessionmaker(engine), settings=settings) as session:
+                assert await session.scalar(text("SELECT x FROM place")) == name
+
+
 async def test_role(engine: AsyncEngine, other: asyncpg.Connection) -> None:
     """A role holds for the transaction, with its rights and no others."""
     await other.execute('CREATE ROLE "limited one"; GRANT SELECT ON item TO "limited one"')

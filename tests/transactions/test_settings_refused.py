@@ -19,7 +19,7 @@ from pgtoolset._postgres import discards
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from tests.proxy import Cut, Proxy
 from tests.settings import NOTHING, UNITS, Unit, by_context, left_behind, narrow, setting
-from tests.support import DRIVER, insert, interrupt_everywhere, stored
+from tests.support import DRIVER, connect_args, insert, interrupt_everywhere, stored
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown name": ({"no_such_setting": 1}, "42704"),
@@ -212,3 +212,31 @@ async def test_error_in_a_nested_block_first(
                 await insert(session, 2)
     assert await stored(other) == set()
     assert await left_behind(engine) == NOTHING
+
+
+@pytest.mark.parametrize("way", ["unit", "nested block", "joined"])
+async def test_refused_by_the_driver(database_url: str, way: str) -> None:
+    """A value that the driver cannot send, in the encoding of the client, is an error, and no
+    statement runs without it."""
+    arguments = connect_args(client_encoding="latin1", application_name="tests")
+    settings = {"app.tenant": "\u4e2d"}
+    async with narrow(database_url, connect_args=arguments) as engine:
+
+        async def fail(maker: Any, unit: Any, block: Any) -> None:
+            async with create_db_context(maker, settings=unit)() as session:
+                async with get_transaction(session, settings=block):
+                    for _ in range(2):
+                        with pytest.raises((UnicodeEncodeError, SQLAlchemyError)):
+                            await setting(session)
+
+        with pytest.raises((UnicodeEncodeError, TransactionAbortedError, SQLAlchemyError)):
+            if way == "joined":
+                async with engine.connect() as connection:
+                    await connection.begin()
+                    await connection.execute(text("SELECT 1"))
+                    await fail(async_sessionmaker(connection), settings, None)
+            elif way == "unit":
+                await fail(async_sessionmaker(engine), settings, None)
+            else:
+                await fail(async_sessionmaker(engine), None, settings)
+        assert await left_behind(engine) == NOTHING

@@ -18,10 +18,12 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from pgtoolset import (
+    DeadlineExceededError,
     RowDeletedError,
     RowNotFoundError,
     RowWatcher,
     create_db_context,
+    deadline,
     get_transaction,
     row_change_trigger,
     wait_for_row_change,
@@ -265,6 +267,17 @@ async def test_behind_pgbouncer(secured: str, other: asyncpg.Connection) -> None
         for _ in range(3):
             async with engine.connect() as connection:
                 assert await setting(connection) == ""
+
+
+async def test_within_a_deadline(pool: AsyncEngine) -> None:
+    """A deadline limits the looks, and the settings hold in them."""
+    settings = {**tenant("a"), "statement_timeout": "20s"}
+    async with create_db_context(async_sessionmaker(pool), settings=settings)() as session:
+        with deadline(60):
+            row = await wait_for_row_change(session, Item, 1, until=lambda row: True, timeout=30)
+        assert row.name == "a: 1"
+        with pytest.raises(DeadlineExceededError), deadline(0.2):
+            await wait_for_row_change(session, Item, 1, interval=0.02)
 
 
 # RowWatcher

@@ -16,7 +16,7 @@ from typing import Any
 
 from pgtoolset._arguments.names import LONGEST_NAME
 from pgtoolset._arguments.shown import shown
-from pgtoolset._postgres.quoting import literal, quoted
+from pgtoolset._postgres.quoting import ascii_literal, quoted
 from pgtoolset._text import printable
 from pgtoolset.errors import SettingMissingError
 from pgtoolset.types import SettingsOrFunction
@@ -244,8 +244,8 @@ def _identifier(name: str) -> str:
 
 def _value(name: str, value: str) -> str:
     if name in _LISTS:
-        return ", ".join(literal(each) for each in _listed(name, value))
-    return literal(value)
+        return ", ".join(ascii_literal(each) for each in _listed(name, value))
+    return ascii_literal(value)
 
 
 def _listed(name: str, value: str) -> list[str]:

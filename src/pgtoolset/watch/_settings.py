@@ -35,5 +35,5 @@ def with_settings(connection: Connection, settings: Settings | None) -> Iterator
         put_settings_back(connection, before)
     else:
         with connection.begin():
-            checkout_of(connection).prelude = settings.statements
+            checkout_of(connection).take_settings(settings)
             yield
