@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import event, inspect, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from pgtoolset import (
@@ -156,6 +157,21 @@ async def test_options_end_with_the_next_transaction(session_maker: Maker) -> No
         async with release_connection(session):
             await session.rollback()
             assert (await modes(session))[0] == "read committed"
+
+
+async def test_read_only_is_known(session_maker: Maker) -> None:
+    """A write that READ ONLY refuses after the block is no primary that has moved: the connection
+    stays in the pool."""
+    async with session_maker() as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+    with pytest.raises(DBAPIError, match="read-only transaction"):
+        async with session_maker() as session, get_transaction(session, read_only=True):
+            await read(session)
+            async with release_connection(session):
+                pass
+            await insert(session, 1)
+    async with session_maker() as session:
+        assert await session.scalar(text("SELECT pg_backend_pid()")) == pid
 
 
 async def test_options_by_hand(engine: AsyncEngine, session_maker: Maker) -> None:
@@ -514,9 +530,9 @@ async def test_commit_that_fails(session_maker: Maker, other: Any) -> None:
     assert await other.fetch("SELECT FROM part") == []
 
 
-async def test_serializable_reads_are_checked(session_maker: Maker, other: Any) -> None:
-    """What a SERIALIZABLE transaction has read is certain when the block runs: its COMMIT may
-    fail."""
+async def test_it_is_a_commit(session_maker: Maker) -> None:
+    """The transaction is committed before the block, as SQLAlchemy's events see, and so it may fail
+    with a serialization failure."""
     committed: list[str] = []
     async with session_maker() as session:
         event.listen(session.sync_session, "after_commit", lambda _: committed.append("commit"))

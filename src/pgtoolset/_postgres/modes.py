@@ -44,18 +44,19 @@ SELECT {_setting("transaction_isolation")} AS isolation,
        {_setting("transaction_deferrable")} AS deferrable,
        {_setting("default_transaction_deferrable")} AS default_deferrable,
        pg_catalog.pg_is_in_recovery() AS is_standby,
-       (SELECT CAST(pg_catalog.count(*) AS integer) FROM pg_catalog.pg_locks AS x
-        WHERE x.pid {EQ} pg_catalog.pg_backend_pid() AND x.locktype {EQ} 'transactionid'
-          AND x.granted AND x.mode {EQ} 'ExclusiveLock') AS ids,
-       (SELECT CASE WHEN l.locktype {EQ} 'advisory' THEN 'an advisory lock' ELSE pg_catalog.format(
-            'a lock on %s (%s)', CAST(l.relation AS pg_catalog.regclass), l.mode) END
-        FROM pg_catalog.pg_locks AS l
-        WHERE l.pid {EQ} pg_catalog.pg_backend_pid() AND (l.locktype {EQ} 'advisory'
-           OR l.locktype {EQ} 'relation' AND l.mode {EQ} ANY(ARRAY[{_STRONG}]))
-        ORDER BY l.locktype, l.relation LIMIT 1) AS locked,
+       held.ids, held.lock,
        (SELECT c.name FROM pg_catalog.pg_cursors AS c
         WHERE c.name {NE} '' AND NOT pg_catalog.starts_with(c.name, '{_ASYNCPG_PORTAL}')
         ORDER BY c.name LIMIT 1) AS cursor
+FROM (SELECT CAST(pg_catalog.count(*) FILTER (WHERE l.locktype {EQ} 'transactionid'
+                  AND l.mode {EQ} 'ExclusiveLock') AS integer) AS ids,
+             pg_catalog.min(CASE WHEN l.locktype {EQ} 'advisory' THEN 'an advisory lock'
+                  ELSE pg_catalog.format('a lock on %s (%s)',
+                       CAST(l.relation AS pg_catalog.regclass), l.mode) END)
+             FILTER (WHERE l.locktype {EQ} 'advisory'
+                  OR l.locktype {EQ} 'relation' AND l.mode {EQ} ANY(ARRAY[{_STRONG}])) AS lock
+      FROM pg_catalog.pg_locks AS l
+      WHERE l.pid {EQ} pg_catalog.pg_backend_pid() AND l.granted) AS held
 """
 
 
@@ -110,7 +111,7 @@ def look(connection: Connection, *, is_read_only: bool) -> Look:
         is_read_only: whether a statement of ours has made it READ ONLY.
     """
     row = send(connection, _LOOK).one()
-    return Look(_modes(connection, row, is_read_only), row.ids, row.locked, row.cursor)
+    return Look(_modes(connection, row, is_read_only), row.ids, row.lock, row.cursor)
 
 
 def carried_isolation_level(connection: Connection) -> str | None:

@@ -61,8 +61,9 @@ class RowChanges(AsyncIterator[RowChange[M]], Generic[M]):
         if deadline is None:
             await self._stream.wait()
             return
+        timeout = asyncio.timeout(max(0.0, deadline.left()))
         try:
-            async with asyncio.timeout(max(0.0, deadline.left())) as timeout:
+            async with timeout:
                 await self._stream.wait()
         except TimeoutError as error:
             if not timeout.expired():
