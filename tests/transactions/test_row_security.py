@@ -94,13 +94,19 @@ class Crowd:
         await run_transaction(self.maker, work, settings=tenant(name))
 
     async def is_cancelled(self, name: str) -> None:
+        # asyncpg warns of a connection that a cancellation has interrupted while it was made.
+        is_connected = asyncio.Event()
+
         async def work() -> None:
             async with create_db_context(self.maker, settings=tenant(name))() as session:
+                await session.connection()
+                is_connected.set()
                 await self.look(session, name)
                 await session.execute(text("SELECT pg_sleep(0.01)"))
                 await self.look(session, name)
 
         task = asyncio.create_task(work())
+        await is_connected.wait()
         await asyncio.wait([task], timeout=random.uniform(0, 0.02))
         task.cancel()
         await asyncio.wait([task])
