@@ -8,13 +8,12 @@ https://docs.sqlalchemy.org/en/20/core/pooling.html
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from math import inf
 from time import monotonic
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sqlalchemy import Pool, PoolProxiedConnection, QueuePool
-from sqlalchemy.util import await_only
 
 from pgtoolset._deadlines import current
 
@@ -56,17 +55,27 @@ class _Over(TimeoutError):
 def _within(seconds: float, connect: Callable[[], PoolProxiedConnection]) -> PoolProxiedConnection:
     """Take a connection. Runs in SQLAlchemy's greenlet, and so in the task of the caller."""
     timeout = asyncio.timeout(max(0.0, seconds))
-    await_only(timeout.__aenter__())
+    _run(timeout.__aenter__())
     try:
         connection = connect()
     except BaseException as error:
         try:
-            await_only(timeout.__aexit__(type(error), error, error.__traceback__))
+            _run(timeout.__aexit__(type(error), error, error.__traceback__))
         except TimeoutError as over:
             raise _Over("the server has not answered in time") from over
         raise
-    await_only(timeout.__aexit__(None, None, None))
+    _run(timeout.__aexit__(None, None, None))
     return connection
+
+
+def _run(step: Coroutine[Any, Any, object]) -> None:
+    """Run a coroutine that does not suspend, without a switch of greenlets."""
+    try:
+        step.send(None)
+    except StopIteration:
+        return
+    step.close()
+    raise RuntimeError("asyncio.Timeout has suspended")
 
 
 def _size(pool: QueuePool) -> float:
