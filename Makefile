@@ -105,6 +105,7 @@ benchmarks: $(VENV)/.ready $(VENV_MINIMUM)/.ready
 	$(VENV)/bin/python -m benchmarks.m2m
 	$(VENV)/bin/python -m benchmarks.transactions
 	$(VENV)/bin/python -m benchmarks.sessions
+	$(VENV)/bin/python -m benchmarks.deadlines
 	$(VENV)/bin/python -m benchmarks.settings
 	$(VENV)/bin/python -m benchmarks.watch
 	$(VENV)/bin/python -m benchmarks.locks

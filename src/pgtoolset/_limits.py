@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractContextManager
 from contextvars import Context
+from math import ceil
 from types import TracebackType
 
 from sqlalchemy import Connection, PoolProxiedConnection
@@ -33,6 +34,9 @@ _STALE_LEAST = 5
 
 #: Milliseconds: a shorter limit could cut the statement that takes it off.
 _SHORTEST = 10
+
+#: Milliseconds: the longest limit that PostgreSQL takes, 24 days.
+_LONGEST = 2**31 - 1
 
 #: Seconds by which PostgreSQL may seem to end a statement before its time.
 _EARLY = 0.01
@@ -138,7 +142,7 @@ class StatementLimit:
         """Return the statement that sets the limit to the time left; empty where it is set."""
         assert self._base is not None
         self.deadline = deadline
-        left = max(_SHORTEST, milliseconds(deadline.left()))
+        left = max(_SHORTEST, min(_LONGEST, ceil(deadline.left() * 1000)))
         wanted = min(left, self._base) if self._base else left
         present = self._set
         if present is not None and 0 < present and wanted <= present:

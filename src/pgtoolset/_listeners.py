@@ -248,7 +248,7 @@ def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[],
         return
     if deadline.left() <= 0:
         raise deadline.exceeded("statement", "the next statement was not sent")
-    checkout = checkout_of(connection)
+    checkout: Checkout = vars(connection.connection).get(_KEY) or checkout_of(connection)
     checkout.last_resort = LastResort(connection, deadline)
     with checkout.last_resort:
         if not is_autocommit(connection):

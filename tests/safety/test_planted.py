@@ -30,6 +30,7 @@ from sqlalchemy.util import greenlet_spawn
 import pgtoolset
 import pgtoolset.testing
 from pgtoolset import (
+    DeadlineExceededError,
     LockMode,
     ReadReplicas,
     RowWatcher,
@@ -40,6 +41,7 @@ from pgtoolset import (
     create_db_context,
     create_db_dependency,
     create_read_dependency,
+    deadline,
     driver_connection,
     drop_database,
     get_transaction,
@@ -247,6 +249,20 @@ async def holders_and_idle_transactions(place: Place) -> None:
         await asyncio.sleep(0.01)
     stop()
     assert holders(place.engine) == []
+
+
+@call
+async def deadlines(place: Place) -> None:
+    async with create_db_context(place.maker, deadline=60)() as session:
+        await session.get_one(Book, 1)
+        with deadline(30):
+            await session.get_one(Book, 2)
+            async with get_transaction(session):
+                await session.get_one(Book, 3)
+        await session.get_one(Book, 100)
+    with pytest.raises(DeadlineExceededError), deadline(0.3):
+        async with create_db_context(place.maker)() as session:
+            await session.execute(text("SELECT pg_catalog.pg_sleep(60)"))
 
 
 @call

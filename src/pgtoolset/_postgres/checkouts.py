@@ -14,7 +14,6 @@ from time import monotonic
 from typing import TypeAlias
 
 from sqlalchemy import Pool, PoolProxiedConnection, QueuePool
-from sqlalchemy.util import await_only
 
 from pgtoolset._deadlines import current
 
@@ -54,19 +53,32 @@ class _Over(TimeoutError):
 
 
 def _within(seconds: float, connect: Callable[[], PoolProxiedConnection]) -> PoolProxiedConnection:
-    """Take a connection. Runs in SQLAlchemy's greenlet, and so in the task of the caller."""
-    timeout = asyncio.timeout(max(0.0, seconds))
-    await_only(timeout.__aenter__())
+    """Take a connection. Runs in SQLAlchemy's greenlet, and so in the task of the caller.
+
+    It is `asyncio.timeout` without its coroutines, which cost more than a connection that waits in
+    the pool.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    is_over = False
+
+    def end() -> None:
+        nonlocal is_over
+        is_over = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
     try:
-        connection = connect()
-    except BaseException as error:
-        try:
-            await_only(timeout.__aexit__(type(error), error, error.__traceback__))
-        except TimeoutError as over:
-            raise _Over("the server has not answered in time") from over
+        return connect()
+    except asyncio.CancelledError as error:
+        if is_over and task.cancelling() - 1 <= before:
+            raise _Over("the server has not answered in time") from error
         raise
-    await_only(timeout.__aexit__(None, None, None))
-    return connection
+    finally:
+        timer.cancel()
+        if is_over:
+            task.uncancel()  # it is no request of the caller
 
 
 def _size(pool: QueuePool) -> float:

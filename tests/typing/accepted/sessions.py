@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import Annotated, Any, assert_type
+from typing import Annotated, Any, Literal, assert_type
 
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from pgtoolset import (
+    DeadlineExceededError,
     RetryAttempt,
     create_db_context,
     create_db_dependency,
+    deadline,
     get_transaction,
     on_commit,
     run_transaction,
@@ -90,6 +92,14 @@ async def use(session: AsyncSession, mine: MySession) -> None:
         assert_type(opened, MySession)
     async for each in create_db_dependency(my_maker, resolve_commit=None)():
         assert_type(each, MySession)
+    with deadline("2s"), deadline(2), deadline(timedelta(seconds=2)):
+        pass
+    async with create_db_context(my_maker, deadline="5s")() as opened:
+        assert_type(opened, MySession)
+    async for each in create_db_dependency(my_maker, deadline=None)():
+        assert_type(each, MySession)
+    over = DeadlineExceededError("over", spent_on="pool", seconds=1)
+    assert_type(over.spent_on, Literal["pool", "lock", "statement", "retry", "wait"])
     settings: Mapping[str, str | int | float | bool | timedelta] = {"app.tenant_id": 7}
     await run_transaction(my_maker, work, settings=settings)
     async with get_transaction(mine, settings=lambda: {"lock_timeout": "1s"}) as same:

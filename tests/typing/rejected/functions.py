@@ -16,12 +16,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import pgtoolset
 from pgtoolset import (
+    DeadlineExceededError,
     RowChange,
     RowWatcher,
     cleanup_tables,
     create_database,
     create_db_context,
     create_db_dependency,
+    deadline,
     drop_database,
     get_transaction,
     on_commit,
@@ -70,6 +72,11 @@ async def sessions(session: AsyncSession, session_maker: async_sessionmaker[Asyn
     create_db_context(session_maker, settings=lambda request: {"app.key": "x"})  # refused
     create_db_dependency(session_maker, settings=5)  # refused
     create_db_context(session_maker, require=5)  # refused
+    create_db_context(session_maker, deadline=[1])  # refused
+    deadline(None)  # refused
+    async with deadline(1):  # refused
+        pass
+    DeadlineExceededError("over", spent_on="lunch", seconds=1)  # refused
     async with create_db_context(session_maker=session_maker)() as own:
         special: Special = own  # refused
         _ = special
