@@ -186,7 +186,7 @@ class Checkout:
         if self.limit is not None:
             self.limit.take_off(self.connection.connection)
 
-    def end_limit_before_commit(self) -> None:
+    def _end_limit_before_commit(self) -> None:
         """As `end_limit`; of an aborted transaction the COMMIT itself says that it is."""
         if self.limit is None or begun_transaction(self.connection.connection) is None:
             return
@@ -286,7 +286,7 @@ class Checkout:
     ) -> None:
         observers = self._observers()
         if observers or self._resolves_within() is not None:
-            self.end_limit_before_commit()  # it sends statements of its own
+            self._end_limit_before_commit()  # statements of ours come before it
         for observer in observers:
             observer.before_commit(self.connection)
         self._send_commit(dbapi_connection, dialect_commit)
@@ -309,10 +309,7 @@ class Checkout:
     ) -> None:
         timeout = self._resolves_within()
         noted = None if timeout is None else self._trace(dbapi_connection)
-        last_words = ""
-        if self.limit is not None and begun_transaction(dbapi_connection) is not None:
-            last_words = self.limit.last_words(dbapi_connection)
-        self.attempt = attempt = verify_next_commit(dbapi_connection, last_words)
+        self.attempt = attempt = verify_next_commit(dbapi_connection)
         if attempt is None:
             dialect_commit(dbapi_connection)
         else:

@@ -1,7 +1,8 @@
 """The `statement_timeout` that a deadline sets in a transaction, and connections that are silent.
 
-It travels with the BEGIN, is sent again while the time runs out, and is taken off again before the
-COMMIT, which it would cut. It never lengthens a limit that is there without it.
+It travels with the BEGIN, is sent again while the time runs out, and never lengthens a limit that
+is there without it. It does not cut a COMMIT: PostgreSQL disarms it first, for deferred triggers
+and for the wait for a standby too.
 https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-STATEMENT-TIMEOUT
 """
 
@@ -19,7 +20,7 @@ from pgtoolset._arguments import milliseconds, seconds
 from pgtoolset._deadlines import Deadline
 from pgtoolset._postgres.connections import begin_with, show, terminate
 from pgtoolset._postgres.discards import is_open
-from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, QUERY_CANCELED, sqlstate_of
+from pgtoolset._postgres.sqlstates import QUERY_CANCELED, sqlstate_of
 
 SETTING = "statement_timeout"
 
@@ -96,20 +97,12 @@ class StatementLimit:
 
     def take_off(self, connection: PoolProxiedConnection) -> None:
         """Let the following statements run as if there had been no deadline."""
-        self._send(connection, self.last_words(connection))
+        if self._set is None:
+            self._ask(connection)
+        if self._set != self._base:
+            self._send(connection, _set_local(self._base or 0))
         self._set = self._base
         self.deadline = None
-
-    def last_words(self, connection: PoolProxiedConnection) -> str:
-        """Return the statement that has the COMMIT run without the limit; empty if it does."""
-        if self._set is None:
-            try:
-                self._ask(connection)
-            except Exception as error:
-                if sqlstate_of(error) == IN_FAILED_SQL_TRANSACTION:
-                    return ""  # PostgreSQL will answer ROLLBACK
-                raise
-        return "" if self._set == self._base else _set_local(self._base or 0)
 
     def forget(self) -> None:
         """Note that the limit may be another one now: after a ROLLBACK TO, or a SET of others."""

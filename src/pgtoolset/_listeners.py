@@ -265,7 +265,6 @@ def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectComm
     elif checkout.needs_verified_commit():
         checkout.commit(dbapi_connection, dialect_commit)
     else:
-        checkout.end_limit_before_commit()
         dialect_commit(dbapi_connection)
         checkout.note_commit()
 

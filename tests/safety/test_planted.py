@@ -259,7 +259,7 @@ async def deadlines(place: Place) -> None:
             await session.get_one(Book, 2)
             async with get_transaction(session):
                 await session.get_one(Book, 3)
-        await session.get_one(Book, 100)
+        await session.get(Book, 100)
     with pytest.raises(DeadlineExceededError), deadline(0.3):
         async with create_db_context(place.maker)() as session:
             await session.execute(text("SELECT pg_catalog.pg_sleep(60)"))
@@ -415,7 +415,9 @@ async def command_doctor(place: Place) -> None:
             )
         report = json.loads(output.getvalue())
         assert code == 1
-        assert {each["name"] for each in report["findings"]} == {"sequence_end"}
+        found = {each["name"] for each in report["findings"]}
+        # Another call may have left its trigger function.
+        assert found - {"unused_trigger_function"} == {"sequence_end"}
         assert "not_checked" not in {each["name"] for each in report["notes"]}
     finally:
         await _sql(place, "DROP SEQUENCE public.short")

@@ -164,16 +164,13 @@ def check_verifiable(connection: PoolProxiedConnection) -> None:
         info[_KEY] = True
 
 
-def verify_next_commit(
-    connection: PoolProxiedConnection, last_words: str = ""
-) -> CommitAttempt | None:
+def verify_next_commit(connection: PoolProxiedConnection) -> CommitAttempt | None:
     """Observe the COMMIT that `connection` is about to send; `None` where it sends none.
 
-    Call it just before the COMMIT. `last_words` are statements that are sent with it, in one
-    message where the driver can do so.
+    Call it just before the COMMIT.
 
     Raises:
         UnsupportedVersionError: the adapter or the driver does not have the attributes for that.
             The COMMIT must not be sent then: its answer could not be trusted.
     """
-    return driver_of(connection.driver_connection).verify_next_commit(connection, last_words)
+    return driver_of(connection.driver_connection).verify_next_commit(connection)

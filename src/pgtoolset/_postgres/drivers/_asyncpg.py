@@ -20,7 +20,7 @@ from pgtoolset._cancellation import UninterruptedHere
 from pgtoolset._compatibility import unsupported
 from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
 from pgtoolset._postgres.drivers._plain import connect_asyncpg
-from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
+from pgtoolset._postgres.sqlstates import sqlstate_of
 
 #: SQLSTATEs of a refused connection where another database may be open: the database is missing,
 #: sealed or full, or the role has no CONNECT privilege or no line in pg_hba.conf.
@@ -228,9 +228,7 @@ class AsyncpgDriver:
         owner = _owner_of(raw.transaction(), raw)
         _forget_transaction(owner, owner._top_xact)
 
-    def verify_next_commit(
-        self, connection: PoolProxiedConnection, last_words: str
-    ) -> CommitAttempt | None:
+    def verify_next_commit(self, connection: PoolProxiedConnection) -> CommitAttempt | None:
         """Observe the next COMMIT.
 
         SQLAlchemy's adapter keeps asyncpg's transaction in an attribute and calls `commit()` on it;
@@ -240,7 +238,7 @@ class AsyncpgDriver:
         if transaction is None:
             return None  # no statement has run, so no COMMIT is sent
         raw: Any = connection.driver_connection
-        attempt = _Attempt(self, raw, transaction, last_words)
+        attempt = _Attempt(self, raw, transaction)
         adapter: Any = connection.dbapi_connection
         adapter._transaction = attempt
         return attempt
@@ -249,13 +247,10 @@ class AsyncpgDriver:
 class _Attempt(CommitAttempt):
     """Stands in for asyncpg's `Transaction` while it commits."""
 
-    __slots__ = ("_driver", "_is_read", "_last_words", "_owner", "_transaction")
+    __slots__ = ("_driver", "_owner", "_transaction")
 
-    def __init__(self, driver: AsyncpgDriver, raw: Any, transaction: Any, last_words: str) -> None:
+    def __init__(self, driver: AsyncpgDriver, raw: Any, transaction: Any) -> None:
         super().__init__(raw)
-        self._last_words = last_words
-        #: Whether PostgreSQL may have read the COMMIT.
-        self._is_read = True
         self._driver = driver
         self._transaction = transaction
         self._owner = _owner_of(transaction, raw)
@@ -264,14 +259,13 @@ class _Attempt(CommitAttempt):
         """Send COMMIT, whatever cancels the caller, and note its outcome."""
         self.was_lost = self._driver.is_closed(self._raw)
         # A caller who left before the answer would know neither of success nor of failure.
-        answer: UninterruptedHere[str] = UninterruptedHere(self._send())
+        answer: UninterruptedHere[str] = UninterruptedHere(self._raw.execute("COMMIT;"))
         try:
             tag = await answer
         except BaseException as error:
             # asyncpg writes in the same step in which it checks its own state, and then waits: an
             # error without a wait is a refusal of its own.
-            is_sent = answer.has_suspended and self._is_read and not self.was_lost
-            if self._fail(error, is_sent=is_sent):
+            if self._fail(error, is_sent=answer.has_suspended and not self.was_lost):
                 self.was_lost = self._driver.is_closed(self._raw)
                 self._driver.terminate(self._raw)
             raise
@@ -279,20 +273,6 @@ class _Attempt(CommitAttempt):
             # asyncpg's own `Transaction.commit` resets it too, however the COMMIT ended.
             self._owner._top_xact = None
         self.outcome = Outcome.STORED if tag == "COMMIT" else Outcome.DISCARDED
-
-    async def _send(self) -> str:
-        """Send COMMIT with the last words in one message, and return the tag of its answer."""
-        if not self._last_words:
-            return str(await self._raw.execute("COMMIT;"))
-        try:
-            return str(await self._raw.execute(f"{self._last_words} COMMIT;"))
-        except Exception as error:
-            if sqlstate_of(error) != IN_FAILED_SQL_TRANSACTION:
-                raise
-        # The last words were refused in an aborted transaction, and the rest of the message was
-        # not read. The COMMIT would have been answered with ROLLBACK.
-        self._is_read = False
-        return str(await self._raw.execute("ROLLBACK;"))
 
     async def rollback(self) -> None:
         """Roll back as asyncpg's own transaction does."""

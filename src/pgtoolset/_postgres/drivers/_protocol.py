@@ -123,12 +123,6 @@ class Driver(Protocol):
         """Raise `UnsupportedVersionError` where a COMMIT could not be verified."""
         ...
 
-    def verify_next_commit(
-        self, connection: PoolProxiedConnection, last_words: str
-    ) -> CommitAttempt | None:
-        """Observe the COMMIT that `connection` is about to send; `None` where it sends none.
-
-        `last_words` are statements, or the empty string, that are sent just before it. Where the
-        transaction is aborted, they do not hide that.
-        """
+    def verify_next_commit(self, connection: PoolProxiedConnection) -> CommitAttempt | None:
+        """Observe the COMMIT that `connection` is about to send; `None` where it sends none."""
         ...

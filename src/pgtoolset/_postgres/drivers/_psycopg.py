@@ -224,9 +224,7 @@ class PsycopgDriver:
             missing = f"attribute _connection of {type(connection.dbapi_connection).__name__}"
             raise unsupported("sqlalchemy", missing, _CONSEQUENCE)
 
-    def verify_next_commit(
-        self, connection: PoolProxiedConnection, last_words: str
-    ) -> CommitAttempt | None:
+    def verify_next_commit(self, connection: PoolProxiedConnection) -> CommitAttempt | None:
         """Observe the next COMMIT.
 
         SQLAlchemy's adapter keeps psycopg's connection in an attribute and calls `commit()` on it;
@@ -236,7 +234,7 @@ class PsycopgDriver:
         if raw.pgconn.transaction_status == _IDLE and not _has_pipeline(raw):
             return None  # no statement has run, so no COMMIT is sent
         adapter: Any = connection.dbapi_connection
-        attempt = adapter._connection = _Attempt(self, raw, adapter, last_words)
+        attempt = adapter._connection = _Attempt(self, raw, adapter)
         return attempt
 
 
@@ -286,11 +284,10 @@ class _Deferrable(base.PGDeferrableConnectionCharacteristic):
 class _Attempt(CommitAttempt):
     """Stands in for psycopg's connection while it commits."""
 
-    __slots__ = ("_adapter", "_driver", "_is_sent", "_last_words")
+    __slots__ = ("_adapter", "_driver", "_is_sent")
 
-    def __init__(self, driver: PsycopgDriver, raw: Any, adapter: Any, last_words: str) -> None:
+    def __init__(self, driver: PsycopgDriver, raw: Any, adapter: Any) -> None:
         super().__init__(raw)
-        self._last_words = last_words
         self._driver = driver
         self._adapter = adapter
         self._is_sent = False
@@ -308,8 +305,6 @@ class _Attempt(CommitAttempt):
 
     async def _commit_here(self) -> None:
         raw = self._raw
-        if self._last_words and raw.pgconn.transaction_status != _IN_ERROR:
-            await self._say_last_words()
         if _has_pipeline(raw):
             # The state is that of the last statement only when all of them are answered.
             async with raw.pipeline():
@@ -325,15 +320,6 @@ class _Attempt(CommitAttempt):
                     raw.pgconn.finish()  # this task alone waits for its socket
                 raise
         self.outcome = Outcome.DISCARDED if is_in_error else Outcome.STORED
-
-    async def _say_last_words(self) -> None:
-        try:
-            await self._raw.execute(self._last_words, prepare=False)
-        except BaseException as error:
-            self._fail(error, is_sent=False)
-            self.was_lost = self._driver.is_closed(self._raw)
-            self._raw.pgconn.finish()
-            raise
 
     def _sending(self, commit: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
         """Yield what `commit` waits for. It writes the COMMIT before it waits for the first time:
