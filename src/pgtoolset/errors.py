@@ -238,7 +238,7 @@ class PoolTimeoutError(PgToolsetError, _PoolTimeout, TimeoutError):
     See docs/connections.md and https://docs.sqlalchemy.org/en/20/errors.html#error-3o7r
     """
 
-    code = "3o7r"
+    code: str | None = "3o7r"
 
     def __init__(self, message: str, *, holders: Sequence[ConnectionHolder] = ()) -> None:
         super().__init__(message)

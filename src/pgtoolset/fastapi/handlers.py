@@ -27,7 +27,7 @@ from pgtoolset.types import Duration
 
 __all__ = ["install_error_handlers"]
 
-logger = logging.getLogger("pgtoolset")
+_logger = logging.getLogger("pgtoolset")
 
 #: The classes for which a handler is registered. Starlette calls that of the first class in the
 #: order of an error's bases, so those of SQLAlchemy stand here that PostgreSQL's answers have.
@@ -193,7 +193,7 @@ def _log(connection: Any, found: Finding) -> None:
     An overload matters to the operators of the service, the others to its client.
     """
     level = logging.WARNING if found.problem.status == 503 else logging.DEBUG
-    logger.log(
+    _logger.log(
         level,
         "%s %s is answered with %d: %s, SQLSTATE %s, constraint %s",
         connection.scope.get("method"),
