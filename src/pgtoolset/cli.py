@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _given[:] = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     _complete(parser)
-    options = parser.parse_args(_given)
+    options, unknown = parser.parse_known_args(_given)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     _print_what_the_terminal_lacks_as_escapes()
     try:
         with _notes_on_standard_error():
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, parser=subparser)
     return parser
 
 

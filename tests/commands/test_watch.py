@@ -34,21 +34,21 @@ async def test_prints_changes(database_url: str, other: asyncpg.Connection) -> N
 
 @pytest.mark.usefixtures("engine")
 async def test_keys_of_odd_types(database_url: str, other: asyncpg.Connection) -> None:
-    """The parts of a key have the types of their columns: domain, address, moment, enum."""
+    """The parts of a key have the types of their columns: domain, address, moment, enum, oid."""
     await other.execute(
         """
         CREATE SCHEMA "Odd";
         CREATE DOMAIN "Odd".positive AS int CHECK (VALUE > 0);
         CREATE TYPE "Odd".colour AS ENUM ('red', 'green');
         CREATE TABLE "Odd"."a table" (
-            n "Odd".positive, host inet, at timestamptz, colour "Odd".colour, flag bool,
-            "the value" json, PRIMARY KEY (n, host, at, colour, flag)
+            n "Odd".positive, host inet, at timestamptz, colour "Odd".colour, flag bool, o oid,
+            "the value" json, PRIMARY KEY (n, host, at, colour, flag, o)
         );
         INSERT INTO "Odd"."a table"
-            VALUES (1, '10.0.0.1', '2026-01-01 00:00+00', 'red', false, '[1]');
+            VALUES (1, '10.0.0.1', '2026-01-01 00:00+00', 'red', false, 17, '[1]');
         """
     )
-    key = ("1", "10.0.0.1", "2026-01-01T01:00:00+01:00", "red", "false")
+    key = ("1", "10.0.0.1", "2026-01-01T01:00:00+01:00", "red", "false", "17")
     process = await start("watch", database_url, "Odd.a table", *key, "--interval", "0.05")
     assert process.stdout is not None
     try:
@@ -109,6 +109,7 @@ async def test_json(database_url: str, other: asyncpg.Connection) -> None:
         (("nothing", "1"), "no table"),
         (("item", "1", "2"), "1 part"),
         (("item", "one"), "cannot be id"),
+        (("item", "99999999999"), "pgtoolset: item.id is an integer of 32 bits"),
     ],
 )
 async def test_bad_arguments(database_url: str, arguments: tuple[str, ...], message: str) -> None:
@@ -117,6 +118,16 @@ async def test_bad_arguments(database_url: str, arguments: tuple[str, ...], mess
     assert code == 2
     assert message in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("command", ["locks", "watch", "doctor"])
+async def test_unknown_option(command: str) -> None:
+    """An unknown option is answered with the usage of its command, and not of all of them."""
+    code, _, errors = await run(command, "item", "1", "--no-such-option")
+    assert code == 2
+    assert errors.startswith(f"usage: pgtoolset {command} ")
+    assert f"pgtoolset {command}: error: unrecognized arguments:" in errors
+    assert "--no-such-option" in errors
 
 
 async def test_bad_interval(database_url: str) -> None:

@@ -147,7 +147,7 @@ def of_settings(settings: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             INFO,
             "no_time_limits",
-            f"this role has no limit by {', '.join(endless)}: a transaction that is forgotten "
+            f"without a limit for this role: {', '.join(endless)}; a transaction that is forgotten "
             "keeps its locks, and statements wait for them without end",
             "set limits for the role of the application, such as ALTER ROLE ... SET "
             "idle_in_transaction_session_timeout = '1min'",

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import URL, Connection, MetaData, Table, text
-from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy.dialects.postgresql import DOMAIN, OID
 from sqlalchemy.exc import NoSuchTableError, SAWarning
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import registry
@@ -119,7 +119,8 @@ async def _run(url: URL, table: str, parts: list[str], options: argparse.Namespa
                     async for change in changes:
                         printed.change(change)
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            # The argument of a function is no word of the command line.
+            raise UsageError(str(error).removeprefix("pk_value: ")) from None
         except WatchFailedError as error:
             raise CommandError(str(error)) from None
     return 0
@@ -233,6 +234,8 @@ def _python_type(type_: TypeEngine[Any]) -> type[Any]:
     """Return the Python type of a key's values, or `str` where only the driver knows it."""
     if isinstance(type_, DOMAIN):
         return _python_type(type_.data_type)
+    if isinstance(type_, OID):
+        return int
     try:
         known = type_.python_type
     except NotImplementedError:
