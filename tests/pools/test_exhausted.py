@@ -99,9 +99,8 @@ async def test_the_message(hasty: AsyncEngine, session_maker: Maker) -> None:
                 await session.execute(text("SELECT 1"))
         message = str(caught.value)
         assert "no connection of the pool became free in " in message
-        assert (
-            "5 are out (pool_size 5, overflow 0); the longest is held by task 'holder 0' for"
-            in (message)
+        assert "5 in use (pool_size 5, overflow 0); the longest is held by task 'holder 0' for" in (
+            message
         )
         assert "taken at tests/pools/test_exhausted.py:" in message
         assert "in hold, last statement: SELECT 0. End each transaction before you wait" in message

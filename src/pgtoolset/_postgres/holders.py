@@ -259,7 +259,7 @@ class _Timer:
 
 def _exhausted(pool: QueuePool, seconds: float) -> str:
     return (
-        f"no connection of the pool became free in {seconds:.1f} s: {pool.checkedout()} are out "
+        f"no connection of the pool became free in {seconds:.1f} s: {pool.checkedout()} in use "
         f"(pool_size {pool.size()}, overflow {pool.overflow()})"
     )
 
