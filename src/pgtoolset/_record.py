@@ -17,6 +17,7 @@ from pgtoolset._arguments import AUTOCOMMIT, Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._checkouts import Checkout
 from pgtoolset._compatibility import connections_of
+from pgtoolset._deadlines import suspended
 from pgtoolset._listeners import checkout_of
 from pgtoolset._outcomes import aborted_by, rolled_back_outside, unknown_again
 from pgtoolset._postgres.connections import begun_transaction
@@ -68,11 +69,16 @@ class SettingsLevel:
         checkout_of(connection).note_settings(self.settings.values)
 
     def undo(self) -> None:
-        """Put their earlier values back, after the block. Runs in SQLAlchemy's greenlet."""
+        """Put their earlier values back, after the block. Runs in SQLAlchemy's greenlet.
+
+        A deadline that is over does not stop it: what follows in the transaction would run with
+        the settings of the block.
+        """
         before, self._before = self._before, []
         for connection, values in before:
             if is_open(connection) and connection.in_transaction():
-                put_settings_back(connection, values)
+                with suspended():
+                    put_settings_back(connection, values)
                 checkout_of(connection).note_settings(values)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -15,7 +17,13 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
 )
 
-from pgtoolset import TransactionAbortedError, create_db_context, get_transaction
+from pgtoolset import (
+    DeadlineExceededError,
+    TransactionAbortedError,
+    create_db_context,
+    deadline,
+    get_transaction,
+)
 from tests.settings import (
     NOTHING,
     UNITS,
@@ -45,6 +53,34 @@ async def engine(database_url: str, other: asyncpg.Connection) -> AsyncIterator[
 
 
 # Savepoints
+
+
+@pytest.mark.parametrize("fault", [None, KeyError])
+@pytest.mark.parametrize("is_joined", [False, True])
+async def test_after_a_deadline(
+    engine: AsyncEngine, is_joined: bool, fault: type[Exception] | None
+) -> None:
+    """What was before is back after the block also where a deadline was over at its end: the
+    transaction goes on, and must not be that of another tenant."""
+    async with engine.connect() as connection, connection.begin():
+        joined = async_sessionmaker(connection, join_transaction_mode="create_savepoint")
+        session = joined()
+        async with session, get_transaction(session, settings=OUTER):
+            before = await everything(session)
+            block = (
+                create_db_context(joined, settings=INNER)()
+                if is_joined
+                else get_transaction(session, settings=INNER)
+            )
+            with suppress(KeyError), deadline(0.3):
+                async with block as inner:
+                    assert await setting(inner) == "inner"
+                    await asyncio.sleep(0.35)
+                    with pytest.raises(DeadlineExceededError):
+                        await inner.execute(text("SELECT 1"))
+                    if fault is not None:
+                        raise fault
+            assert await everything(session) == before
 
 
 @pytest.mark.parametrize("is_used", [True, False])
