@@ -155,6 +155,7 @@ def _listen(dialect: Dialect) -> None:
     methods["do_commit"] = do_commit
     methods["do_terminate"] = do_terminate
     methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
+    methods["do_rollback_twophase"] = _rollback_at_any_time(dialect.do_rollback_twophase)
     methods["do_rollback"] = do_rollback
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
@@ -284,6 +285,18 @@ def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None
                 send()
 
     return do_commit_twophase
+
+
+def _rollback_at_any_time(rollback_twophase: Callable[..., None]) -> Callable[..., None]:
+    """Return `Dialect.do_rollback_twophase` that no deadline stops: what is prepared would stay,
+    with its locks.
+    """
+
+    def do_rollback_twophase(connection: Connection, *arguments: Any, **options: Any) -> None:
+        with suspended():
+            rollback_twophase(connection, *arguments, **options)
+
+    return do_rollback_twophase
 
 
 def _on_error(context: ExceptionContext) -> PoolerError | DeadlineExceededError | None:

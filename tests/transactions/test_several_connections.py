@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from pgtoolset import (
     CommitUnknownError,
     TransactionAbortedError,
     create_db_context,
+    deadline,
     get_transaction,
     on_commit,
     run_transaction,
@@ -189,3 +191,24 @@ async def test_commit_prepared_without_an_answer(two_phase_url: str) -> None:
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     await other.close()
     await engine.dispose()
+
+
+async def test_rollback_of_what_is_prepared_after_a_deadline(two_phase_url: str) -> None:
+    """A deadline that is over does not stop ROLLBACK PREPARED: no part stays, with its locks."""
+    engine, second = create_async_engine(two_phase_url), create_async_engine(two_phase_url)
+    for each in (engine, second):  # which the library sees by that
+        async with create_db_context(async_sessionmaker(each))() as session:
+            await session.execute(text("SELECT 1"))
+    async with AsyncSession(twophase=True) as session:
+        with deadline(0.3):
+            for each in (engine, second):
+                await session.execute(
+                    text("SELECT pg_current_xact_id()"), bind_arguments={"bind": each.sync_engine}
+                )
+            await session.run_sync(lambda sync: sync.prepare())
+            await asyncio.sleep(0.35)
+            await session.rollback()
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM pg_prepared_xacts")) == 0
+    await engine.dispose()
+    await second.dispose()
