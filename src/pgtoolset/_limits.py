@@ -161,7 +161,12 @@ def note_text(connection: PoolProxiedConnection, limit: StatementLimit | None, t
     if limit is not None:
         limit.forget()
     if "local" not in lower:
-        connection.info.pop(_KEY, None)
+        forget_limit_of(connection)
+
+
+def forget_limit_of(connection: PoolProxiedConnection) -> None:
+    """Have the limit asked for at the next transaction: what is not seen here may change it."""
+    connection.info.pop(_KEY, None)
 
 
 class LastResort(AbstractContextManager[None]):

@@ -14,7 +14,8 @@ from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import AUTOCOMMIT
 from pgtoolset._checkouts import Checkout
-from pgtoolset._limits import SETTING
+from pgtoolset._deadlines import suspended
+from pgtoolset._limits import SETTING, forget_limit_of
 from pgtoolset._listeners import checkout_of
 from pgtoolset._postgres.connections import driver_options, is_closed, is_transaction_open
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open, is_running
@@ -69,6 +70,7 @@ class Loan(AbstractAsyncContextManager[Any]):
         send(connection, _MARK).close()
         self._checkout = checkout = checkout_of(connection)
         self._proxied = connection.connection
+        forget_limit_of(self._proxied)  # a SET of the block stays with the connection
         self._options = driver_options(self._proxied)
         # So that its COMMIT is verified, and refused while this block is open.
         checkout.owes_commit = True
@@ -117,13 +119,14 @@ class Loan(AbstractAsyncContextManager[Any]):
 
 def _has_ended(checkout: Checkout) -> bool:
     """Whether the transaction is another one. An aborted one cannot be asked: its COMMIT is
-    refused in any case.
+    refused in any case. After a deadline it is asked too: the session may go on.
     """
     connection, before = checkout.connection, checkout.error
     if is_running(connection.connection):
         return False
     try:
-        return bool(send(connection, _ASK).scalar_one() != "lent")
+        with suspended():
+            return bool(send(connection, _ASK).scalar_one() != "lent")
     except DBAPIError as error:
         if sqlstate_of(error) != IN_FAILED_SQL_TRANSACTION:
             raise

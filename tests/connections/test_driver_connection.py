@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from pgtoolset import (
+    DeadlineExceededError,
     TransactionAbortedError,
     TransactionStateError,
     create_db_context,
+    deadline,
     driver_connection,
     get_transaction,
     on_commit,
@@ -183,6 +186,33 @@ async def test_transaction_that_is_ended(
     async with session_maker() as session:
         assert await session.scalar(text("SELECT 1")) == 1
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_transaction_that_is_ended_at_a_deadline(session_maker: Maker, other: Any) -> None:
+    """A deadline that is over at the end of the block does not hide that it has ended the
+    transaction."""
+    with pytest.raises(TransactionStateError, match="driver_connection has ended"):
+        async with create_db_context(session_maker)() as session:
+            with suppress(DeadlineExceededError), deadline(0.3):
+                async with driver_connection(session) as connection:
+                    await commit_and_go_on(connection)
+                    await asyncio.sleep(0.35)
+            await insert(session, 1)
+    assert await stored(other) == set()
+
+
+async def test_limit_that_the_block_sets(session_maker: Maker) -> None:
+    """A deadline does not lengthen a `statement_timeout` that a block has given the connection."""
+    db_context = create_db_context(session_maker)
+    show = text("SHOW statement_timeout")
+    with deadline(60):
+        async with db_context() as session:
+            assert await session.scalar(show) != "0"
+    async with db_context() as session, driver_connection(session) as connection:
+        await connection.execute("SET statement_timeout = '7s'")
+    with deadline(60):
+        async with db_context() as session:
+            assert await session.scalar(show) == "7s"
 
 
 async def test_session_must_not_end_it(session_maker: Maker, other: Any) -> None:
