@@ -147,8 +147,13 @@ class StatementLimit:
         return _set_local(wanted)
 
 
+def may_limit(text: str) -> bool:
+    """Whether a statement of the caller may be one for `note_text`; nearly none is."""
+    return SETTING in text.lower()
+
+
 def note_text(connection: PoolProxiedConnection, limit: StatementLimit | None, text: str) -> None:
-    """Follow a statement of the caller that may set the limit.
+    """Follow a statement of the caller that names the setting, and so may set the limit.
 
     Args:
         connection: on which it is sent.
@@ -156,7 +161,7 @@ def note_text(connection: PoolProxiedConnection, limit: StatementLimit | None, t
         text: the statement.
     """
     lower = text.lower()
-    if SETTING not in lower or lower.lstrip().startswith("show"):
+    if lower.lstrip().startswith("show"):
         return
     if limit is not None:
         limit.forget()

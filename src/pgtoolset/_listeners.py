@@ -16,7 +16,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from pgtoolset._checkouts import Checkout, DialectCommit
 from pgtoolset._deadlines import Deadline, current, is_suspended, suspended
-from pgtoolset._limits import LastResort, note_text
+from pgtoolset._limits import LastResort, may_limit, note_text
 from pgtoolset._postgres.connections import (
     Outcome,
     check_verifiable,
@@ -221,7 +221,7 @@ def _before_statement(context: Any, statement: str) -> Deadline | None:
             checkout.end_limit()
     if getattr(context.cursor, "server_side", False):
         _note_cursor(context)
-    if deadline is None and context.is_text:
+    if deadline is None and context.is_text and may_limit(statement):
         _note_text(context, checkout, statement)
     return deadline
 
@@ -254,7 +254,7 @@ def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[],
     with checkout.last_resort:
         if not is_autocommit(connection):
             checkout.begin_within(deadline)
-        if context.is_text:
+        if context.is_text and may_limit(statement):
             _note_text(context, checkout, statement)
         send()
 

@@ -100,8 +100,8 @@ class UnitOfWork(Generic[S]):
         self._deadline: Deadline | None = None
         self.session: S = own_session(session_maker)
         self._sync = sync_session_of(self.session)
-        names = options.names()
-        if names and self._sync is None:
+        names = options.names() if self._sync is None else ()
+        if names:
             raise TypeError(
                 f"{', '.join(names)}: only an AsyncSession can have that, and session_maker makes "
                 f"{shown(self.session)}"

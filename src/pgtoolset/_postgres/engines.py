@@ -32,7 +32,9 @@ def see(bind: Connection | Engine | AsyncConnection | AsyncEngine) -> None:
         UnsupportedDriverError: the database or the driver is one that the library cannot verify.
     """
     _see_dialect(bind.dialect)
-    if isinstance(bind, AsyncConnection | AsyncEngine):
+    if isinstance(bind, Engine):  # nearly always, and the others cost more to tell apart
+        see_pool(bind.pool)
+    elif isinstance(bind, AsyncConnection | AsyncEngine):
         see_pool(bind.sync_engine.pool)
     else:
         see_pool(bind.engine.pool)
