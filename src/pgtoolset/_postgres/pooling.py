@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pgtoolset._postgres.drivers import driver_of
@@ -98,7 +99,8 @@ async def find_pooler(
     try:
         async with asyncio.timeout(_LIMIT), plain.connect() as second:
             mode = await _mode(connection, second)
-    except TimeoutError:
+    except (TimeoutError, OSError, DBAPIError):
+        # No backend was free, or the pooler refuses another client.
         return Pooler(None, None)
     if mode == "session":
         return Pooler(mode, True)
