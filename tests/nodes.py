@@ -121,7 +121,8 @@ class Nodes:
         await execute(standby, "SELECT pg_reload_conf()")
 
         async def is_cut_off() -> bool:
-            return not await execute(self.primary, "SELECT count(*) FROM pg_stat_replication")
+            # Not what the primary says: another standby may follow it.
+            return not await execute(standby, "SELECT count(*) FROM pg_stat_wal_receiver")
 
         try:
             await until(is_cut_off)

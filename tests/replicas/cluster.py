@@ -78,8 +78,12 @@ class Cluster:
         await until(is_so)
 
     async def cut_off(self) -> None:
-        """Keep the standbys from receiving anything more."""
-        for server in self.standbys:
+        """Keep the standbys from receiving anything more.
+
+        The one that may be promoted comes last. PostgreSQL writes now and then by itself, and a
+        standby that has received more than the new primary could never follow it.
+        """
+        for server in reversed(self.standbys):
             await execute(server, "ALTER SYSTEM SET primary_conninfo = ''")
             await execute(server, "SELECT pg_reload_conf()")
             look = "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)"
