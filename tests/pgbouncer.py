@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from sqlalchemy import make_url
 
 from tests.support import DRIVER
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+needs_pgbouncer = pytest.mark.skipif(
+    PROGRAM is None, reason="pgbouncer is not installed (apt-get install pgbouncer)"
+)
 
 #: Backends for all clients together: fewer than there are clients, so that these share them.
 BACKENDS = 2

@@ -41,12 +41,10 @@ from pgtoolset import (
 )
 from pgtoolset.errors import PoolerError
 from tests.nodes import Nodes
-from tests.pgbouncer import BACKENDS, PROGRAM, pgbouncer
+from tests.pgbouncer import BACKENDS, needs_pgbouncer, pgbouncer
 from tests.support import Account, Base, insert, stored
 
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="pgbouncer is not installed (apt-get install pgbouncer)"
-)
+pytestmark = needs_pgbouncer
 
 #: The drivers, each with what it needs behind a pooler.
 WITHOUT_CACHES: dict[str, dict[str, Any]] = {

@@ -20,12 +20,8 @@ from pgtoolset._postgres.checkup import Connections, ServerState
 from pgtoolset._postgres.pooling import Pooler
 from tests.commands.running import run
 from tests.nodes import Nodes, execute
-from tests.pgbouncer import PROGRAM, pgbouncer
+from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.support import DRIVER, plain_url, until
-
-needs_pgbouncer = pytest.mark.skipif(
-    PROGRAM is None, reason="pgbouncer is not installed (apt-get install pgbouncer)"
-)
 
 
 async def examined(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -101,7 +97,7 @@ async def test_session_mode(empty_database: str) -> None:
 
 @needs_pgbouncer
 @pytest.mark.skipif(
-    DRIVER == "psycopg" and psycopg.__version__ < "3.3",
+    DRIVER == "psycopg" and tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3),
     reason="psycopg 3.2 goes on connecting after a cancellation: no answer in time is all it says",
 )
 async def test_one_backend(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,10 @@ from pgtoolset import (
     get_transaction,
     release_connection,
 )
-from tests.pgbouncer import PROGRAM, WITHOUT_CACHES, pgbouncer
+from tests.pgbouncer import WITHOUT_CACHES, needs_pgbouncer, pgbouncer
 from tests.support import insert, stored
 
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="pgbouncer is not installed (apt-get install pgbouncer)"
-)
+pytestmark = needs_pgbouncer
 
 
 async def test_behind_pgbouncer(engine: AsyncEngine, database_url: str, other: Any) -> None:

@@ -32,7 +32,7 @@ from pgtoolset import (
 from pgtoolset._arguments import seconds
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.protocols import DatabaseContext
-from tests.pgbouncer import PROGRAM, WITHOUT_CACHES, pgbouncer
+from tests.pgbouncer import WITHOUT_CACHES, needs_pgbouncer, pgbouncer
 from tests.support import (
     Item,
     connect_args,
@@ -267,7 +267,7 @@ async def test_nothing_outlives_the_transaction(engine: AsyncEngine, end: str) -
         await one.dispose()
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed")
+@needs_pgbouncer
 async def test_pgbouncer(database_url: str) -> None:
     """Behind PgBouncer each transaction has its own limit, and no backend keeps one."""
     async with pgbouncer(database_url) as url:

@@ -13,12 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from pgtoolset import RowWatcher, row_change_trigger, wait_for_row_change
-from tests.pgbouncer import BACKENDS, PROGRAM, WITHOUT_CACHES, pgbouncer
+from tests.pgbouncer import BACKENDS, WITHOUT_CACHES, needs_pgbouncer, pgbouncer
 from tests.support import Item
 
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="pgbouncer is not installed (apt-get install pgbouncer)"
-)
+pytestmark = needs_pgbouncer
 
 WAITERS = 10
 
