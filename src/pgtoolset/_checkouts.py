@@ -285,11 +285,12 @@ class Checkout:
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
     ) -> None:
         observers = self._observers()
-        if observers or self._resolves_within() is not None:
+        timeout = self._resolves_within()
+        if observers or timeout is not None:
             self._end_limit_before_commit()  # statements of ours come before it
         for observer in observers:
             observer.before_commit(self.connection)
-        self._send_commit(dbapi_connection, dialect_commit)
+        self._send_commit(dbapi_connection, dialect_commit, timeout)
         self.note_commit()
         for observer in observers:
             observer.after_commit(self.connection)
@@ -305,9 +306,11 @@ class Checkout:
             )
 
     def _send_commit(
-        self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
+        self,
+        dbapi_connection: PoolProxiedConnection,
+        dialect_commit: DialectCommit,
+        timeout: float | None,
     ) -> None:
-        timeout = self._resolves_within()
         noted = None if timeout is None else self._trace(dbapi_connection)
         self.attempt = attempt = verify_next_commit(dbapi_connection)
         if attempt is None:

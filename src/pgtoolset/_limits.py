@@ -9,6 +9,7 @@ https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-STATEMENT
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context
 from math import ceil
@@ -195,10 +196,10 @@ class LastResort(AbstractContextManager[None]):
         left = max(0.0, self.deadline.left())
         self._later(left * (1 + _STALE_SHARE) + _GRACE, self._look)
 
-    def _later(self, delay: float, callback: object) -> None:
+    def _later(self, delay: float, callback: Callable[[], object]) -> None:
         # An empty context: that of the caller would be kept until then.
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(delay, callback, context=Context())  # type: ignore[arg-type]
+        self._timer = loop.call_later(delay, callback, context=Context())
 
     def _look(self) -> None:
         # In a loop that was late itself an answer may have arrived.

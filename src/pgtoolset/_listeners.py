@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event
 from sqlalchemy.engine import ExceptionContext, ExecutionContext
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 
 from pgtoolset._checkouts import Checkout, DialectCommit
 from pgtoolset._deadlines import Deadline, current, is_suspended, suspended
@@ -31,6 +31,7 @@ from pgtoolset._postgres.discards import (
     is_open,
 )
 from pgtoolset._postgres.engines import see_connection
+from pgtoolset._postgres.holders import context_in
 from pgtoolset._postgres.poolers import explained
 from pgtoolset._postgres.sending import PUTS_BACK
 from pgtoolset._postgres.sqlstates import breaks_connection
@@ -164,44 +165,23 @@ def _listen(dialect: Dialect) -> None:
 
 
 def _listen_to_statements(dialect: Dialect) -> None:
-    execute = dialect.do_execute
-    execute_many = dialect.do_executemany
-    execute_plain = dialect.do_execute_no_params
-
-    def do_execute(
-        cursor: Any, statement: str, parameters: Any, context: ExecutionContext | None = None
-    ) -> None:
-        deadline = None if context is None else _before_statement(context, statement)
-        if deadline is None or context is None:
-            execute(cursor, statement, parameters, context)
-        else:
-            send = partial(execute, cursor, statement, parameters, context)
-            _within(deadline, context, statement, send)
-
-    def do_executemany(
-        cursor: Any, statement: str, parameters: Any, context: ExecutionContext | None = None
-    ) -> None:
-        deadline = None if context is None else _before_statement(context, statement)
-        if deadline is None or context is None:
-            execute_many(cursor, statement, parameters, context)
-        else:
-            send = partial(execute_many, cursor, statement, parameters, context)
-            _within(deadline, context, statement, send)
-
-    def do_execute_no_params(
-        cursor: Any, statement: str, context: ExecutionContext | None = None
-    ) -> None:
-        deadline = None if context is None else _before_statement(context, statement)
-        if deadline is None or context is None:
-            execute_plain(cursor, statement, context)
-        else:
-            send = partial(execute_plain, cursor, statement, context)
-            _within(deadline, context, statement, send)
-
     methods = vars(dialect)
-    methods["do_execute"] = do_execute
-    methods["do_executemany"] = do_executemany
-    methods["do_execute_no_params"] = do_execute_no_params
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        methods[name] = _listened(getattr(dialect, name))
+
+
+def _listened(execute: Callable[..., None]) -> Callable[..., None]:
+    """Return one of the methods of a dialect that execute a statement, which is prepared for."""
+
+    def listened(cursor: DBAPICursor, statement: str, *arguments: Any) -> None:
+        context = context_in(arguments)
+        deadline = None if context is None else _before_statement(context, statement)
+        if deadline is None or context is None:
+            execute(cursor, statement, *arguments)
+        else:
+            _within(deadline, context, statement, partial(execute, cursor, statement, *arguments))
+
+    return listened
 
 
 def _before_statement(context: Any, statement: str) -> Deadline | None:

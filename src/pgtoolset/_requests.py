@@ -71,7 +71,7 @@ def _is_special(function: Any) -> bool:
     """Whether a function, or an object that is called like one, is async or a generator."""
     return any(
         check(each)
-        for each in (function, getattr(function, "__call__", None))  # noqa: B004
+        for each in (function, getattr(function, "__call__", None))  # noqa: B004 - looked at, not called
         for check in (
             inspect.iscoroutinefunction,
             inspect.isasyncgenfunction,

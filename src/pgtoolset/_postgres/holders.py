@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -363,7 +363,7 @@ def _noted(execute: Callable[..., None]) -> Callable[..., None]:
     """Return one of the methods of a dialect that execute a statement, which notes it."""
 
     def noted(cursor: DBAPICursor, statement: str, *arguments: Any) -> None:
-        context: ExecutionContext | None = arguments[-1]
+        context = context_in(arguments)
         held = None if context is None else _held_on(context.root_connection.connection)
         if held is None:
             execute(cursor, statement, *arguments)
@@ -375,6 +375,14 @@ def _noted(execute: Callable[..., None]) -> Callable[..., None]:
             held.idle_since = monotonic()
 
     return noted
+
+
+def context_in(arguments: Sequence[Any]) -> ExecutionContext | None:
+    """Return the context of a statement, which is the last argument of the methods that execute
+    one; `None` where the caller has given none.
+    """
+    context = arguments[-1] if arguments else None
+    return context if isinstance(context, ExecutionContext) else None
 
 
 def _held_on(connection: PoolProxiedConnection) -> Held | None:

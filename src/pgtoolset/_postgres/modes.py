@@ -145,7 +145,8 @@ def _options_of(connection: Connection) -> dict[str, Any]:
     which cannot be set where the transaction has begun.
     """
     engine: Mapping[str, Any] = connection.engine.get_execution_options()
-    modes = connection.dialect.connection_characteristics  # type: ignore[attr-defined]
+    dialect: Any = connection.dialect  # the attribute is that of SQLAlchemy's own dialects
+    modes = dialect.connection_characteristics
     return {
         name: value
         for name, value in connection.get_execution_options().items()
