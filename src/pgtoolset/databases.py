@@ -68,9 +68,10 @@ async def create_database(
 ) -> None:
     """Create a database.
 
-    A call that is cancelled has created nothing. While `template` is in use, PostgreSQL keeps new
-    sessions out of it and waits for its sessions, three times 5 seconds in all. Seal a template
-    that no application uses, with `pgtoolset.databases.seal_database`; then nothing is waited for.
+    A call that raises `CancelledError` has created nothing. While `template` is in use, PostgreSQL
+    keeps new sessions out of it and waits for its sessions, three times 5 seconds in all. Seal a
+    template that no application uses, with `pgtoolset.databases.seal_database`; then nothing is
+    waited for.
 
     Args:
         db_name: the name, which is quoted: at most 63 bytes in UTF-8.

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import URL
 
+from pgtoolset._cancellation import Requests
 from pgtoolset._postgres.urls import connect_arguments, engine_url
 
 #: Arguments that SQLAlchemy's adapter removes before it calls asyncpg.
@@ -38,8 +39,13 @@ async def connect_asyncpg(url: URL, database: str) -> Any:
 
 
 async def connect_psycopg(url: URL, database: str) -> PlainPsycopg:
-    """Return a connection of psycopg with the methods of one of asyncpg."""
+    """Return a connection of psycopg with the methods of one of asyncpg.
+
+    psycopg 3.2 waits with `asyncio.wait_for`, which before Python 3.12 drops a cancellation that
+    arrives together with the answer. https://github.com/python/cpython/issues/86296
+    """
     psycopg = import_module("psycopg")
+    requests = Requests()
     raw = await psycopg.AsyncConnection.connect(
         **(_arguments(url) | {"dbname": database}),
         autocommit=True,
@@ -47,6 +53,11 @@ async def connect_psycopg(url: URL, database: str) -> PlainPsycopg:
         cursor_factory=psycopg.AsyncRawCursor,
         row_factory=_row_factory,
     )
+    try:
+        requests.raise_swallowed()
+    except asyncio.CancelledError:
+        terminate_psycopg(raw)
+        raise
     return PlainPsycopg(raw, psycopg)
 
 
@@ -193,5 +204,8 @@ class PlainPsycopg:
         if self._raw.closed:
             # As asyncpg says that it has sent nothing.
             raise self._psycopg.InterfaceError("connection is closed")
+        requests = Requests()
         async with asyncio.timeout(timeout):
-            return await self._raw.execute(statement, values or None)
+            cursor = await self._raw.execute(statement, values or None)
+        requests.raise_swallowed()  # as in `connect_psycopg`
+        return cursor
