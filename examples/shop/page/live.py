@@ -1,0 +1,186 @@
+"""The live part of the page: one stream of events for each window, and one task that feeds all.
+
+The task reads over one connection beside the pool, and ends with the last window. A `RowWatcher`
+wakes it when the status of an order on the page changes, whoever has changed it; a request that
+writes wakes it too. Otherwise it looks once a second.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from examples.shop.models import Order
+from examples.shop.page import board
+from examples.shop.page.counters import Counters
+from examples.shop.page.holds import TillHolds
+from examples.shop.page.lock_tree import lock_tree
+from examples.shop.page.visitors import Visitors
+from examples.shop.settings import Settings
+from pgtoolset import RowWatcher
+from pgtoolset.errors import PgToolsetError
+
+#: Seconds between two looks: at least, while a request writes, and otherwise.
+SHORTEST, BUSY, CALM = 0.1, 0.25, 1.0
+#: Seconds after which an idle stream sends a comment, so that proxies keep it.
+HEARTBEAT = 15.0
+#: Milliseconds after which a browser that has lost its stream asks for another.
+RECONNECT = "retry: 1000\n\n"
+
+
+class Live:
+    """What all windows show. A window that is slow gets the latest, and nothing in between."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        observer: AsyncEngine,
+        watcher: RowWatcher,
+        counters: Counters,
+        visitors: Visitors,
+        holds: TillHolds,
+    ) -> None:
+        self._settings = settings
+        self._observer = observer
+        self._watcher = watcher
+        self._counters = counters
+        self._visitors = visitors
+        self._holds = holds
+        self._sections: dict[str, tuple[int, str]] = {}
+        self._version = 0
+        self._news = asyncio.Event()
+        self._touched = asyncio.Event()
+        self._followed: dict[int, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lock_waits = False
+        self.windows = 0
+        self.is_closed = False
+
+    def touch(self) -> None:
+        """Something may have changed: look now."""
+        self._touched.set()
+
+    def close(self) -> None:
+        """End every stream."""
+        self.is_closed = True
+        self._news.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until the task has ended."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def window(self) -> Iterator[None]:
+        """Count a window until the block ends. The first starts the task, the last ends it."""
+        self.windows += 1
+        if self.windows == 1:
+            self._task = asyncio.create_task(self._feed())
+            self._tasks.add(self._task)
+            self._task.add_done_callback(self._tasks.discard)
+        self.touch()
+        try:
+            yield
+        finally:
+            self.windows -= 1
+            self.touch()
+            if not self.windows and self._task is not None:
+                self._task.cancel()
+
+    async def events(self) -> AsyncIterator[str]:
+        """What has changed since the last event, until the application ends."""
+        yield RECONNECT
+        sent = 0
+        while not self.is_closed:
+            news = self._news
+            fresh = [
+                f"event: {name}\ndata: {data}\n\n"
+                for name, (version, data) in self._sections.items()
+                if version > sent
+            ]
+            sent = self._version
+            if fresh:
+                yield "".join(fresh)
+                continue
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    await news.wait()
+            except TimeoutError:
+                yield ": still here\n\n"
+
+    def _publish(self, name: str, value: object) -> None:
+        data = json.dumps(value, default=str)
+        if self._sections.get(name, (0, None))[1] != data:
+            self._version += 1
+            self._sections[name] = (self._version, data)
+            self._news.set()
+            self._news = asyncio.Event()
+
+    async def _feed(self) -> None:
+        try:
+            while True:
+                try:
+                    async with self._observer.connect() as connection:
+                        while True:
+                            self._touched.clear()
+                            await self._look(connection)
+                            await self._pause()
+                except (SQLAlchemyError, PgToolsetError, OSError) as error:
+                    self._publish("database", {"answers": False, "error": type(error).__name__})
+                    await asyncio.sleep(CALM)
+        finally:
+            await ended(self._followed.values())
+            self._followed.clear()
+
+    async def _look(self, connection: AsyncConnection) -> None:
+        orders = await board.orders(connection)
+        self._publish("orders", orders)
+        self._follow([order["id"] for order in orders])
+        self._publish("products", await board.products(connection))
+        self._publish("till", {**await board.till(connection), **self._holds.as_json()})
+        locks = await lock_tree(connection, self._settings)
+        self._lock_waits = bool(locks)
+        self._publish("locks", locks)
+        watching = await board.watcher_connections(connection, self._settings.watcher_name)
+        counters = self._counters.as_json()
+        self._publish("counters", {**counters, "watching": watching, "windows": self.windows})
+        self._publish("tour", {"is_under_way": self._visitors.tour_is_under_way})
+        self._publish("database", {"answers": True})
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(SHORTEST)
+        busy = self._lock_waits or self._counters.writing or self._holds.is_held
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BUSY if busy else CALM):
+                await self._touched.wait()
+
+    def _follow(self, order_ids: list[int]) -> None:
+        """Have the watcher announce changes of these orders, and of no others."""
+        for order_id in [each for each in self._followed if each not in order_ids]:
+            self._followed.pop(order_id).cancel()
+        for order_id in order_ids:
+            if order_id not in self._followed or self._followed[order_id].done():
+                self._followed[order_id] = asyncio.create_task(
+                    followed(self._watcher, order_id, self._counters, self.touch)
+                )
+
+
+async def followed(
+    watcher: RowWatcher, order_id: int, counters: Counters, announce: Callable[[], None]
+) -> None:
+    """Announce each change of the status of an order until the watcher is closed."""
+    with contextlib.suppress(PgToolsetError), counters.waiter():
+        async with watcher.changes(Order, order_id, columns=[Order.status]) as changes:
+            async for _ in changes:
+                announce()
+
+
+async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait for their end."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
