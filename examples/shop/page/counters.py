@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import event
+from sqlalchemy import Connection, ExceptionContext, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+#: The note on a connection that its transaction is being committed.
+COMMITS = "shop_commits"
 
 
 class Counters:
@@ -28,7 +31,10 @@ class Counters:
         """Count the rollbacks of an engine, and the connections of its pool."""
         assert isinstance(engine.pool, QueuePool)
         self._pool = engine.pool
+        event.listen(engine.sync_engine, "begin", note_begin)
+        event.listen(engine.sync_engine, "commit", note_commit)
         event.listen(engine.sync_engine, "rollback", self._note_rollback)
+        event.listen(engine.sync_engine, "handle_error", self._note_error)
         event.listen(engine.sync_engine, "checkout", self._note_checkout)
 
     @contextmanager
@@ -66,12 +72,28 @@ class Counters:
             "rolled_back": self.rolled_back,
         }
 
-    def _note_rollback(self, connection: object) -> None:
+    def _note_rollback(self, connection: Connection) -> None:
         self.rolled_back += 1
+
+    def _note_error(self, context: ExceptionContext) -> None:
+        # A COMMIT that fails has rolled back: no ROLLBACK follows it.
+        connection = context.connection
+        if context.statement is None and connection is not None and not connection.invalidated:
+            self.rolled_back += connection.info.get(COMMITS, False)
 
     def _note_checkout(self, *connection: object) -> None:
         if self._pool is not None:
             self.most_connections = max(self.most_connections, self._pool.checkedout())
+
+
+def note_begin(connection: Connection) -> None:
+    """A transaction of the connection begins."""
+    connection.info[COMMITS] = False
+
+
+def note_commit(connection: Connection) -> None:
+    """A COMMIT is about to be sent."""
+    connection.info[COMMITS] = True
 
 
 class Counting:

@@ -65,7 +65,9 @@ class TillHolds:
             AsyncSession(self._engine) as session,
             lock_tables(session, [TillSale], mode="EXCLUSIVE", timeout=PATIENCE),
         ):
-            self._pid = await session.scalar(select(func.pg_backend_pid()))
+            # The last statement is what others see of a session that is in their way.
+            query = select(func.pg_backend_pid().label("holds_the_till"))
+            self._pid = await session.scalar(query)
             self._until = time.monotonic() + seconds
             held.set_result(self._pid or 0)
             await asyncio.sleep(seconds)

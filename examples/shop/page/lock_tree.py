@@ -38,7 +38,7 @@ async def lock_tree(connection: AsyncConnection, settings: Settings) -> list[dic
     pids = {pid for wait in waits for pid in wait.blocked_by} - {wait.pid for wait in waits}
     nodes = {wait.pid: waiting_node(wait, settings) for wait in waits}
     for pid, name, state, query in await connection.execute(ACTIVITY, {"pids": sorted(pids)}):
-        nodes[pid] = Node(pid, who(name, settings), f"{state or 'not shown'}: {short(query)}")
+        nodes[pid] = Node(pid, who(name, settings), f"{state or 'not shown'}{statement(query)}")
     return [asdict(node) for node in grown(nodes, waits)]
 
 
@@ -73,7 +73,7 @@ def depths(waits: Sequence[LockWait]) -> dict[int, int]:
 def waiting_node(wait: LockWait, settings: Settings) -> Node:
     """A session that waits."""
     relation = (wait.relation or "").rpartition(".")[2]
-    what = f"{wait.mode or 'a lock'}{f' on {relation}' if relation else ''}: {short(wait.query)}"
+    what = f"{wait.mode or 'a lock'}{f' on {relation}' if relation else ''}{statement(wait.query)}"
     seconds = None if wait.waiting_for is None else wait.waiting_for.total_seconds()
     return Node(wait.pid, who(wait.application_name, settings), what, seconds)
 
@@ -88,7 +88,10 @@ def who(application_name: str | None, settings: Settings) -> str:
     return names.get(application_name or "", "a session of another program")
 
 
-def short(query: str | None) -> str:
-    """The beginning of a statement, in one line."""
+def statement(query: str | None) -> str:
+    """The beginning of a statement, in one line. `lock_tables` sends a block of code; what it asks
+    for stands before it."""
     line = " ".join((query or "").split())
-    return line if len(line) <= 80 else f"{line[:79]}…"
+    if not line or line.startswith("DO "):
+        return ""
+    return f": {line}" if len(line) <= 80 else f": {line[:79]}…"

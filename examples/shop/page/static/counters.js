@@ -2,6 +2,9 @@
 import { count, write } from "./dom.js";
 import { report } from "./log.js";
 
+const HINT = "Open this page in a second window: each change appears in both.";
+const TOUR = "The tour in the terminal is under way: watch it here. The buttons work when it has ended.";
+
 let answered = true;
 let tour = false;
 
@@ -31,9 +34,10 @@ export function showTour(state) {
 }
 
 function notice() {
-  const tourText = "The tour in the terminal is under way: watch it here. The buttons work when it has ended.";
-  const text = !answered ? "PostgreSQL cannot be reached; the shop tries again." : tour ? tourText : "";
-  write(document.querySelector("[data-tour]"), text);
+  const text = !answered ? "PostgreSQL cannot be reached; the shop tries again." : tour ? TOUR : HINT;
+  const element = document.querySelector("[data-notice]");
+  element.dataset.urgent = String(text !== HINT);
+  write(element, text);
 }
 
 function set(name, value, note) {

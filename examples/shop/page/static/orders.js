@@ -44,7 +44,7 @@ function newRow(id) {
   const row = make("li", { class: "order", "data-testid": `order-${id}` },
     make("span", { class: "order-id" }, `#${id}`),
     make("span", { class: "order-lines" }),
-    make("span", { class: "order-tags" }),
+    make("span", { class: "order-meta" }),
     make("span", { class: "status", "data-testid": `order-${id}-status` }),
     make("button", { type: "button", class: "order-next" }));
   onClick(row.querySelector("button"), () => moveOn(id, row));
@@ -53,8 +53,8 @@ function newRow(id) {
 
 function fill(row, order) {
   row.dataset.status = order.status;
-  write(row.querySelector(".order-lines"), `${order.lines ?? "no lines"} · ${euros(order.total_cents)}`);
-  write(row.querySelector(".order-tags"), order.tags.map((tag) => `#${tag}`).join(" "));
+  write(row.querySelector(".order-lines"), (order.lines ?? "no lines").replace(/(\d+) /g, "$1 × "));
+  write(row.querySelector(".order-meta"), [euros(order.total_cents), ...order.tags].join(" · "));
   write(row.querySelector(".status"), order.status);
   const button = row.querySelector("button");
   const next = NEXT[order.status];
