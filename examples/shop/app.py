@@ -55,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_page(app, counters, visitors)
     app.add_exception_handler(TransactionAbortedError, report_aborted_transaction)
     app.add_exception_handler(DBAPIError, report_lost_connection)
+    app.add_exception_handler(OSError, report_lost_connection)
     install_error_handlers(app)
     return app
 
@@ -92,9 +93,19 @@ async def report_aborted_transaction(request: Request, error: Exception) -> JSON
 
 
 async def report_lost_connection(request: Request, error: Exception) -> JSONResponse:
-    """503 for a connection that was lost before the COMMIT: nothing is stored, and the pool has
-    replaced it. Any other error of the driver is a fault of the shop."""
-    if not isinstance(error, DBAPIError) or not error.connection_invalidated:
+    """503 for a connection that was lost before the COMMIT, or could not be made: nothing is
+    stored. Any other error of the driver is a fault of the shop."""
+    if isinstance(error, OSError) or is_refused(error):
+        detail = "PostgreSQL cannot be reached; nothing was stored. Send the request again later."
+    elif isinstance(error, DBAPIError) and error.connection_invalidated:
+        detail = (
+            "The connection to PostgreSQL was lost; nothing was stored. Send the request again."
+        )
+    else:
         raise error
-    detail = "The connection to PostgreSQL was lost; nothing was stored. Send the request again."
     return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether PostgreSQL starts or stops, and so takes no connection (cannot_connect_now)."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "57P03"

@@ -111,7 +111,8 @@ class Live:
             except TimeoutError:
                 yield ": still here\n\n"
 
-    def _publish(self, name: str, value: object) -> None:
+    def publish(self, name: str, value: object) -> None:
+        """Give each window a new value of a section, where it is another than before."""
         data = json.dumps(value, default=str)
         if self._sections.get(name, (0, None))[1] != data:
             self._version += 1
@@ -129,7 +130,7 @@ class Live:
                             await self._look(connection)
                             await self._pause()
                 except (SQLAlchemyError, PgToolsetError, OSError) as error:
-                    self._publish("database", {"answers": False, "error": type(error).__name__})
+                    self.publish("database", {"answers": False, "error": type(error).__name__})
                     await asyncio.sleep(CALM)
         finally:
             await ended(self._followed.values())
@@ -137,18 +138,18 @@ class Live:
 
     async def _look(self, connection: AsyncConnection) -> None:
         orders = await board.orders(connection)
-        self._publish("orders", orders)
+        self.publish("orders", orders)
         self._follow([order["id"] for order in orders])
-        self._publish("products", await board.products(connection))
-        self._publish("till", {**await board.till(connection), **self._holds.as_json()})
+        self.publish("products", await board.products(connection))
+        self.publish("till", {**await board.till(connection), **self._holds.as_json()})
         locks = await lock_tree(connection, self._settings)
         self._lock_waits = bool(locks)
-        self._publish("locks", locks)
+        self.publish("locks", locks)
         watching = await board.watcher_connections(connection, self._settings.watcher_name)
         counters = self._counters.as_json()
-        self._publish("counters", {**counters, "watching": watching, "windows": self.windows})
-        self._publish("tour", {"is_under_way": self._visitors.tour_is_under_way})
-        self._publish("database", {"answers": True})
+        self.publish("counters", {**counters, "watching": watching, "windows": self.windows})
+        self.publish("tour", {"is_under_way": self._visitors.tour_is_under_way})
+        self.publish("database", {"answers": True})
 
     async def _pause(self) -> None:
         await asyncio.sleep(SHORTEST)

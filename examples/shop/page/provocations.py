@@ -112,7 +112,7 @@ async def wait_for_order(body: WaitersIn, request: Request, observer: Observer) 
         async with Shop.at(f"http://{host}:{port}") as shop:
             return await waited(shop, body, request, observer)
     except NotProved as failure:
-        raise HTTPException(409, str(failure)) from failure
+        raise HTTPException(503, str(failure)) from failure
     finally:
         state.waiters_at_work = False
 
