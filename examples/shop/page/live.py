@@ -53,6 +53,7 @@ class Live:
         self._version = 0
         self._news = asyncio.Event()
         self._touched = asyncio.Event()
+        self._next_look = asyncio.Event()
         self._followed: dict[int, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,6 +64,15 @@ class Live:
     def touch(self) -> None:
         """Something may have changed: look now."""
         self._touched.set()
+
+    async def looked(self) -> None:
+        """Wait until the windows have what is true now; at once where none is open."""
+        self.touch()
+        with contextlib.suppress(TimeoutError):  # PostgreSQL is away
+            async with asyncio.timeout(2 * CALM):
+                for _ in range(2):  # the first may have begun before
+                    if self.windows:
+                        await self._next_look.wait()
 
     def close(self) -> None:
         """End every stream."""
@@ -117,8 +127,7 @@ class Live:
         if self._sections.get(name, (0, None))[1] != data:
             self._version += 1
             self._sections[name] = (self._version, data)
-            self._news.set()
-            self._news = asyncio.Event()
+            self._news = notified(self._news)
 
     async def _feed(self) -> None:
         try:
@@ -128,11 +137,13 @@ class Live:
                         while True:
                             self._touched.clear()
                             await self._look(connection)
+                            self._next_look = notified(self._next_look)
                             await self._pause()
                 except (SQLAlchemyError, PgToolsetError, OSError) as error:
                     self.publish("database", {"answers": False, "error": type(error).__name__})
                     await asyncio.sleep(CALM)
         finally:
+            self._next_look = notified(self._next_look)
             await ended(self._followed.values())
             self._followed.clear()
 
@@ -167,6 +178,12 @@ class Live:
                 self._followed[order_id] = asyncio.create_task(
                     followed(self._watcher, order_id, self._counters, self.touch)
                 )
+
+
+def notified(event: asyncio.Event) -> asyncio.Event:
+    """Wake all that wait for the event; return the one for the next time."""
+    event.set()
+    return asyncio.Event()
 
 
 async def followed(

@@ -1,6 +1,7 @@
 """What the buttons of the page need beside the shop's own endpoints: a customer for each attempt,
 what PostgreSQL holds of it afterwards, a hundred clients that wait, and a session in the way."""
 
+import asyncio
 import time
 from typing import Annotated
 from uuid import uuid4
@@ -26,6 +27,8 @@ router = APIRouter(tags=["page"])
 
 #: Seconds until each of the hundred must have received the change.
 PATIENCE = 10.0
+#: Seconds for which all of them wait, so that a visitor sees them in the counter.
+VISIBLE = 0.8
 
 EVIDENCE = text("""
     SELECT c.email,
@@ -137,6 +140,8 @@ async def waited(shop: Shop, body: WaitersIn, request: Request, observer: Observ
         await eventually("clients that wait", waiting, count, deadline=PATIENCE)
         async with observer.connect() as connection:
             watching = await board.watcher_connections(connection, state.settings.watcher_name)
+        await asyncio.sleep(VISIBLE)
+        await state.live.looked()
         counters: Counters = state.counters
         in_use = counters.as_json()["connections"]
         start = time.perf_counter()
