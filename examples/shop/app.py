@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     add_page(app, counters, visitors)
     app.add_exception_handler(TransactionAbortedError, report_aborted_transaction)
+    app.add_exception_handler(RequestValidationError, report_nonsense)
     app.add_exception_handler(DBAPIError, report_lost_connection)
     app.add_exception_handler(OSError, report_lost_connection)
     install_error_handlers(app)
@@ -90,6 +92,16 @@ async def report_aborted_transaction(request: Request, error: Exception) -> JSON
     return JSONResponse(
         {"detail": str(error), "sqlstate": getattr(error, "sqlstate", None)}, status_code=500
     )
+
+
+async def report_nonsense(request: Request, error: Exception) -> JSONResponse:
+    """422 with one line, which repeats nothing of the request."""
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc'][:2])}: {fault['msg']}"
+        for fault in error.errors()[:3]
+    ]
+    return JSONResponse({"detail": "; ".join(faults)}, status_code=422)
 
 
 async def report_lost_connection(request: Request, error: Exception) -> JSONResponse:

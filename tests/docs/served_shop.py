@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from examples.shop.app import create_app
+from examples.shop.db import session_maker
 from examples.shop.demo import own_schema
 from examples.shop.page.live import Live
 from examples.shop.serving import listen, serving
@@ -27,6 +29,9 @@ ROOM = [
     pytest.mark.once,
     pytest.mark.asyncpg(reason="the shop's page"),
 ]
+
+#: Seconds without an event, on a busy machine: an idle stream has a comment before.
+PATIENCE = 60
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class Window:
             pass
 
     async def _read(self) -> None:
-        line = await anext(self._lines)
+        async with asyncio.timeout(PATIENCE):
+            line = await anext(self._lines)
         if line.startswith("event: "):
             data = await anext(self._lines)
             self.sections[line.removeprefix("event: ")] = json.loads(data.removeprefix("data: "))
@@ -107,12 +113,17 @@ class Window:
 
 @asynccontextmanager
 async def opened(database_url: str) -> AsyncIterator[Shop]:
-    """A shop in a schema of its own, until the block ends."""
+    """A shop in a schema of its own, until the block ends. Of two at once, the later one has the
+    session maker."""
     settings = Settings.from_url(database_url)
-    with listen("0") as listener:
-        app = create_app(settings)
-        async with own_schema(settings), serving(app, listener) as address:
-            yield Shop(app, settings, address)
+    bind = session_maker.kw.get("bind")
+    try:
+        with listen("0") as listener:
+            app = create_app(settings)
+            async with own_schema(settings), serving(app, listener) as address:
+                yield Shop(app, settings, address)
+    finally:
+        session_maker.configure(bind=bind)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from examples.shop.page import lock_tree, site
 from examples.shop.page.live import Live
+
 from pgtoolset import LockWait
 from tests.docs.served_shop import (  # noqa: F401 - fixtures
     ROOM,

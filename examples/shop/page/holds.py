@@ -65,9 +65,8 @@ class TillHolds:
             AsyncSession(self._engine) as session,
             lock_tables(session, [TillSale], mode="EXCLUSIVE", timeout=PATIENCE),
         ):
-            # The last statement is what others see of a session that is in their way.
-            query = select(func.pg_backend_pid().label("holds_the_till"))
-            self._pid = await session.scalar(query)
+            self._pid = await session.scalar(select(func.pg_backend_pid()))
             self._until = time.monotonic() + seconds
             held.set_result(self._pid or 0)
-            await asyncio.sleep(seconds)
+            # In PostgreSQL, so that it ends at once where the session is terminated.
+            await session.execute(select(func.pg_sleep(seconds)))

@@ -54,7 +54,6 @@ class Live:
         self._news = asyncio.Event()
         self._touched = asyncio.Event()
         self._next_look = asyncio.Event()
-        self._followed: dict[int, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock_waits = False
@@ -88,6 +87,7 @@ class Live:
         """Count a window until the block ends. The first starts the task, the last ends it."""
         self.windows += 1
         if self.windows == 1:
+            self._sections.clear()  # what was true when the last window was closed
             self._task = asyncio.create_task(self._feed())
             self._tasks.add(self._task)
             self._task.add_done_callback(self._tasks.discard)
@@ -130,13 +130,14 @@ class Live:
             self._news = notified(self._news)
 
     async def _feed(self) -> None:
+        followed: dict[int, asyncio.Task[None]] = {}
         try:
             while True:
                 try:
                     async with self._observer.connect() as connection:
                         while True:
                             self._touched.clear()
-                            await self._look(connection)
+                            await self._look(connection, followed)
                             self._next_look = notified(self._next_look)
                             await self._pause()
                 except (SQLAlchemyError, PgToolsetError, OSError) as error:
@@ -144,13 +145,14 @@ class Live:
                     await asyncio.sleep(CALM)
         finally:
             self._next_look = notified(self._next_look)
-            await ended(self._followed.values())
-            self._followed.clear()
+            await ended(followed.values())
 
-    async def _look(self, connection: AsyncConnection) -> None:
+    async def _look(
+        self, connection: AsyncConnection, followed: dict[int, asyncio.Task[None]]
+    ) -> None:
         orders = await board.orders(connection)
         self.publish("orders", orders)
-        self._follow([order["id"] for order in orders])
+        self._follow([order["id"] for order in orders], followed)
         self.publish("products", await board.products(connection))
         self.publish("till", {**await board.till(connection), **self._holds.as_json()})
         locks = await lock_tree(connection, self._settings)
@@ -169,14 +171,14 @@ class Live:
             async with asyncio.timeout(BUSY if busy else CALM):
                 await self._touched.wait()
 
-    def _follow(self, order_ids: list[int]) -> None:
+    def _follow(self, order_ids: list[int], followed: dict[int, asyncio.Task[None]]) -> None:
         """Have the watcher announce changes of these orders, and of no others."""
-        for order_id in [each for each in self._followed if each not in order_ids]:
-            self._followed.pop(order_id).cancel()
+        for order_id in [each for each in followed if each not in order_ids]:
+            followed.pop(order_id).cancel()
         for order_id in order_ids:
-            if order_id not in self._followed or self._followed[order_id].done():
-                self._followed[order_id] = asyncio.create_task(
-                    followed(self._watcher, order_id, self._counters, self.touch)
+            if order_id not in followed or followed[order_id].done():
+                followed[order_id] = asyncio.create_task(
+                    follow(self._watcher, order_id, self._counters, self.touch)
                 )
 
 
@@ -186,7 +188,7 @@ def notified(event: asyncio.Event) -> asyncio.Event:
     return asyncio.Event()
 
 
-async def followed(
+async def follow(
     watcher: RowWatcher, order_id: int, counters: Counters, announce: Callable[[], None]
 ) -> None:
     """Announce each change of the status of an order until the watcher is closed."""

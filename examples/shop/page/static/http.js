@@ -38,6 +38,5 @@ async function parsed(response) {
 function reason(body) {
   const detail = body?.detail ?? body;
   if (typeof detail === "string") return detail;
-  if (Array.isArray(detail)) return detail.map((each) => each.msg).join("; ");
   return detail?.message ?? "no reason was given";
 }
