@@ -75,11 +75,15 @@ async def test_hundred_waiters(shop: Served) -> None:  # noqa: F811
 
 
 async def test_tags_of_products(shop: Served) -> None:  # noqa: F811
-    """A set of tags replaces another; an unknown tag is 409 and changes nothing."""
+    """A set of tags replaces another; an unknown tag is 409 and changes nothing. A window that is
+    opened later shows nothing of what an earlier one had."""
 
     async def put(*tags: str) -> httpx.Response:
         return await shop.http.put("/products/kettle/tags", json={"tags": tags})
 
+    async with shop.window() as window:
+        await window.until("products")
+    await until(lambda: shop.live.windows == 0)
     assert (await put("gift", "new")).json() == {"added": 2, "removed": 0, "unknown": []}
     assert (await put("new", "fragile", "seasonal")).json()["removed"] == 1
     assert (await put("gift", "unheard-of")).status_code == 409
