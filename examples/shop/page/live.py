@@ -8,6 +8,7 @@ writes wakes it too. Otherwise it looks once a second.
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,6 +23,8 @@ from examples.shop.page.visitors import Visitors
 from examples.shop.settings import Settings
 from pgtoolset import RowWatcher
 from pgtoolset.errors import PgToolsetError
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two looks: at least, while a request writes, and otherwise.
 SHORTEST, BUSY, CALM = 0.1, 0.25, 1.0
@@ -140,7 +143,9 @@ class Live:
                             await self._look(connection, followed)
                             self._next_look = notified(self._next_look)
                             await self._pause()
-                except (SQLAlchemyError, PgToolsetError, OSError) as error:
+                except Exception as error:
+                    if not isinstance(error, SQLAlchemyError | PgToolsetError | OSError):
+                        logger.exception("The page cannot be fed")
                     self.publish("database", {"answers": False, "error": type(error).__name__})
                     await asyncio.sleep(CALM)
         finally:
