@@ -151,4 +151,6 @@ $(VENV_COMPARISON)/.ready: pyproject.toml tests/comparison/requirements.txt
 	$(PYTHON) -m venv $(VENV_COMPARISON)
 	PGTOOLSET_NO_EXTENSIONS=1 $(VENV_COMPARISON)/bin/python $(PIP_INSTALL) --editable ".[fastapi,testing]" \
 		--requirement tests/comparison/requirements.txt
+	$(VENV_COMPARISON)/bin/python $(PIP_INSTALL) --no-deps --upgrade --target build/fastapi-toolsets-3.1.1 \
+		fastapi-toolsets==3.1.1
 	touch $@

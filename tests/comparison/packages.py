@@ -23,12 +23,6 @@ def has(stack: Stack, pattern: str) -> bool:
 
 
 @promise(in_database=False)
-async def resolves(stack: Stack) -> bool:
-    """A COMMIT whose answer was lost is resolved by asking PostgreSQL."""
-    return has(stack, r"(resolve_commit|commit_unknown|\w*CommitUnknown)\w*")
-
-
-@promise(in_database=False)
 async def replicas(stack: Stack) -> bool:
     """Reads go to standbys."""
     return has(stack, r"\w*(Replicas|RoutingConfig)")
@@ -38,24 +32,6 @@ async def replicas(stack: Stack) -> bool:
 async def own_writes(stack: Stack) -> bool:
     """A later request reads on a standby what an earlier one has written, by a token."""
     return has(stack, r"ReadReplicas|\w*replayed\w*")
-
-
-@promise(in_database=False)
-async def settings(stack: Stack) -> bool:
-    """Settings of PostgreSQL, such as a tenant, hold in each transaction of a session."""
-    return has(stack, r"\w*SettingMissing\w*|\w*TransactionSettings")
-
-
-@promise(in_database=False)
-async def deadlines(stack: Stack) -> bool:
-    """One deadline bounds the pool, locks, statements and retries together."""
-    return has(stack, "deadline")
-
-
-@promise(in_database=False)
-async def lends(stack: Stack) -> bool:
-    """The connection can be given back while another service answers."""
-    return has(stack, "release_connection")
 
 
 @promise(in_database=False)
@@ -117,3 +93,21 @@ async def doubles(stack: Stack) -> bool:
     return has(stack, r"MemorySession|\w*MockSession|\w*MockRepository") and has(
         stack, "MemoryLocks"
     )
+
+
+@promise(in_database=False)
+async def upserts(stack: Stack) -> bool:
+    """Upserts by one call."""
+    return has(stack, "upsert(_many)?")
+
+
+@promise(in_database=False)
+async def types(stack: Stack) -> bool:
+    """Column types for encrypted values, passwords and stored files."""
+    return has(stack, "EncryptedString") and has(stack, "StoredObject|FileObject")
+
+
+@promise(in_database=False)
+async def logs(stack: Stack) -> bool:
+    """Set-up of logging and of Prometheus metrics."""
+    return has(stack, "configure_logging") and has(stack, "init_metrics")
