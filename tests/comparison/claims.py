@@ -33,8 +33,8 @@ from sqlalchemy.orm import selectinload
 import pgtoolset
 from pgtoolset.fastapi import install_error_handlers
 from pgtoolset.testing import EmbeddedServer
+from tests.comparison.models import Base, Item, Order, Part, Tag
 from tests.comparison.stacks import plain
-from tests.comparison.tools import Base, Item, Order, Part, Tag
 
 IS_3 = fastapi_toolsets.__version__.startswith("3.")
 Facts = dict[str, Any]

@@ -1,7 +1,15 @@
 """Run one program on one stack, in a database of its own."""
 
 from pgtoolset.testing import create_worker_database
-from tests.comparison import limits, packages, sessions, tools  # noqa: F401 - they register their promises
+from tests.comparison import (  # noqa: F401 - they register their promises
+    associations,
+    databases,
+    locks,
+    packages,
+    sessions,
+    transactions,
+    watching,
+)
 from tests.comparison.promises import Promise, counterparts
 from tests.comparison.stacks import Stack, plain
 

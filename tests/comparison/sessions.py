@@ -10,10 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.comparison.promises import promise
 from tests.comparison.stacks import (
-    AdvancedAlchemy,
-    ByHand,
-    FastapiToolsets,
-    PgToolset,
+    ASYNC,
     Refused,
     Stack,
     plain,
@@ -165,7 +162,7 @@ async def http_answers(stack: Stack) -> bool:
     return await post(stack, body) == 409
 
 
-@promise(ByHand, FastapiToolsets, AdvancedAlchemy, PgToolset, lacking=r"\w*cancel\w*commit\w*")
+@promise(*ASYNC, lacking=r"\w*cancel\w*commit\w*")
 async def cancelled_commit(stack: Stack) -> bool:
     """A cancellation during COMMIT does not hide that the work is stored."""
     # The commit of this row waits for an advisory lock, and survives the cancellation of its wait.

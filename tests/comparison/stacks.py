@@ -274,6 +274,7 @@ class PgToolset(Stack):
 
 
 STACKS: tuple[type[Stack], ...] = (ByHand, FastapiToolsets, AdvancedAlchemy, SQLModel, PgToolset)
+ASYNC: tuple[type[Stack], ...] = (ByHand, FastapiToolsets, AdvancedAlchemy, PgToolset)
 
 
 @contextmanager
