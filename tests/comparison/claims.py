@@ -151,10 +151,30 @@ async def requests(engine: AsyncEngine) -> Facts:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
         return {
+            "an exhausted pool": await exhausted(engine),
             "a commit that fails": (await client.post("/pending")).status_code,
             "a unique violation": (await client.post("/flushed")).status_code,
             "ours on their session": [(await client.post("/ours")).json(), *called],
         }
+
+
+async def exhausted(engine: AsyncEngine) -> int:
+    """The status of a request that finds no free connection."""
+    small = create_async_engine(engine.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    app = FastAPI()
+    init_exceptions_handlers(app)
+    theirs = dependency(small, app)
+
+    @app.post("/")
+    async def read(session: Any = Depends(theirs)) -> None:  # noqa: B008
+        await session.execute(text("SELECT 1"))
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        async with small.connect():
+            status = (await client.post("/")).status_code
+    await small.dispose()
+    return status
 
 
 async def side_by_side(engine: AsyncEngine, url: str) -> Facts:

@@ -43,6 +43,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
         "connections of a wait": 1,
         "a commit that fails": 201,
         "a unique violation": 500,
+        "an exhausted pool": 500,
     },
     "6.0.2": {
         "worker database": "test_db",
@@ -51,6 +52,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
         "advisory locks left": 1,
         "a commit that fails": 409,
         "a unique violation": 409,
+        "an exhausted pool": 503,
     },
 }
 

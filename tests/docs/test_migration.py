@@ -65,14 +65,13 @@ def test_every_name() -> None:
     assert table() == expected()
 
 
-def test_every_part() -> None:
-    """A name that two parts of a version have stands in the table for each of them."""
+@pytest.mark.parametrize("part", ["db", "pytest", "exceptions"])
+def test_every_part(part: str) -> None:
+    """The section of a part has all of its names, also those that another part has too."""
+    section = PAGE.read_text().partition(f": `fastapi_toolsets.{part}`\n")[2].partition("\n#")[0]
+    listed = {name for row in ROW.finditer(section) for name in CODE.findall(row["names"])}
     lists: Names = json.loads(LISTS.read_text())
-    listed = [name for row in rows() for name in CODE.findall(row["names"])]
-    for part in ("db", "pytest"):
-        names = {name for parts in lists.values() for name in parts[part]}
-        assert names <= set(listed)
-    assert listed.count("cleanup_tables") == 2
+    assert listed == {name for parts in lists.values() for name in parts[part]}
 
 
 def names_and_parameters(here: str) -> tuple[list[str], list[str]]:

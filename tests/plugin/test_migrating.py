@@ -1,4 +1,4 @@
-"""The conftest.py of docs/migrating-from-get-db.md, before and after, run as a project of a user."""
+"""The conftest.py of docs/migrating-from-get-db.md, before and after, in a project of a user."""
 
 from __future__ import annotations
 
