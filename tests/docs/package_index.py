@@ -95,7 +95,7 @@ class _Index(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         body = (
-            f'<a href="/wheel/{name}/{wheel.name}">{wheel.name}</a>'.encode()
+            f'<!doctype html><a href="/wheel/{name}/{wheel.name}">{wheel.name}</a>'.encode()
             if kind == "simple"
             else wheel.read_bytes()
         )

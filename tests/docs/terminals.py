@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 #: Seconds that a command may take on a busy machine.
-LIMIT = 300
+LIMIT = 120
 
 #: What the shell prints when it waits for a command, with the status of the last one.
 PROMPT = re.compile(r"\[\[done (\d+)\]\]")
@@ -104,21 +104,22 @@ class Terminal:
         self._type("\x03")
         self.wait_for_prompt()
 
-    def wait_for_prompt(self) -> None:
+    def wait_for_prompt(self, limit: float | None = None) -> None:
         """Wait until the command has ended; `status` says how."""
         while self.status is None:
-            self.read()
+            self.read(limit)
 
-    def read(self) -> None:
+    def read(self, limit: float | None = None) -> None:
         """Wait until the terminal prints something.
 
         Raises:
-            Silence: it printed nothing until the limit.
+            Silence: it printed nothing within the limit, in seconds.
         """
+        limit = self._limit if limit is None else limit
         try:
-            printed = self._printed.get(timeout=self._limit)
+            printed = self._printed.get(timeout=limit)
         except queue.Empty:
-            raise Silence(f"nothing more in {self._limit} s than:\n{self.output}") from None
+            raise Silence(f"nothing more in {limit} s than:\n{self.output}") from None
         if not printed:
             raise Silence(f"the shell has ended, after:\n{self.output}")
         self.output += printed.decode(errors="replace")

@@ -162,7 +162,9 @@ def test_a_page_without_a_mistake(reader: Reader) -> None:
 def test_a_page_with_a_mistake(reader: Reader, right: str, wrong: str, complaint: str) -> None:
     """Each kind of mistake is found, and the message names the line of the block."""
     assert GOOD.count(right) == 1
-    reader.limit = 3
+    reader.patience = 1
+    if complaint == "nothing more":
+        reader.limit = 3
     with pytest.raises(Mistake, match=complaint) as mistake:
         reader.follow(PROJECT + GOOD.replace(right, wrong))
     assert str(mistake.value).startswith(("line ", "at the end"))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from tests.docs.terminals import Silence, Terminal
+from tests.docs.terminals import LIMIT, Silence, Terminal
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w./-]+)\n")
@@ -94,13 +94,15 @@ class Reader:
         environment: of the shells.
         replaced: text of the page that is another one here, in commands and in output.
         limit: seconds to wait for output.
+        patience: seconds that a command may still run at the end of the page.
     """
 
     folder: Path
     project: str
     environment: dict[str, str]
     replaced: dict[str, str] = field(default_factory=dict)
-    limit: float = 300
+    limit: float = LIMIT
+    patience: float = LIMIT
 
     def __enter__(self) -> Self:
         self._terminals: dict[str, Terminal] = {}
@@ -130,7 +132,7 @@ class Reader:
                 raise Mistake(f"line {step.line}: {error}") from None
         for name, terminal in self._terminals.items():
             try:
-                terminal.wait_for_prompt()
+                terminal.wait_for_prompt(self.patience)
             except Silence as error:
                 raise Mistake(f"at the end a command still runs in {name}: {error}") from None
         return commands
