@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 #: Seconds that a command may take on a busy machine.
-LIMIT = 120
+LIMIT = 300
 
 #: What the shell prints when it waits for a command, with the status of the last one.
 PROMPT = re.compile(r"\[\[done (\d+)\]\]")
