@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_MINIMUM ?= .venv-minimum
 VENV_RELEASE ?= .venv-release
+VENV_COMPARISON = build/comparison
 DRIVER ?= asyncpg
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find src stubs -name '*.py*' -not -path '*/__pycache__/*') setup.py MANIFEST.in pyproject.toml
@@ -24,7 +25,7 @@ VERSIONS_OF_WHEEL = $(if $(filter newest,$(VERSIONS)),,$(OLDEST))
 PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: demo cluster test check lint types docs wheel test-wheel test-minimum format benchmarks clean
-.PHONY: release-check check-dist
+.PHONY: release-check check-dist comparison
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
 demo: $(VENV)/.ready
@@ -115,6 +116,10 @@ benchmarks: $(VENV)/.ready $(VENV_MINIMUM)/.ready
 	$(VENV)/bin/python -m benchmarks.plugin
 	$(VENV)/bin/python -m benchmarks.testing
 
+## comparison: the programs behind docs/comparison.md, on the libraries that it compares, in an environment of their own
+comparison: $(VENV_COMPARISON)/.ready
+	$(VENV_COMPARISON)/bin/python -m pytest tests/comparison --confcutdir=tests/comparison -W default $(PYTEST_ARGS)
+
 clean:
 	rm -rf $(VENV) $(VENV_MINIMUM) $(VENV_RELEASE) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -140,4 +145,12 @@ $(VENV_MINIMUM)/.ready: dist/.built requirements-minimum.txt
 $(VENV_RELEASE)/.ready: requirements-release.txt
 	$(PYTHON) -m venv $(VENV_RELEASE)
 	$(VENV_RELEASE)/bin/python $(PIP_INSTALL) --requirement requirements-release.txt
+	touch $@
+
+$(VENV_COMPARISON)/.ready: pyproject.toml tests/comparison/requirements.txt
+	$(PYTHON) -m venv $(VENV_COMPARISON)
+	PGTOOLSET_NO_EXTENSIONS=1 $(VENV_COMPARISON)/bin/python $(PIP_INSTALL) --editable ".[fastapi,testing]" \
+		--requirement tests/comparison/requirements.txt
+	$(VENV_COMPARISON)/bin/python $(PIP_INSTALL) --no-deps --upgrade --target build/fastapi-toolsets-3.1.1 \
+		fastapi-toolsets==3.1.1
 	touch $@

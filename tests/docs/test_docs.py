@@ -119,8 +119,14 @@ async def test_page(page: str, empty_database_url: str, namespace: dict[str, Any
         await execute(block.group(1), page, line, namespace)
 
 
-#: Lists, and pages for the developers of pgtoolset.
-WITHOUT_BLOCKS = {"architecture.md", "compatibility.md", "index.md"}
+#: Lists, pages for the developers of pgtoolset, and pages with tests of their own.
+WITHOUT_BLOCKS = {
+    "architecture.md",
+    "compatibility.md",
+    "index.md",
+    "testing-of-pgtoolset.md",
+    "tutorial.md",
+}
 
 
 def test_pages_have_blocks() -> None:
