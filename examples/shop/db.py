@@ -11,12 +11,16 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
+from sqlalchemy.pool import NullPool
 
-from examples.shop.models import Base, Product, Voucher
+from examples.shop.models import Base, Product, Tag, Voucher
 from examples.shop.settings import Settings
 from pgtoolset import RowWatcher, create_db_context, create_db_dependency
 
 POOL_SIZE = 5
+
+#: The tags that products can have on the page.
+LABELS = ("fragile", "gift", "new", "seasonal")
 
 #: Made without an engine, which needs a URL and an event loop: `connected` brings it when the
 #: application starts.
@@ -64,6 +68,23 @@ async def watching(settings: Settings) -> AsyncIterator[RowWatcher]:
         await engine.dispose()
 
 
+@asynccontextmanager
+async def observing(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    """An engine beside the pool, for those who look at the shop or stand in its way. Each statement
+    sees all that is committed."""
+    server_settings = settings.server_settings(settings.page_name)
+    engine = create_async_engine(
+        settings.url,
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"server_settings": server_settings},
+    )
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
 async def stock_the_shelves() -> None:
     """Put the shop's goods and vouchers into empty tables. Outside of a request, this is what
     `db_context` is for."""
@@ -76,5 +97,6 @@ async def stock_the_shelves() -> None:
                 Product(sku="kettle", price_cents=3400, stock=60, shelf=100),
                 Product(sku="roaster", price_cents=99000, stock=1, shelf=2),
                 Voucher(code="WELCOME10", percent=10),
+                *(Tag(name=name) for name in LABELS),
             ]
         )

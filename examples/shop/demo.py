@@ -42,7 +42,11 @@ from pgtoolset.errors import EmbeddedServerError
 from pgtoolset.testing import EmbeddedServer
 
 GOODBYE = """
-Still serving at {address}, to play with at {address}/docs
+Still serving. Open the page of the shop, in two windows beside each other:
+
+  {address}
+
+or talk to it, with all that it understands at {address}/docs
 
   curl {address}/products
   curl {address}/orders --json '{{"customer_id": 1, "lines": [{{"sku": "beans", "quantity": 2}}]}}'
@@ -74,7 +78,9 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
     """Serve, take the tour, and unless `once` or something was not proved, wait for a signal."""
     async with own_schema(settings) as version:
         stopped = stop_signal()
-        async with serving(create_app(settings), listener) as address:
+        app = create_app(settings)
+        app.state.visitors.tour_is_under_way = True
+        async with serving(app, listener) as address:
             console.say(
                 f"A shop on pgtoolset: {address}, PostgreSQL {version}, a pool of {POOL_SIZE} "
                 "connections"
@@ -95,6 +101,7 @@ async def demo(settings: Settings, listener: socket.socket, console: Console, *,
                 f"\nAll {len(STEPS)} steps proved what they say, in "
                 f"{time.monotonic() - start:.1f} s."
             )
+            app.state.visitors.tour_is_under_way = False
             if not once:
                 async with jam(settings):
                     console.say(

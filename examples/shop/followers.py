@@ -83,6 +83,10 @@ class Followers:
         """How many have heard of a status."""
         return sum(status in follower.heard for follower in self._followers)
 
+    def moved_from(self, status: str) -> int:
+        """How many have heard of any other status."""
+        return sum(bool(follower.heard.keys() - {status}) for follower in self._followers)
+
     def delays(self, status: str, since: dict[int, float]) -> list[float]:
         """Return the seconds from the change of an order to each follower, sorted."""
         return sorted(

@@ -22,6 +22,14 @@ class Customer(Base):
     email: Mapped[str] = mapped_column(unique=True)
 
 
+product_tags = Table(
+    "product_tags",
+    Base.metadata,
+    Column("sku", ForeignKey("products.sku"), primary_key=True),
+    Column("tag", ForeignKey("tags.name"), primary_key=True),
+)
+
+
 class Product(Base):
     """Something on a shelf. There is never less than nothing of it, and never more than the shelf
     holds."""
@@ -34,6 +42,8 @@ class Product(Base):
     stock: Mapped[int]
     shelf: Mapped[int]
 
+    tags: Mapped[list["Tag"]] = relationship(secondary=product_tags)
+
 
 order_tags = Table(
     "order_tags",
@@ -44,7 +54,7 @@ order_tags = Table(
 
 
 class Tag(Base):
-    """A word for orders."""
+    """A word for orders and products."""
 
     __tablename__ = "tags"
 
@@ -82,6 +92,17 @@ class OrderLine(Base):
     sku: Mapped[str] = mapped_column(ForeignKey("products.sku"), primary_key=True)
     quantity: Mapped[int]
     price_cents: Mapped[int]
+
+
+class Parcel(Base):
+    """Something that is sent. PostgreSQL looks for its order only at the COMMIT."""
+
+    __tablename__ = "parcels"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int] = mapped_column(
+        ForeignKey("orders.id", deferrable=True, initially="DEFERRED")
+    )
 
 
 class Voucher(Base):

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from examples.shop.app import end_streams
+
 
 class CannotStart(Exception):
     """The demo cannot start. The message says what is missing."""
@@ -27,10 +29,20 @@ def listen(port: str) -> socket.socket:
     return listener
 
 
+class Server(uvicorn.Server):
+    """uvicorn, which waits for open responses when it stops, and so must be told to end streams
+    first."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if isinstance(self.config.app, FastAPI):
+            await end_streams(self.config.app)
+        await super().shutdown(sockets)
+
+
 @asynccontextmanager
 async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[str]:
     """Serve until the block ends, in an event loop of its own; yields the address."""
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             lifespan="on",

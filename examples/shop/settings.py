@@ -43,6 +43,11 @@ class Settings:
         """What the connection of the shop's `RowWatcher` is called there."""
         return f"{self.schema}_watcher"
 
+    @property
+    def page_name(self) -> str:
+        """What the connections are called there that look at the shop for its page."""
+        return f"{self.schema}_page"
+
     def server_settings(self, application_name: str) -> dict[str, str]:
         """PostgreSQL settings of a connection on which unqualified table names mean the shop's
         own."""

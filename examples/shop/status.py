@@ -2,6 +2,7 @@
 server-sent events."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Request
@@ -9,8 +10,9 @@ from fastapi.responses import StreamingResponse
 
 from examples.shop.db import Session
 from examples.shop.models import Order
+from examples.shop.page.counters import Counters
 from examples.shop.schemas import Id, StatusIn, StatusOut
-from pgtoolset import RowWatcher
+from pgtoolset import RowWatcher, WatcherClosedError
 from pgtoolset.watch import RowChanges
 
 router = APIRouter(tags=["status"])
@@ -31,10 +33,12 @@ async def followed(order_id: Id, request: Request) -> AsyncIterator[RowChanges[O
     """The changes of an order's status until the response has been sent, or the client has hung
     up."""
     watcher: RowWatcher = request.app.state.watcher
+    counters: Counters = request.app.state.counters
     async with watcher.changes(Order, order_id, columns=[Order.status]) as changes:
         if changes.current is None:
             raise HTTPException(404, f"there is no order {order_id}")
-        yield changes
+        with counters.waiter():
+            yield changes
 
 
 @router.get("/orders/{order_id}/events")
@@ -45,10 +49,11 @@ async def events(changes: Annotated[RowChanges[Order], Depends(followed)]) -> St
     async def body() -> AsyncIterator[str]:
         if changes.current is not None:
             yield event(changes.current["status"])
-        async for change in changes:
-            if change.after is None:
-                return
-            yield event(change.after["status"])
+        with suppress(WatcherClosedError):  # the application ends
+            async for change in changes:
+                if change.after is None:
+                    return
+                yield event(change.after["status"])
 
     return StreamingResponse(
         body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}

@@ -7,8 +7,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from examples.shop.db import Session
-from examples.shop.models import Order, Tag, order_tags
-from examples.shop.schemas import Id, TagsIn, TagsOut
+from examples.shop.models import Order, Product, Tag, order_tags
+from examples.shop.schemas import Id, Sku, TagsIn, TagsOut
+from examples.shop.stock import find_product
 from pgtoolset import get_transaction, lock_tables, m2m_add, m2m_set
 
 router = APIRouter(tags=["tags"])
@@ -31,6 +32,19 @@ async def replace_tags(order_id: Id, body: TagsIn, session: Session) -> TagsOut:
     try:
         async with get_transaction(session):
             change = await m2m_set(session, order, Order.tags, pks=body.tags)
+    except IntegrityError:
+        raise HTTPException(409, "there is no such tag") from None
+    return TagsOut(added=change.added, removed=change.removed)
+
+
+@router.put("/products/{sku}/tags")
+async def replace_product_tags(sku: Sku, body: TagsIn, session: Session) -> TagsOut:
+    """The product has exactly these tags from now on, or none. Of two sets at the same time, one
+    is the result."""
+    product = await find_product(session, sku)
+    try:
+        async with get_transaction(session):
+            change = await m2m_set(session, product, Product.tags, pks=body.tags)
     except IntegrityError:
         raise HTTPException(409, "there is no such tag") from None
     return TagsOut(added=change.added, removed=change.removed)

@@ -16,4 +16,4 @@ def test_shop(server_url: str, warm: Warm) -> None:
     """The tests of the example application pass in two workers, with ten lines of configuration."""
     assert len((TESTS / "pytest.ini").read_text().splitlines()) <= 10
     outcome = Project(TESTS, server_url, warm).run("-n", "2")
-    assert outcome.counts == {"passed": 5}, outcome.output
+    assert outcome.counts == {"passed": 6}, outcome.output

@@ -4,7 +4,7 @@ import asyncio
 
 import httpx
 import pytest
-from examples.shop.models import Order, Product
+from examples.shop.models import Order, Product, product_tags
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -54,6 +54,18 @@ async def test_email_belongs_to_one_customer(shop: httpx.AsyncClient) -> None:
     await register(shop)
     again = await shop.post("/customers", json={"name": "Eve", "email": "ada@example.org"})
     assert again.status_code == 409
+
+
+async def test_tags_of_a_product(shop: httpx.AsyncClient, pg_session: AsyncSession) -> None:
+    """A set of tags takes the place of another, and a product that does not exist has none."""
+    first = await shop.put("/products/cup/tags", json={"tags": ["gift", "new"]})
+    second = await shop.put("/products/cup/tags", json={"tags": ["new"]})
+    assert [(change.json()["added"], change.json()["removed"]) for change in (first, second)] == [
+        (2, 0),
+        (0, 1),
+    ]
+    assert list(await pg_session.scalars(select(product_tags.c.tag))) == ["new"]
+    assert (await shop.put("/products/none/tags", json={"tags": []})).status_code == 404
 
 
 @pytest.mark.pg_commit

@@ -1,0 +1,189 @@
+"""The live part of the shop's page: every window has the latest, and an idle one costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from examples.shop.page import lock_tree, site
+from examples.shop.page.live import Live
+
+from pgtoolset import LockWait
+from tests.docs.served_shop import (  # noqa: F401 - fixtures
+    ROOM,
+    Served,
+    Window,
+    client,
+    open_shop,
+    opened,
+    shop,
+    visited,
+)
+from tests.support import until
+
+pytestmark = ROOM
+
+
+async def test_windows(shop: Served) -> None:  # noqa: F811
+    """A new order and its status are in each window, whoever has changed it."""
+    async with shop.window() as one, shop.window() as other:
+        placed = (await shop.http.post("/orders", json=await shop.case())).json()["id"]
+        for window in (one, other):
+            await window.until("orders", lambda orders: orders and orders[0]["id"] == placed)
+        await shop.http.put(f"/orders/{placed}/status", json={"status": "paid"})
+        for window in (one, other):
+            await window.until("orders", lambda orders: orders[0]["status"] == "paid")
+        await shop.database.execute("UPDATE orders SET status = 'sent' WHERE id = $1", placed)
+        for window in (one, other):
+            await window.until("orders", lambda orders: orders[0]["status"] == "sent")
+
+
+async def test_slow_window() -> None:
+    """A window that does not read gets the latest value of each section, and none in between."""
+    live = Live(*6 * [None])  # type: ignore[arg-type] - nothing is looked at
+    events = live.events()
+    await anext(events)
+    for number in range(100):
+        live.publish("till", number)
+        live.publish("orders", number // 50)
+    assert await anext(events) == "event: till\ndata: 99\n\nevent: orders\ndata: 1\n\n"
+    live.publish("till", 99)
+    live.publish("orders", 2)
+    assert await anext(events) == "event: orders\ndata: 2\n\n"
+    live.close()
+    assert [event async for event in events] == []
+
+
+async def test_idle_window(shop: Served) -> None:  # noqa: F811
+    """An open window holds no connection of the pool. The one beside it ends with the last window,
+    and so does the watching."""
+    async with shop.window() as window:
+        await window.until("counters", lambda counters: counters["windows"] == 1)
+        assert (await shop.http.get("/pool")).json()["checked_out"] == 0
+        assert await shop.sessions(shop.settings.page_name) == 1
+    await until(lambda: shop.live.windows == 0)
+
+    async def sessions() -> bool:
+        return await shop.sessions(shop.settings.page_name) == 0
+
+    await until(sessions)
+    await until(lambda: shop.app.state.counters.waiters == 0)
+
+
+async def test_lost_connection(shop: Served) -> None:  # noqa: F811
+    """A window whose connection PostgreSQL ends goes on over another one, and says that it was
+    away."""
+    async with shop.window() as window:
+        await window.until("database")
+        await shop.database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            shop.settings.page_name,
+        )
+        await window.until("database", lambda database: not database["answers"])
+        await window.until("database", lambda database: database["answers"])
+
+
+async def test_end_of_the_shop(database_url: str) -> None:
+    """A server that stops ends open windows and followers of orders, whose clients stay, and breaks
+    none off."""
+    window_is_open, follows = asyncio.Event(), asyncio.Event()
+
+    async def look(address: str) -> None:
+        async with client(address) as http, http.stream("GET", "/live") as response:
+            window = Window(response.aiter_lines())
+            await window.until("orders")
+            window_is_open.set()
+            await window.to_the_end()
+
+    async def follow(address: str, path: str) -> list[str]:
+        async with client(address) as http, http.stream("GET", path) as response:
+            lines = response.aiter_lines()
+            heard = [await anext(lines)]
+            follows.set()
+            return heard + [line async for line in lines]
+
+    async with asyncio.TaskGroup() as group:
+        async with opened(database_url) as stopping:
+            async with visited(stopping) as served:
+                placed = await served.http.post("/orders", json=await served.case())
+            events = f"/orders/{placed.json()['id']}/events"
+            group.create_task(look(stopping.address))
+            following = group.create_task(follow(stopping.address, events))
+            await window_is_open.wait()
+            await follows.wait()
+    assert following.result() == ["data: placed", ""]
+
+
+async def test_too_many_windows(
+    shop: Served,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A window too many is refused in one line, and a place that is left is free."""
+    monkeypatch.setattr(site, "MOST_WINDOWS", 2)
+    async with shop.window() as first, shop.window() as second:
+        await first.until("orders")
+        await second.until("orders")
+        refused = await shop.http.get("/live")
+        assert (refused.status_code, refused.json()) == (
+            429,
+            {"detail": "2 windows are open already; close one."},
+        )
+    await until(lambda: shop.live.windows == 0)
+    async with shop.window() as again:
+        await again.until("orders")
+
+
+async def test_lock_tree(shop: Served) -> None:  # noqa: F811
+    """While a session holds the till, a closing waits below it and a sale below the closing; then
+    both go on, and the tree is empty."""
+
+    def pids(nodes: list[dict[str, Any]]) -> list[Any]:
+        return [[node["pid"], *pids(node["waiting"])] for node in nodes]
+
+    async with shop.window() as window, asyncio.TaskGroup() as group:
+        async with shop.database.transaction():
+            await shop.database.execute("LOCK TABLE till_sales IN EXCLUSIVE MODE")
+            closing = group.create_task(shop.http.post("/till/closings?patience=60"))
+            await window.until("locks", lambda locks: pids(locks) and len(pids(locks)[0]) == 2)
+            sale = group.create_task(shop.http.post("/till/sales", json={"cents": 300}))
+            tree = await window.until(
+                "locks", lambda locks: pids(locks) and len(pids(locks)[0][1]) == 2
+            )
+            assert tree[0]["pid"] == shop.database.get_server_pid()
+            assert tree[0]["seconds"] is None
+            below = tree[0]["waiting"][0]
+            assert below["seconds"] > 0 and below["what"] == "EXCLUSIVE on till_sales"
+            assert "INSERT INTO till_sales" in below["waiting"][0]["what"]
+        assert (await closing).status_code == (await sale).status_code == 201
+        await window.until("locks", lambda locks: locks == [])
+
+
+@pytest.mark.parametrize(
+    ("blocked_by", "grown"),
+    [
+        ({2: [1]}, {1: {2: {}}}),
+        ({2: [1], 3: [1, 2]}, {1: {2: {3: {}}}}),
+        ({3: [1, 2]}, {1: {3: {}}, 2: {}}),
+        ({4: [1], 5: [2], 6: [1, 2, 4]}, {1: {4: {6: {}}}, 2: {5: {}}}),
+        ({1: [2], 2: [1]}, {1: {}, 2: {}}),
+        ({1: [2], 2: [3], 3: [1]}, {1: {}, 2: {}, 3: {}}),
+    ],
+)
+def test_every_session_once(blocked_by: dict[int, list[int]], grown: Any) -> None:
+    """Each session is in the tree once, below one that it waits for; in a deadlock too."""
+    waits = [
+        LockWait(pid, behind, None, None, None, None, None) for pid, behind in blocked_by.items()
+    ]
+    pids = {*blocked_by, *(pid for behind in blocked_by.values() for pid in behind)}
+    nodes = {pid: lock_tree.Node(pid, "", "") for pid in sorted(pids)}
+
+    def plain(nodes: list[lock_tree.Node]) -> Any:
+        return {node.pid: plain(node.waiting) for node in nodes}
+
+    def flat(tree: Any) -> list[int]:
+        return [pid for each, below in tree.items() for pid in [each, *flat(below)]]
+
+    tree = plain(lock_tree.grown(nodes, waits))
+    assert sorted(flat(tree)) == sorted(pids)
+    assert tree == grown
