@@ -35,6 +35,7 @@ from pgtoolset._commits import (
     undo_failed_release,
     verify_commits,
 )
+from pgtoolset._compatibility import execute_of
 from pgtoolset._lifecycle import abandon
 from pgtoolset._listeners import checkout_of, listen_to_errors
 from pgtoolset._outcomes import aborted_by, unknown_again
@@ -198,7 +199,7 @@ async def _send_options(session: Any, options: TransactionOptions) -> None:
                 bind_arguments={"bind": bind}, execution_options=execution_options
             )
     if modes:
-        await session.execute(
+        await execute_of(session)(
             text(f"SET TRANSACTION {', '.join(modes)}"), bind_arguments={"bind": bind}
         )
     if options.read_only and isinstance(bind, Connection):

@@ -7,8 +7,9 @@ lists every private name that the library uses, and `tests/test_compatibility.py
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
+from types import MethodType
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Dialect
@@ -35,6 +36,17 @@ def unsupported(
     return UnsupportedVersionError(
         f"{consequence}: {package} {_installed_version(package)} has no {missing}. {advice}"
     )
+
+
+def execute_of(session: Any) -> Callable[..., Any]:
+    """Return a session's `execute`, without the warning of a class that has deprecated it.
+
+    SQLModel's has, in favour of an `exec` with other results. The warning is for users' code, and
+    `typing.deprecated` keeps the method that it wraps.
+    """
+    execute: Callable[..., Any] = session.execute
+    function = getattr(execute, "__wrapped__", None) if hasattr(execute, "__deprecated__") else None
+    return execute if function is None else MethodType(function, session)
 
 
 def connections_of(transaction: SessionTransaction | None) -> Collection[Connection]:

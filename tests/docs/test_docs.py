@@ -27,12 +27,13 @@ import pgtoolset
 import pgtoolset.fastapi
 from pgtoolset import testing
 from tests import support
+from tests.docs import howtos
 from tests.m2m import models as m2m_models
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
     str(page): page.read_text()
-    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *howtos.PAGES]
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -50,15 +51,18 @@ async def execute(source: str, filename: str, line: int, namespace: dict[str, An
 #: blocks are skipped; the extra `dev` installs all.
 OPTIONAL = {
     "celery",
+    "alembic",
     "click",
     "fast_depends",
     "faststream",
     "litestar",
     "pgqueuer",
     "procrastinate",
+    "sqlmodel",
     "strawberry",
     "taskiq",
     "typer",
+    "uvloop",
 }
 
 
@@ -79,11 +83,6 @@ def missing_packages(source: str) -> set[str]:
 
 
 @pytest.fixture
-def no_blocking_calls() -> None:
-    """A page may block its event loop: it is a script, and starts servers."""
-
-
-@pytest.fixture
 def namespace(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of a module of its own, where SQLAlchemy can look up annotations."""
     module = ModuleType("page")
@@ -91,27 +90,16 @@ def namespace(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return vars(module)
 
 
-@pytest.fixture
-async def empty_database_url(
-    engine: AsyncEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    """An empty database of the page's own, in DATABASE_URL."""
-    async with engine.connect() as connection:
-        connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.exec_driver_sql("DROP DATABASE IF EXISTS pgtoolset_docs WITH (FORCE)")
-        await connection.exec_driver_sql("CREATE DATABASE pgtoolset_docs")
-    base, _, query = database_url.partition("?")
-    url = f"{base.rpartition('/')[0]}/pgtoolset_docs" + (f"?{query}" if query else "")
-    monkeypatch.setenv("DATABASE_URL", url)
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # it names databases
-    return url
-
-
 @pytest.mark.asyncpg(reason="the snippets of the documentation")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: Path(page).name)
-async def test_page(page: str, empty_database_url: str, namespace: dict[str, Any]) -> None:
-    """The blocks of a page run from top to bottom, as one program."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(Path(page).relative_to(ROOT)))
+async def test_page(
+    page: str, empty_database_url: str, namespace: dict[str, Any], folder: Path
+) -> None:
+    """The blocks of a page run from top to bottom, as one program; those of a how-to beside the
+    files that it shows."""
     content = PAGES[page]
+    if Path(page).parent == howtos.FOLDER:
+        howtos.write_files(Path(page).name, folder)
     for block in BLOCK.finditer(content):
         if missing_packages(block.group(1)):
             continue

@@ -23,6 +23,7 @@ from pgtoolset._arguments import (
     parse_keys,
     writable_session,
 )
+from pgtoolset._compatibility import execute_of
 from pgtoolset._lifecycle import abandon
 from pgtoolset._listeners import listen_to_errors
 from pgtoolset._postgres.arrays import among
@@ -214,12 +215,12 @@ class _RowLocks:
                 earlier = await self._set_limits(connection, limit)
             pid = None if earlier is None else earlier.pid
             await greenlet_spawn(partial(lookout.watch, sync, self._wanted(names), pid=pid))
-            result = await session.scalars(
+            result = await execute_of(session)(
                 self.statement,
                 _parameters(self.keys),
                 execution_options={"populate_existing": True},
             )
-            rows: Sequence[Any] = result.unique().all()
+            rows: Sequence[Any] = result.scalars().unique().all()
             if earlier is not None:
                 # The limit holds for this statement too: a timeout here is one of the lock.
                 limits = {"lock": earlier.lock, "statement": earlier.statement}

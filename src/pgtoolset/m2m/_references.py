@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import instance_state
 
 from pgtoolset._arguments import PrimaryKey, shown
+from pgtoolset._compatibility import execute_of
 from pgtoolset._postgres.arrays import equals, unnest
 from pgtoolset._text import printable
 from pgtoolset.errors import RowNotFoundError
@@ -66,7 +67,7 @@ async def _read(
     prefix = association.prefix
     parameters = {f"{prefix}k{at}": [key[at] for key in keys] for at in range(end.width)}
     bind = {"mapper": end.mapper, "clause": association.write}
-    rows = await session.execute(statement, parameters, bind_arguments=bind)
+    rows = await execute_of(session)(statement, parameters, bind_arguments=bind)
     found = {position: tuple(values) for position, *values in rows}
     for position, key in enumerate(keys, start=1):
         if position not in found:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgtoolset._arguments import PrimaryKey, check_bind, check_iterable, shown, writable_session
+from pgtoolset._compatibility import execute_of
 from pgtoolset._listeners import listen_to_errors
 from pgtoolset._native import association_rows
 from pgtoolset._postgres.sqlstates import sqlstate_of
@@ -106,14 +107,14 @@ class Writer(ABC):
     async def _read(self, statement: Executable, parameters: dict[str, Any]) -> Any:
         """Execute a statement that changes no association where the associations are."""
         bind = self.association.bind_arguments
-        return await self._session.execute(statement, parameters, bind_arguments=bind)
+        return await execute_of(self._session)(statement, parameters, bind_arguments=bind)
 
     async def _execute(self, statement: Executable, parameters: dict[str, Any]) -> Any:
         sync, association = self._sync_session, self.association
         try:
             remember(sync, association)
             bind = association.bind_arguments
-            result = await self._session.execute(statement, parameters, bind_arguments=bind)
+            result = await execute_of(self._session)(statement, parameters, bind_arguments=bind)
         except DBAPIError as error:
             if sqlstate_of(error) in _WITHOUT_ARBITER:
                 self._knowledge().latest = None

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import text
 
+from pgtoolset._compatibility import execute_of
 from pgtoolset._lifecycle import close
 from pgtoolset.protocols import ManagedSession, SessionFactory
 from pgtoolset.testing.contracts._values import Attribute, column_and_values
@@ -168,7 +169,7 @@ class MappedRows:
         return {each for each in self._written if await get(self.model, each) is not None}
 
     async def statement(self, session: Any) -> None:
-        await session.execute(text("SELECT 1"))
+        await execute_of(session)(text("SELECT 1"))
 
     async def fail(self, session: Any, sqlstate: str) -> None:
         await self._fail(session, sqlstate)
@@ -303,7 +304,7 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _raise_in_postgresql(session: Any, sqlstate: str) -> None:
-    await session.execute(
+    await execute_of(session)(
         text(f"DO $$ BEGIN RAISE EXCEPTION 'as asked' USING ERRCODE = '{sqlstate}'; END $$")
     )
 
