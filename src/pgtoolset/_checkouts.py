@@ -16,7 +16,7 @@ from sqlalchemy.util import await_only
 
 from pgtoolset._arguments import Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
-from pgtoolset._deadlines import Deadline, suspended
+from pgtoolset._deadlines import Deadline, begun_deadline, suspended
 from pgtoolset._limits import SETTING, LastResort, StatementLimit
 from pgtoolset._outcomes import aborted_by, commit_unknown, transaction_lost
 from pgtoolset._postgres.commit_status import Trace, trace
@@ -28,6 +28,7 @@ from pgtoolset._postgres.connections import (
     verify_next_commit,
 )
 from pgtoolset._postgres.discards import check_is_free, discard, replace_pool
+from pgtoolset._postgres.holders import Held, held_on
 from pgtoolset._postgres.sqlstates import (
     IN_FAILED_SQL_TRANSACTION,
     refuses_commit,
@@ -65,6 +66,7 @@ class Checkout:
 
     Attributes:
         connection: the connection.
+        held: who holds it, as its pool has noted.
         participants: the sessions whose open transaction uses it, each with the transaction or
             savepoint that it began or joined; `None` after another one has committed that.
         error: the error that aborted its transaction, or the first that may have.
@@ -95,6 +97,7 @@ class Checkout:
         "ended",
         "error",
         "given_limit",
+        "held",
         "is_read_only",
         "last_resort",
         "limit",
@@ -107,6 +110,7 @@ class Checkout:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.held: Held | None = held_on(connection.connection)
         self.participants: dict[Participant, Transaction | None] = {}
         self._begin(connection.get_transaction())
 
@@ -275,11 +279,18 @@ class Checkout:
         if self.deferred:
             check_can_run()  # before anything is sent
         check_is_free(dbapi_connection)
-        with suspended():
-            self._commit_and_observe(dbapi_connection, dialect_commit)
+        self._at_any_time(self._commit_and_observe, dbapi_connection, dialect_commit)
         if self.deferred:
             callbacks, self.deferred = self.deferred, []
             run_in_greenlet(callbacks)
+
+    def _at_any_time(self, send: Callable[..., None], *arguments: Any) -> None:
+        """Call what ends the transaction or a savepoint, which no deadline stops."""
+        if begun_deadline() is None and self.limit is None:
+            send(*arguments)
+            return
+        with suspended():
+            send(*arguments)
 
     def _commit_and_observe(
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
@@ -393,7 +404,7 @@ class Checkout:
         """Send a RELEASE: what joined the savepoint belongs to the level around it then."""
         self.releasing = name
         released = self.connection.get_nested_transaction()
-        dialect_release(self.connection, name)
+        self._at_any_time(dialect_release, self.connection, name)
         self.releasing = None
         for participant, joined in self.participants.items():
             if joined is released:

@@ -23,6 +23,10 @@ _is_suspended: ContextVar[bool] = ContextVar("pgtoolset.deadline.suspended", def
 
 _END = attrgetter("end")
 
+#: Returns the deadline that was begun here last, whether it is over or not; `None` for nearly all
+#: statements. It costs less than `current`, which is called only where there is one.
+begun_deadline = _current.get
+
 
 class Deadline:
     """The time of one block, from its begin on.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event
@@ -15,7 +16,7 @@ from sqlalchemy.engine import ExceptionContext, ExecutionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 
 from pgtoolset._checkouts import Checkout, DialectCommit
-from pgtoolset._deadlines import Deadline, current, is_suspended, suspended
+from pgtoolset._deadlines import Deadline, begun_deadline, current, is_suspended, suspended
 from pgtoolset._limits import LastResort, may_limit, note_text
 from pgtoolset._postgres.connections import (
     Outcome,
@@ -31,11 +32,11 @@ from pgtoolset._postgres.discards import (
     is_open,
 )
 from pgtoolset._postgres.engines import see_connection
-from pgtoolset._postgres.holders import context_in
 from pgtoolset._postgres.poolers import explained
 from pgtoolset._postgres.sending import PUTS_BACK
 from pgtoolset._postgres.sqlstates import breaks_connection
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
+from pgtoolset._postgres.statements import Execute, noted, wrap_statements
 from pgtoolset.errors import DeadlineExceededError, PoolerError
 
 #: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
@@ -143,11 +144,12 @@ def _listen(dialect: Dialect) -> None:
             rollback_to_savepoint(connection, name)
 
     def do_release_savepoint(connection: Connection, name: str) -> None:
-        with suspended():
-            if checkout := _known_checkout(connection):
-                checkout.release(name, release_savepoint)
-            else:
+        checkout = _known_checkout(connection)
+        if checkout is None:
+            with suspended():
                 release_savepoint(connection, name)
+        else:
+            checkout.release(name, release_savepoint)
 
     def do_terminate(dbapi_connection: DBAPIConnection) -> None:
         close_pooled(dbapi_connection, terminate)
@@ -161,49 +163,59 @@ def _listen(dialect: Dialect) -> None:
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
     methods["do_release_savepoint"] = do_release_savepoint
-    _listen_to_statements(dialect)
+    wrap_statements(dialect, _listened)
 
 
-def _listen_to_statements(dialect: Dialect) -> None:
-    methods = vars(dialect)
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        methods[name] = _listened(getattr(dialect, name))
+def _listened(execute: Execute) -> Execute:
+    """Return one of the methods of a dialect that execute a statement, which is prepared for.
 
+    This runs for each statement. What nearly none needs takes no call here.
+    """
+    noting = noted(execute)
 
-def _listened(execute: Callable[..., None]) -> Callable[..., None]:
-    """Return one of the methods of a dialect that execute a statement, which is prepared for."""
-
-    def listened(cursor: DBAPICursor, statement: str, *arguments: Any) -> None:
-        context = context_in(arguments)
-        deadline = None if context is None else _before_statement(context, statement)
-        if deadline is None or context is None:
-            execute(cursor, statement, *arguments)
-        else:
-            _within(deadline, context, statement, partial(execute, cursor, statement, *arguments))
+    def listened(cursor: DBAPICursor, statement: str, parameters: Any, context: Any = None) -> None:
+        if context is None:
+            execute(cursor, statement, parameters, context)
+            return
+        # Not of the first connection of an engine, over which SQLAlchemy looks at the server.
+        attributes = getattr(context.root_connection.connection, "__dict__", _NOTHING)
+        checkout: Checkout | None = attributes.get(_KEY)
+        deadline = None if begun_deadline() is None else current()
+        if getattr(cursor, "server_side", False):
+            _note_cursor(context)
+        if deadline is not None:
+            send = partial(noting, cursor, statement, parameters, context)
+            _within(deadline, context, statement, send)
+            return
+        if checkout is not None and (checkout.prelude or checkout.limit is not None):
+            _begin(checkout)
+        if context.is_text and may_limit(statement):
+            _note_text(context, checkout, statement)
+        if checkout is None:
+            noting(cursor, statement, parameters, context)
+            return
+        held = checkout.held
+        if held is None:
+            execute(cursor, statement, parameters, context)
+            return
+        held.statement = statement
+        try:
+            execute(cursor, statement, parameters, context)
+        finally:
+            held.idle_since = monotonic()
 
     return listened
 
 
-def _before_statement(context: Any, statement: str) -> Deadline | None:
-    """Begin the transaction with what its sessions want of it; or return the deadline within which
-    the statement is to be sent, and with it the transaction to be begun.
+def _begin(checkout: Checkout) -> None:
+    """Begin the transaction with what its sessions want of it, and without an ended deadline.
 
     SQLAlchemy treats an error as one of the statement.
     """
-    proxied = context.root_connection.connection
-    # Not of the first connection of an engine, over which SQLAlchemy looks at the server.
-    checkout: Checkout | None = getattr(proxied, "__dict__", _NOTHING).get(_KEY)
-    deadline = current()
-    if deadline is None and checkout is not None:
-        if checkout.prelude:
-            checkout.begin()
-        if checkout.limit is not None and not is_suspended():
-            checkout.end_limit()
-    if getattr(context.cursor, "server_side", False):
-        _note_cursor(context)
-    if deadline is None and context.is_text and may_limit(statement):
-        _note_text(context, checkout, statement)
-    return deadline
+    if checkout.prelude:
+        checkout.begin()
+    if checkout.limit is not None and not is_suspended():
+        checkout.end_limit()
 
 
 def _note_cursor(context: ExecutionContext) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pgtoolset._postgres.connections import terminate_driver
 from pgtoolset._postgres.drivers import DRIVERS, is_supported
-from pgtoolset._postgres.holders import note_statements, see_pool, see_pool_of
+from pgtoolset._postgres.holders import see_pool, see_pool_of
+from pgtoolset._postgres.statements import note_statements
 from pgtoolset._text import printable
 from pgtoolset.errors import UnsupportedDriverError
 
