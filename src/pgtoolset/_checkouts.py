@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from sqlalchemy import Connection, PoolProxiedConnection, Transaction
 from sqlalchemy.engine import RootTransaction
@@ -275,7 +275,8 @@ class Checkout:
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
     ) -> None:
         """Send a COMMIT, and raise unless PostgreSQL has stored the transaction."""
-        self._check_is_whole()
+        if self.ended is not None or self.borrowers:
+            self._refuse()
         if self.deferred:
             check_can_run()  # before anything is sent
         check_is_free(dbapi_connection)
@@ -295,8 +296,7 @@ class Checkout:
     def _commit_and_observe(
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
     ) -> None:
-        observers = self._observers()
-        timeout = self._resolves_within()
+        observers, timeout = self._wishes()
         if observers or timeout is not None:
             self._end_limit_before_commit()  # statements of ours come before it
         for observer in observers:
@@ -306,15 +306,14 @@ class Checkout:
         for observer in observers:
             observer.after_commit(self.connection)
 
-    def _check_is_whole(self) -> None:
-        """Raise where a block of `driver_connection` is open, or has ended the transaction."""
+    def _refuse(self) -> NoReturn:
+        """Raise because a block of `driver_connection` is open, or has ended the transaction."""
         if self.ended is not None:
             raise TransactionStateError(str(self.ended)) from self.ended
-        if self.borrowers:
-            raise TransactionStateError(
-                "a block of driver_connection is open on the session, so its transaction cannot be "
-                "committed; commit it after that block"
-            )
+        raise TransactionStateError(
+            "a block of driver_connection is open on the session, so its transaction cannot be "
+            "committed; commit it after that block"
+        )
 
     def _send_commit(
         self,
@@ -340,16 +339,19 @@ class Checkout:
                 if attempt.outcome is not Outcome.STORED:
                     raise aborted_by(self.error)
 
-    def _resolves_within(self) -> float | None:
-        """Return the longest time in which a session wants to know of a COMMIT without an answer,
-        in seconds; `None` where none does.
+    def _wishes(self) -> tuple[list[CommitObserver], float | None]:
+        """Return what observes the COMMIT, and the longest time in which a session wants to know
+        of one without an answer, in seconds; `None` where none does.
         """
+        observers: list[CommitObserver] = []
         longest = None
         for participant in self.participants:
+            if participant.observer is not None:
+                observers.append(participant.observer)
             timeout = participant.resolve_commit
             if timeout is not None and (longest is None or timeout > longest):
                 longest = timeout
-        return longest
+        return observers, longest
 
     def _trace(self, dbapi_connection: PoolProxiedConnection) -> Trace | None:
         """Note what the outcome of the COMMIT can be asked by; `None` where none will be sent."""
@@ -389,11 +391,8 @@ class Checkout:
                 self._raise_unknown(error, error)
             raise
         self.note_commit()
-        for observer in self._observers():
+        for observer in self._wishes()[0]:
             observer.after_commit(self.connection)
-
-    def _observers(self) -> list[CommitObserver]:
-        return [each.observer for each in self.participants if each.observer is not None]
 
     def note_commit(self) -> None:
         """Note that the transaction is stored, for each session that is still open on it."""

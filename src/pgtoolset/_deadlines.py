@@ -84,7 +84,10 @@ def open_deadlines() -> Iterator[Deadline]:
 
 
 def _innermost_open() -> Deadline | None:
-    return next(open_deadlines(), None)
+    each = _current.get()
+    while each is not None and not each.is_open:
+        each = each._outer
+    return each
 
 
 def current() -> Deadline | None:
@@ -92,6 +95,8 @@ def current() -> Deadline | None:
     innermost = _current.get()
     if innermost is None or _is_suspended.get():
         return None
+    if innermost._outer is None:
+        return innermost if innermost.is_open else None
     return min(innermost.around(), key=_END, default=None)
 
 

@@ -39,9 +39,10 @@ from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollb
 from pgtoolset._postgres.statements import Execute, noted, wrap_statements
 from pgtoolset.errors import DeadlineExceededError, PoolerError
 
-#: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
-#: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
-#: without `close()` is collected, and its connection with it.
+#: In the attributes of a dialect that has the listeners, and in the `info` of a connection that was
+#: looked at; and, with the checkout, in the attributes of the object that the pool returned. So the
+#: checkout lives exactly as long: a session that is dropped without `close()` is collected, and its
+#: connection with it.
 _KEY = "pgtoolset.checkout"
 
 #: The attributes of a connection that cannot have any of ours.
@@ -62,16 +63,24 @@ def checkout_of(connection: Connection) -> Checkout:
     attributes = vars(connection.connection)
     checkout: Checkout | None = attributes.get(_KEY)
     if checkout is None:
-        dialect = connection.dialect
-        see_connection(connection)
-        if _KEY not in vars(dialect):
-            _listen(dialect)
-        check_verifiable(connection.connection)
-        note_node(connection.connection)
+        if _KEY not in connection.connection.info or _KEY not in vars(connection.dialect):
+            _see(connection)
         checkout = attributes[_KEY] = Checkout(connection)
     else:
         checkout.follow()
     return checkout
+
+
+def _see(connection: Connection) -> None:
+    """Look at a connection of the driver, and at its engine, when they are first used."""
+    see_connection(connection)
+    if _KEY not in vars(connection.dialect):
+        _listen(connection.dialect)
+    proxied = connection.connection
+    is_verifiable = check_verifiable(proxied)
+    note_node(proxied)
+    if is_verifiable:
+        proxied.info[_KEY] = True
 
 
 def verify_commit_of(connection: Connection) -> None:
@@ -84,7 +93,7 @@ def listen_to_errors(bind: Connection | Engine | None) -> None:
 
     The rest follows with the first connection, or the first error on one.
     """
-    if bind is not None:
+    if bind is not None and _ERRORS not in vars(bind.dialect):
         _listen_to_errors(bind.dialect)
 
 
@@ -118,16 +127,12 @@ def _listen(dialect: Dialect) -> None:
     """
     vars(dialect)[_KEY] = True
     _listen_to_errors(dialect)
-    commit = dialect.do_commit
     rollback = dialect.do_rollback
     our_rollback = replacing_rollback(checked_rollback(rollback))
     savepoint = dialect.do_savepoint
     rollback_to_savepoint = dialect.do_rollback_to_savepoint
     release_savepoint = dialect.do_release_savepoint
     terminate = dialect.do_terminate
-
-    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
-        _commit(dbapi_connection, commit)
 
     def do_rollback(dbapi_connection: PoolProxiedConnection) -> None:
         (our_rollback if is_pooled(dbapi_connection) else rollback)(dbapi_connection)
@@ -155,7 +160,7 @@ def _listen(dialect: Dialect) -> None:
         close_pooled(dbapi_connection, terminate)
 
     methods = vars(dialect)
-    methods["do_commit"] = do_commit
+    methods["do_commit"] = _verified_commit(dialect.do_commit)
     methods["do_terminate"] = do_terminate
     methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
     methods["do_rollback_twophase"] = _rollback_at_any_time(dialect.do_rollback_twophase)
@@ -185,7 +190,7 @@ def _listened(execute: Execute) -> Execute:
             _note_cursor(context)
         if deadline is not None:
             send = partial(noting, cursor, statement, parameters, context)
-            _within(deadline, context, statement, send)
+            _within(deadline, context, checkout, statement, send)
             return
         if checkout is not None and (checkout.prelude or checkout.limit is not None):
             _begin(checkout)
@@ -233,16 +238,24 @@ def _note_text(context: Any, checkout: Checkout | None, statement: str) -> None:
         note_text(proxied, None if checkout is None else checkout.limit, statement)
 
 
-def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[], None]) -> None:
+def _within(
+    deadline: Deadline,
+    context: Any,
+    checkout: Checkout | None,
+    statement: str,
+    send: Callable[[], None],
+) -> None:
     """Send a statement, unless a deadline is over; limit it by the time that is left."""
     connection = context.root_connection
-    if not is_pooled(connection.connection):
+    if checkout is None and not is_pooled(connection.connection):
         send()  # the pool's wait is limited
         return
-    if deadline.left() <= 0:
+    left = deadline.left()
+    if left <= 0:
         raise deadline.exceeded("statement", "the next statement was not sent")
-    checkout: Checkout = vars(connection.connection).get(_KEY) or checkout_of(connection)
-    checkout.last_resort = LastResort(connection, deadline)
+    if checkout is None:
+        checkout = checkout_of(connection)
+    checkout.last_resort = LastResort(connection, deadline, left)
     with checkout.last_resort:
         if not is_autocommit(connection):
             checkout.begin_within(deadline)
@@ -251,15 +264,20 @@ def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[],
         send()
 
 
-def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit) -> None:
-    checkout = _checkout_on(dbapi_connection)
-    if checkout is None:
-        dialect_commit(dbapi_connection)
-    elif checkout.needs_verified_commit():
-        checkout.commit(dbapi_connection, dialect_commit)
-    else:
-        dialect_commit(dbapi_connection)
-        checkout.note_commit()
+def _verified_commit(commit: DialectCommit) -> DialectCommit:
+    """Return `Dialect.do_commit` that verifies what our sessions rely on."""
+
+    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
+        checkout = _checkout_on(dbapi_connection)
+        if checkout is None:
+            commit(dbapi_connection)
+        elif checkout.needs_verified_commit():
+            checkout.commit(dbapi_connection, commit)
+        else:
+            commit(dbapi_connection)
+            checkout.note_commit()
+
+    return do_commit
 
 
 def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None]:

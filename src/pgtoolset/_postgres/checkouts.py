@@ -34,11 +34,12 @@ def in_time(pool: Pool, account: Account) -> Callable[[], PoolProxiedConnection]
         deadline = None if begun_deadline() is None else current()
         if deadline is None:
             return connect()
-        if deadline.left() <= 0:
-            raise deadline.exceeded("statement", "no connection was asked for")
         began_at = monotonic()
+        left = deadline.end - began_at
+        if left <= 0:
+            raise deadline.exceeded("statement", "no connection was asked for")
         try:
-            return _within(deadline.left(), connect)
+            return _within(left, connect)
         except _Over as over:
             cause: BaseException = over
             if isinstance(pool, QueuePool) and pool.checkedout() >= _size(pool):

@@ -66,7 +66,11 @@ class Held:
 
     def __init__(self, found: Caller | None) -> None:
         self.caller = found
-        self.task = _task_name()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # outside of an event loop
+            task = None
+        self.task = None if task is None else task.get_name()
         self.since = monotonic()
         self.statement: str | None = None
         self.idle_since = self.since
@@ -344,14 +348,6 @@ def held_on(connection: PoolProxiedConnection) -> Held | None:
     """Return what was noted of a connection that is out of its pool."""
     info = connection.record_info
     return None if info is None else info.get(_HELD)
-
-
-def _task_name() -> str | None:
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # outside of an event loop
-        return None
-    return None if task is None else task.get_name()
 
 
 def _is_idle_in_transaction(entry: ConnectionPoolEntry) -> bool:

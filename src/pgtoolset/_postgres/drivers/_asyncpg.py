@@ -237,9 +237,8 @@ class AsyncpgDriver:
         transaction = self.begun_transaction(connection)
         if transaction is None:
             return None  # no statement has run, so no COMMIT is sent
-        raw: Any = connection.driver_connection
-        attempt = _Attempt(self, raw, transaction)
         adapter: Any = connection.dbapi_connection
+        attempt = _Attempt(self, adapter.driver_connection, transaction)
         adapter._transaction = attempt
         return attempt
 
