@@ -52,7 +52,8 @@ def driver_at(connection: PoolProxiedConnection) -> Driver:
     info = connection.info
     driver: Driver | None = info.get(_KEY)
     if driver is None:
-        raw = connection.driver_connection
+        adapter: Any = connection.dbapi_connection
+        raw = None if adapter is None else adapter.driver_connection
         driver = driver_of(raw)
         if raw is not None:
             info[_KEY] = driver
