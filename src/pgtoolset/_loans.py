@@ -18,6 +18,7 @@ from pgtoolset._limits import SETTING, forget_limit_of
 from pgtoolset._listeners import checkout_of
 from pgtoolset._postgres.connections import (
     begin_with,
+    begun_transaction,
     driver_options,
     is_closed,
     is_transaction_open,
@@ -123,15 +124,18 @@ class Loan(AbstractAsyncContextManager[Any]):
 
 
 def _mark(checkout: Checkout) -> None:
-    """Set the mark, with the BEGIN where that was not sent yet.
+    """Set the mark.
 
-    SQLAlchemy's way to a statement costs more than a round trip. It is taken where more is to be
-    sent before, and after an error, which it has to see and will meet again.
+    SQLAlchemy's way to a statement costs more than a round trip. It is taken where the transaction
+    is still to begin or a limit to be set, and after an error, which it has to see and will meet
+    again.
     """
     connection = checkout.connection
-    if begun_deadline() is None and not checkout.prelude and checkout.limit is None:
+    proxied = connection.connection
+    is_plain = begun_deadline() is None and checkout.limit is None
+    if is_plain and begun_transaction(proxied) is not None:
         with suppress(Exception):
-            begin_with(connection.connection, _MARK)
+            begin_with(proxied, _MARK)
             return
     send(connection, _MARK).close()
 
