@@ -128,12 +128,13 @@ async def test_a_statement_without_a_context(engine: AsyncEngine, noted: bool) -
     assert holders(engine) == []
 
     def run(connection: Connection) -> list[Any]:
-        dialect, found = connection.dialect, []
+        dialect: Any = connection.dialect
+        found: list[Any] = []
         for execute, arguments in (
             (dialect.do_execute, ["SELECT 1", ()]),
             (dialect.do_execute_no_params, ["SELECT 2"]),
         ):
-            cursor = connection.connection.cursor()
+            cursor: Any = connection.connection.cursor()
             execute(cursor, *arguments)
             found.append(cursor.fetchone()[0])
             cursor.close()
