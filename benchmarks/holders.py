@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 
 from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
 from pgtoolset import create_db_context, holders, warn_of_idle_transactions
+from pgtoolset._postgres import statements
 from pgtoolset._postgres.holders import _KEY, Holders, IdleLimit
 
 SELECT = text("SELECT 1")
@@ -34,7 +35,7 @@ NOTED, REPORTED, ALONE, CONTROL = "noted", "idle reported", "left alone", "left 
 def leave_alone(engine: AsyncEngine) -> None:
     """Have the library believe that it notes the holders and the statements of an engine."""
     vars(engine.sync_engine.pool)[_KEY] = Holders(IdleLimit())
-    vars(engine.dialect)[_KEY] = True
+    vars(engine.dialect)[statements._KEY] = {}
 
 
 async def check(engine: AsyncEngine, count: int) -> None:

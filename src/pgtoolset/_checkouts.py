@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from sqlalchemy import Connection, PoolProxiedConnection, Transaction
 from sqlalchemy.engine import RootTransaction
@@ -16,7 +16,7 @@ from sqlalchemy.util import await_only
 
 from pgtoolset._arguments import Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
-from pgtoolset._deadlines import Deadline, suspended
+from pgtoolset._deadlines import Deadline, begun_deadline, suspended
 from pgtoolset._limits import SETTING, LastResort, StatementLimit
 from pgtoolset._outcomes import aborted_by, commit_unknown, transaction_lost
 from pgtoolset._postgres.commit_status import Trace, trace
@@ -28,6 +28,7 @@ from pgtoolset._postgres.connections import (
     verify_next_commit,
 )
 from pgtoolset._postgres.discards import check_is_free, discard, replace_pool
+from pgtoolset._postgres.holders import Held, held_on
 from pgtoolset._postgres.sqlstates import (
     IN_FAILED_SQL_TRANSACTION,
     refuses_commit,
@@ -65,6 +66,7 @@ class Checkout:
 
     Attributes:
         connection: the connection.
+        held: who holds it, as its pool has noted.
         participants: the sessions whose open transaction uses it, each with the transaction or
             savepoint that it began or joined; `None` after another one has committed that.
         error: the error that aborted its transaction, or the first that may have.
@@ -95,6 +97,7 @@ class Checkout:
         "ended",
         "error",
         "given_limit",
+        "held",
         "is_read_only",
         "last_resort",
         "limit",
@@ -107,6 +110,7 @@ class Checkout:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.held: Held | None = held_on(connection.connection)
         self.participants: dict[Participant, Transaction | None] = {}
         self._begin(connection.get_transaction())
 
@@ -271,21 +275,28 @@ class Checkout:
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
     ) -> None:
         """Send a COMMIT, and raise unless PostgreSQL has stored the transaction."""
-        self._check_is_whole()
+        if self.ended is not None or self.borrowers:
+            self._refuse()
         if self.deferred:
             check_can_run()  # before anything is sent
         check_is_free(dbapi_connection)
-        with suspended():
-            self._commit_and_observe(dbapi_connection, dialect_commit)
+        self._at_any_time(self._commit_and_observe, dbapi_connection, dialect_commit)
         if self.deferred:
             callbacks, self.deferred = self.deferred, []
             run_in_greenlet(callbacks)
 
+    def _at_any_time(self, send: Callable[..., None], *arguments: Any) -> None:
+        """Call what ends the transaction or a savepoint, which no deadline stops."""
+        if begun_deadline() is None and self.limit is None:
+            send(*arguments)
+            return
+        with suspended():
+            send(*arguments)
+
     def _commit_and_observe(
         self, dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit
     ) -> None:
-        observers = self._observers()
-        timeout = self._resolves_within()
+        observers, timeout = self._wishes()
         if observers or timeout is not None:
             self._end_limit_before_commit()  # statements of ours come before it
         for observer in observers:
@@ -295,15 +306,14 @@ class Checkout:
         for observer in observers:
             observer.after_commit(self.connection)
 
-    def _check_is_whole(self) -> None:
-        """Raise where a block of `driver_connection` is open, or has ended the transaction."""
+    def _refuse(self) -> NoReturn:
+        """Raise because a block of `driver_connection` is open, or has ended the transaction."""
         if self.ended is not None:
             raise TransactionStateError(str(self.ended)) from self.ended
-        if self.borrowers:
-            raise TransactionStateError(
-                "a block of driver_connection is open on the session, so its transaction cannot be "
-                "committed; commit it after that block"
-            )
+        raise TransactionStateError(
+            "a block of driver_connection is open on the session, so its transaction cannot be "
+            "committed; commit it after that block"
+        )
 
     def _send_commit(
         self,
@@ -329,16 +339,19 @@ class Checkout:
                 if attempt.outcome is not Outcome.STORED:
                     raise aborted_by(self.error)
 
-    def _resolves_within(self) -> float | None:
-        """Return the longest time in which a session wants to know of a COMMIT without an answer,
-        in seconds; `None` where none does.
+    def _wishes(self) -> tuple[list[CommitObserver], float | None]:
+        """Return what observes the COMMIT, and the longest time in which a session wants to know
+        of one without an answer, in seconds; `None` where none does.
         """
+        observers: list[CommitObserver] = []
         longest = None
         for participant in self.participants:
+            if participant.observer is not None:
+                observers.append(participant.observer)
             timeout = participant.resolve_commit
             if timeout is not None and (longest is None or timeout > longest):
                 longest = timeout
-        return longest
+        return observers, longest
 
     def _trace(self, dbapi_connection: PoolProxiedConnection) -> Trace | None:
         """Note what the outcome of the COMMIT can be asked by; `None` where none will be sent."""
@@ -378,11 +391,8 @@ class Checkout:
                 self._raise_unknown(error, error)
             raise
         self.note_commit()
-        for observer in self._observers():
+        for observer in self._wishes()[0]:
             observer.after_commit(self.connection)
-
-    def _observers(self) -> list[CommitObserver]:
-        return [each.observer for each in self.participants if each.observer is not None]
 
     def note_commit(self) -> None:
         """Note that the transaction is stored, for each session that is still open on it."""
@@ -393,7 +403,7 @@ class Checkout:
         """Send a RELEASE: what joined the savepoint belongs to the level around it then."""
         self.releasing = name
         released = self.connection.get_nested_transaction()
-        dialect_release(self.connection, name)
+        self._at_any_time(dialect_release, self.connection, name)
         self.releasing = None
         for participant, joined in self.participants.items():
             if joined is released:

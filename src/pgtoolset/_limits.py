@@ -180,21 +180,26 @@ class LastResort(AbstractContextManager[None]):
 
     Its connection is closed a little after the deadline, if PostgreSQL has not answered by then.
 
+    Args:
+        connection: the connection.
+        deadline: the deadline.
+        left: the seconds until then.
+
     Attributes:
         deadline: the deadline.
         has_closed: whether that has happened.
     """
 
-    __slots__ = ("_connection", "_timer", "deadline", "has_closed")
+    __slots__ = ("_connection", "_seconds", "_timer", "deadline", "has_closed")
 
-    def __init__(self, connection: Connection, deadline: Deadline) -> None:
+    def __init__(self, connection: Connection, deadline: Deadline, left: float) -> None:
         self._connection = connection
+        self._seconds = left * (1 + _STALE_SHARE) + _GRACE
         self.deadline = deadline
         self.has_closed = False
 
     def __enter__(self) -> None:
-        left = max(0.0, self.deadline.left())
-        self._later(left * (1 + _STALE_SHARE) + _GRACE, self._look)
+        self._later(self._seconds, self._look)
 
     def _later(self, delay: float, callback: Callable[[], object]) -> None:
         # An empty context: that of the caller would be kept until then.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event
@@ -15,7 +16,7 @@ from sqlalchemy.engine import ExceptionContext, ExecutionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 
 from pgtoolset._checkouts import Checkout, DialectCommit
-from pgtoolset._deadlines import Deadline, current, is_suspended, suspended
+from pgtoolset._deadlines import Deadline, begun_deadline, current, is_suspended, suspended
 from pgtoolset._limits import LastResort, may_limit, note_text
 from pgtoolset._postgres.connections import (
     Outcome,
@@ -31,16 +32,17 @@ from pgtoolset._postgres.discards import (
     is_open,
 )
 from pgtoolset._postgres.engines import see_connection
-from pgtoolset._postgres.holders import context_in
 from pgtoolset._postgres.poolers import explained
 from pgtoolset._postgres.sending import PUTS_BACK
 from pgtoolset._postgres.sqlstates import breaks_connection
 from pgtoolset._postgres.standby import note_node, note_refusal, replacing_rollback
+from pgtoolset._postgres.statements import Execute, noted, wrap_statements
 from pgtoolset.errors import DeadlineExceededError, PoolerError
 
-#: In the attributes of a dialect that has the listeners; and, with the checkout, in those of the
-#: object that the pool returned. So the checkout lives exactly as long: a session that is dropped
-#: without `close()` is collected, and its connection with it.
+#: In the attributes of a dialect that has the listeners, and in the `info` of a connection that was
+#: looked at; and, with the checkout, in the attributes of the object that the pool returned. So the
+#: checkout lives exactly as long: a session that is dropped without `close()` is collected, and its
+#: connection with it.
 _KEY = "pgtoolset.checkout"
 
 #: The attributes of a connection that cannot have any of ours.
@@ -61,16 +63,24 @@ def checkout_of(connection: Connection) -> Checkout:
     attributes = vars(connection.connection)
     checkout: Checkout | None = attributes.get(_KEY)
     if checkout is None:
-        dialect = connection.dialect
-        see_connection(connection)
-        if _KEY not in vars(dialect):
-            _listen(dialect)
-        check_verifiable(connection.connection)
-        note_node(connection.connection)
+        if _KEY not in connection.connection.info or _KEY not in vars(connection.dialect):
+            _see(connection)
         checkout = attributes[_KEY] = Checkout(connection)
     else:
         checkout.follow()
     return checkout
+
+
+def _see(connection: Connection) -> None:
+    """Look at a connection of the driver, and at its engine, when they are first used."""
+    see_connection(connection)
+    if _KEY not in vars(connection.dialect):
+        _listen(connection.dialect)
+    proxied = connection.connection
+    is_verifiable = check_verifiable(proxied)
+    note_node(proxied)
+    if is_verifiable:
+        proxied.info[_KEY] = True
 
 
 def verify_commit_of(connection: Connection) -> None:
@@ -83,7 +93,7 @@ def listen_to_errors(bind: Connection | Engine | None) -> None:
 
     The rest follows with the first connection, or the first error on one.
     """
-    if bind is not None:
+    if bind is not None and _ERRORS not in vars(bind.dialect):
         _listen_to_errors(bind.dialect)
 
 
@@ -117,16 +127,12 @@ def _listen(dialect: Dialect) -> None:
     """
     vars(dialect)[_KEY] = True
     _listen_to_errors(dialect)
-    commit = dialect.do_commit
     rollback = dialect.do_rollback
     our_rollback = replacing_rollback(checked_rollback(rollback))
     savepoint = dialect.do_savepoint
     rollback_to_savepoint = dialect.do_rollback_to_savepoint
     release_savepoint = dialect.do_release_savepoint
     terminate = dialect.do_terminate
-
-    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
-        _commit(dbapi_connection, commit)
 
     def do_rollback(dbapi_connection: PoolProxiedConnection) -> None:
         (our_rollback if is_pooled(dbapi_connection) else rollback)(dbapi_connection)
@@ -143,17 +149,18 @@ def _listen(dialect: Dialect) -> None:
             rollback_to_savepoint(connection, name)
 
     def do_release_savepoint(connection: Connection, name: str) -> None:
-        with suspended():
-            if checkout := _known_checkout(connection):
-                checkout.release(name, release_savepoint)
-            else:
+        checkout = _known_checkout(connection)
+        if checkout is None:
+            with suspended():
                 release_savepoint(connection, name)
+        else:
+            checkout.release(name, release_savepoint)
 
     def do_terminate(dbapi_connection: DBAPIConnection) -> None:
         close_pooled(dbapi_connection, terminate)
 
     methods = vars(dialect)
-    methods["do_commit"] = do_commit
+    methods["do_commit"] = _verified_commit(dialect.do_commit)
     methods["do_terminate"] = do_terminate
     methods["do_commit_twophase"] = _answered_commit(dialect.do_commit_twophase)
     methods["do_rollback_twophase"] = _rollback_at_any_time(dialect.do_rollback_twophase)
@@ -161,49 +168,59 @@ def _listen(dialect: Dialect) -> None:
     methods["do_savepoint"] = do_savepoint
     methods["do_rollback_to_savepoint"] = do_rollback_to_savepoint
     methods["do_release_savepoint"] = do_release_savepoint
-    _listen_to_statements(dialect)
+    wrap_statements(dialect, _listened)
 
 
-def _listen_to_statements(dialect: Dialect) -> None:
-    methods = vars(dialect)
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        methods[name] = _listened(getattr(dialect, name))
+def _listened(execute: Execute) -> Execute:
+    """Return one of the methods of a dialect that execute a statement, which is prepared for.
 
+    This runs for each statement. What nearly none needs takes no call here.
+    """
+    noting = noted(execute)
 
-def _listened(execute: Callable[..., None]) -> Callable[..., None]:
-    """Return one of the methods of a dialect that execute a statement, which is prepared for."""
-
-    def listened(cursor: DBAPICursor, statement: str, *arguments: Any) -> None:
-        context = context_in(arguments)
-        deadline = None if context is None else _before_statement(context, statement)
-        if deadline is None or context is None:
-            execute(cursor, statement, *arguments)
-        else:
-            _within(deadline, context, statement, partial(execute, cursor, statement, *arguments))
+    def listened(cursor: DBAPICursor, statement: str, parameters: Any, context: Any = None) -> None:
+        if context is None:
+            execute(cursor, statement, parameters, context)
+            return
+        # Not of the first connection of an engine, over which SQLAlchemy looks at the server.
+        attributes = getattr(context.root_connection.connection, "__dict__", _NOTHING)
+        checkout: Checkout | None = attributes.get(_KEY)
+        deadline = None if begun_deadline() is None else current()
+        if getattr(cursor, "server_side", False):
+            _note_cursor(context)
+        if deadline is not None:
+            send = partial(noting, cursor, statement, parameters, context)
+            _within(deadline, context, checkout, statement, send)
+            return
+        if checkout is not None and (checkout.prelude or checkout.limit is not None):
+            _begin(checkout)
+        if context.is_text and may_limit(statement):
+            _note_text(context, checkout, statement)
+        if checkout is None:
+            noting(cursor, statement, parameters, context)
+            return
+        held = checkout.held
+        if held is None:
+            execute(cursor, statement, parameters, context)
+            return
+        held.statement = statement
+        try:
+            execute(cursor, statement, parameters, context)
+        finally:
+            held.idle_since = monotonic()
 
     return listened
 
 
-def _before_statement(context: Any, statement: str) -> Deadline | None:
-    """Begin the transaction with what its sessions want of it; or return the deadline within which
-    the statement is to be sent, and with it the transaction to be begun.
+def _begin(checkout: Checkout) -> None:
+    """Begin the transaction with what its sessions want of it, and without an ended deadline.
 
     SQLAlchemy treats an error as one of the statement.
     """
-    proxied = context.root_connection.connection
-    # Not of the first connection of an engine, over which SQLAlchemy looks at the server.
-    checkout: Checkout | None = getattr(proxied, "__dict__", _NOTHING).get(_KEY)
-    deadline = current()
-    if deadline is None and checkout is not None:
-        if checkout.prelude:
-            checkout.begin()
-        if checkout.limit is not None and not is_suspended():
-            checkout.end_limit()
-    if getattr(context.cursor, "server_side", False):
-        _note_cursor(context)
-    if deadline is None and context.is_text and may_limit(statement):
-        _note_text(context, checkout, statement)
-    return deadline
+    if checkout.prelude:
+        checkout.begin()
+    if checkout.limit is not None and not is_suspended():
+        checkout.end_limit()
 
 
 def _note_cursor(context: ExecutionContext) -> None:
@@ -221,16 +238,24 @@ def _note_text(context: Any, checkout: Checkout | None, statement: str) -> None:
         note_text(proxied, None if checkout is None else checkout.limit, statement)
 
 
-def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[], None]) -> None:
+def _within(
+    deadline: Deadline,
+    context: Any,
+    checkout: Checkout | None,
+    statement: str,
+    send: Callable[[], None],
+) -> None:
     """Send a statement, unless a deadline is over; limit it by the time that is left."""
     connection = context.root_connection
-    if not is_pooled(connection.connection):
+    if checkout is None and not is_pooled(connection.connection):
         send()  # the pool's wait is limited
         return
-    if deadline.left() <= 0:
+    left = deadline.left()
+    if left <= 0:
         raise deadline.exceeded("statement", "the next statement was not sent")
-    checkout: Checkout = vars(connection.connection).get(_KEY) or checkout_of(connection)
-    checkout.last_resort = LastResort(connection, deadline)
+    if checkout is None:
+        checkout = checkout_of(connection)
+    checkout.last_resort = LastResort(connection, deadline, left)
     with checkout.last_resort:
         if not is_autocommit(connection):
             checkout.begin_within(deadline)
@@ -239,15 +264,20 @@ def _within(deadline: Deadline, context: Any, statement: str, send: Callable[[],
         send()
 
 
-def _commit(dbapi_connection: PoolProxiedConnection, dialect_commit: DialectCommit) -> None:
-    checkout = _checkout_on(dbapi_connection)
-    if checkout is None:
-        dialect_commit(dbapi_connection)
-    elif checkout.needs_verified_commit():
-        checkout.commit(dbapi_connection, dialect_commit)
-    else:
-        dialect_commit(dbapi_connection)
-        checkout.note_commit()
+def _verified_commit(commit: DialectCommit) -> DialectCommit:
+    """Return `Dialect.do_commit` that verifies what our sessions rely on."""
+
+    def do_commit(dbapi_connection: PoolProxiedConnection) -> None:
+        checkout = _checkout_on(dbapi_connection)
+        if checkout is None:
+            commit(dbapi_connection)
+        elif checkout.needs_verified_commit():
+            checkout.commit(dbapi_connection, commit)
+        else:
+            commit(dbapi_connection)
+            checkout.note_commit()
+
+    return do_commit
 
 
 def _answered_commit(commit_twophase: Callable[..., None]) -> Callable[..., None]:

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import AUTOCOMMIT
 from pgtoolset._checkouts import Checkout
-from pgtoolset._deadlines import suspended
+from pgtoolset._deadlines import begun_deadline, suspended
 from pgtoolset._limits import SETTING, forget_limit_of
 from pgtoolset._listeners import checkout_of
-from pgtoolset._postgres.connections import driver_options, is_closed, is_transaction_open
+from pgtoolset._postgres.connections import (
+    begin_with,
+    begun_transaction,
+    driver_options,
+    is_closed,
+    is_transaction_open,
+    show,
+)
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open, is_running
 from pgtoolset._postgres.sending import send
-from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
+from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, UNDEFINED_OBJECT, sqlstate_of
 from pgtoolset._record import note_driver_error, record_of
 from pgtoolset.errors import TransactionStateError
 
 #: A setting that ends with the transaction. Another one that was begun in its place does not have
 #: it, and the state of the connection is the same then. Neither statement takes a snapshot.
-_MARK = "SET LOCAL pgtoolset.driver_connection = 'lent'"
-_ASK = "SHOW pgtoolset.driver_connection"
+_NAME = "pgtoolset.driver_connection"
+_MARK = f"SET LOCAL {_NAME} = 'lent'"
+_ASK = f"SHOW {_NAME}"
 
 _ENDED = (
     "A block of driver_connection has ended the transaction of the session, by a COMMIT or a "
@@ -47,28 +54,27 @@ class Loan(AbstractAsyncContextManager[Any]):
     loop would first run a generator to its end.
     """
 
-    __slots__ = ("_checkout", "_options", "_proxied", "_session", "_sync")
+    __slots__ = ("_checkout", "_options", "_proxied", "_sync")
 
     _checkout: Checkout
     _proxied: PoolProxiedConnection
 
-    def __init__(self, session: AsyncSession, sync: Session) -> None:
-        self._session = session
+    def __init__(self, sync: Session) -> None:
         self._sync = sync
         self._options: dict[str, Any] = {}
 
     async def __aenter__(self) -> Any:
         record_of(self._sync)
-        await self._session.flush()
         await greenlet_spawn(self._lend)
         return self._proxied.driver_connection
 
     def _lend(self) -> None:
+        self._sync.flush()
         connection = self._sync.connection()
         if is_autocommit(connection):
             raise TransactionStateError(AUTOCOMMIT)
-        send(connection, _MARK).close()
         self._checkout = checkout = checkout_of(connection)
+        _mark(checkout)
         self._proxied = connection.connection
         forget_limit_of(self._proxied)  # a SET of the block stays with the connection
         self._options = driver_options(self._proxied)
@@ -117,6 +123,23 @@ class Loan(AbstractAsyncContextManager[Any]):
                 setattr(raw, name, value)
 
 
+def _mark(checkout: Checkout) -> None:
+    """Set the mark.
+
+    SQLAlchemy's way to a statement costs more than a round trip. It is taken where the transaction
+    is still to begin or a limit to be set, and after an error, which it has to see and will meet
+    again.
+    """
+    connection = checkout.connection
+    proxied = connection.connection
+    is_plain = begun_deadline() is None and checkout.limit is None
+    if is_plain and begun_transaction(proxied) is not None:
+        with suppress(Exception):
+            begin_with(proxied, _MARK)
+            return
+    send(connection, _MARK).close()
+
+
 def _has_ended(checkout: Checkout) -> bool:
     """Whether the transaction is another one. An aborted one cannot be asked: its COMMIT is
     refused in any case. After a deadline it is asked too: the session may go on.
@@ -124,6 +147,13 @@ def _has_ended(checkout: Checkout) -> bool:
     connection, before = checkout.connection, checkout.error
     if is_running(connection.connection):
         return False
+    try:
+        return show(connection.connection, _NAME) != "lent"
+    except Exception as error:
+        state = sqlstate_of(error)
+        if state in (IN_FAILED_SQL_TRANSACTION, UNDEFINED_OBJECT):
+            return state == UNDEFINED_OBJECT  # no transaction of that backend has had the mark
+    # SQLAlchemy has to see other errors.
     try:
         with suspended():
             return bool(send(connection, _ASK).scalar_one() != "lent")

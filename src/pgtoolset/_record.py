@@ -243,7 +243,7 @@ class Record:
 
 def record_of(session: Session) -> Record:
     """Return the record of a session; the first call makes it, and SQLAlchemy's events fill it."""
-    record = _existing_record(session)
+    record: Record | None = session.info.get(_KEY)
     if record is None:
         if not _is_listening:
             _listen()
@@ -258,7 +258,7 @@ def record_of(session: Session) -> Record:
 
 def current_settings(session: Session) -> Settings | None:
     """Return the settings that the next statement of a session has."""
-    record = _existing_record(session)
+    record: Record | None = session.info.get(_KEY)
     return None if record is None else record.current_settings
 
 
@@ -283,11 +283,6 @@ def note_driver_error(session: Session, error: BaseException) -> None:
         note_refusal(checkout.connection, error, is_read_only=checkout.is_read_only, statement=None)
 
 
-def _existing_record(session: Session) -> Record | None:
-    record: Record | None = session.info.get(_KEY)
-    return record
-
-
 def _listen() -> None:
     global _is_listening
     _is_listening = True
@@ -298,7 +293,7 @@ def _listen() -> None:
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    record = _existing_record(session)
+    record: Record | None = session.info.get(_KEY)
     if record is not None:
         record.add_connection(connection)
         if record.abandoned is not None or (record.verifies_commits and is_autocommit(connection)):
@@ -326,7 +321,7 @@ def _refuse_connection(record: Record, session: Session, connection: Connection)
 
 
 def _before_commit(session: Session) -> None:
-    record = _existing_record(session)
+    record: Record | None = session.info.get(_KEY)
     if (
         record is None
         or not record.needs_verified_commit
@@ -346,13 +341,13 @@ def _before_commit(session: Session) -> None:
 
 
 def _after_commit(session: Session) -> None:
-    record = _existing_record(session)
+    record: Record | None = session.info.get(_KEY)
     if record is not None:
         record.committed = innermost(session)
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    record = _existing_record(session)
+    record: Record | None = session.info.get(_KEY)
     if record is None:
         return
     parent = transaction.parent

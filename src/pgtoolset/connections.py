@@ -128,7 +128,7 @@ def driver_connection(session: AsyncSession) -> AbstractAsyncContextManager[Driv
     https://magicstack.github.io/asyncpg/current/api/index.html and
     https://www.psycopg.org/psycopg3/docs/basic/copy.html
     """
-    return Loan(session, sync_session(session))
+    return Loan(sync_session(session))
 
 
 class _Released(AbstractAsyncContextManager[None]):

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from pgtoolset._arguments import check_pool, seconds
 from pgtoolset._compatibility import unsupported
 from pgtoolset._postgres.holders import Holders, holders_of
+from pgtoolset._postgres.statements import note_begins
 from pgtoolset.types import Duration
 from pgtoolset.values import ConnectionHolder
 
@@ -80,7 +81,9 @@ def warn_of_idle_transactions(engine: AsyncEngine | Engine, limit: Duration) -> 
 
     See docs/connections.md.
     """
-    return _holders_of(check_pool(engine)).limit_idle(seconds("limit", limit))
+    found, after = _holders_of(check_pool(engine)), seconds("limit", limit)
+    note_begins(engine.dialect)
+    return found.limit_idle(after)
 
 
 def _holders_of(pool: Pool) -> Holders:

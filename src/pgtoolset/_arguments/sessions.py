@@ -146,10 +146,11 @@ def check_atomic(session: Session) -> None:
 
     Without I/O: what only a connection knows is checked when the session has one.
     """
-    check_supported(session)
     bind = session.bind
-    if bind is not None and _isolation_level(session, bind) == "AUTOCOMMIT":
-        raise TransactionStateError(AUTOCOMMIT)
+    if bind is not None:
+        see(bind)
+        if _isolation_level(session, bind) == "AUTOCOMMIT":
+            raise TransactionStateError(AUTOCOMMIT)
 
 
 def _isolation_level(session: Session, bind: Connection | Engine) -> object:

@@ -16,7 +16,8 @@ from typing import TypeAlias
 import greenlet
 import sqlalchemy
 
-#: A function and the line in it. Both are small, and keep nothing of a call alive, as a frame does.
+#: A function and the instruction in it; `line_of` gives its line. Both are small, and keep nothing
+#: of a call alive, as a frame does.
 Caller: TypeAlias = tuple[CodeType, int]
 
 #: What a file is: part of the machinery between the application and the pool, the event loop below
@@ -51,7 +52,7 @@ _MOST_KINDS = 4096
 
 
 def caller() -> Caller | None:
-    """Return the innermost line of the application that led here.
+    """Return the innermost place of the application that led here.
 
     Where there is none in the task, that of another package: an application may be installed as
     one. `None` where there is neither.
@@ -65,14 +66,26 @@ def caller() -> Caller | None:
         # alone, more than a dozen: to look at each would cost as much as all the rest.
         code = method.f_code
         if _kinds.get(code.co_filename) == _MACHINERY and code.co_name != "run_sync":
-            found = _innermost(method.f_back, parent)
+            above = method.f_back
+            if above is not None and _kinds.get(above.f_code.co_filename) == _APPLICATION:
+                return above.f_code, above.f_lasti
+            found = _innermost(above, parent)
             if found is not None:
                 return found
     return _innermost(sys._getframe(1), current)
 
 
+def line_of(found: Caller) -> int:
+    """Return the number of the line, which is only worth looking for where it is shown."""
+    code, instruction = found
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
 def _innermost(frame: FrameType | None, current: greenlet.greenlet) -> Caller | None:
-    """Return the innermost line of the application from a frame on, in a greenlet and those around
+    """Return the innermost place of the application from a frame on, in a greenlet and those around
     it.
     """
     other: Caller | None = None
@@ -85,11 +98,11 @@ def _innermost(frame: FrameType | None, current: greenlet.greenlet) -> Caller | 
                 if kind is None or kind == _UNNAMED:
                     kind = _kind_of(frame)
                 if kind == _APPLICATION:
-                    return code, frame.f_lineno
+                    return code, frame.f_lasti
                 if kind == _LOOP:
                     return other
                 if kind == _LIBRARY and other is None:
-                    other = code, frame.f_lineno
+                    other = code, frame.f_lasti
             frame = frame.f_back
         around = around.parent
         frame = None if around is None else around.gr_frame

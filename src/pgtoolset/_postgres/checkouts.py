@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from sqlalchemy import Pool, PoolProxiedConnection, QueuePool
 
-from pgtoolset._deadlines import current
+from pgtoolset._deadlines import begun_deadline, current
 
 #: Returns the error that names the holders of an exhausted pool.
 Account: TypeAlias = Callable[[float, TimeoutError], Exception]
@@ -31,14 +31,15 @@ def in_time(pool: Pool, account: Account) -> Callable[[], PoolProxiedConnection]
     connect = pool.connect
 
     def connect_in_time() -> PoolProxiedConnection:
-        deadline = current()
+        deadline = None if begun_deadline() is None else current()
         if deadline is None:
             return connect()
-        if deadline.left() <= 0:
-            raise deadline.exceeded("statement", "no connection was asked for")
         began_at = monotonic()
+        left = deadline.end - began_at
+        if left <= 0:
+            raise deadline.exceeded("statement", "no connection was asked for")
         try:
-            return _within(deadline.left(), connect)
+            return _within(left, connect)
         except _Over as over:
             cause: BaseException = over
             if isinstance(pool, QueuePool) and pool.checkedout() >= _size(pool):

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from pgtoolset._postgres.drivers import CommitAttempt, Outcome, driver_of
+from pgtoolset._postgres.drivers import CommitAttempt, Outcome, driver_at, driver_of
 
 __all__ = [
     "CommitAttempt",
@@ -33,9 +33,6 @@ __all__ = [
     "terminate_driver",
     "verify_next_commit",
 ]
-
-#: In the `info` of a connection: its commits can be verified.
-_KEY = "pgtoolset.verifiable"
 
 
 def is_pooled(connection: PoolProxiedConnection) -> bool:
@@ -114,7 +111,7 @@ def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
     Raises:
         UnsupportedVersionError: SQLAlchemy's adapter does not have the attribute that keeps it.
     """
-    return driver_of(connection.driver_connection).begun_transaction(connection)
+    return driver_at(connection).begun_transaction(connection)
 
 
 def is_transaction_open(connection: PoolProxiedConnection) -> bool:
@@ -135,7 +132,7 @@ def begin_with(connection: PoolProxiedConnection, statements: str) -> None:
     Where a statement is refused, the transaction is open and aborted. Runs in SQLAlchemy's
     greenlet.
     """
-    driver_of(connection.driver_connection).begin(connection, statements)
+    driver_at(connection).begin(connection, statements)
 
 
 def show(connection: PoolProxiedConnection, name: str) -> str:
@@ -143,11 +140,14 @@ def show(connection: PoolProxiedConnection, name: str) -> str:
 
     Runs in SQLAlchemy's greenlet, below SQLAlchemy's own statements.
     """
-    return driver_of(connection.driver_connection).show(connection, name)
+    return driver_at(connection).show(connection, name)
 
 
-def check_verifiable(connection: PoolProxiedConnection) -> None:
+def check_verifiable(connection: PoolProxiedConnection) -> bool:
     """Raise where a COMMIT of `connection` could not be verified. Nothing is sent.
+
+    Returns:
+        `False` where it is closed, so that it cannot be said.
 
     Call it before the first statement of a transaction: `async_creator` may give any object that
     behaves like the driver's connection, such as the proxy of asyncpg's own pool.
@@ -155,13 +155,13 @@ def check_verifiable(connection: PoolProxiedConnection) -> None:
     Raises:
         UnsupportedVersionError: the driver, or a wrapper of its connection, lacks an attribute.
     """
-    info = connection.info
     raw: Any = connection.driver_connection
     driver = driver_of(raw)
     # One that was lost in the pool refuses to be looked at. SQLAlchemy replaces it at its next use.
-    if _KEY not in info and not driver.is_closed(raw):
-        driver.check_verifiable(connection)
-        info[_KEY] = True
+    if driver.is_closed(raw):
+        return False
+    driver.check_verifiable(connection)
+    return True
 
 
 def verify_next_commit(connection: PoolProxiedConnection) -> CommitAttempt | None:
@@ -173,4 +173,4 @@ def verify_next_commit(connection: PoolProxiedConnection) -> CommitAttempt | Non
         UnsupportedVersionError: the adapter or the driver does not have the attributes for that.
             The COMMIT must not be sent then: its answer could not be trusted.
     """
-    return driver_of(connection.driver_connection).verify_next_commit(connection)
+    return driver_at(connection).verify_next_commit(connection)

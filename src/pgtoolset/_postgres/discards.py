@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from pgtoolset._postgres.drivers import driver_of
+from pgtoolset._postgres.drivers import driver_at, driver_of
 from pgtoolset.errors import TransactionStateError
 
 #: Seconds that the server may take to cancel a statement and to close the connection.
@@ -30,12 +30,12 @@ def is_running(connection: PoolProxiedConnection) -> bool:
 
     Such a statement is part of no transaction that could be ended now.
     """
-    return driver_of(connection.driver_connection).is_running(connection)
+    return driver_at(connection).is_running(connection)
 
 
 def check_is_free(connection: PoolProxiedConnection) -> None:
     """Raise before a COMMIT that would not end the transaction of a statement that still runs."""
-    if is_running(connection):
+    if driver_at(connection).is_running(connection):
         raise TransactionStateError(
             "a statement of another task still runs on the connection, so the transaction cannot "
             "be committed; wait for every task that uses the session before that"
@@ -122,7 +122,7 @@ def is_open(connection: Connection) -> bool:
 
 
 def _is_committing(connection: PoolProxiedConnection) -> bool:
-    return driver_of(connection.driver_connection).is_committing(connection)
+    return driver_at(connection).is_committing(connection)
 
 
 def checked_rollback(
@@ -131,18 +131,20 @@ def checked_rollback(
     """Return `Dialect.do_rollback` that discards a connection whose transaction has not ended."""
 
     def do_rollback(connection: PoolProxiedConnection) -> None:
-        if is_running(connection):
+        driver = driver_at(connection)
+        if driver.is_running(connection):
             _discard_running(connection)
             return
         if _DISCARDED in connection.info:
             return  # the pool resets it once more as it returns
         try:
-            driver_of(connection.driver_connection).roll_back(connection, rollback)
+            driver.roll_back(connection, rollback)
         except Exception:
             discard(connection)
             raise
         # Without a transaction that SQLAlchemy knows of, it has sent no ROLLBACK.
-        if _is_in_transaction(connection):
+        adapter: Any = connection.dbapi_connection
+        if adapter is not None and driver.is_in_transaction(adapter.driver_connection):
             discard(connection)
 
     return do_rollback
@@ -156,8 +158,3 @@ def _discard_running(connection: PoolProxiedConnection) -> None:
             "connection is discarded, which ends the statement"
         )
         discard(connection)
-
-
-def _is_in_transaction(connection: PoolProxiedConnection) -> bool:
-    raw = connection.driver_connection
-    return driver_of(raw).is_in_transaction(raw)

@@ -13,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pgtoolset._postgres.connections import terminate_driver
 from pgtoolset._postgres.drivers import DRIVERS, is_supported
-from pgtoolset._postgres.holders import note_statements, see_pool, see_pool_of
+from pgtoolset._postgres.holders import see_pool, see_pool_of
+from pgtoolset._postgres.statements import note_statements
 from pgtoolset._text import printable
 from pgtoolset.errors import UnsupportedDriverError
 
-#: In the attributes of a dialect that was seen.
+#: In the attributes of a dialect and of a pool that were seen.
 _KEY = "pgtoolset.seen"
 
 _USE = "Use PostgreSQL through postgresql+asyncpg or postgresql+psycopg"
@@ -31,24 +32,31 @@ def see(bind: Connection | Engine | AsyncConnection | AsyncEngine) -> None:
     Raises:
         UnsupportedDriverError: the database or the driver is one that the library cannot verify.
     """
-    _see_dialect(bind.dialect)
+    dialect = bind.dialect
     if isinstance(bind, Engine):  # nearly always, and the others cost more to tell apart
-        see_pool(bind.pool)
+        pool = bind.pool
     elif isinstance(bind, AsyncConnection | AsyncEngine):
-        see_pool(bind.sync_engine.pool)
+        pool = bind.sync_engine.pool
     else:
-        see_pool(bind.engine.pool)
+        pool = bind.engine.pool
+    if _KEY not in vars(dialect):
+        _see_dialect(dialect)
+    if _KEY not in vars(pool):
+        see_pool(pool)
+        vars(pool)[_KEY] = True
 
 
 def see_connection(connection: Connection) -> None:
     """As `see`, by a connection that was just taken."""
-    _see_dialect(connection.dialect)
-    see_pool_of(connection.connection, connection.engine.pool)
+    dialect, pool = connection.dialect, connection.engine.pool
+    if _KEY not in vars(dialect):
+        _see_dialect(dialect)
+    if _KEY not in vars(pool):
+        see_pool_of(connection.connection, pool)
+        vars(pool)[_KEY] = True
 
 
 def _see_dialect(dialect: Dialect) -> None:
-    if _KEY in vars(dialect):
-        return
     if not is_supported(dialect):
         kind = "" if dialect.is_async else "the synchronous "
         raise UnsupportedDriverError(

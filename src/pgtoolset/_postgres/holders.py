@@ -10,27 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import Dialect, Pool, PoolProxiedConnection, QueuePool
-from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
+from sqlalchemy import Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from pgtoolset._postgres.callers import Caller, caller
+from pgtoolset._postgres.callers import Caller, caller, line_of
 from pgtoolset._postgres.checkouts import in_time
 from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._text import one_line
 from pgtoolset.errors import PoolTimeoutError
 from pgtoolset.values import CodeLocation, ConnectionHolder
 
-#: In the attributes of a pool: its `Holders`. In the `record_info` of a connection that is out: its
-#: `Held`. So both live as long as what they are about.
+#: In the attributes of a pool: its `Holders`.
 _KEY = "pgtoolset.holders"
+
+#: In the `record_info` of a connection that is out: its `Held`. So it lives as long.
+_HELD = "pgtoolset.held"
 
 #: The longest part of a statement that is shown, in characters.
 _LONGEST_STATEMENT = 200
@@ -46,7 +47,7 @@ class Held:
 
     Attributes:
         task: the name of the task that took it.
-        caller: the line that took it.
+        caller: the place that took it.
         since: when it was taken.
         statement: the last statement on it.
         idle_since: when that has ended, or the connection was taken.
@@ -65,7 +66,11 @@ class Held:
 
     def __init__(self, found: Caller | None) -> None:
         self.caller = found
-        self.task = _task_name()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # outside of an event loop
+            task = None
+        self.task = None if task is None else task.get_name()
         self.since = monotonic()
         self.statement: str | None = None
         self.idle_since = self.since
@@ -76,8 +81,8 @@ class Held:
         """Return what is known of it, in the words of messages."""
         where = None
         if self.caller is not None:
-            code, line = self.caller
-            where = CodeLocation(code.co_filename, line, code.co_name)
+            code, _ = self.caller
+            where = CodeLocation(code.co_filename, line_of(self.caller), code.co_name)
         return ConnectionHolder(self.task, now - self.since, where, self._shown_statement())
 
     def _shown_statement(self) -> str | None:
@@ -133,12 +138,14 @@ class Holders:
         limit: the limit of idle transactions.
     """
 
-    __slots__ = ("__weakref__", "_held", "_timer", "limit")
+    __slots__ = ("__weakref__", "_held", "_timer", "held", "limit")
 
     def __init__(self, limit: IdleLimit) -> None:
         self.limit = limit
         #: By the pool's entry, or by itself while the entry is being made.
         self._held: dict[ConnectionPoolEntry | Held, Held] = {}
+        #: Returns what was noted of a connection.
+        self.held = self._held.get
         self._timer: _Timer | None = None
 
     def list(self) -> list[ConnectionHolder]:
@@ -152,7 +159,7 @@ class Holders:
         held = self._held[entry] = Held(caller())
         info = entry.record_info
         if info is not None:
-            info[_KEY] = held
+            info[_HELD] = held
         if self.limit.after is not None:
             self.watch()
 
@@ -166,16 +173,12 @@ class Holders:
         """Forget who has opened a connection."""
         del self._held[held]
 
-    def held(self, entry: ConnectionPoolEntry) -> Held | None:
-        """Return what was noted of a connection."""
-        return self._held.get(entry)
-
-    def give_back(self, entry: ConnectionPoolEntry, held: Held | None) -> None:
+    def give_back(self, entry: ConnectionPoolEntry, held: Held) -> None:
         """Forget a connection, unless another thread has taken it already."""
-        if self._held.get(entry) is held and held is not None:
+        if self._held.get(entry) is held:
             del self._held[entry]
             if entry.record_info is not None:
-                entry.record_info.pop(_KEY, None)
+                entry.record_info.pop(_HELD, None)
 
     def timed_out(self, pool: Pool, seconds: float, error: Exception) -> PoolTimeoutError:
         """Return the error of a caller that has waited for a connection in vain."""
@@ -316,7 +319,8 @@ def _observe(pool: Pool, limit: IdleLimit) -> Holders | None:
         try:
             give_back(entry)
         finally:
-            holders.give_back(entry, held)
+            if held is not None:
+                holders.give_back(entry, held)
 
     def create_connection() -> ConnectionPoolEntry:
         held = holders.open()
@@ -340,62 +344,10 @@ def _observe(pool: Pool, limit: IdleLimit) -> Holders | None:
     return holders
 
 
-def note_statements(dialect: Dialect) -> None:
-    """Note the last statement on each connection of an engine. Only the first call does work."""
-    methods: dict[str, Any] = vars(dialect)
-    if _KEY in methods:
-        return
-    methods[_KEY] = True
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        methods[name] = _noted(getattr(dialect, name))
-    begin = dialect.do_begin
-
-    def do_begin(connection: PoolProxiedConnection) -> None:
-        if held := _held_on(connection):
-            held.is_reported = False
-            held.idle_since = monotonic()
-        begin(connection)
-
-    methods["do_begin"] = do_begin
-
-
-def _noted(execute: Callable[..., None]) -> Callable[..., None]:
-    """Return one of the methods of a dialect that execute a statement, which notes it."""
-
-    def noted(cursor: DBAPICursor, statement: str, *arguments: Any) -> None:
-        context = context_in(arguments)
-        held = None if context is None else _held_on(context.root_connection.connection)
-        if held is None:
-            execute(cursor, statement, *arguments)
-            return
-        held.statement = statement
-        try:
-            execute(cursor, statement, *arguments)
-        finally:
-            held.idle_since = monotonic()
-
-    return noted
-
-
-def context_in(arguments: Sequence[Any]) -> ExecutionContext | None:
-    """Return the context of a statement, which is the last argument of the methods that execute
-    one; `None` where the caller has given none.
-    """
-    context = arguments[-1] if arguments else None
-    return context if isinstance(context, ExecutionContext) else None
-
-
-def _held_on(connection: PoolProxiedConnection) -> Held | None:
+def held_on(connection: PoolProxiedConnection) -> Held | None:
+    """Return what was noted of a connection that is out of its pool."""
     info = connection.record_info
-    return None if info is None else info.get(_KEY)
-
-
-def _task_name() -> str | None:
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # outside of an event loop
-        return None
-    return None if task is None else task.get_name()
+    return None if info is None else info.get(_HELD)
 
 
 def _is_idle_in_transaction(entry: ConnectionPoolEntry) -> bool:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, PoolProxiedConnection
 
 from pgtoolset._postgres.drivers._asyncpg import AsyncpgDriver
 from pgtoolset._postgres.drivers._attempts import CommitAttempt, Outcome
 from pgtoolset._postgres.drivers._protocol import Driver
 from pgtoolset._postgres.drivers._psycopg import PsycopgDriver
 
-__all__ = ["DRIVERS", "CommitAttempt", "Driver", "Outcome", "driver_of", "is_supported"]
+__all__ = [
+    "DRIVERS",
+    "CommitAttempt",
+    "Driver",
+    "Outcome",
+    "driver_at",
+    "driver_of",
+    "is_supported",
+]
 
 ASYNCPG: Driver = AsyncpgDriver()
 PSYCOPG: Driver = PsycopgDriver()
+
+#: In the `info` of a connection, which the pool empties when it connects again: its driver.
+_KEY = "pgtoolset.driver"
 
 #: By `Dialect.driver`.
 DRIVERS = {"asyncpg": ASYNCPG, "psycopg": PSYCOPG}
@@ -32,3 +43,18 @@ def driver_of(raw: Any) -> Driver:
     has libpq's connection below it.
     """
     return PSYCOPG if getattr(raw, "pgconn", None) is not None else ASYNCPG
+
+
+def driver_at(connection: PoolProxiedConnection) -> Driver:
+    """Return the driver of a connection that is out of its pool. Only the first call looks for it:
+    SQLAlchemy asks the dialect for the driver's connection each time.
+    """
+    info = connection.info
+    driver: Driver | None = info.get(_KEY)
+    if driver is None:
+        adapter: Any = connection.dbapi_connection
+        raw = None if adapter is None else adapter.driver_connection
+        driver = driver_of(raw)
+        if raw is not None:
+            info[_KEY] = driver
+    return driver

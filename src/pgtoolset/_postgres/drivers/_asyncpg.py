@@ -168,7 +168,7 @@ class AsyncpgDriver:
     def begin(self, connection: PoolProxiedConnection, statements: str) -> None:
         """Begin the transaction with statements, in one message."""
         adapter: Any = connection.dbapi_connection
-        await_only(self._begin(adapter, connection.driver_connection, statements))
+        await_only(self._begin(adapter, adapter.driver_connection, statements))
 
     async def _begin(self, adapter: Any, raw: Any, statements: str) -> None:
         # As SQLAlchemy's adapter begins it: no other task may execute anything meanwhile.
@@ -212,7 +212,7 @@ class AsyncpgDriver:
     def show(self, connection: PoolProxiedConnection, name: str) -> str:
         """Return a setting."""
         adapter: Any = connection.dbapi_connection
-        return await_only(self._show(adapter, connection.driver_connection, name))
+        return await_only(self._show(adapter, adapter.driver_connection, name))
 
     async def _show(self, adapter: Any, raw: Any, name: str) -> str:
         async with adapter._execute_mutex:
@@ -237,9 +237,8 @@ class AsyncpgDriver:
         transaction = self.begun_transaction(connection)
         if transaction is None:
             return None  # no statement has run, so no COMMIT is sent
-        raw: Any = connection.driver_connection
-        attempt = _Attempt(self, raw, transaction)
         adapter: Any = connection.dbapi_connection
+        attempt = _Attempt(self, adapter.driver_connection, transaction)
         adapter._transaction = attempt
         return attempt
 

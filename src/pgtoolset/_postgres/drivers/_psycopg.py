@@ -125,7 +125,7 @@ class PsycopgDriver:
         The pool calls it after a COMMIT. psycopg may suspend all the same, and a cancellation would
         hide there that the transaction is stored.
         """
-        raw: Any = connection.driver_connection
+        raw: Any = _raw_of(connection)
         if raw is None or raw.pgconn.transaction_status != _IDLE or _has_pipeline(raw):
             dialect_rollback(connection)
         else:
@@ -172,20 +172,20 @@ class PsycopgDriver:
 
     def is_read_only(self, connection: PoolProxiedConnection) -> bool:
         """Whether an option of the connection has its transactions begin as READ ONLY."""
-        return bool(getattr(connection.driver_connection, "read_only", None))
+        return bool(getattr(_raw_of(connection), "read_only", None))
 
     def is_running(self, connection: PoolProxiedConnection) -> bool:
         """Whether a task executes a statement on the connection at this moment."""
-        raw: Any = connection.driver_connection
+        raw: Any = _raw_of(connection)
         return raw is not None and _is_busy(raw)
 
     def is_committing(self, connection: PoolProxiedConnection) -> bool:
         """Whether a COMMIT that is observed was sent and has not ended."""
-        return isinstance(connection.driver_connection, CommitAttempt)
+        return isinstance(_raw_of(connection), CommitAttempt)
 
     def isolation_level(self, connection: PoolProxiedConnection) -> str | None:
         """Return the isolation level of the transactions, or AUTOCOMMIT; `None` by default."""
-        raw: Any = connection.driver_connection
+        raw: Any = _raw_of(connection)
         if raw.autocommit:
             return "AUTOCOMMIT"
         level = raw.isolation_level
@@ -193,18 +193,18 @@ class PsycopgDriver:
 
     def begun_transaction(self, connection: PoolProxiedConnection) -> Any | None:
         """Return the state of the open transaction; `None` before the first statement."""
-        raw: Any = connection.driver_connection
+        raw: Any = _raw_of(connection)
         return raw.pgconn.transaction_status if self.is_in_transaction(raw) else None
 
     def begin(self, connection: PoolProxiedConnection, statements: str) -> None:
         """Begin the transaction with statements; psycopg sends its BEGIN by itself before."""
-        raw: Any = connection.driver_connection
+        raw: Any = _raw_of(connection)
         if statements:
             await_only(raw.execute(statements, prepare=False))
 
     def show(self, connection: PoolProxiedConnection, name: str) -> str:
         """Return a setting."""
-        return await_only(self._show(connection.driver_connection, name))
+        return await_only(self._show(_raw_of(connection), name))
 
     async def _show(self, raw: Any, name: str) -> str:
         # The factory of the connection may make rows of any kind.
@@ -214,7 +214,7 @@ class PsycopgDriver:
 
     def check_verifiable(self, connection: PoolProxiedConnection) -> None:
         """Raise where psycopg, or a wrapper of its connection, lacks what sends a COMMIT."""
-        raw: Any = connection.driver_connection
+        raw: Any = _raw_of(connection)
         for name in _NEEDED:
             if not hasattr(raw, name):
                 raise unsupported(
@@ -230,7 +230,7 @@ class PsycopgDriver:
         SQLAlchemy's adapter keeps psycopg's connection in an attribute and calls `commit()` on it;
         the returned object takes its place for that call.
         """
-        raw: Any = connection.driver_connection
+        raw: Any = _raw_of(connection)
         if raw.pgconn.transaction_status == _IDLE and not _has_pipeline(raw):
             return None  # no statement has run, so no COMMIT is sent
         adapter: Any = connection.dbapi_connection
@@ -333,6 +333,12 @@ class _Attempt(CommitAttempt):
                 return
             self._is_sent = True
             ready = yield waiting
+
+
+def _raw_of(connection: PoolProxiedConnection) -> Any:
+    """Return psycopg's connection, also of one that has left its pool; `None` where it is gone."""
+    adapter: Any = connection.dbapi_connection
+    return None if adapter is None else adapter.driver_connection
 
 
 def _is_busy(raw: Any) -> bool:
