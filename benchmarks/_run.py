@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -227,7 +227,7 @@ async def environment(url: str, packages: Sequence[str]) -> Result:
     for package in dict.fromkeys(("sqlalchemy", "asyncpg", *packages)):
         versions[package] = version_of(package)
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "load": f"{os.getloadavg()[0]:.1f}",
         "versions": versions,

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from benchmarks._declared import Benchmark, Experiment, Measure, at_least, at_most
+from benchmarks._declared import Benchmark, Experiment, Measure, at_most
 from benchmarks._harness import Figures, Turn, clocked
 from benchmarks._run import alone
 from pgtoolset import ReadReplicas, get_transaction

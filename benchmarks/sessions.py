@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from benchmarks._app import table_of
 from benchmarks._client import Client
 from benchmarks._declared import Benchmark, Experiment, Measure, at_least, at_most, with_cpu
-from benchmarks._harness import Figures, Turn, engines, tables
+from benchmarks._harness import Figures, Turn, engines
 from benchmarks._peers import LABELS, folder_of
 from benchmarks._run import alone
 

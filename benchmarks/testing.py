@@ -19,8 +19,18 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import asyncpg
-from sqlalchemy import Column, DateTime, ForeignKey, Integer, MetaData, Table, Text, func
-from sqlalchemy import make_url, text
+from sqlalchemy import (
+    Column,
+    DateTime,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    make_url,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks._declared import Benchmark, Curve, Experiment, Measure, at, at_least, at_most
