@@ -232,6 +232,7 @@ EXPERIMENT = Experiment(
     least=1,
     warm_up=0,
     quick=False,
-    note=f"{CHANGES} rows change within {BUSY:g} seconds, on a pool of {POOL} connections, while other code takes "
-    f"one of them every {PROBE * 1000:.0f} milliseconds. A change that is missed counts as {BUSY + REST:g} seconds.",
+    note=f"{CHANGES} rows change within {BUSY:g} seconds, on a pool of {POOL} connections, while "
+    f"other code takes one of them every {PROBE * 1000:.0f} milliseconds. A change that is missed "
+    f"counts as {BUSY + REST:g} seconds.",
 )

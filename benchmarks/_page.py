@@ -13,21 +13,23 @@ from benchmarks._text import number, spread, verdict
 HEAD = """\
 # Benchmarks
 
-Read this page to see what pgtoolset costs, beside code by hand, {peers}.
+Read this page to see what pgtoolset costs beside code by hand, {peers}.
 
-`make bench` measures all of it again on your machine, and compares it with this page. It fails where a target that was
-met is missed by more than its spread. `make bench QUICK=1` takes a few minutes, with fewer rounds and without the
-largest sizes; `make bench UPDATE=1` writes this page. [benchmarks/README.md](../benchmarks/README.md) has the method,
-and says how to add a measure.
+`make bench` measures all of it again on your machine, and compares it with this page. It fails
+where a target that was met is missed by more than its spread. `make bench QUICK=1` takes a few
+minutes, with fewer rounds and without the largest sizes; `make bench UPDATE=1` writes this page.
+[benchmarks/README.md](../benchmarks/README.md) says how a measure is added.
 
 ## How to read it
 
-All contestants of an experiment run once in every round, in an order drawn again for each round. Only figures of one
-round are divided by one another: a machine that becomes slower for a while becomes slower for all. A table shows the
-median, the quartiles in brackets, and n, the number of rounds. A ratio is the first column divided by the second. A
-*control* divides a contestant by itself: the distance of its median from 1 is the error of this machine.
+All contestants of an experiment run once in every round, in an order drawn again for each round.
+Only figures of one round are divided by one another: a machine that becomes slower for a while
+becomes slower for all. A table shows the median, the quartiles in brackets, and n, the number of
+rounds. A ratio is the first column divided by the second. A *control* divides a contestant by
+itself: the distance of its median from 1 is the error of this machine.
 
-CPU time is that of the client and of its PostgreSQL processes together, where a row does not say otherwise.
+CPU time is that of the client and of its PostgreSQL processes together, where a row does not say
+otherwise. The pictures draw medians, with a band between the quartiles; both axes are logarithmic.
 """
 
 
@@ -76,8 +78,8 @@ def surroundings(benchmarks: Mapping[str, Benchmark], results: Results) -> str:
     """Return what the figures depend on: the machine, the versions and the dates."""
     lines = ["## Machine and versions", ""]
     environments = {name: results[name]["environment"] for name in benchmarks if name in results}
-    for machine in dict.fromkeys(each["machine"] for each in environments.values()):
-        lines.append(f"- {machine}")
+    machines = dict.fromkeys(each["machine"] for each in environments.values())
+    lines += [f"- {machine}" for machine in machines]
     versions: dict[str, set[str]] = {}
     for each in environments.values():
         for package, version in each["versions"].items():
@@ -89,8 +91,8 @@ def surroundings(benchmarks: Mapping[str, Benchmark], results: Results) -> str:
     for name, each in environments.items():
         quick = " (quick)" if each.get("quick") else ""
         lines.append(
-            f"| {benchmarks[name].title} | {each['date']}{quick} | {each['load']} | {each['seconds']} "
-            f"| {each['pgtoolset']} |"
+            f"| {benchmarks[name].title} | {each['date']}{quick} | {each['load']} "
+            f"| {each['seconds']} | {each['pgtoolset']} |"
         )
     return "\n".join([*lines, ""])
 

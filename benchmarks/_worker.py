@@ -1,9 +1,9 @@
 """A contestant in a process of its own, where another version of a package can be imported.
 
-The process runs `python -m benchmarks._worker MODULE:FUNCTION URL`. The function is an async context
-manager that takes the URL and yields turns by name; a turn takes numbers. For each line of JSON
-`[name, *numbers]` on its standard input, the process runs that turn and answers with its figures, or
-with its error, on one line. It ends with its standard input.
+The process runs `python -m benchmarks._worker MODULE:FUNCTION URL`. The function is an async
+context manager that takes the URL and yields turns by name; a turn takes numbers. For each line of
+JSON `[name, *numbers]` on its standard input, the process runs that turn and answers with its
+figures, or with its error, on one line. It ends with its standard input.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ BENCHMARK = Benchmark(
     about="Connections that are given back while a request waits for something else, and COPY.",
     experiments=(
         Experiment(
-            f"{REQUESTS} requests, a pool of {POOL}, {OUTSIDE * 1000:.0f} ms outside of the database",
+            f"{REQUESTS} requests with {OUTSIDE * 1000:.0f} ms outside, on a pool of {POOL}",
             waits,
             (
                 Measure(

@@ -65,7 +65,7 @@ OF = "of SQLAlchemy's import"
 
 BENCHMARK = Benchmark(
     title="Import",
-    about="CPU time of `import pgtoolset`, after SQLAlchemy and its PostgreSQL dialect, and beside it.",
+    about="CPU time of `import pgtoolset` beside that of SQLAlchemy and its PostgreSQL dialect.",
     experiments=(
         Experiment(
             "Fresh interpreters",

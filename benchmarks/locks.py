@@ -3,8 +3,8 @@ benchmarks.locks`.
 
 Each contestant works in a transaction that is open already, on a warm connection, and rolls back to
 a savepoint after each turn, where the lock would otherwise be held already. So all are timed inside
-a savepoint, which `lock_tables` and `advisory_lock` make anyway. `lock_rows` is timed with the loading
-of its rows, in a transaction of its own.
+a savepoint, which `lock_tables` and `advisory_lock` make anyway. `lock_rows` is timed with the
+loading of its rows, in a transaction of its own.
 """
 
 from __future__ import annotations

@@ -56,11 +56,10 @@ async def two_nodes() -> AsyncIterator[tuple[Maker, Maker]]:
     from tests.nodes import Nodes
 
     nodes = Nodes(18)
-    engines = []
+    urls = [server.url() for server in (nodes.primary, nodes.standby)]
+    engines = [create_async_engine(url, pool_size=CLIENTS) for url in urls]
     try:
         await nodes.start()
-        for server in (nodes.primary, nodes.standby):
-            engines.append(create_async_engine(server.url(), pool_size=CLIENTS))
         primary, standby = (async_sessionmaker(each, expire_on_commit=False) for each in engines)
         async with primary() as session:
             insert = "INSERT INTO item SELECT n, '' FROM generate_series(0, 99) AS n"

@@ -1,4 +1,4 @@
-"""All benchmarks as one page with tables and pictures: `make bench`, or `python -m benchmarks.report`.
+"""All benchmarks as one page with tables and pictures: `make bench`, `python -m benchmarks.report`.
 
 A run is compared with the results that are committed. The exit code is 1 where a target that was
 met is missed by more than its spread, and 2 for a bad command.
@@ -15,10 +15,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import _page, _plots, _results
+import asyncpg
+
+from benchmarks import _page, _plots, _readme, _results
 from benchmarks._declared import Benchmark, Experiment
+from benchmarks._harness import described
 from benchmarks._judge import regressions
 from benchmarks._run import FULL, QUICK, Lines, Watcher, load, run_benchmark
+from pgtoolset.errors import PgToolsetError
 
 #: The modules, in the order of the page. Each declares a `BENCHMARK`.
 MODULES = (
@@ -95,7 +99,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a module; all without one")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, no large sizes")
     parser.add_argument(
-        "--update", action="store_true", help="rewrite the committed results, page and pictures"
+        "--update",
+        action="store_true",
+        help="rewrite results, page, pictures, and the README's figures",
     )
     parser.add_argument(
         "--render", action="store_true", help="write page and pictures again; measure nothing"
@@ -123,7 +129,7 @@ def watcher_for(benchmarks: dict[str, Benchmark], names: list[str], quick: bool)
 
 
 def measure(benchmarks: dict[str, Benchmark], names: list[str], *, quick: bool) -> _results.Results:
-    """Run modules one after the other. One that cannot run has all its measures failed."""
+    """Run modules one after the other, and keep the results of each as it ends."""
     watcher = watcher_for(benchmarks, names, quick)
     results: _results.Results = {}
 
@@ -155,6 +161,12 @@ def write(
     page.write_text(_page.render(benchmarks, results), encoding="utf-8")
 
 
+def commit(results: _results.Results, benchmarks: dict[str, Benchmark]) -> None:
+    """Write what is committed beside the results: page, pictures, and figures of the README."""
+    write(results, benchmarks, _results.PAGE, _results.PICTURES)
+    _readme.write(benchmarks, results, _readme.README)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
@@ -165,10 +177,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     benchmarks = {name: load(name) for name in MODULES}
     if options.render:
-        write(before, benchmarks, _results.PAGE, _results.PICTURES)
+        commit(before, benchmarks)
         print(f"wrote {_results.PAGE}")
         return 0
-    results = measure(benchmarks, options.names, quick=options.quick)
+    try:
+        results = measure(benchmarks, options.names, quick=options.quick)
+    except (PgToolsetError, asyncpg.PostgresError, OSError) as error:
+        print(f"no PostgreSQL to measure on: {described(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the modules that are done stand in {DRAFT}", file=sys.stderr)
+        return 130
     lost = [
         f"{name} {reason}"
         for module in options.names
@@ -181,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.update:
         committed = {name: (before | results)[name] for name in MODULES if name in before | results}
         _results.save(_results.COMMITTED, committed)
-        write(committed, benchmarks, _results.PAGE, _results.PICTURES)
+        commit(committed, benchmarks)
         print(f"\nwrote {_results.COMMITTED} and {_results.PAGE}")
     else:
         write(results, benchmarks, DRAFT / "benchmarks.md", DRAFT / "images" / "bench")

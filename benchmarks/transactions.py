@@ -43,8 +43,8 @@ notes = Table(
 
 SELECT, INSERT = text("SELECT 1"), insert(notes).values(note="measured")
 
-#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints again in each transaction, so
-#: that few of them leave room for their statements in the adapter's cache of prepared ones: the
+#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints again in each transaction,
+#: so that few of them leave room for their statements in the adapter's cache of prepared ones: the
 #: base is as fast as it gets.
 BLOCKS = 20
 
