@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import platform
 import random
 import statistics
 import time
@@ -25,8 +26,9 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from sqlalchemy import MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -235,3 +237,31 @@ async def engines(url: str, number: int, **options: Any) -> AsyncIterator[list[A
     finally:
         for engine in made:
             await engine.dispose()
+
+
+# A module that declares no measures yet prints them with these, and is not in the report.
+
+
+def headline(title: str) -> None:
+    """Print a title, underlined."""
+    print(f"\n{title}\n{'-' * len(title)}", flush=True)
+
+
+def tell(
+    what: str, figure: Spread, target: tuple[Literal["at most", "at least"], float] | None = None
+) -> None:
+    """Print what was measured, the median, the quartiles, and whether the median is good enough."""
+    verdict = ""
+    if target is not None:
+        bound, limit = target
+        met = figure.median <= limit if bound == "at most" else figure.median >= limit
+        verdict = f"   target {bound} {limit}: {'met' if met else 'NOT MET'}"
+    quartiles = f"({figure.low:.3f} to {figure.high:.3f})"
+    print(f"{what:<62} {figure.median:7.3f}  {quartiles}{verdict}", flush=True)
+
+
+def environment(*packages: str) -> None:
+    """Print what the figures depend on."""
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    load = f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+    print(f"Python {platform.python_version()}, {versions}; {load}")
