@@ -30,7 +30,7 @@ Wait: TypeAlias = Callable[[int], Awaitable[Any]]
 
 #: Seconds before the first change, in which all have had a first look, in which rows change, and
 #: after the last change.
-SETTLE, BUSY, REST = 5.0, 4.0, 3.0
+SETTLE, BUSY, REST = 4.0, 4.0, 3.0
 
 COUNTS = (100, 1_000, 2_000)
 CHANGES = 80
@@ -227,7 +227,7 @@ EXPERIMENT = Experiment(
             "checkout", "Waiters at 0.5 s: a checkout by other code, p99", "ms", "checkout", 1000
         ),
     ),
-    seconds=140,
+    seconds=132,
     rounds=1,
     least=1,
     warm_up=0,

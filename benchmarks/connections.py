@@ -140,7 +140,7 @@ BENCHMARK = Benchmark(
                     target=at_least(5.0),
                 ),
             ),
-            seconds=12,
+            seconds=10,
             warm_up=1,
         ),
         Experiment(
@@ -164,7 +164,7 @@ BENCHMARK = Benchmark(
                     target=at_least(0.95),
                 ),
             ),
-            seconds=25,
+            seconds=15,
         ),
     ),
 )

@@ -96,7 +96,7 @@ BENCHMARK = Benchmark(
                     target=at_most(10),
                 ),
             ),
-            seconds=20,
+            seconds=12,
             rounds=60,
         ),
     ),

@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
                     target=at_most(4),
                 ),
             ),
-            seconds=35,
+            seconds=25,
             warm_up=1,
         ),
     ),

@@ -177,7 +177,7 @@ BENCHMARK = Benchmark(
                 ),
                 Measure("control", "control: by hand", "control", "itself", "by hand"),
             ),
-            seconds=20,
+            seconds=14,
         ),
         Experiment(
             f"{CLIENTS} clients that write and read what they have written",
@@ -200,7 +200,7 @@ BENCHMARK = Benchmark(
                     target=at_most(0),
                 ),
             ),
-            seconds=6,
+            seconds=4,
             warm_up=1,
         ),
     ),

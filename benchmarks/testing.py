@@ -245,7 +245,7 @@ BENCHMARK = Benchmark(
                     scale=1000,
                 ),
             ),
-            seconds=25,
+            seconds=16,
         ),
         Experiment(
             "`cleanup_tables` with 1 to 100,000 rows in two of 200 tables",
@@ -262,7 +262,7 @@ BENCHMARK = Benchmark(
                     scale=1000,
                 ),
             ),
-            seconds=30,
+            seconds=20,
             rounds=20,
             warm_up=1,
             quick=False,
@@ -300,7 +300,7 @@ BENCHMARK = Benchmark(
                     for name in TOOLSETS
                 ),
             ),
-            seconds=25,
+            seconds=18,
             warm_up=1,
         ),
     ),

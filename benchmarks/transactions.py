@@ -176,7 +176,7 @@ BENCHMARK = Benchmark(
                     )
                 ),
             ),
-            seconds=60,
+            seconds=40,
             rounds=500,
             warm_up=5,
         ),

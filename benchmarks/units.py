@@ -146,7 +146,7 @@ BENCHMARK = Benchmark(
                     Measure("control", f"control: {CONTEXT}", "plain again", "itself", "plain")
                 ),
             ),
-            seconds=40,
+            seconds=25,
         ),
     ),
 )

@@ -293,7 +293,7 @@ BENCHMARK = Benchmark(
                     target=at_most(20),
                 ),
             ),
-            seconds=25,
+            seconds=18,
             warm_up=1,
         ),
         Experiment(
@@ -335,7 +335,7 @@ BENCHMARK = Benchmark(
                     "detection-p50", "the same, p50", "watcher", of="p50", unit="ms", scale=1000
                 ),
             ),
-            seconds=12,
+            seconds=10,
             least=2,
             warm_up=0,
         ),
@@ -352,7 +352,7 @@ BENCHMARK = Benchmark(
                     target=at_most(3),
                 ),
             ),
-            seconds=8,
+            seconds=6,
             warm_up=5,
         ),
         Experiment(
@@ -370,7 +370,7 @@ BENCHMARK = Benchmark(
                 )
                 for count, flush in WRITERS
             ),
-            seconds=15,
+            seconds=10,
             warm_up=1,
             quick=False,
         ),
