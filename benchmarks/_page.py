@@ -40,7 +40,7 @@ def render(benchmarks: Mapping[str, Benchmark], results: Results) -> str:
         benchmarks: the modules, in the order of the page.
         results: what was measured; a measure without a result is shown as such.
     """
-    parts = [HEAD.format(peers=f"{', '.join(LABELS.values())} and the raw drivers")]
+    parts = [HEAD.format(peers=f"{', '.join(LABELS.values())} and raw drivers")]
     parts += [targets(benchmarks, results), surroundings(benchmarks, results)]
     for name, benchmark in benchmarks.items():
         parts.append(section(name, benchmark, results.get(name, {})))
@@ -70,7 +70,7 @@ def targets(benchmarks: Mapping[str, Benchmark], results: Results) -> str:
         for measure in benchmark.measures
         if measure.target
     }
-    lines += ["", f"The limits: {'; '.join(sorted(sources, key=len, reverse=True))}.", ""]
+    lines += ["", f"Where the limits come from: {'; '.join(sorted(sources, key=len))}.", ""]
     return "\n".join(lines)
 
 
@@ -89,11 +89,13 @@ def surroundings(benchmarks: Mapping[str, Benchmark], results: Results) -> str:
     )
     lines += ["", "| part | date | load | seconds | pgtoolset |", "|---|---|---|---|---|"]
     for name, each in environments.items():
-        quick = " (quick)" if each.get("quick") else ""
+        quick = ", *quick*" if each.get("quick") else ""
         lines.append(
             f"| {benchmarks[name].title} | {each['date']}{quick} | {each['load']} "
             f"| {each['seconds']} | {each['pgtoolset']} |"
         )
+    if any(each.get("quick") for each in environments.values()):
+        lines += ["", "A part that is marked *quick* has few rounds: its figures are provisional."]
     return "\n".join([*lines, ""])
 
 
