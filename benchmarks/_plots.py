@@ -56,24 +56,30 @@ def draw(curve: Curve, points: dict[str, Any], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{curve.name}.{kind}" for kind in ("svg", "png")]
     with matplotlib.rc_context(SETTINGS):
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
         for (contestant, label), style in zip(curve.series.items(), STYLES, strict=False):
             plot(axes, label, points.get(contestant, []), style)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(ticker.FixedLocator(curve.sizes))
+        low, high = axes.get_ylim()
+        if high / low < 100:
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            axis.set_minor_formatter(ticker.NullFormatter())
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.set_xlabel(curve.x)
         axes.set_ylabel(curve.y)
         axes.set_title(curve.title, loc="left")
         axes.grid(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=9)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
         figure.savefig(paths[1], dpi=150, metadata={"Software": None})
         pyplot.close(figure)
