@@ -79,7 +79,8 @@ def draw(curve: Curve, points: dict[str, Any], folder: Path) -> list[Path]:
         axes.set_title(curve.title, loc="left")
         axes.grid(True)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        if axes.lines:
+            figure.legend(loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
         figure.savefig(paths[1], dpi=150, metadata={"Software": None})
         pyplot.close(figure)
