@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_MINIMUM ?= .venv-minimum
 VENV_RELEASE ?= .venv-release
+VENV_BENCH ?= .venv-bench
 VENV_COMPARISON = build/comparison
 DRIVER ?= asyncpg
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
@@ -24,7 +25,7 @@ VERSIONS_OF_WHEEL = $(if $(filter newest,$(VERSIONS)),,$(OLDEST))
 
 PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-.PHONY: demo cluster test check lint types docs wheel test-wheel test-minimum format benchmarks clean
+.PHONY: demo cluster test check lint types docs wheel test-wheel test-minimum format bench clean
 .PHONY: release-check check-dist comparison
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
@@ -100,28 +101,19 @@ format: $(VENV)/.ready
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-## benchmarks: ratios against SQLAlchemy by hand, and against fastapi-toolsets
-benchmarks: $(VENV)/.ready $(VENV_MINIMUM)/.ready
-	$(VENV)/bin/python -m benchmarks.imports
-	$(VENV)/bin/python -m benchmarks.m2m
-	$(VENV)/bin/python -m benchmarks.transactions
-	$(VENV)/bin/python -m benchmarks.sessions
-	$(VENV)/bin/python -m benchmarks.deadlines
-	$(VENV)/bin/python -m benchmarks.settings
-	$(VENV)/bin/python -m benchmarks.watch
-	$(VENV)/bin/python -m benchmarks.locks
-	$(VENV)/bin/python -m benchmarks.connections
-	$(VENV)/bin/python -m benchmarks.replicas
-	$(VENV_MINIMUM)/bin/python -m benchmarks.native
-	$(VENV)/bin/python -m benchmarks.plugin
-	$(VENV)/bin/python -m benchmarks.testing
+## bench: all benchmarks on the compiled wheel, compared with the committed results, as a page with tables and plots in
+## build/bench; fails where a target that was met is missed. QUICK=1 takes a few minutes, UPDATE=1 rewrites what is
+## committed, BENCH="m2m locks" chooses modules, RENDER=1 draws the committed results again
+bench: $(VENV_BENCH)/.ready
+	$(VENV_BENCH)/bin/python -m benchmarks.report $(BENCH) $(if $(QUICK),--quick) $(if $(UPDATE),--update) \
+		$(if $(RENDER),--render)
 
 ## comparison: the programs behind docs/comparison.md, on the libraries that it compares, in an environment of their own
 comparison: $(VENV_COMPARISON)/.ready
 	$(VENV_COMPARISON)/bin/python -m pytest tests/comparison --confcutdir=tests/comparison -W default $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV_MINIMUM) $(VENV_RELEASE) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_MINIMUM) $(VENV_RELEASE) $(VENV_BENCH) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Editable, and so without the compiled modules: they would hide an edit of their source.
 $(VENV)/.ready: pyproject.toml setup.py
@@ -140,6 +132,13 @@ $(VENV_MINIMUM)/.ready: dist/.built requirements-minimum.txt
 	$(PYTHON) -m venv $(VENV_MINIMUM)
 	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[dev]" $(VERSIONS_OF_WHEEL)
 	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+# What users install: the newest versions of other packages, and the compiled modules.
+$(VENV_BENCH)/.ready: dist/.built
+	$(PYTHON) -m venv $(VENV_BENCH)
+	$(VENV_BENCH)/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[dev,bench]"
+	$(VENV_BENCH)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	touch $@
 
 $(VENV_RELEASE)/.ready: requirements-release.txt

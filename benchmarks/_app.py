@@ -35,7 +35,7 @@ Work: TypeAlias = Callable[[AsyncSession], Awaitable[dict[str, int]]]
 def table_of(contestant: str) -> Table:
     """Each contestant writes into a table of its own, which autovacuum leaves in peace."""
     return Table(
-        f"pgtoolset_benchmark_{contestant}",
+        f"pgtoolset_benchmark_{contestant.replace(' ', '_')}",
         MetaData(),
         Column("id", Integer, Identity(), primary_key=True),
         Column("note", Text),
@@ -115,11 +115,23 @@ def fastapi_toolsets(app: FastAPI, engine: AsyncEngine, work: dict[str, Work]) -
         with_dependency(app, Depends(get_db), work)
 
 
+def advanced_alchemy(app: FastAPI, engine: AsyncEngine, work: dict[str, Work]) -> None:
+    """As the library's own documentation tells, with a commit after each request that succeeds."""
+    extension = importlib.import_module("advanced_alchemy.extensions.fastapi")
+    settings = extension.AsyncSessionConfig(expire_on_commit=False)
+    config = extension.SQLAlchemyAsyncConfig(
+        engine_instance=engine, session_config=settings, commit_mode="autocommit"
+    )
+    alchemy = extension.AdvancedAlchemy(config=config, app=app)
+    with_dependency(app, Depends(alchemy.provide_session()), work)
+
+
 CONTESTANTS: dict[str, Callable[[FastAPI, AsyncEngine, dict[str, Work]], None]] = {
     "by_hand": by_hand,
     "pgtoolset": pgtoolset,
     "bare_dependency": bare_dependency,
-    "fastapi_toolsets": fastapi_toolsets,
+    "toolsets": fastapi_toolsets,
+    "alchemy": advanced_alchemy,
 }
 
 

@@ -56,6 +56,8 @@ class _Connection(asyncio.Protocol):
         if not end or length is None or len(body) < int(length[1]) or self._answer is None:
             return
         self._received = b""
+        if self._answer.done():  # cancelled meanwhile
+            return
         if head[9:10] == b"2":
             self._answer.set_result(body)
         else:

@@ -3,52 +3,144 @@ other.
 
 Absolute times on a shared machine drift by tens of percent within a minute. A round here is short,
 each round runs every contestant once, and only figures of the same round are divided by one
-another; of those ratios the median and the quartiles are told.
+another; of those ratios the median and the quartiles are kept.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import platform
 import random
 import statistics
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from sqlalchemy import MetaData, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from pgtoolset.testing import EmbeddedServer
 
 R = TypeVar("R")
 
+#: What a contestant gives for one turn: figures by their names, mostly `wall` and `cpu`.
+Figures: TypeAlias = dict[str, float]
+
+#: One turn of a contestant.
+Turn: TypeAlias = Callable[[], Awaitable[Figures]]
+
+#: Seconds after which a turn has failed.
+TURN_LIMIT = 180.0
+
+
+@dataclass(slots=True)
+class Alternation:
+    """How often contestants take turns, and which of them have failed.
+
+    Attributes:
+        rounds: rounds that are measured, at most.
+        warm_up: rounds before them that are not.
+        seconds: no round begins so long after the warm-up, once `least` were measured.
+        least: rounds that are measured even where the time is over.
+        after_round: called with the number of rounds that are done.
+        failures: contestants that raised an error, and the errors. They take no further turn.
+    """
+
+    rounds: int
+    warm_up: int = 2
+    seconds: float = float("inf")
+    least: int = 3
+    after_round: Callable[[int], None] = lambda done: None
+    failures: dict[str, str] = field(default_factory=dict)
+
+    async def run(
+        self, contestants: Mapping[str, Callable[[], Awaitable[R]]]
+    ) -> dict[str, list[R]]:
+        """Run every contestant once per round and return the results, round by round.
+
+        The order is drawn again for each round, the same in every run: a drift, or a neighbour who
+        leaves the caches warm, then helps each as often as it harms it. (An order that is only
+        reversed has the two at its ends run twice in a row, which is worth some percent.) The
+        garbage of one contestant is collected before the next one starts, and collection stays on
+        while it runs. What has survived the warm-up is frozen, as in a server that has been up for
+        a while, so that collecting is quick.
+        """
+        order = random.Random(0)
+        results: dict[str, list[R]] = {name: [] for name in contestants}
+        end = float("inf")
+        gc.collect()
+        gc.freeze()
+        try:
+            for number in range(-self.warm_up, self.rounds):
+                if number == 0:
+                    gc.collect()
+                    gc.freeze()
+                    end = time.monotonic() + self.seconds
+                if number >= self.least and time.monotonic() > end:
+                    break
+                for name in order.sample(list(contestants), len(contestants)):
+                    if name not in self.failures:
+                        result = await self._turn(name, contestants[name])
+                        if number >= 0 and name not in self.failures:
+                            results[name].extend(result)
+                self.after_round(max(number + 1, 0))
+        finally:
+            gc.unfreeze()
+        return results
+
+    async def _turn(self, name: str, turn: Callable[[], Awaitable[R]]) -> list[R]:
+        gc.collect()
+        try:
+            async with asyncio.timeout(TURN_LIMIT):
+                return [await turn()]
+        except TimeoutError as error:
+            self.failures[name] = str(error) or f"no result within {TURN_LIMIT:.0f} s"
+        except Exception as error:
+            self.failures[name] = described(error)
+        return []
+
+
+class Described(Exception):
+    """An error whose message says all, without the name of its class."""
+
+
+def described(error: BaseException) -> str:
+    """Return an error as one short line."""
+    if isinstance(error, Described):
+        return str(error)
+    cause = error
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    cause = getattr(cause, "orig", None) or cause
+    inner = cause.__cause__ if type(cause).__module__.startswith("sqlalchemy") else None
+    lines = str(inner or cause).strip().splitlines() or [""]
+    # An adapter of SQLAlchemy puts the class of the driver's error before its message.
+    line = lines[0].rpartition("'>: ")[2]
+    return f"{type(inner or cause).__name__}: {line}"[:160].removesuffix(": ")
+
 
 async def alternate(
     contestants: Mapping[str, Callable[[], Awaitable[R]]], *, rounds: int, warm_up: int = 2
 ) -> dict[str, list[R]]:
-    """Run every contestant once per round and return what each gave, round by round, without the
-    warm-up.
-
-    The order is drawn anew for each round, the same in every run: a drift, or a neighbour who
-    leaves the caches warm, then helps each as often as it harms it. (An order that is only reversed
-    has whoever stands at its ends run twice in a row, which is worth some percent.) The garbage of
-    one contestant is collected before the next one starts, and collection stays on while it runs.
-    What has survived the warm-up is frozen, as in a server that has been up for a while, so that
-    collecting is quick.
-    """
-    names = list(contestants)
-    order = random.Random(0)
-    results: dict[str, list[R]] = {name: [] for name in names}
-    for number in range(warm_up + rounds):
-        if number == warm_up:
-            gc.collect()
-            gc.freeze()
-        for name in order.sample(names, len(names)):
-            gc.collect()
-            result = await contestants[name]()
-            if number >= warm_up:
-                results[name].append(result)
-    gc.unfreeze()
+    """Run contestants in alternation; an error of one of them ends it."""
+    alternation = Alternation(rounds, warm_up)
+    results = await alternation.run(contestants)
+    if alternation.failures:
+        raise RuntimeError(f"contestants have failed: {alternation.failures}")
     return results
 
 
@@ -62,6 +154,9 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Iterable[float]) -> Spread:
+        figures = list(figures)
+        if len(figures) == 1:
+            return cls(*figures * 3)
         return cls(*statistics.quantiles(figures, n=4, method="inclusive"))
 
     @classmethod
@@ -69,21 +164,38 @@ class Spread:
         """The ratios of figures that were measured in the same round."""
         return cls.of(one / other for one, other in zip(ours, theirs, strict=True))
 
-    def __str__(self) -> str:
-        return f"{self.median:7.3f}  ({self.low:.3f} to {self.high:.3f})"
+
+def nanoseconds_of(pid: int) -> int:
+    """Return the CPU time of a process; 0 where it runs elsewhere, or has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    except OSError:
+        return 0
 
 
-def tell(
-    what: str, figure: Spread, target: tuple[Literal["at most", "at least"], float] | None = None
-) -> None:
-    """Print one line: what was measured, the median, the quartiles, and whether the median meets
-    the target."""
-    verdict = ""
-    if target is not None:
-        bound, limit = target
-        met = figure.median <= limit if bound == "at most" else figure.median >= limit
-        verdict = f"   target {bound} {limit}: {'met' if met else 'NOT MET'}"
-    print(f"{what:<62} {figure}{verdict}", flush=True)
+@contextmanager
+def clocked(calls: int = 1, *backends: int) -> Iterator[Figures]:
+    """Measure a block: the seconds of one call, as wall time and as CPU time.
+
+    Args:
+        calls: calls that the block makes.
+        backends: processes of PostgreSQL whose CPU time counts beside that of this process.
+            `Figures` has that of this process alone as `client`.
+    """
+    figures: Figures = {}
+    theirs = sum(map(nanoseconds_of, backends))
+    client, wall = time.process_time_ns(), time.perf_counter_ns()
+    yield figures
+    wall, client = time.perf_counter_ns() - wall, time.process_time_ns() - client
+    theirs = sum(map(nanoseconds_of, backends)) - theirs
+    figures["wall"] = wall / 1e9 / calls
+    figures["client"] = client / 1e9 / calls
+    figures["cpu"] = (client + theirs) / 1e9 / calls
+
+
+async def backend_of(connection: Any) -> int:
+    """Return the process of PostgreSQL that serves a session or a connection."""
+    return int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
 
 
 @contextmanager
@@ -98,16 +210,58 @@ def database_url(**settings: str) -> Iterator[str]:
             yield server.url(driver=f"postgresql+{os.environ.get('DRIVER') or 'asyncpg'}")
 
 
+def plain(url: str) -> str:
+    """Return a URL of SQLAlchemy as drivers take it."""
+    return "postgresql://" + url.partition("://")[2]
+
+
+@asynccontextmanager
+async def tables(engine: AsyncEngine, metadata: MetaData) -> AsyncIterator[None]:
+    """Create tables, which an earlier run may have left, and drop them."""
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+    try:
+        yield
+    finally:
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.drop_all)
+
+
+@asynccontextmanager
+async def engines(url: str, number: int, **options: Any) -> AsyncIterator[list[AsyncEngine]]:
+    """Yield engines and dispose of them."""
+    made = [create_async_engine(url, **options) for _ in range(number)]
+    try:
+        yield made
+    finally:
+        for engine in made:
+            await engine.dispose()
+
+
+# A module that declares no measures yet prints them with these, and is not in the report.
+
+
 def headline(title: str) -> None:
+    """Print a title, underlined."""
     print(f"\n{title}\n{'-' * len(title)}", flush=True)
+
+
+def tell(
+    what: str, figure: Spread, target: tuple[Literal["at most", "at least"], float] | None = None
+) -> None:
+    """Print what was measured, the median, the quartiles, and whether the median is good enough."""
+    verdict = ""
+    if target is not None:
+        bound, limit = target
+        met = figure.median <= limit if bound == "at most" else figure.median >= limit
+        verdict = f"   target {bound} {limit}: {'met' if met else 'NOT MET'}"
+    quartiles = f"({figure.low:.3f} to {figure.high:.3f})"
+    print(f"{what:<62} {figure.median:7.3f}  {quartiles}{verdict}", flush=True)
 
 
 def environment(*packages: str) -> None:
     """Print what the figures depend on."""
-    from importlib.metadata import version
-
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(
-        f"Python {sys.version.split()[0]}, {versions}; {os.cpu_count()} CPUs, load "
-        f"{os.getloadavg()[0]:.1f}"
-    )
+    load = f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+    print(f"Python {platform.python_version()}, {versions}; {load}")

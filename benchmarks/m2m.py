@@ -1,40 +1,36 @@
-"""Many-to-many writes against plain SQLAlchemy, raw asyncpg and fastapi-toolsets. Run as `python -m
+"""Many-to-many writes beside plain SQLAlchemy, raw asyncpg and fastapi-toolsets. Run as `python -m
 benchmarks.m2m`.
 
 Measured is the time of one call on a warm connection inside an open transaction, which is then
-rolled back:
-
-- add of 1 row, against `session.execute(insert(table), {...})`;
-- add of 10,000 and set of 10,000 with 1 % changed, related rows given as instances and as keys,
-against the very same
-  statement sent through raw asyncpg with the keys at hand, and against fastapi-toolsets;
-- the cost per row from 1,000 to 100,000.
-
-A set is two statements, the lock of the owner and the difference; raw asyncpg sends the difference
-alone.
+rolled back. Raw asyncpg sends the very statement that pgtoolset sends, with the keys at hand. A set
+is two statements, the lock of the owner and the difference; raw asyncpg sends the difference alone.
+fastapi-toolsets puts four parameters for each pair into one statement, of which PostgreSQL's
+protocol allows 32,767.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import importlib
-import sys
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
 
 import asyncpg
 from sqlalchemy import Column, ForeignKey, Table, event, insert, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from benchmarks import _peers
-from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
+from benchmarks._declared import Benchmark, Curve, Experiment, Measure, at, at_least, at_most
+from benchmarks._harness import Figures, Turn, backend_of, clocked, engines, plain, tables
+from benchmarks._peers import LABELS, TOOLSETS
+from benchmarks._run import alone
+from benchmarks._worker import workers
 from pgtoolset import m2m_add, m2m_set
 
 MOST = 100_000
 MANY = 10_000
+SIZES = (1, 10, 100, 1_000, MANY, MOST)
 #: Calls between two looks at the clock where one takes less than a millisecond.
 CALLS = 50
 
@@ -65,65 +61,52 @@ class Tag(Base):
 
 
 class Bench:
-    """A post, many tags, and what is done to them."""
+    """A post, many tags, and what is done to them over one session."""
 
-    def __init__(
-        self, engine: AsyncEngine, session: AsyncSession, raw: asyncpg.Connection, peer: Any
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, session: AsyncSession) -> None:
         self.engine = engine
         self.session = session
-        self.raw = raw
-        self.peer = peer
-        self.tags = [Tag(id=number) for number in range(1, MOST + 1)]
-        self.post = Post(id=1)
-        for instance in (self.post, *self.tags):
-            # Instances of which the key is known and nothing else is: loading them is not what is
-            # measured.
-            state: Any = instance._sa_instance_state
-            state.key = state.mapper.identity_key_from_instance(instance)
-
-    async def fill(self, size: int) -> None:
-        async with self.engine.begin() as connection:
-            await connection.execute(text(f"TRUNCATE {link.name}"))
-            if size:
-                await connection.execute(
-                    text(
-                        f"INSERT INTO {link.name} SELECT 1, number FROM generate_series(1, "
-                        f"{size}) number"
-                    )
-                )
+        self.backend = 0
+        self.tags: list[Tag] = []
+        self.post = known(Post(id=1))
 
     async def timed(
         self, call: Callable[[], Awaitable[object]], *, filled: int = 0, calls: int = 1
-    ) -> float:
-        await self.fill(filled)
-        await self.session.execute(text("SELECT 1"))
-        seconds = 0.0
-        for _ in range(calls):
-            start = time.perf_counter()
-            await call()
-            seconds += time.perf_counter() - start
-            if calls > 1:
-                await self.session.execute(text(f"DELETE FROM {link.name}"))
-        await self.session.rollback()
-        return seconds / calls
+    ) -> Figures:
+        """The time of a call, in a transaction that is rolled back."""
+        await fill(self.engine, filled)
+        try:
+            self.backend = self.backend or await backend_of(self.session)
+            await self.session.execute(text("SELECT 1"))
+            times: list[Figures] = []
+            for _ in range(calls):
+                with clocked(1, self.backend) as figures:
+                    await call()
+                times.append(figures)
+                if calls > 1:
+                    await self.session.execute(text(f"DELETE FROM {link.name}"))
+        finally:
+            await self.session.rollback()
+        return {key: sum(each[key] for each in times) / calls for key in times[0]}
 
-    async def timed_raw(self, sql: str, parameters: tuple[Any, ...], *, filled: int = 0) -> float:
-        await self.fill(filled)
-        transaction = self.raw.transaction()
+    async def timed_raw(
+        self, raw: asyncpg.Connection, sql: str, parameters: tuple[Any, ...], *, filled: int = 0
+    ) -> Figures:
+        """The time of a statement through asyncpg alone."""
+        await fill(self.engine, filled)
+        transaction = raw.transaction()
         await transaction.start()
-        await self.raw.fetchval("SELECT 1")
-        start = time.perf_counter()
-        await self.raw.fetch(sql, *parameters)
-        seconds = time.perf_counter() - start
+        await raw.fetchval("SELECT 1")
+        with clocked(1, raw.get_server_pid()) as figures:
+            await raw.fetch(sql, *parameters)
         await transaction.rollback()
-        return seconds
+        return figures
 
     async def statement_of(
         self, call: Callable[[], Awaitable[object]], filled: int
     ) -> tuple[str, tuple[Any, ...]]:
         """The last statement that `call` sends, and its parameters."""
-        await self.fill(filled)
+        await fill(self.engine, filled)
         seen: list[tuple[str, tuple[Any, ...]]] = []
 
         def before(_: Any, __: Any, sql: str, parameters: Any, *___: Any) -> None:
@@ -137,165 +120,258 @@ class Bench:
             await self.session.rollback()
         return seen[-1]
 
+    def related(self, size: int, *, replace: bool) -> list[Tag]:
+        """Tags to add, or to set where as many others are there and 1 % of them must go."""
+        first = size // 100 if replace else 0
+        start = len(self.tags) + 1
+        self.tags += [known(Tag(id=number)) for number in range(start, first + size + 1)]
+        return self.tags[first : first + size]
 
-def compare(
-    results: dict[str, list[float]], ours: str, theirs: str, what: str, bound: Any, limit: float
-) -> None:
-    one, other = results[ours], results[theirs]
-    spread = Spread.of_ratios(one, other) if bound == "at most" else Spread.of_ratios(other, one)
-    target: tuple[Literal["at most", "at least"], float] = (bound, limit)
-    tell(what, spread, target)
+    def turn(self, function: Any, size: int, *, replace: bool) -> Turn:
+        """A turn of a function that takes instances."""
 
-
-async def add_one(bench: Bench, rounds: int) -> None:
-    headline("add of 1 row / one plain insert")
-    tag, statement = bench.tags[0], insert(link)
-    results = await alternate(
-        {
-            "ours": lambda: bench.timed(
-                lambda: m2m_add(bench.session, bench.post, Post.tags, tag), calls=CALLS
-            ),
-            "core": lambda: bench.timed(
-                lambda: bench.session.execute(statement, {"post": 1, "tag": 1}), calls=CALLS
-            ),
-            "control": lambda: bench.timed(
-                lambda: bench.session.execute(statement, {"post": 1, "tag": 1}), calls=CALLS
-            ),
-        },
-        rounds=rounds * 2,
-    )
-    compare(results, "ours", "core", "m2m_add / insert", "at most", 1.3)
-    tell("insert / insert, control", Spread.of_ratios(results["control"], results["core"]))
-    print(f"    a plain insert takes {Spread.of(results['core']).median * 1e6:.0f} us")
-
-
-async def many(bench: Bench, rounds: int, *, replace: bool) -> None:
-    """10,000 rows, added, or set where 9,900 of them are there already and 100 others go."""
-    first = MANY // 100 + 1 if replace else 1
-    tags, keys, filled = (
-        bench.tags[first - 1 : first - 1 + MANY],
-        range(first, first + MANY),
-        MANY if replace else 0,
-    )
-    function: Any = m2m_set if replace else m2m_add
-    session, post = bench.session, bench.post
-
-    def by_key() -> Awaitable[object]:
-        return function(session, post, Post.tags, pks=keys)
-
-    headline(f"{'set of 10,000, 1 % changed' if replace else 'add of 10,000'}")
-    sql, parameters = await bench.statement_of(by_key, filled)
-    contestants: dict[str, Callable[[], Awaitable[float]]] = {
-        "by key": lambda: bench.timed(by_key, filled=filled),
-        "instances": lambda: bench.timed(
-            lambda: function(session, post, Post.tags, *tags), filled=filled
-        ),
-        "raw": lambda: bench.timed_raw(sql, parameters, filled=filled),
-        "control": lambda: bench.timed_raw(sql, parameters, filled=filled),
-    }
-    if bench.peer is not None:
-        theirs = bench.peer.m2m_set if replace else bench.peer.m2m_add
-        contestants["peer"] = lambda: bench.timed(
-            lambda: theirs(session, post, Post.tags, *tags), filled=filled
-        )
-    results = await alternate(contestants, rounds=rounds)
-    limit = 1.25 if replace else 1.10
-    for ours in ("by key", "instances"):
-        compare(
-            results, ours, "raw", f"{ours} / the same statement through asyncpg", "at most", limit
-        )
-    tell("asyncpg / asyncpg, control", Spread.of_ratios(results["control"], results["raw"]))
-    if bench.peer is not None:
-        compare(
-            results,
-            "instances",
-            "peer",
-            "times faster than fastapi-toolsets",
-            "at least",
-            30 if replace else 5,
-        )
-    print(
-        f"    the statement through asyncpg takes {Spread.of(results['raw']).median * 1e3:.1f} ms"
-    )
-
-
-async def sizes(bench: Bench, rounds: int) -> None:
-    headline("add of 1,000, 10,000 and 100,000")
-
-    def of_size(size: int) -> Callable[[], Awaitable[float]]:
-        tags = bench.tags[:size]
-
-        async def per_row() -> float:
-            return (
-                await bench.timed(lambda: m2m_add(bench.session, bench.post, Post.tags, *tags))
-                / size
+        async def run() -> Figures:
+            related = self.related(size, replace=replace)
+            return await self.timed(
+                lambda: function(self.session, self.post, Post.tags, *related),
+                filled=size if replace else 0,
             )
 
-        return per_row
-
-    results = await alternate(
-        {str(size): of_size(size) for size in (1_000, MANY, MOST)}, rounds=max(rounds // 4, 3)
-    )
-    for size in ("10000", "100000"):
-        tell(f"time per row at {size} / at 1,000", Spread.of_ratios(results[size], results["1000"]))
-    print(f"    a row takes {Spread.of(results['100000']).median * 1e6:.2f} us of 100,000")
-    if bench.peer is not None:
-        try:
-            await bench.peer.m2m_add(bench.session, bench.post, Post.tags, *bench.tags)
-        except Exception as error:
-            reason = str(error.__cause__ or error).splitlines()[0][:100]
-            print(f"    fastapi-toolsets at 100,000 fails: {type(error).__name__}: {reason}")
-        else:
-            print("    fastapi-toolsets at 100,000 works")
-        await bench.session.rollback()
+        return run
 
 
-def load_peer() -> Any:
-    folder = _peers.install(f"fastapi-toolsets=={_peers.FASTAPI_TOOLSETS[-1]}")
-    if folder is None:
-        return None
-    sys.path.append(str(folder))
+def known(instance: Any) -> Any:
+    """An instance of which the key is known and nothing else is: loading it is not measured."""
+    state = instance._sa_instance_state
+    state.key = state.mapper.identity_key_from_instance(instance)
+    return instance
+
+
+async def fill(engine: AsyncEngine, size: int) -> None:
+    """Have the post associated with that many tags."""
+    series = f"SELECT 1, number FROM generate_series(1, {size}) number"
+    async with engine.begin() as connection:
+        await connection.execute(text(f"TRUNCATE {link.name}"))
+        if size:
+            await connection.execute(text(f"INSERT INTO {link.name} {series}"))
+
+
+@asynccontextmanager
+async def bench(url: str) -> AsyncIterator[Bench]:
+    """A bench on tables that are there."""
+    async with (
+        engines(url, 1) as (engine,),
+        AsyncSession(engine, expire_on_commit=False) as session,
+    ):
+        yield Bench(engine, session)
+
+
+@asynccontextmanager
+async def filled_tables(url: str) -> AsyncIterator[None]:
+    """The tables, with one post and all tags."""
+    async with engines(url, 1) as (engine,), tables(engine, Base.metadata):
+        async with engine.begin() as connection:
+            await connection.execute(text(f"INSERT INTO {Post.__tablename__} VALUES (1)"))
+            series = f"SELECT generate_series(1, {MOST + MOST // 100 + 1})"
+            await connection.execute(text(f"INSERT INTO {Tag.__tablename__} {series}"))
+        async with engine.connect() as connection:
+            connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execute(text("ANALYZE"))
+        yield
+
+
+@asynccontextmanager
+async def peer(url: str) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figures]]]]:
+    """fastapi-toolsets, whose functions have the same arguments as ours."""
     try:
-        return importlib.import_module("fastapi_toolsets.db.m2m")
-    except ImportError as error:
-        print(f"fastapi-toolsets: left out, because it cannot be imported: {error}")
-        return None
+        m2m = importlib.import_module("fastapi_toolsets.db.m2m")
+    except ModuleNotFoundError:  # version 3
+        m2m = importlib.import_module("fastapi_toolsets.db")
+    async with bench(url) as own:
+
+        async def add(size: int) -> Figures:
+            return await own.turn(m2m.m2m_add, size, replace=False)()
+
+        async def replace(size: int) -> Figures:
+            return await own.turn(m2m.m2m_set, size, replace=True)()
+
+        yield {"add": add, "set": replace}
 
 
-async def run(rounds: int) -> None:
-    environment("sqlalchemy", "asyncpg")
-    peer = load_peer()
-    with database_url() as url:
-        engine = create_async_engine(url)
-        raw = await asyncpg.connect("postgresql://" + url.partition("://")[2])
-        try:
-            async with engine.begin() as connection:
-                await connection.run_sync(Base.metadata.drop_all)
-                await connection.run_sync(Base.metadata.create_all)
-                await connection.execute(text(f"INSERT INTO {Post.__tablename__} VALUES (1)"))
-                series = f"SELECT generate_series(1, {MOST})"
-                await connection.execute(text(f"INSERT INTO {Tag.__tablename__} {series}"))
-            async with engine.connect() as connection:
-                connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-                await connection.execute(text("ANALYZE"))
-            async with AsyncSession(engine, expire_on_commit=False) as session:
-                bench = Bench(engine, session, raw, peer)
-                await add_one(bench, rounds)
-                await many(bench, rounds, replace=False)
-                await many(bench, rounds, replace=True)
-                await sizes(bench, rounds)
-            async with engine.begin() as connection:
-                await connection.run_sync(Base.metadata.drop_all)
-        finally:
-            await raw.close()
-            await engine.dispose()
+@asynccontextmanager
+async def one(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with filled_tables(url), bench(url) as own:
+        tag, statement, values = (
+            own.related(1, replace=False)[0],
+            insert(link),
+            {"post": 1, "tag": 1},
+        )
+
+        def core() -> Awaitable[object]:
+            return own.session.execute(statement, values)
+
+        yield {
+            "ours": lambda: own.timed(
+                lambda: m2m_add(own.session, own.post, Post.tags, tag), calls=CALLS
+            ),
+            "core": lambda: own.timed(core, calls=CALLS),
+            "control": lambda: own.timed(core, calls=CALLS),
+        }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.m2m", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
-    asyncio.run(run(parser.parse_args().rounds))
+def raw_turn(own: Bench, raw: asyncpg.Connection, size: int, replace: bool) -> Turn:
+    """The statement of ours through asyncpg."""
+    function: Any = m2m_set if replace else m2m_add
+    filled = size if replace else 0
+    seen: list[tuple[str, tuple[Any, ...]]] = []
 
+    async def run() -> Figures:
+        if not seen:
+            keys = [tag.id for tag in own.related(size, replace=replace)]
+            seen.append(
+                await own.statement_of(
+                    lambda: function(own.session, own.post, Post.tags, pks=keys), filled
+                )
+            )
+        return await own.timed_raw(raw, *seen[0], filled=filled)
+
+    return run
+
+
+@asynccontextmanager
+async def many(url: str, *, replace: bool) -> AsyncIterator[Mapping[str, Turn]]:
+    """10,000 rows, added, or set where 9,900 of them are there already and 100 others go."""
+    function: Any = m2m_set if replace else m2m_add
+    async with filled_tables(url), bench(url) as own, AsyncExitStack() as stack:
+        raw = await asyncpg.connect(plain(url))
+        stack.push_async_callback(raw.close)
+        peers = await stack.enter_async_context(workers(TOOLSETS, "benchmarks.m2m:peer", url))
+        keys = [tag.id for tag in own.related(MANY, replace=replace)]
+        statement = raw_turn(own, raw, MANY, replace)
+        turns: dict[str, Turn] = {
+            "by key": lambda: own.timed(
+                lambda: function(own.session, own.post, Post.tags, pks=keys),
+                filled=MANY if replace else 0,
+            ),
+            "instances": own.turn(function, MANY, replace=replace),
+            "raw": statement,
+            "control": statement,
+        }
+        for name, worker in peers.items():
+            turns[name] = worker.turn("set" if replace else "add", MANY)
+        yield turns
+
+
+@asynccontextmanager
+async def sizes(url: str, *, replace: bool) -> AsyncIterator[Mapping[str, Turn]]:
+    function: Any = m2m_set if replace else m2m_add
+    async with filled_tables(url), bench(url) as own, AsyncExitStack() as stack:
+        raw = await asyncpg.connect(plain(url))
+        stack.push_async_callback(raw.close)
+        peers = await stack.enter_async_context(workers(TOOLSETS, "benchmarks.m2m:peer", url))
+        turns: dict[str, Turn] = {}
+        for size in SIZES:
+            turns[at("pgtoolset", size)] = own.turn(function, size, replace=replace)
+            turns[at("raw", size)] = raw_turn(own, raw, size, replace)
+            for name, worker in peers.items():
+                turns[at(name, size)] = worker.turn("set" if replace else "add", size)
+        yield turns
+
+
+def of_many(word: str, function: str, limit: float, times: float) -> tuple[Measure, ...]:
+    """The measures of 10,000 rows."""
+    measures = [
+        Measure(
+            f"{word}-{how.replace(' ', '-')}",
+            f"`{function}` of 10,000, {how}",
+            how,
+            "the same statement through raw asyncpg",
+            "raw",
+            target=at_most(limit),
+        )
+        for how in ("by key", "instances")
+    ]
+    measures += [
+        Measure(
+            f"{word}-{name.replace(' ', '-')}",
+            f"{LABELS[name]}, {word} of 10,000",
+            "instances",
+            f"`{function}`, instances",
+            name,
+            inverse=True,
+            target=at_least(times) if name == TOOLSETS[-1] else None,
+        )
+        for name in TOOLSETS
+    ]
+    measures.append(Measure(f"{word}-control", "control: raw asyncpg", "control", "itself", "raw"))
+    return tuple(measures)
+
+
+def curve(word: str, function: str) -> Curve:
+    """One call over sizes."""
+    return Curve(
+        f"m2m-{word}",
+        f"{function}: one call",
+        "rows",
+        "ms",
+        SIZES,
+        {"pgtoolset": "pgtoolset", "raw": "raw asyncpg, the same statement"}
+        | {name: LABELS[name] for name in TOOLSETS},
+        scale=1000,
+    )
+
+
+BENCHMARK = Benchmark(
+    title="Many-to-many",
+    about="One call on a warm connection inside an open transaction, which is then rolled back.",
+    experiments=(
+        Experiment(
+            "Add of 1 row",
+            one,
+            (
+                Measure(
+                    "add-one",
+                    "`m2m_add` of 1 row",
+                    "ours",
+                    "`session.execute(insert(table), {...})`",
+                    "core",
+                    target=at_most(1.3),
+                ),
+                Measure("add-one-control", "control: the insert", "control", "itself", "core"),
+            ),
+            seconds=10,
+        ),
+        Experiment(
+            "Add of 10,000 rows",
+            partial(many, replace=False),
+            of_many("add", "m2m_add", 1.10, 5),
+            seconds=22,
+        ),
+        Experiment(
+            "Set of 10,000 rows, 1 % changed",
+            partial(many, replace=True),
+            of_many("set", "m2m_set", 1.25, 30),
+            seconds=25,
+        ),
+        Experiment(
+            "Add of 1 to 100,000 rows",
+            partial(sizes, replace=False),
+            curves=(curve("add", "m2m_add"),),
+            seconds=20,
+            rounds=20,
+            warm_up=1,
+        ),
+        Experiment(
+            "Set of 1 to 100,000 rows, 1 % changed",
+            partial(sizes, replace=True),
+            curves=(curve("set", "m2m_set"),),
+            seconds=25,
+            rounds=20,
+            warm_up=1,
+            note="Below 100 rows nothing changes, and the set is one look.",
+        ),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("m2m")

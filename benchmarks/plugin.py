@@ -9,21 +9,24 @@ hand, as SQLAlchemy's documentation has them, stand beside it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import dedent
 
-from benchmarks._harness import Spread, alternate, environment, headline, tell
-from pgtoolset.testing import EmbeddedServer
+from benchmarks._declared import Benchmark, Experiment, Measure, at_most
+from benchmarks._harness import Figures, Spread, Turn, plain
+from benchmarks._run import alone
 
-TESTS = 100
+TESTS = 50
 
 FILES = {
     "shop.py": """
@@ -114,9 +117,9 @@ SESSION = [
 FUNCTION = [*ASYNCIO, "asyncio_default_fixture_loop_scope=function"]
 
 
-def run(folder: Path, *options: str) -> tuple[float, list[float]]:
-    """Seconds from the command to the first test, and milliseconds that each of the others was set
-    up and torn down."""
+def run(folder: Path, *options: str) -> Figures:
+    """Seconds from the command to the first test, and those in which each of the others was set up
+    and torn down."""
     ours = ("DATABASE_URL", "PYTEST_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     result = folder / "result"
@@ -129,76 +132,91 @@ def run(folder: Path, *options: str) -> tuple[float, list[float]]:
         stdout=subprocess.DEVNULL,
     )
     told = json.loads(result.read_text())
-    return told["first"] - start, [1000 * each for each in told["tests"]]
+    return {"first": told["first"] - start, "test": Spread.of(told["tests"] or [0.0]).median}
 
 
-async def measure(rounds: int) -> None:
-    environment("sqlalchemy", "asyncpg", "pytest", "pytest-asyncio")
+@asynccontextmanager
+async def contestants(url: str) -> AsyncIterator[Mapping[str, Turn]]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         for file, content in FILES.items():
             (folder / file).write_text(dedent(content))
-        with EmbeddedServer() as server:
-            url = ["--pg-url", server.url()]
+        server = ["--pg-url", plain(url)]
 
-            async def reset(test: str, scopes: list[str]) -> float:
-                return Spread.of(run(folder, *url, *scopes, "-k", test)[1]).median
+        def project(*options: str) -> Turn:
+            return partial(asyncio.to_thread, run, folder, *options)
 
-            results = await alternate(
-                {
-                    "session": lambda: reset("plugin", SESSION),
-                    "function": lambda: reset("plugin", FUNCTION),
-                    "by hand": lambda: reset("by_hand", FUNCTION),
-                    "by hand, session": lambda: reset("by_hand", SESSION),
-                    "committing": lambda: reset("committing", SESSION),
-                },
-                rounds=rounds,
-                warm_up=1,
-            )
-
-            async def first(*options: str) -> float:
-                return run(folder, *options, *SESSION, "-k", "plugin and 0", "-x")[0]
-
-            firsts = await alternate(
-                {
-                    "embedded": lambda: first(),
-                    "embedded, two workers": lambda: first("-n", "2"),
-                    "server": lambda: first(*url),
-                },
-                rounds=rounds,
-                warm_up=1,
-            )
-    headline("setup and teardown of a test with pg_session, in milliseconds")
-    tell(
-        "loops of the session: the connection is kept",
-        Spread.of(results["session"]),
-        ("at most", 5),
-    )
-    tell(
-        "loops of the function: a connection for each test",
-        Spread.of(results["function"]),
-        ("at most", 5),
-    )
-    tell("by hand, an engine for each test", Spread.of(results["by hand"]))
-    tell("pg_commit: a connection, and cleanup_tables afterwards", Spread.of(results["committing"]))
-    headline("the same, as ratios")
-    tell(
-        "loops of the session / by hand",
-        Spread.of_ratios(results["session"], results["by hand, session"]),
-    )
-    tell(
-        "loops of the function / by hand", Spread.of_ratios(results["function"], results["by hand"])
-    )
-    headline("from the command to the first test, in seconds, 50 tables")
-    tell("embedded server, started for the run", Spread.of(firsts["embedded"]), ("at most", 4))
-    tell("server that is there, with the template", Spread.of(firsts["server"]), ("at most", 4))
+        first = ["-k", "plugin and 0", "-x"]
+        yield {
+            "session": project(*server, *SESSION, "-k", "plugin"),
+            "function": project(*server, *FUNCTION, "-k", "plugin"),
+            "by hand, function": project(*server, *FUNCTION, "-k", "by_hand"),
+            "by hand, session": project(*server, *SESSION, "-k", "by_hand"),
+            "committing": project(*server, *SESSION, "-k", "committing"),
+            "embedded": project(*SESSION, *first),
+            "server": project(*server, *SESSION, *first),
+        }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plugin", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    asyncio.run(measure(parser.parse_args().rounds))
+def milliseconds(name: str, what: str, contestant: str, limit: float | None = None) -> Measure:
+    """Setup and teardown of a test."""
+    target = None if limit is None else at_most(limit)
+    return Measure(name, what, contestant, of="test", unit="ms", scale=1000, target=target)
 
+
+BY_HAND = "fixtures by hand, an engine for each test"
+SETUP = "setup and teardown with `pg_session`"
+
+BENCHMARK = Benchmark(
+    title="The pytest plugin",
+    about=f"{TESTS} tests that insert a row and commit, in a project with 50 tables.",
+    packages=("pytest", "pytest-asyncio"),
+    experiments=(
+        Experiment(
+            "Tests of a project",
+            contestants,
+            (
+                milliseconds("reset", f"{SETUP}, loops of the session", "session", 5),
+                milliseconds("reset-function", f"{SETUP}, loops of the function", "function", 5),
+                milliseconds("committing", f"{SETUP} and `pg_commit`", "committing"),
+                Measure(
+                    "reset-by-hand",
+                    f"{SETUP}, loops of the session",
+                    "session",
+                    BY_HAND,
+                    "by hand, session",
+                    of="test",
+                ),
+                Measure(
+                    "reset-function-by-hand",
+                    f"{SETUP}, loops of the function",
+                    "function",
+                    BY_HAND,
+                    "by hand, function",
+                    of="test",
+                ),
+                Measure(
+                    "first",
+                    "from the command to the first test, embedded server",
+                    "embedded",
+                    of="first",
+                    unit="s",
+                    target=at_most(4),
+                ),
+                Measure(
+                    "first-server",
+                    "from the command to the first test, a server that is there",
+                    "server",
+                    of="first",
+                    unit="s",
+                    target=at_most(4),
+                ),
+            ),
+            seconds=25,
+            warm_up=1,
+        ),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("plugin")

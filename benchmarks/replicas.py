@@ -9,24 +9,29 @@ clients write and read what they have written, as fast as they can: each read mu
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TypeAlias
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from tests.nodes import Nodes
 
-from benchmarks._harness import Spread, alternate, environment, headline, tell
+from benchmarks._declared import Benchmark, Experiment, Measure, at_most
+from benchmarks._harness import Figures, Turn, clocked
+from benchmarks._run import alone
 from pgtoolset import ReadReplicas, get_transaction
 from pgtoolset.replicas import _opening
 
-#: Reads that are timed at once.
-TURNS = 50
+#: Reads in one turn, and clients that write.
+TURNS, CLIENTS = 30, 8
 
 SELECT = text("SELECT name FROM item WHERE id = 1")
+
+Replicas: TypeAlias = ReadReplicas[AsyncSession]
+Maker: TypeAlias = async_sessionmaker[AsyncSession]
 
 
 @contextmanager
@@ -38,75 +43,78 @@ def asked_each_time() -> Iterator[None]:
         _opening.FRESH = fresh
 
 
-async def timed(turn: Callable[[], Awaitable[object]]) -> float:
-    start = time.perf_counter()
-    for _ in range(TURNS):
-        await turn()
-    return (time.perf_counter() - start) / TURNS
+async def timed(read: Callable[[], Awaitable[object]]) -> Figures:
+    with clocked(TURNS) as figures:
+        for _ in range(TURNS):
+            await read()
+    return figures
 
 
-async def costs(
-    replicas: ReadReplicas[AsyncSession],
-    standby: async_sessionmaker[AsyncSession],
-    token: str,
-    rounds: int,
-) -> None:
-    async def by_hand() -> None:
-        async with standby() as session:
-            await session.connection(execution_options={"postgresql_readonly": True})
-            await session.scalar(SELECT)
+@asynccontextmanager
+async def two_nodes() -> AsyncIterator[tuple[Maker, Maker]]:
+    """Session factories of a primary and of its standby."""
+    from tests.nodes import Nodes
+
+    nodes = Nodes(18)
+    urls = [server.url() for server in (nodes.primary, nodes.standby)]
+    engines = [create_async_engine(url, pool_size=CLIENTS) for url in urls]
+    try:
+        await nodes.start()
+        primary, standby = (async_sessionmaker(each, expire_on_commit=False) for each in engines)
+        async with primary() as session:
+            insert = "INSERT INTO item SELECT n, '' FROM generate_series(0, 99) AS n"
+            await session.execute(text(insert))
             await session.commit()
+        await nodes.caught_up()
+        yield primary, standby
+    finally:
+        for engine in engines:
+            await engine.dispose()
+        await asyncio.to_thread(nodes.stop)
 
-    async def plain() -> None:
-        async with standby() as session, get_transaction(session, read_only=True):
-            await session.scalar(SELECT)
 
-    async def without() -> None:
-        async with replicas.read() as session:
-            await session.scalar(SELECT)
+@asynccontextmanager
+async def contestants(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with two_nodes() as (primary, standby):
+        replicas: Replicas = ReadReplicas(primary, [standby])
+        async with primary() as session:
+            await session.execute(SELECT)
+            token = await replicas.position(session)
 
-    async def known() -> None:
-        async with replicas.read(after=token) as session:
-            await session.scalar(SELECT)
+        async def by_hand() -> None:
+            async with standby() as session:
+                await session.connection(execution_options={"postgresql_readonly": True})
+                await session.scalar(SELECT)
+                await session.commit()
 
-    async def asked() -> float:
-        with asked_each_time():
-            return await timed(known)
+        async def plain() -> None:
+            async with standby() as session, get_transaction(session, read_only=True):
+                await session.scalar(SELECT)
 
-    results = await alternate(
-        {
-            "by hand": lambda: timed(by_hand),
-            "by hand again": lambda: timed(by_hand),
-            "plain": lambda: timed(plain),
-            "without": lambda: timed(without),
-            "known": lambda: timed(known),
+        async def without() -> None:
+            async with replicas.read() as session:
+                await session.scalar(SELECT)
+
+        async def known() -> None:
+            async with replicas.read(after=token) as session:
+                await session.scalar(SELECT)
+
+        async def asked() -> Figures:
+            with asked_each_time():
+                return await timed(known)
+
+        yield {
+            "by hand": partial(timed, by_hand),
+            "control": partial(timed, by_hand),
+            "plain": partial(timed, plain),
+            "without": partial(timed, without),
+            "known": partial(timed, known),
             "asked": asked,
-        },
-        rounds=rounds,
-    )
-
-    def ratio(one: str, other: str) -> Spread:
-        return Spread.of_ratios(results[one], results[other])
-
-    headline("One SELECT on a standby that has caught up")
-    tell(
-        "read(after=token) / get_transaction(read_only=True)",
-        ratio("known", "plain"),
-        ("at most", 1.1),
-    )
-    tell("read(after=token) / read()", ratio("known", "without"), ("at most", 1.1))
-    tell("read(after=token) / by hand", ratio("known", "by hand"))
-    tell("the standby asked each time / get_transaction", ratio("asked", "plain"))
-    tell("by hand, control", ratio("by hand again", "by hand"))
-    print(f"    by hand: {Spread.of(results['by hand']).median * 1e6:.0f} us")
+        }
 
 
-async def share(
-    replicas: ReadReplicas[AsyncSession],
-    primary: async_sessionmaker[AsyncSession],
-    clients: int,
-    seconds: float,
-) -> None:
+async def under_load(replicas: Replicas, primary: Maker, seconds: float) -> Figures:
+    """The shares of reads that a standby served, and that did not show what their client wrote."""
     on_standby = reads = stale = 0
     end = time.monotonic() + seconds
 
@@ -129,45 +137,74 @@ async def share(
                 stale += name != str(value)
                 on_standby += recovers
 
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    headline(f"{clients} clients that write and read what they have written")
-    print(f"reads {reads}, on the standby {on_standby / reads:.1%}, stale {stale}")
+    await asyncio.gather(*(client(number) for number in range(CLIENTS)))
+    return {"standby": on_standby / reads, "stale": stale, "rate": reads / seconds}
 
 
-async def run(rounds: int, clients: int, seconds: float) -> None:
-    environment("sqlalchemy", "asyncpg")
-    nodes = Nodes(18)
-    engines = []
-    try:
-        await nodes.start()
-        makers = []
-        for server in (nodes.primary, nodes.standby):
-            engines.append(create_async_engine(server.url(), pool_size=clients))
-            makers.append(async_sessionmaker(engines[-1], expire_on_commit=False))
-        primary, standby = makers
-        replicas: ReadReplicas[AsyncSession] = ReadReplicas(primary, [standby])
-        async with primary() as session:
-            insert = "INSERT INTO item SELECT n, '' FROM generate_series(0, 99) AS n"
-            await session.execute(text(insert))
-            await session.commit()
-            token = await replicas.position(session)
-        await nodes.caught_up()
-        await costs(replicas, standby, token, rounds)
-        await share(replicas, primary, clients, seconds)
-    finally:
-        for engine in engines:
-            await engine.dispose()
-        await asyncio.to_thread(nodes.stop)
+@asynccontextmanager
+async def loaded(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with two_nodes() as (primary, standby):
+        replicas: Replicas = ReadReplicas(primary, [standby])
+        yield {"clients": partial(under_load, replicas, primary, 2.0)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    arguments = parser.parse_args()
-    asyncio.run(run(arguments.rounds, arguments.clients, arguments.seconds))
+READ = "`read(after=token)`"
 
+BENCHMARK = Benchmark(
+    title="Reading on standbys",
+    about="A primary and a streaming standby on this machine.",
+    experiments=(
+        Experiment(
+            "One SELECT on a standby that has caught up",
+            contestants,
+            (
+                Measure(
+                    "token",
+                    READ,
+                    "known",
+                    "`get_transaction(read_only=True)` on it",
+                    "plain",
+                    target=at_most(1.1),
+                ),
+                Measure("token-none", READ, "known", "`read()`", "without", target=at_most(1.1)),
+                Measure("token-by-hand", READ, "known", "READ ONLY by hand", "by hand"),
+                Measure(
+                    "token-asked",
+                    f"{READ}, the standby asked each time",
+                    "asked",
+                    "`get_transaction(read_only=True)` on it",
+                    "plain",
+                ),
+                Measure("control", "control: by hand", "control", "itself", "by hand"),
+            ),
+            seconds=14,
+        ),
+        Experiment(
+            f"{CLIENTS} clients that write and read what they have written",
+            loaded,
+            (
+                Measure(
+                    "on-standby",
+                    "reads that the standby served",
+                    "clients",
+                    of="standby",
+                    unit="%",
+                    scale=100,
+                ),
+                Measure(
+                    "stale",
+                    "reads that did not show the write",
+                    "clients",
+                    of="stale",
+                    unit="reads",
+                    target=at_most(0),
+                ),
+            ),
+            seconds=4,
+            warm_up=1,
+        ),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("replicas")

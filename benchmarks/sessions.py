@@ -1,320 +1,260 @@
 """What a session from pgtoolset costs beside one by hand. Run as `python -m benchmarks.sessions`.
 
-Over HTTP: FastAPI under uvicorn, one server process per contestant, all of them alive at once on
-one database, and keep-alive connections over loopback that are kept busy for a short round at one
-server after the other. Compared are
+FastAPI under uvicorn, one server process per contestant, all of them alive at once on one database,
+and keep-alive connections over loopback that are kept busy for a short round at one server after
+the other. Compared are
 
 - requests per second, which PostgreSQL, the client and the server make together, and
 - CPU time of the server per request, from its own clock: less noisy, and blind to what PostgreSQL
-does.
+  does.
 
-Before that every contestant shows that what it answered 2xx for is stored, whether it was stored
-when the answer came, and how many connections a request without SQL takes from the pool.
+Like is compared with like only as far as the first experiment says: which contestants had stored
+their row when the answer came, and what a request without SQL takes from the pool.
 
-Without HTTP: one SELECT in `db_context()` and in `session_maker.begin()`.
+`_app.py` is the application under test, `_client.py` the client that loads it.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
-    AsyncSession,
-    async_sessionmaker,
-    create_async_engine,
-)
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from benchmarks._app import table_of
 from benchmarks._client import Client
-from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
-from benchmarks._peers import FASTAPI_TOOLSETS, install
-from pgtoolset import create_db_context
+from benchmarks._declared import Benchmark, Experiment, Measure, at_least, at_most, with_cpu
+from benchmarks._harness import Figures, Turn, engines
+from benchmarks._peers import LABELS, folder_of
+from benchmarks._run import alone
 
 ROOT = Path(__file__).resolve().parent.parent
 
-OURS = "pgtoolset"
-BY_HAND = "by_hand"
+OURS, BY_HAND, BARE = "pgtoolset", "by_hand", "bare_dependency"
 #: The same once more: the distance of its ratio from 1 says how far the others can be trusted.
 CONTROL = "by_hand_again"
-BARE = "bare_dependency"
+CONTESTANTS = (BY_HAND, OURS, CONTROL, BARE, *LABELS)
 
-SELECT = text("SELECT 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What one server did in one round."""
-
-    per_second: float
-    microseconds: float  # of CPU time, per request
+SECONDS = 0.1
+CONNECTIONS = 8
 
 
 class Contestant:
-    """A server and the connections to it."""
+    """A server, which is started by its first turn, and the connections to it."""
 
-    def __init__(self, name: str, client: Client, engine: AsyncEngine) -> None:
-        self.name = name
-        self.client = client
+    def __init__(self, name: str, url: str, engine: AsyncEngine) -> None:
+        self._name = name
+        self._url = url
         self._engine = engine
         self._table = table_of(name)
+        self._client: Client | None = None
+        self._process: asyncio.subprocess.Process | None = None
 
-    async def clear(self) -> None:
+    async def _connect(self) -> Client:
+        """Start the server where it is not running, and return the connections to it."""
+        if self._client is not None:
+            return self._client
+        folder = await asyncio.to_thread(folder_of, self._name) if self._name in LABELS else ""
+        # One connection may have several sessions at work where the answer comes before the commit.
+        size = 2 * CONNECTIONS
+        with socket.create_server(("127.0.0.1", 0), backlog=size) as listening:
+            port: int = listening.getsockname()[1]
+            number = listening.fileno()
+            command = [sys.executable, "-m", "benchmarks._app", self._name, self._url]
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                str(number),
+                str(size),
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": "0"},
+                stdin=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[number],
+            )
+        self._client = await Client.connect(port, CONNECTIONS)
+        await self._clear()
+        return self._client
+
+    async def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            await self._process.wait()
+
+    async def _clear(self) -> None:
         async with self._engine.begin() as connection:
             await connection.execute(text(f"TRUNCATE {self._table.name}"))
 
-    async def stored(self) -> int:
+    async def _stored(self) -> int:
         async with self._engine.connect() as connection:
-            return (
-                await connection.execute(select(func.count()).select_from(self._table))
-            ).scalar_one()
+            count = select(func.count()).select_from(self._table)
+            return (await connection.execute(count)).scalar_one()
 
-    async def round(self, path: str, seconds: float) -> Round:
+    async def load(self, path: str) -> Figures:
         """Keep the server busy for some time, and ask it before and after how much CPU time it has
         used.
 
         It does so for a moment before the clock runs, because the others have had the processor's
         caches meanwhile.
         """
-        await self.client.load(path, seconds=seconds / 5)
-        before = await self.client.ask("/usage")
-        load = await self.client.load(path, seconds=seconds)
-        after = await self.client.ask("/usage")
-        return Round(load.per_second, (after["cpu"] - before["cpu"]) / 1000 / load.answers)
+        client = await self._connect()
+        await client.load(path, seconds=SECONDS / 5)
+        before = await client.ask("/usage")
+        load = await client.load(path, seconds=SECONDS)
+        after = await client.ask("/usage")
+        cpu = (after["cpu"] - before["cpu"]) / 1e9 / load.answers
+        return {"wall": 1 / load.per_second, "cpu": cpu}
 
-    async def prove(self) -> None:
-        """Print whether the answers told the truth, and what a request without SQL takes from the
-        pool."""
-        rows, at_once = await self.stored(), 0
-        for number in range(1, 51):
-            await self.client.ask("/insert")
-            at_once += await self.stored() == rows + number
-        rows = await self.stored()
-        load = await self.client.load("/insert", seconds=0.5)
+    async def prove(self) -> Figures:
+        """Count the answers whose row was stored when they came, and the connections that a request
+        without SQL takes from the pool."""
+        client = await self._connect()
+        rows, at_once = await self._stored(), 0
+        for number in range(1, 21):
+            await client.ask("/insert")
+            at_once += await self._stored() == rows + number
+        before = await client.ask("/usage")
         for _ in range(50):
-            kept = await self.stored() - rows
-            if kept == load.answers:
-                break
-            await asyncio.sleep(0.1)  # who commits after the answer may need a moment
-        before = await self.client.ask("/usage")
-        for _ in range(100):
-            await self.client.ask("/idle")
-        after = await self.client.ask("/usage")
-        checkouts = (after["checkouts"] - before["checkouts"]) / 100
-        print(
-            f"{self.name:<24} stored {kept} of {load.answers} answered 2xx; {at_once} of 50 "
-            "before the answer; "
-            f"connections taken without SQL: {checkouts:g} per request",
-            flush=True,
-        )
+            await client.ask("/idle")
+        after = await client.ask("/usage")
+        return {
+            "stored": at_once / 20,
+            "checkouts": (after["checkouts"] - before["checkouts"]) / 50,
+        }
 
 
 @asynccontextmanager
-async def served(name: str, url: str, connections: int, paths: list[Path]) -> AsyncIterator[Client]:
-    """A server process for the contestant, and connections to it."""
-    with socket.create_server(("127.0.0.1", 0), backlog=2 * connections) as listening:
-        port: int = listening.getsockname()[1]
-        # A contestant that answers before it commits has more sessions at work than there are
-        # connections.
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks._app",
-            name,
-            url,
-            str(listening.fileno()),
-            str(2 * connections),
-        ]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(map(str, paths)),
-                "PYTHONHASHSEED": "0",
-            },
-            stdin=subprocess.PIPE,
-            pass_fds=[listening.fileno()],
-        )
-    assert process.stdin is not None
-    client = None
-    try:
-        client = await Client.connect(port, connections)
-        yield client
-    finally:
-        if client is not None:
-            client.close()
-        process.stdin.close()
-        await process.wait()
-
-
-def line_up(uvloop: bool) -> dict[str, list[Path]]:
-    """The contestants, and where their servers find what the environment does not have."""
-    common = (
-        [path for path in [install("uvloop==0.22.1", "httptools==0.7.1")] if path] if uvloop else []
-    )
-    contestants = {BY_HAND: common, OURS: common, CONTROL: common, BARE: common}
-    for version in FASTAPI_TOOLSETS:
-        peer = install(f"fastapi-toolsets=={version}")
-        if peer is not None:
-            contestants[f"fastapi_toolsets_{version.replace('.', '_')}"] = [*common, peer]
-    return contestants
-
-
-async def compete(
-    contestants: Mapping[str, Contestant], path: str, rounds: int, seconds: float
-) -> None:
-    """Rounds of all contestants at one endpoint, and ours over each of the others."""
-
-    def at(contestant: Contestant) -> Callable[[], Awaitable[Round]]:
-        return lambda: contestant.round(path, seconds)
-
-    for contestant in contestants.values():
-        await contestant.clear()
-    results = await alternate(
-        {name: at(contestant) for name, contestant in contestants.items()}, rounds=rounds
-    )
-    headline(
-        f"POST {path}: requests per second (more is better) and CPU time per request (less is "
-        "better)"
-    )
-    for name, done in results.items():
-        speed, cost = (
-            Spread.of(each.per_second for each in done),
-            Spread.of(each.microseconds for each in done),
-        )
-        print(
-            f"{name:<24} {speed.median:7.0f} requests/s   {cost.median:7.0f} us of CPU time per "
-            "request"
-        )
-
-    def compare(one: str, other: str, limit: float | None = None) -> None:
-        ours, theirs = results[one], results[other]
-        tell(
-            f"{one} / {other}, requests per second",
-            Spread.of_ratios(
-                [each.per_second for each in ours], [each.per_second for each in theirs]
-            ),
-            None if limit is None else ("at least", limit),
-        )
-        tell(
-            f"{one} / {other}, CPU time per request",
-            Spread.of_ratios(
-                [each.microseconds for each in ours], [each.microseconds for each in theirs]
-            ),
-        )
-
-    compare(OURS, BY_HAND, 0.97)
-    for peer in contestants.keys() - {BY_HAND, OURS, CONTROL, BARE}:
-        compare(OURS, peer, 1.0)
-    compare(OURS, BARE)
-    compare(CONTROL, BY_HAND)
-
-
-async def over_http(
-    url: str, engine: AsyncEngine, rounds: int, seconds: float, connections: int, uvloop: bool
-) -> None:
-    lines = line_up(uvloop)
-    tables = [table_of(name) for name in lines]
-    async with engine.begin() as connection:
-        for table in tables:
-            await connection.run_sync(table.drop, checkfirst=True)
-            await connection.run_sync(table.create)
-            await connection.execute(
-                text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)")
-            )
-    async with AsyncExitStack() as stack:
-        contestants = {}
-        for name, paths in lines.items():
-            client = await stack.enter_async_context(served(name, url, connections, paths))
-            contestants[name] = Contestant(name, client, engine)
-        headline("What the answers are worth")
-        for contestant in contestants.values():
-            await contestant.prove()
-        for path in ("/insert", "/select-insert"):
-            await compete(contestants, path, rounds, seconds)
-    async with engine.begin() as connection:
-        for table in tables:
-            await connection.run_sync(table.drop)
-
-
-async def without_http(url: str, rounds: int) -> None:
-    """`db_context()` and `session_maker.begin()`, on an engine each, with one SELECT inside."""
-    engines = create_async_engine(url), create_async_engine(url)
-    db_context = create_db_context(async_sessionmaker(engines[0]))
-    session_maker = async_sessionmaker(engines[1])
-
-    async def units(
-        block: Callable[[], AbstractAsyncContextManager[AsyncSession]],
-    ) -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(20):
-            async with block() as session:
-                await session.execute(SELECT)
-        return (time.perf_counter() - wall) / 20, (time.process_time() - cpu) / 20
-
-    results = await alternate(
-        {
-            "db_context": lambda: units(db_context),
-            "session_maker": lambda: units(session_maker.begin),
-            "control": lambda: units(session_maker.begin),
-        },
-        rounds=rounds,
-        warm_up=10,
-    )
-    for engine in engines:
-        await engine.dispose()
-    headline("db_context() / session_maker.begin(), with one SELECT")
-    theirs = results["session_maker"]
-    for name, what in (
-        ("db_context", "db_context()"),
-        ("control", "control: session_maker.begin() once more"),
-    ):
-        ours = results[name]
-        tell(
-            f"{what}, wall time",
-            Spread.of_ratios([wall for wall, _ in ours], [wall for wall, _ in theirs]),
-        )
-        tell(
-            f"{what}, CPU time",
-            Spread.of_ratios([cpu for _, cpu in ours], [cpu for _, cpu in theirs]),
-        )
-
-
-async def run(options: argparse.Namespace) -> None:
-    environment("sqlalchemy", "asyncpg", "fastapi", "uvicorn")
-    with database_url() as url:
-        engine = create_async_engine(url)
+async def contestants(url: str, path: str | None) -> AsyncIterator[Mapping[str, Turn]]:
+    async with engines(url, 1) as (engine,):
+        made: dict[str, Contestant] = {}
+        for name in CONTESTANTS:
+            table = table_of(name)
+            async with engine.begin() as connection:
+                await connection.run_sync(table.drop, checkfirst=True)
+                await connection.run_sync(table.create)
+                quiet = f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"
+                await connection.execute(text(quiet))
+            made[name] = Contestant(name, url, engine)
         try:
-            await over_http(
-                url, engine, options.rounds, options.seconds, options.connections, options.uvloop
-            )
+            yield {
+                name: each.prove if path is None else partial(each.load, path)
+                for name, each in made.items()
+            }
         finally:
-            await engine.dispose()
-        await without_http(url, 2 * options.rounds)
+            for name, each in made.items():
+                await each.close()
+                async with engine.begin() as connection:
+                    await connection.run_sync(table_of(name).drop)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sessions", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=0.1, help="of one contestant in one round")
-    parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument(
-        "--uvloop", action="store_true", help="serve with uvloop and httptools, a smaller base"
+def words(name: str) -> str:
+    """How the page names a contestant."""
+    known = {
+        BY_HAND: "`session_maker.begin()` in the endpoint",
+        OURS: "`Depends(get_db)`",
+        BARE: "the shortest dependency with `yield`",
+    }
+    return known.get(name) or LABELS[name]
+
+
+def key(name: str) -> str:
+    return name.replace(" ", "-").replace("_", "-")
+
+
+def truth() -> list[Measure]:
+    """What the answers are worth."""
+    made = []
+    for name in (OURS, *LABELS):
+        stored, taken = (at_least(100), at_most(0)) if name == OURS else (None, None)
+        made += [
+            Measure(
+                f"stored-{key(name)}",
+                f"{words(name)}: rows stored when the answer came",
+                name,
+                of="stored",
+                unit="%",
+                scale=100,
+                target=stored,
+            ),
+            Measure(
+                f"checkouts-{key(name)}",
+                f"{words(name)}: connections for a request without SQL",
+                name,
+                of="checkouts",
+                unit="connections",
+                target=taken,
+            ),
+        ]
+    return made
+
+
+def beside(prefix: str, path: str) -> list[Measure]:
+    """Requests per second of ours and of each of the others."""
+    targets = {BY_HAND: at_least(0.97), **dict.fromkeys(LABELS, at_least(1)), "alchemy": None}
+    made = []
+    for name in (BY_HAND, *LABELS, BARE):
+        measure = Measure(
+            f"{prefix}-{key(name)}",
+            f"requests a second, `{path}`, {words(OURS)}",
+            OURS,
+            words(name),
+            name,
+            inverse=True,
+            target=targets.get(name),
+        )
+        cpu = Measure(
+            f"{prefix}-{key(name)}-cpu",
+            f"CPU time of the server, `{path}`, {words(OURS)}",
+            OURS,
+            words(name),
+            name,
+            of="cpu",
+        )
+        made += [measure, cpu]
+    control = Measure(
+        f"{prefix}-control", "control: requests a second, by hand", CONTROL, "itself", BY_HAND
     )
-    asyncio.run(run(parser.parse_args()))
+    return [*made, *with_cpu(control)]
 
+
+BENCHMARK = Benchmark(
+    title="Sessions over HTTP",
+    about="FastAPI under uvicorn, a server process for each contestant, eight connections.",
+    packages=("fastapi", "uvicorn"),
+    experiments=(
+        Experiment(
+            "The worth of an answer",
+            partial(contestants, path=None),
+            tuple(truth()),
+            seconds=6,
+            rounds=5,
+            warm_up=1,
+        ),
+        Experiment(
+            "One INSERT",
+            partial(contestants, path="/insert"),
+            tuple(beside("insert", "INSERT")),
+            seconds=25,
+            warm_up=3,
+        ),
+        Experiment(
+            "One SELECT and one INSERT",
+            partial(contestants, path="/select-insert"),
+            tuple(beside("select-insert", "SELECT and INSERT")),
+            seconds=25,
+            warm_up=3,
+        ),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("sessions")

@@ -1,23 +1,22 @@
 """What tests pay for their databases. Run as `python -m benchmarks.testing`.
 
 - `cleanup_tables` after a test that wrote into three of 200 tables, against fastapi-toolsets' own,
-and against a DELETE
-  of just those three by a program that knows which they are;
+  and against a DELETE of just those three by a program that knows which they are; and over 1 to
+  100,000 rows in them;
 - a database for a worker as a copy of a template, until it can be used, against CREATE DATABASE and
-`create_all` of 50
-  tables by hand, and against fastapi-toolsets' `create_worker_database` with the same `create_all`.
+  `create_all` of 50 tables by hand, and against fastapi-toolsets' `create_worker_database` with the
+  same `create_all`.
+
+Copying a template is copying some 600 files, so that part measures the disk as much as anything.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import importlib
-import sys
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, TypeAlias
 
 import asyncpg
 from sqlalchemy import (
@@ -29,19 +28,25 @@ from sqlalchemy import (
     Table,
     Text,
     func,
-    insert,
     make_url,
     text,
 )
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from benchmarks import _peers
-from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
+from benchmarks._declared import Benchmark, Curve, Experiment, Measure, at, at_least, at_most
+from benchmarks._harness import Figures, Turn, backend_of, clocked, engines, plain
+from benchmarks._peers import LABELS, TOOLSETS
+from benchmarks._run import alone
+from benchmarks._worker import workers
 from pgtoolset import cleanup_tables, create_database, drop_database
 from pgtoolset.databases import seal_database
 from pgtoolset.testing import create_worker_database
 
 PREFIX = "pgtoolset_benchmark"
+TEMPLATE = f"{PREFIX}_template"
+SIZES = (1, 10, 100, 1_000, 10_000, 100_000)
+
+Clean: TypeAlias = Callable[[AsyncSession], Awaitable[None]]
 
 
 def tables(count: int) -> MetaData:
@@ -66,188 +71,240 @@ class Base:
     metadata = tables(200)
 
 
-def load_peer(module: str) -> Any:
-    folder = _peers.install(f"fastapi-toolsets=={_peers.FASTAPI_TOOLSETS[-1]}")
-    if folder is None:
-        return None
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    try:
-        return importlib.import_module(f"fastapi_toolsets.{module}")
-    except ImportError as error:
-        print(f"fastapi-toolsets: left out, because it cannot be imported: {error}")
-        return None
+#: The tables that are written to, a referenced one last.
+DIRTY = ("table_13", "table_12", "table_100")
+
+
+def in_database(url: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
 async def create_all(url: str, metadata: MetaData) -> None:
-    engine = create_async_engine(url)
-    async with engine.begin() as connection:
+    async with engines(url, 1) as (engine,), engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
-    await engine.dispose()
 
 
-async def cleaning(server_url: str, rounds: int) -> None:
-    """Three dirty tables of 200."""
-    peer = load_peer("db.testing")
-    parent, child, other = (Base.metadata.tables[f"table_{number}"] for number in (12, 13, 100))
-    async with AsyncExitStack() as stack:
+async def dirty(session: AsyncSession, rows: int) -> None:
+    """Insert so many rows into a table and into one that references it, and one into another."""
+    series = f"generate_series(1, {rows}) n"
+    await session.execute(text(f"INSERT INTO table_12 (id, name) SELECT n, 'one' FROM {series}"))
+    await session.execute(text(f"INSERT INTO table_13 (before_id) SELECT n FROM {series}"))
+    await session.execute(text("INSERT INTO table_100 (name) VALUES ('three')"))
+    await session.commit()
 
-        async def session_on_tables(name: str) -> AsyncSession:
-            """Of a database of its own: what one truncates, the others would have to plan anew."""
-            url = await stack.enter_async_context(
-                create_worker_database(server_url, name, prefix=f"{PREFIX}_clean")
-            )
-            await create_all(url, Base.metadata)
-            engine = create_async_engine(url)
-            stack.push_async_callback(engine.dispose)
-            return await stack.enter_async_context(AsyncSession(engine))
 
-        async def timed(
-            session: AsyncSession, clean: Callable[[AsyncSession], Awaitable[None]]
-        ) -> float:
-            await session.execute(
-                insert(parent), [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
-            )
-            await session.execute(insert(child), [{"before_id": 1}, {"before_id": 2}])
-            await session.execute(insert(other), [{"name": "three"}])
-            await session.commit()
-            start = time.perf_counter()
-            await clean(session)
-            return time.perf_counter() - start
-
-        async def by_hand(session: AsyncSession) -> None:
-            for table in (child, parent, other):
-                await session.execute(table.delete())
-            await session.execute(
-                text(
-                    "SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, "
-                    "false)"
-                )
-            )
-            await session.commit()
-
-        async def ours(session: AsyncSession) -> None:
-            await cleanup_tables(session, Base)
-
-        async def theirs(session: AsyncSession) -> None:
-            await peer.cleanup_tables(session, Base)
-
-        async def nothing() -> float:
-            start = time.perf_counter()
-            await ours(our_session)
-            return time.perf_counter() - start
-
-        our_session, hand_session, peer_session = [
-            await session_on_tables(name) for name in ("ours", "hand", "peer")
-        ]
-        turns: dict[str, Callable[[], Awaitable[float]]] = {
-            "ours": lambda: timed(our_session, ours),
-            "nothing": nothing,
-            "hand": lambda: timed(hand_session, by_hand),
-        }
-        if peer is not None:
-            turns["peer"] = lambda: timed(peer_session, theirs)
-        results = await alternate(turns, rounds=rounds)
-    headline("cleanup_tables, 3 of 200 tables dirty")
-    if peer is not None:
-        tell(
-            "times faster than fastapi-toolsets",
-            Spread.of_ratios(results["peer"], results["ours"]),
-            ("at least", 15),
-        )
-    tell(
-        "time / DELETE of those three by hand",
-        Spread.of_ratios(results["ours"], results["hand"]),
-        ("at most", 3),
+async def by_hand(session: AsyncSession) -> None:
+    for name in DIRTY:
+        await session.execute(text(f"DELETE FROM {name}"))
+    await session.execute(
+        text("SELECT setval('table_13_id_seq', 1, false), setval('table_100_id_seq', 1, false)")
     )
-    for name, label in (
-        ("ours", "cleanup_tables"),
-        ("nothing", "with nothing to do"),
-        ("peer", "fastapi-toolsets"),
+    await session.commit()
+
+
+async def ours(session: AsyncSession) -> None:
+    await cleanup_tables(session, Base)
+
+
+@asynccontextmanager
+async def cleaned(url: str, name: str, clean: Clean) -> AsyncIterator[Callable[..., Any]]:
+    """A turn for a number of rows, in a database of its own: what one truncates, the others would
+    have to plan again."""
+    async with create_worker_database(url, name, prefix=f"{PREFIX}_clean") as own:
+        await create_all(own, Base.metadata)
+        async with engines(own, 1) as (engine,), AsyncSession(engine) as session:
+
+            async def run(rows: int) -> Figures:
+                backend = await backend_of(session)
+                await session.rollback()
+                if rows:
+                    await dirty(session, rows)
+                with clocked(1, backend) as figures:
+                    await clean(session)
+                return figures
+
+            yield run
+
+
+@asynccontextmanager
+async def peer(url: str) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figures]]]]:
+    """fastapi-toolsets, in databases whose names have its version."""
+    db = importlib.import_module("fastapi_toolsets.db")
+    utils = importlib.import_module("fastapi_toolsets.pytest.utils")
+    is_old = hasattr(db, "cleanup_tables")
+    if not is_old:
+        db = importlib.import_module("fastapi_toolsets.db.testing")
+    name = "peer3" if is_old else "peer6"
+
+    async def theirs(session: AsyncSession) -> None:
+        await db.cleanup_tables(session, Base)
+
+    async def worker_database() -> Figures:
+        if is_old:
+            own = utils.create_worker_database(in_database(url, f"{PREFIX}_{name}"))
+        else:
+            own = utils.create_worker_database(url, prefix=f"{PREFIX}_{name}", server_url=url)
+        return await until_ready(own, fill=True)
+
+    async with cleaned(url, name, theirs) as clean:
+        yield {"clean": clean, "database": worker_database}
+
+
+@asynccontextmanager
+async def cleaners(url: str, sizes: tuple[int, ...]) -> AsyncIterator[Mapping[str, Turn]]:
+    async with (
+        cleaned(url, "ours", ours) as our_turn,
+        cleaned(url, "hand", by_hand) as hand,
+        workers(TOOLSETS, "benchmarks.testing:peer", url) as peers,
     ):
-        if name in results:
-            print(f"    {label}: {Spread.of(results[name]).median * 1e3:.1f} ms")
+        turns: dict[str, Turn] = {"nothing": partial(our_turn, 0)}
+        for size in sizes:
+            turns[at("pgtoolset", size)] = partial(our_turn, size)
+            turns[at("hand", size)] = partial(hand, size)
+            for name, worker in peers.items():
+                turns[at(name, size)] = worker.turn("clean", size)
+        yield turns
 
 
-async def worker_databases(server_url: str, rounds: int) -> None:
-    """From nothing to a database with 50 tables that can be used."""
-    metadata = tables(50)
-    peer = load_peer("pytest.utils")
-    template = f"{PREFIX}_template"
-    await drop_database(template, server_url=server_url, missing_ok=True, force=True)
-    await create_database(template, server_url=server_url)
-    await create_all(
-        make_url(server_url).set(database=template).render_as_string(hide_password=False), metadata
-    )
-    await seal_database(template, server_url=server_url)
-    plain_url = "postgresql://" + server_url.partition("://")[2]
+async def until_ready(block: AbstractAsyncContextManager[str], *, fill: bool) -> Figures:
+    """The time until a database with 50 tables can be used."""
+    with clocked() as figures:
+        url = await block.__aenter__()
+        if fill:
+            await create_all(url, tables(50))
+    await block.__aexit__(None, None, None)
+    return figures
 
-    async def until_ready(block: AbstractAsyncContextManager[str], create: bool) -> float:
-        start = time.perf_counter()
-        async with block as url:
-            if create:
-                await create_all(url, metadata)
-            return time.perf_counter() - start
 
-    async def by_hand() -> float:
-        start = time.perf_counter()
-        connection = await asyncpg.connect(plain_url)
-        await connection.execute(f"CREATE DATABASE {PREFIX}_hand")
+async def created_by_hand(url: str) -> Figures:
+    name = f"{PREFIX}_hand"
+    with clocked() as figures:
+        connection = await asyncpg.connect(plain(url))
+        await connection.execute(f"CREATE DATABASE {name}")
         await connection.close()
-        url = (
-            make_url(server_url)
-            .set(database=f"{PREFIX}_hand")
-            .render_as_string(hide_password=False)
-        )
-        await create_all(url, metadata)
-        ready = time.perf_counter() - start
-        await drop_database(f"{PREFIX}_hand", server_url=server_url)
-        return ready
+        await create_all(in_database(url, name), tables(50))
+    await drop_database(name, server_url=url)
+    return figures
 
-    turns: dict[str, Callable[[], Awaitable[float]]] = {
-        "template": lambda: until_ready(
-            create_worker_database(server_url, prefix=PREFIX, template=template), False
+
+@asynccontextmanager
+async def databases(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    await drop_database(TEMPLATE, server_url=url, missing_ok=True, force=True)
+    await create_database(TEMPLATE, server_url=url)
+    await create_all(in_database(url, TEMPLATE), tables(50))
+    await seal_database(TEMPLATE, server_url=url)
+
+    def made(**options: Any) -> AbstractAsyncContextManager[str]:
+        return create_worker_database(url, prefix=PREFIX, **options)
+
+    async with workers(TOOLSETS, "benchmarks.testing:peer", url) as peers:
+        yield {
+            "template": lambda: until_ready(made(template=TEMPLATE), fill=False),
+            "empty": lambda: until_ready(made(), fill=True),
+            "hand": partial(created_by_hand, url),
+        } | {name: worker.turn("database") for name, worker in peers.items()}
+    await drop_database(TEMPLATE, server_url=url)
+
+
+DATABASE = "`create_worker_database(template=...)`"
+
+BENCHMARK = Benchmark(
+    title="Databases of tests",
+    about="Emptying tables between tests, and a database for each worker.",
+    experiments=(
+        Experiment(
+            "`cleanup_tables`, 3 of 200 tables with rows",
+            partial(cleaners, sizes=(2,)),
+            (
+                *(
+                    Measure(
+                        f"cleanup-{name.replace(' ', '-')}",
+                        f"{LABELS[name]}, `cleanup_tables`",
+                        at("pgtoolset", 2),
+                        "`cleanup_tables`",
+                        at(name, 2),
+                        inverse=True,
+                        target=at_least(15) if name == TOOLSETS[-1] else None,
+                    )
+                    for name in TOOLSETS
+                ),
+                Measure(
+                    "cleanup-by-hand",
+                    "`cleanup_tables`",
+                    at("pgtoolset", 2),
+                    "DELETE from those three by hand",
+                    at("hand", 2),
+                    target=at_most(3),
+                ),
+                Measure(
+                    "cleanup-nothing",
+                    "`cleanup_tables` where all are empty",
+                    "nothing",
+                    unit="ms",
+                    scale=1000,
+                ),
+            ),
+            seconds=16,
         ),
-        "empty": lambda: until_ready(create_worker_database(server_url, prefix=PREFIX), True),
-        "hand": by_hand,
-    }
-    if peer is not None:
-        turns["peer"] = lambda: until_ready(
-            peer.create_worker_database(server_url, prefix=f"{PREFIX}_peer", server_url=server_url),
-            True,
-        )
-    results = await alternate(turns, rounds=rounds)
-    await drop_database(template, server_url=server_url)
-    headline("a worker's database with 50 tables, until it can be used")
-    tell(
-        "template: times faster than CREATE DATABASE and create_all",
-        Spread.of_ratios(results["hand"], results["template"]),
-        ("at least", 2),
-    )
-    tell(
-        "template: times faster than without",
-        Spread.of_ratios(results["empty"], results["template"]),
-    )
-    if peer is not None:
-        tell(
-            "template: times faster than fastapi-toolsets",
-            Spread.of_ratios(results["peer"], results["template"]),
-        )
-    print(f"    from the template: {Spread.of(results['template']).median * 1e3:.0f} ms")
-
-
-async def run(rounds: int) -> None:
-    environment("sqlalchemy", "asyncpg")
-    with database_url() as url:
-        await cleaning(url, rounds)
-        await worker_databases(url, rounds)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.testing", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    asyncio.run(run(parser.parse_args().rounds))
-
+        Experiment(
+            "`cleanup_tables` with 1 to 100,000 rows in two of 200 tables",
+            partial(cleaners, sizes=SIZES),
+            curves=(
+                Curve(
+                    "cleanup",
+                    "cleanup_tables, 3 of 200 tables with rows",
+                    "rows",
+                    "ms",
+                    SIZES,
+                    {"pgtoolset": "pgtoolset", "hand": "DELETE by hand"}
+                    | {name: LABELS[name] for name in TOOLSETS},
+                    scale=1000,
+                ),
+            ),
+            seconds=20,
+            rounds=20,
+            warm_up=1,
+            quick=False,
+        ),
+        Experiment(
+            "A worker's database with 50 tables, until it can be used",
+            databases,
+            (
+                Measure(
+                    "worker-by-hand",
+                    "CREATE DATABASE and `create_all`",
+                    "template",
+                    DATABASE,
+                    "hand",
+                    inverse=True,
+                    target=at_least(2),
+                ),
+                Measure(
+                    "worker-empty",
+                    "`create_worker_database()` and `create_all`",
+                    "template",
+                    DATABASE,
+                    "empty",
+                    inverse=True,
+                ),
+                *(
+                    Measure(
+                        f"worker-{name.replace(' ', '-')}",
+                        f"{LABELS[name]}, `create_worker_database` and `create_all`",
+                        "template",
+                        DATABASE,
+                        name,
+                        inverse=True,
+                    )
+                    for name in TOOLSETS
+                ),
+            ),
+            seconds=18,
+            warm_up=1,
+        ),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("testing")

@@ -9,25 +9,26 @@ connection:
 - resolve_commit: an outermost block that notes its transaction before the COMMIT, so that a lost
   answer can be resolved, against the same block without.
 
-Wall time decides, because it is what a caller waits for. The CPU time is that of this process
-alone, without PostgreSQL's part: the same difference against a smaller base. The control is
-SQLAlchemy's block against itself.
+Wall time decides, because it is what a caller waits for. CPU time is that of the client and of its
+backend together. The control is SQLAlchemy's block against itself.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, TypeAlias
 
 from sqlalchemy import Column, Executable, Identity, Integer, MetaData, Table, Text, insert, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
+from benchmarks._declared import Benchmark, Experiment, Measure, at_most, with_cpu
+from benchmarks._harness import Figures, Turn, backend_of, clocked, engines, tables
+from benchmarks._peers import LABELS, TOOLSETS
+from benchmarks._run import alone
+from benchmarks._worker import workers
 from pgtoolset import get_transaction
 
 Block: TypeAlias = Callable[[AsyncSession], AbstractAsyncContextManager[Any]]
@@ -40,50 +41,43 @@ notes = Table(
     Column("note", Text),
 )
 
-STATEMENTS: dict[str, Executable] = {
-    "SELECT 1": text("SELECT 1"),
-    "INSERT": insert(notes).values(note="measured"),
-}
+SELECT, INSERT = text("SELECT 1"), insert(notes).values(note="measured")
 
-#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints anew in each transaction, so
-#: that few of them leave room for their statements in the adapter's cache of prepared ones: the
+#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints again in each transaction,
+#: so that few of them leave room for their statements in the adapter's cache of prepared ones: the
 #: base is as fast as it gets.
 BLOCKS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Seconds:
-    """What one block took."""
-
-    wall: float
-    cpu: float
-
-
-async def nested(engine: AsyncEngine, block: Block, statement: Executable) -> Seconds:
+async def nested(engine: AsyncEngine, block: Block, statement: Executable) -> Figures:
     """The time of a block inside a transaction that is open already."""
     async with AsyncSession(engine) as session:
         await session.begin()
-        seconds = await timed(session, block, statement)
+        figures = await timed(session, block, statement, await backend_of(session))
         await session.rollback()
-    return seconds
+    return figures
 
 
-async def outermost(engine: AsyncEngine, block: Block, statement: Executable) -> Seconds:
+async def outermost(engine: AsyncEngine, block: Block, statement: Executable) -> Figures:
     """The time of a block that is a transaction of its own."""
     async with AsyncSession(engine) as session:
-        return await timed(session, block, statement)
+        backend = await backend_of(session)
+        await session.rollback()
+        return await timed(session, block, statement, backend)
 
 
-async def timed(session: AsyncSession, block: Block, statement: Executable) -> Seconds:
+async def timed(
+    session: AsyncSession, block: Block, statement: Executable, backend: int
+) -> Figures:
     """The first block is not measured: it finds the processor's caches as the other contestant has
     left them."""
     async with block(session):
         await session.execute(statement)
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(BLOCKS):
-        async with block(session):
-            await session.execute(statement)
-    return Seconds((time.perf_counter() - wall) / BLOCKS, (time.process_time() - cpu) / BLOCKS)
+    with clocked(BLOCKS, backend) as figures:
+        for _ in range(BLOCKS):
+            async with block(session):
+                await session.execute(statement)
+    return figures
 
 
 def resolving(session: AsyncSession) -> AbstractAsyncContextManager[Any]:
@@ -91,84 +85,103 @@ def resolving(session: AsyncSession) -> AbstractAsyncContextManager[Any]:
     return get_transaction(session, resolve_commit=10)
 
 
-def contestants(
-    measure: Callable[[AsyncEngine, Block, Executable], Awaitable[Seconds]],
-    engines: tuple[AsyncEngine, AsyncEngine],
-    theirs: Block,
-    statement: Executable,
-) -> dict[str, Callable[[], Awaitable[Seconds]]]:
+@asynccontextmanager
+async def peer(url: str) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figures]]]]:
+    """fastapi-toolsets, whose block has another name since version 4."""
+    db: Any = importlib.import_module("fastapi_toolsets.db")
+    block: Block = getattr(db, "get_transaction", None) or db.transaction
+    async with engines(url, 1) as (engine,):
+        yield {"nested": partial(nested, engine, block, SELECT)}
+
+
+@asynccontextmanager
+async def contestants(url: str) -> AsyncIterator[Mapping[str, Turn]]:
     """Each library has an engine of its own: ours listens to the one that it works with, which
     costs a little."""
-    our_engine, their_engine = engines
-    return {
-        "pgtoolset": lambda: measure(our_engine, get_transaction, statement),
-        "sqlalchemy": lambda: measure(their_engine, theirs, statement),
-        "control": lambda: measure(their_engine, theirs, statement),
-    }
+    async with (
+        engines(url, 2) as (ours, theirs),
+        tables(ours, metadata),
+        workers(TOOLSETS, "benchmarks.transactions:peer", url) as peers,
+    ):
+        turns: dict[str, Turn] = {}
+        for name, statement in (("SELECT", SELECT), ("INSERT", INSERT)):
+            for kind, begin in (
+                (nested, AsyncSession.begin_nested),
+                (outermost, AsyncSession.begin),
+            ):
+                key = f"{kind.__name__} {name}"
+                turns[key] = partial(kind, ours, get_transaction, statement)
+                turns[f"{key}, theirs"] = partial(kind, theirs, begin, statement)
+        turns["control"] = partial(nested, theirs, AsyncSession.begin_nested, SELECT)
+        turns["resolving"] = partial(outermost, ours, resolving, INSERT)
+        for name, worker in peers.items():
+            turns[name] = worker.turn("nested")
+        yield turns
 
 
-async def compare(
-    what: str,
-    between: dict[str, Callable[[], Awaitable[Seconds]]],
-    rounds: int,
-    target: tuple[Literal["at most", "at least"], float] | None = None,
-    *,
-    base: str = "SQLAlchemy's own block",
-) -> None:
-    results = await alternate(between, rounds=rounds, warm_up=10)
-    theirs = results["sqlalchemy"]
-    for name, mark in (("pgtoolset", ""), ("control", ", control")):
-        ours = results[name]
-        wall = Spread.of_ratios([each.wall for each in ours], [each.wall for each in theirs])
-        cpu = Spread.of_ratios([each.cpu for each in ours], [each.cpu for each in theirs])
-        tell(f"{what}, wall time{mark}", wall, target if name == "pgtoolset" else None)
-        tell(f"{what}, CPU time{mark}", cpu)
-    wall_time = Spread.of(each.wall for each in theirs).median
-    more = Spread.of(
-        one.cpu - other.cpu for one, other in zip(results["pgtoolset"], theirs, strict=True)
-    ).median
-    print(
-        f"    {base}: {wall_time * 1e6:.0f} us of wall time; ours adds "
-        f"{more * 1e6:.1f} us of CPU time"
+def beside_sqlalchemy(
+    kind: str, statement: str, by_hand: str, limit: float | None
+) -> list[Measure]:
+    """The measures of one kind of block with one statement."""
+    measure = Measure(
+        f"{kind}-{statement.lower()}",
+        f"`get_transaction`, {kind}, one {statement}",
+        f"{kind} {statement}",
+        f"`session.{by_hand}()`",
+        f"{kind} {statement}, theirs",
+        target=at_most(limit) if limit else None,
     )
+    return list(with_cpu(measure))
 
 
-async def run(rounds: int) -> None:
-    environment("sqlalchemy", "asyncpg")
-    with database_url() as url:
-        engines = create_async_engine(url), create_async_engine(url)
-        try:
-            async with engines[0].begin() as connection:
-                await connection.run_sync(metadata.drop_all)
-                await connection.run_sync(metadata.create_all)
-            headline("get_transaction(session) nested / session.begin_nested()")
-            for name, statement in STATEMENTS.items():
-                between = contestants(nested, engines, AsyncSession.begin_nested, statement)
-                await compare(name, between, rounds, ("at most", 1.05))
-            headline("get_transaction(session) outermost / session.begin()")
-            for name, statement in STATEMENTS.items():
-                between = contestants(outermost, engines, AsyncSession.begin, statement)
-                await compare(name, between, rounds)
-            headline("get_transaction(session, resolve_commit=10) / get_transaction(session)")
-            statement = STATEMENTS["INSERT"]
-            between = {
-                "pgtoolset": lambda: outermost(engines[0], resolving, statement),
-                "sqlalchemy": lambda: outermost(engines[0], get_transaction, statement),
-                "control": lambda: outermost(engines[0], get_transaction, statement),
-            }
-            await compare("INSERT", between, rounds, ("at most", 1.35), base="Without")
-            async with engines[0].begin() as connection:
-                await connection.run_sync(metadata.drop_all)
-        finally:
-            for engine in engines:
-                await engine.dispose()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.transactions", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=500)
-    asyncio.run(run(parser.parse_args().rounds))
-
+BENCHMARK = Benchmark(
+    title="Transactions",
+    about="A block with one statement on a warm connection, from its begin to its end.",
+    experiments=(
+        Experiment(
+            "Blocks beside SQLAlchemy's own",
+            contestants,
+            (
+                *beside_sqlalchemy("nested", "SELECT", "begin_nested", 1.05),
+                *beside_sqlalchemy("nested", "INSERT", "begin_nested", 1.05),
+                *beside_sqlalchemy("outermost", "SELECT", "begin", None),
+                *beside_sqlalchemy("outermost", "INSERT", "begin", None),
+                *with_cpu(
+                    Measure(
+                        "resolving",
+                        "an outermost block with `resolve_commit=`, one INSERT",
+                        "resolving",
+                        "the same without",
+                        "outermost INSERT",
+                        target=at_most(1.35),
+                    )
+                ),
+                *(
+                    Measure(
+                        f"nested-{name.replace(' ', '-')}",
+                        "`get_transaction`, nested, one SELECT",
+                        "nested SELECT",
+                        f"{LABELS[name]}, which verifies nothing",
+                        name,
+                    )
+                    for name in TOOLSETS
+                ),
+                *with_cpu(
+                    Measure(
+                        "control",
+                        "control: `begin_nested()`",
+                        "control",
+                        "itself",
+                        "nested SELECT, theirs",
+                    )
+                ),
+            ),
+            seconds=40,
+            rounds=500,
+            warm_up=5,
+        ),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("transactions")

@@ -1,91 +1,87 @@
-"""What `RowWatcher` costs and how soon it tells. Run as `python -m benchmarks.watch`.
+"""What `RowWatcher` costs and how soon its waiters receive a change. Run as `python -m
+benchmarks.watch`.
 
 - idle: CPU time of this process with waiters at a 0.5 s interval and nothing happening, as a share
-of one core, and
-  against raw asyncpg that fetches and decodes the same rows at the same interval, in the same
-  round;
+  of one core, and against raw asyncpg that fetches and decodes the same rows at the same interval;
 - detection: from the commit to the waiter's return, while all wait;
-- notify: the same with `notify=True` and a trigger, against a bare asyncpg LISTEN that hears the
-same notification;
-- writers: what the trigger costs them, on a server that waits for its disk;
-- waiters: `RowWatcher`, `wait_for_row_change` and the one of fastapi-toolsets, by number of waiters
-(`_waiters.py`).
+- notify: the same with `notify=True` and a trigger, against a bare asyncpg LISTEN that receives the
+  same notification;
+- writers: what the triggers leave of their transactions, on a server that waits for its disk;
+- crowds: `RowWatcher`, `wait_for_row_change` and that of fastapi-toolsets (`_crowds.py`).
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
 
 import asyncpg
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from benchmarks import _waiters, _writers
-from benchmarks._harness import Spread, alternate, database_url, environment, headline, tell
+from benchmarks import _crowds
+from benchmarks._declared import Benchmark, Curve, Experiment, Measure, at, at_most
+from benchmarks._harness import Figures, Turn, nanoseconds_of, plain
+from benchmarks._orders import CHANGE, INTERVAL, Order, orders, waiting
+from benchmarks._run import alone
 from pgtoolset import RowWatcher, row_change_trigger
 from pgtoolset._postgres.notifications import channel_in
 
-INTERVAL = 0.5
+WAITERS = 10_000
+SECONDS = 2.0
+SIZES = (1, 10, 100, 1_000, 10_000, 50_000)
+CHANGES = 100
+#: Connections that write, and whether a commit waits for the disk.
+WRITERS = ((1, "on"), (1, "off"), (16, "on"), (16, "off"))
 
 
-class Base(DeclarativeBase):
-    pass
+async def share(seconds: float, *backends: int) -> Figures:
+    """The shares of one core, of this process and with those of PostgreSQL, while others work."""
+    theirs = sum(map(nanoseconds_of, backends))
+    cpu, wall = time.process_time_ns(), time.perf_counter_ns()
+    await asyncio.sleep(seconds)
+    wall, cpu = time.perf_counter_ns() - wall, time.process_time_ns() - cpu
+    return {"share": cpu / wall, "both": (cpu + sum(map(nanoseconds_of, backends)) - theirs) / wall}
 
 
-class Order(Base):
-    __tablename__ = "pgtoolset_benchmark_orders"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    status: Mapped[str]
-
-
-@asynccontextmanager
-async def waiting(watcher: RowWatcher, count: int) -> AsyncIterator[list[asyncio.Task[float]]]:
-    """So many waiters on rows of their own; each gives the time of its return."""
-
-    async def wait(id_: int) -> float:
-        await watcher.wait(Order, id_, columns=[Order.status])
-        return time.perf_counter()
-
-    tasks = [asyncio.create_task(wait(id_)) for id_ in range(1, count + 1)]
-    await asyncio.sleep(1 + count / 10_000)
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def watchers_backends(url: str) -> list[int]:
+    """The processes of PostgreSQL that serve somebody else in this database."""
+    connection = await asyncpg.connect(url)
+    found = await connection.fetch(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    await connection.close()
+    return [row[0] for row in found]
 
 
-async def idle(engine: AsyncEngine, waiters: int, seconds: float) -> float:
-    """The share of one core that a watcher takes while nothing happens."""
+async def idle(engine: AsyncEngine, url: str, waiters: int, seconds: float = SECONDS) -> Figures:
+    """What a watcher takes while nothing happens."""
     async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, waiters):
-        return await share(seconds)
+        backends = await watchers_backends(url)
+        return await share(seconds, *backends) | {"connections": len(backends)}
 
 
-async def raw(url: str, waiters: int, seconds: float) -> float:
+async def raw(url: str, waiters: int, seconds: float = SECONDS) -> Figures:
     """The same for asyncpg alone."""
     connection = await asyncpg.connect(url)
     keys = list(range(1, waiters + 1))
 
     async def fetch() -> None:
+        sql = f"SELECT id, status FROM {Order.__tablename__} WHERE id = ANY($1)"
         while True:
-            await connection.fetch(
-                "SELECT id, status FROM pgtoolset_benchmark_orders WHERE id = ANY($1)", keys
-            )
+            await connection.fetch(sql, keys)
             await asyncio.sleep(INTERVAL)
 
     task = asyncio.create_task(fetch())
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.7)
     try:
-        return await share(seconds)
+        return await share(seconds, connection.get_server_pid())
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -111,179 +107,276 @@ def longest_callback() -> Iterator[list[float]]:
         asyncio.Handle._run = run  # type: ignore[method-assign]
 
 
-async def blocked(engine: AsyncEngine, waiters: int, seconds: float) -> float:
-    """Milliseconds of the longest callback while nothing happens."""
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, waiters):
+async def blocked(engine: AsyncEngine) -> Figures:
+    """The longest callback while nothing happens."""
+    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, WAITERS):
         with longest_callback() as longest:
-            await asyncio.sleep(seconds)
-        return longest[0] * 1000
+            await asyncio.sleep(SECONDS)
+        return {"longest": longest[0]}
 
 
-async def share(seconds: float) -> float:
-    cpu, wall = time.process_time(), time.perf_counter()
-    await asyncio.sleep(seconds)
-    return (time.process_time() - cpu) / (time.perf_counter() - wall)
-
-
-async def detection(
-    engine: AsyncEngine, url: str, waiters: int, changes: int
-) -> tuple[list[float], int]:
-    """How long each of some changes took to be told, and how many connections served."""
+async def detection(engine: AsyncEngine, url: str) -> Figures:
+    """How long each of some changes took to reach its waiter."""
     connection = await asyncpg.connect(url)
-    delays = []
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, waiters) as tasks:
-        for id_ in random.Random(0).sample(range(1, waiters + 1), changes):
+    await connection.execute(
+        f"UPDATE {Order.__tablename__} SET status = 'new' WHERE status <> 'new'"
+    )
+    changes = []
+    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, WAITERS) as tasks:
+        for key in random.Random(0).sample(range(1, WAITERS + 1), CHANGES):
             await asyncio.sleep(random.random() * 0.1)
-            await connection.execute(
-                "UPDATE pgtoolset_benchmark_orders SET status = status || '!' WHERE id = $1", id_
-            )
-            start = time.perf_counter()
-            delays.append((tasks[id_ - 1], start))
-        told = [await task - start for task, start in delays]
-        served = await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        )
+            await connection.execute(CHANGE, key)
+            changes.append((tasks[key - 1], time.perf_counter()))
+        delays = [await task - start for task, start in changes]
     await connection.close()
-    return told, served
+    centiles = statistics.quantiles(delays, n=100, method="inclusive")
+    return {"p50": centiles[49], "p99": centiles[98]}
 
 
-async def notified(engine: AsyncEngine, url: str, changes: int) -> tuple[list[float], list[float]]:
-    """Seconds from the start of a write to the watcher's change, and to a bare listener's
-    notification."""
-    writer, listener = await asyncpg.connect(url), await asyncpg.connect(url)
-    heard = asyncio.Queue[float]()
-    channel = channel_in(Order.__table__, "public")  # type: ignore[arg-type]
-    async with (
-        RowWatcher(engine, interval=60, notify=True) as watcher,
-        watcher.changes(Order, 1) as stream,
-    ):
-        ours, theirs = [], []
-        for number in range(2 * changes):
-            if number % 2:
-                await listener.add_listener(
-                    channel, lambda *_: heard.put_nowait(time.perf_counter())
-                )
-            start = time.perf_counter()
-            write = asyncio.create_task(
-                writer.execute(
-                    "UPDATE pgtoolset_benchmark_orders SET status = status || '.' WHERE id = 1"
-                )
-            )
-            if number % 2:
-                theirs.append(await heard.get() - start)
-                await anext(stream)
-                await listener.reset()
-            else:
-                await anext(stream)
-                ours.append(time.perf_counter() - start)
-            await write
-    await writer.close()
-    await listener.close()
-    return ours, theirs
+@asynccontextmanager
+async def idlers(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with orders(url) as engine:
+        yield {
+            "ours": partial(idle, engine, plain(url), WAITERS),
+            "raw": partial(raw, plain(url), WAITERS),
+            "blocked": partial(blocked, engine),
+        }
 
 
-async def run_watcher(
-    engine: AsyncEngine, url: str, rounds: int, waiters: int, seconds: float
-) -> None:
-    """Everything but the crowds."""
-    headline(f"idle, {waiters} waiters at {INTERVAL} s")
-    shares = await alternate(
-        {"ours": lambda: idle(engine, waiters, seconds), "raw": lambda: raw(url, waiters, seconds)},
-        rounds=rounds,
-        warm_up=1,
-    )
-    tell("share of one core", Spread.of(shares["ours"]), ("at most", 0.10))
-    tell("watcher / raw asyncpg", Spread.of_ratios(shares["ours"], shares["raw"]), ("at most", 1.5))
-    stretches = [await blocked(engine, waiters, seconds) for _ in range(rounds)]
-    tell("longest callback of the event loop, milliseconds", Spread.of(stretches), ("at most", 20))
-    headline("CPU time per waiter and tick, in microseconds")
-    for count in (1_000, 10_000, 50_000):
-        figures = [await idle(engine, count, seconds) * INTERVAL / count * 1e6 for _ in range(2)]
-        tell(f"{count} waiters", Spread.of(figures))
-    headline(f"detection, {waiters} waiters at {INTERVAL} s")
-    delays, served = await detection(engine, url, waiters, 200)
-    centiles = statistics.quantiles(delays, n=100)
-    print(
-        f"p50 {centiles[49] * 1000:.0f} ms, p99 {centiles[98] * 1000:.0f} ms (target 600), max "
-        f"{max(delays) * 1000:.0f} ms; {served} connection(s)"
-    )
+@asynccontextmanager
+async def by_number(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with orders(url) as engine:
+        turns: dict[str, Turn] = {}
+        for size in SIZES:
+            turns[at("watcher", size)] = partial(idle, engine, plain(url), size, 2 * INTERVAL)
+            turns[at("raw", size)] = partial(raw, plain(url), size, 2 * INTERVAL)
+        yield turns
+
+
+@asynccontextmanager
+async def detectors(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with orders(url) as engine:
+        yield {"watcher": partial(detection, engine, plain(url))}
+
+
+async def triggers(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         for ddl in row_change_trigger(Order):
             await connection.execute(ddl)
     await engine.dispose()
-    headline("notify=True / a bare LISTEN, from the start of the write")
-    ours, theirs = await notified(engine, url, 300)
-    p50 = statistics.median(ours), statistics.median(theirs)
-    print(
-        f"p50 {p50[0] * 1000:.2f} ms / {p50[1] * 1000:.2f} ms = {p50[0] / p50[1]:.2f} (target at "
-        "most 3)"
-    )
-    await _writers.compare(url, Order.__tablename__, rounds)
 
 
-async def run(
-    rounds: int, waiters: int, seconds: float, crowd_seconds: float, only_crowds: bool
-) -> None:
-    environment("sqlalchemy", "asyncpg")
-    with database_url(fsync="on", full_page_writes="on") as url:
-        engine = create_async_engine(url)
-        plain = url.replace("+asyncpg", "", 1)
-        try:
-            async with engine.begin() as connection:
-                await connection.run_sync(Base.metadata.drop_all)
-                await connection.run_sync(Base.metadata.create_all)
-                await connection.execute(
-                    text(
-                        "INSERT INTO pgtoolset_benchmark_orders SELECT n, 'new' FROM "
-                        "generate_series(1, :count) AS n"
+@asynccontextmanager
+async def listeners(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    """Seconds from the start of a write to the watcher's change, and to a bare listener's
+    notification."""
+    table: Any = Order.__table__
+    channel = channel_in(table, "public")
+    sql = CHANGE.replace("$1", "1")
+    async with orders(url) as engine, AsyncExitStack() as stack:
+        await triggers(engine)
+        writer, listener = await asyncpg.connect(plain(url)), await asyncpg.connect(plain(url))
+        for connection in (writer, listener):
+            stack.push_async_callback(connection.close)
+        watcher = await stack.enter_async_context(RowWatcher(engine, interval=60, notify=True))
+        stream = await stack.enter_async_context(watcher.changes(Order, 1))
+
+        async def ours() -> Figures:
+            start = time.perf_counter()
+            write = asyncio.create_task(writer.execute(sql))
+            await anext(stream)
+            seconds = time.perf_counter() - start
+            await write
+            return {"wall": seconds}
+
+        async def theirs() -> Figures:
+            heard: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+            def hear(*_: Any) -> None:
+                if not heard.done():
+                    heard.set_result(time.perf_counter())
+
+            await listener.add_listener(channel, hear)
+            start = time.perf_counter()
+            write = asyncio.create_task(writer.execute(sql))
+            seconds = await heard - start
+            await anext(stream)
+            await listener.reset()
+            await write
+            return {"wall": seconds}
+
+        yield {"watcher": ours, "listen": theirs}
+
+
+async def throughput(connections: list[asyncpg.Connection], action: str) -> Figures:
+    """Transactions a second of one UPDATE each; each connection has a row of its own."""
+    table = Order.__tablename__
+    await connections[0].execute(f"ALTER TABLE {table} {action} TRIGGER USER")
+    done, start = 0, time.perf_counter()
+
+    async def write(connection: asyncpg.Connection, key: int) -> None:
+        nonlocal done
+        while time.perf_counter() - start < 0.5:
+            await connection.execute(f"UPDATE {table} SET status = 'written' WHERE id = $1", key)
+            done += 1
+
+    await asyncio.gather(*(write(connection, key) for key, connection in enumerate(connections, 1)))
+    return {"rate": done / (time.perf_counter() - start)}
+
+
+@asynccontextmanager
+async def writers(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with orders(url) as engine, AsyncExitStack() as stack:
+        await triggers(engine)
+        turns: dict[str, Turn] = {}
+        for count, flush in WRITERS:
+            connections = []
+            for _ in range(count):
+                settings = {"synchronous_commit": flush}
+                connections.append(await asyncpg.connect(plain(url), server_settings=settings))
+                stack.push_async_callback(connections[-1].close)
+            turns[f"{count} {flush}, with"] = partial(throughput, connections, "ENABLE")
+            turns[f"{count} {flush}, without"] = partial(throughput, connections, "DISABLE")
+        yield turns
+
+
+BENCHMARK = Benchmark(
+    title="Watching rows",
+    about=f"Waiters for changes of rows, at an interval of {INTERVAL:g} seconds.",
+    settings={"fsync": "on", "full_page_writes": "on"},
+    experiments=(
+        Experiment(
+            f"{WAITERS:,} idle waiters",
+            idlers,
+            (
+                Measure(
+                    "idle",
+                    f"CPU time with {WAITERS:,} idle waiters",
+                    "ours",
+                    of="share",
+                    unit="% of a core",
+                    scale=100,
+                    target=at_most(10),
+                ),
+                Measure(
+                    "idle-raw",
+                    f"CPU time with {WAITERS:,} idle waiters",
+                    "ours",
+                    "raw asyncpg that fetches the same rows",
+                    "raw",
+                    of="share",
+                    target=at_most(1.5),
+                ),
+                Measure(
+                    "idle-both",
+                    "the same with PostgreSQL's part",
+                    "ours",
+                    "raw asyncpg with PostgreSQL's part",
+                    "raw",
+                    of="both",
+                ),
+                Measure(
+                    "idle-connections",
+                    f"connections for {WAITERS:,} waiters",
+                    "ours",
+                    of="connections",
+                    unit="connections",
+                    target=at_most(1),
+                ),
+                Measure(
+                    "longest-callback",
+                    "longest callback of the event loop meanwhile",
+                    "blocked",
+                    of="longest",
+                    unit="ms",
+                    scale=1000,
+                    target=at_most(20),
+                ),
+            ),
+            seconds=18,
+            warm_up=1,
+        ),
+        Experiment(
+            "1 to 50,000 idle waiters",
+            by_number,
+            curves=(
+                Curve(
+                    "idle-waiters",
+                    "Idle waiters at 0.5 s: CPU time of the process",
+                    "waiters",
+                    "% of a core",
+                    SIZES,
+                    {"watcher": "RowWatcher", "raw": "raw asyncpg, the same rows"},
+                    of="share",
+                    scale=100,
+                ),
+            ),
+            seconds=30,
+            least=2,
+            warm_up=0,
+            quick=False,
+        ),
+        Experiment(
+            "From the commit to the waiter",
+            detectors,
+            (
+                Measure(
+                    "detection",
+                    f"delay of a change, p99, {WAITERS:,} waiters",
+                    "watcher",
+                    of="p99",
+                    unit="ms",
+                    scale=1000,
+                    target=at_most(
+                        600, "the interval and 100 ms, required before the code was written"
                     ),
-                    {"count": 50_000},
+                ),
+                Measure(
+                    "detection-p50", "the same, p50", "watcher", of="p50", unit="ms", scale=1000
+                ),
+            ),
+            seconds=10,
+            least=2,
+            warm_up=0,
+        ),
+        Experiment(
+            "Notifications",
+            listeners,
+            (
+                Measure(
+                    "notify",
+                    "`notify=True`, from the start of a write",
+                    "watcher",
+                    "a bare LISTEN",
+                    "listen",
+                    target=at_most(3),
+                ),
+            ),
+            seconds=6,
+            warm_up=5,
+        ),
+        Experiment(
+            "Writers with the triggers of notifications",
+            writers,
+            tuple(
+                Measure(
+                    f"writers-{count}-{flush}",
+                    f"transactions a second, {count} connection{'s' * (count > 1)}, commits "
+                    f"{'wait' if flush == 'on' else 'do not wait'} for the disk",
+                    f"{count} {flush}, with",
+                    "without the triggers",
+                    f"{count} {flush}, without",
+                    of="rate",
                 )
-                await connection.execute(text("ANALYZE pgtoolset_benchmark_orders"))
-            await engine.dispose()
-            if not only_crowds:
-                await run_watcher(engine, plain, rounds, waiters, seconds)
-            if crowd_seconds:
-                await _waiters.compare(
-                    url, Order, [100, 500, 1_000, 2_000], crowd_seconds, INTERVAL
-                )
-            async with engine.begin() as connection:
-                await connection.run_sync(Base.metadata.drop_all)
-        finally:
-            await engine.dispose()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.watch", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--waiters", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument(
-        "--crowd-seconds",
-        type=float,
-        default=45,
-        help="for each number of waiters and contestant, at least 20; 0 leaves them out",
-    )
-    parser.add_argument(
-        "--only-crowds", action="store_true", help="that comparison and nothing else"
-    )
-    options = parser.parse_args()
-    if 0 < options.crowd_seconds < _waiters.SHORTEST:
-        parser.error(
-            f"--crowd-seconds must be at least {_waiters.SHORTEST:g}, or 0: the waiters need "
-            f"{_waiters.SETTLE:g} s to begin and {_waiters.REST:g} s to hear of the last change"
-        )
-    asyncio.run(
-        run(
-            options.rounds,
-            options.waiters,
-            options.seconds,
-            options.crowd_seconds,
-            options.only_crowds,
-        )
-    )
-
+                for count, flush in WRITERS
+            ),
+            seconds=10,
+            warm_up=1,
+            quick=False,
+        ),
+        _crowds.EXPERIMENT,
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("watch")
