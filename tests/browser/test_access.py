@@ -117,10 +117,12 @@ async def test_nothing_moves(windows: Windows, sale: asyncpg.Connection, view: s
     """Nothing that a window shows moves while events arrive from another."""
     other = await windows.one()
     window = await windows.open(**VIEWS[view])
+    await window["orders"].scroll_into_view_if_needed()  # what is out of sight does not count
     for _ in range(2):
         order = await place_order(other)
         await other[f"order-{order}"].get_by_role("button").click()
         await expect(window[f"order-{order}"]).to_have_attribute("data-status", "paid")
+    await window["lock-tree"].scroll_into_view_if_needed()
     await sale.execute("BEGIN; INSERT INTO till_sales (cents) VALUES (100)")
     await other["close-till"].click()
     await expect(window["lock-tree"]).to_contain_text("till_sales")

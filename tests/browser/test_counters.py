@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import asyncpg
 from playwright.async_api import expect
 
 from tests.browser.windows import ROOM, Window, Windows, place_order
@@ -43,10 +46,22 @@ async def test_rolled_back(windows: Windows) -> None:
 
 
 async def test_everything_comes_back(windows: Windows) -> None:
-    """A hundred waiters come and go, and take no connection of the pool."""
-    window = await windows.one(failures=True)
-    before = await number(window, "waiters")
+    """A hundred waiters come and go; no connection of the pool stays in use, and no waiter."""
+    window = await windows.one()
     await window["provoke-hundred-waiters"].click()
-    await passes(window, "waiters", before + 50)
-    entry = window["log"].locator("[data-kind$=hundred-waiters]")
+    await passes(window, "waiters", 50)
+    entry = window["log"].locator("[data-kind=hundred-waiters]")
     await expect(entry).to_have_attribute("data-outcome", "kept")
+    await expect(window["counter-connections"]).to_contain_text("0 / 5")
+    # What remains are those of the page itself, one for each order that it shows.
+    await expect(window["counter-waiters"].locator("b")).to_have_text(re.compile("^[1-6]$"))
+
+
+async def test_connections(windows: Windows, sale: asyncpg.Connection) -> None:
+    """A request that waits has a connection of the pool, and gives it back."""
+    window = await windows.one()
+    await sale.execute("BEGIN; LOCK TABLE till_sales IN EXCLUSIVE MODE")
+    await window["sell"].click()
+    await expect(window["counter-connections"]).to_contain_text("1 / 5")
+    await sale.execute("COMMIT")
+    await expect(window["counter-connections"]).to_contain_text("0 / 5")
