@@ -25,7 +25,7 @@ VERSIONS_OF_WHEEL = $(if $(filter newest,$(VERSIONS)),,$(OLDEST))
 
 PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-.PHONY: demo cluster test check lint types docs wheel test-wheel test-minimum format bench clean
+.PHONY: demo cluster picture test check lint types docs wheel test-wheel test-minimum format bench clean
 .PHONY: release-check check-dist comparison
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
@@ -36,6 +36,10 @@ demo: $(VENV)/.ready
 ## nothing is lost, done twice or told wrong. CLUSTER_SECONDS=180, CLUSTER_ONCE=1 (a minute), CLUSTER_DRIVER=psycopg
 cluster: $(VENV)/.ready
 	$(VENV)/bin/python -m examples.cluster
+
+## picture: the pictures of the demo's page in docs/images; needs Chromium
+picture: $(VENV)/.ready
+	$(VENV)/bin/python -m examples.shop.picture
 
 ## test: the test suite on the embedded PostgreSQL 18, or on the server that DATABASE_URL names; PYTEST_ARGS adds options,
 ## and DRIVER=psycopg chooses the driver
