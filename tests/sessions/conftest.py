@@ -36,4 +36,4 @@ async def slow_commit(other: asyncpg.Connection) -> AsyncIterator[None]:
         """
     )
     yield
-    await other.execute("DROP TRIGGER slow ON item")
+    await other.execute("DROP FUNCTION slow CASCADE")
