@@ -45,7 +45,7 @@ from pgtoolset.types import CommitObserver, CommitPhase
 DialectCommit: TypeAlias = Callable[[PoolProxiedConnection], None]
 DialectRelease: TypeAlias = Callable[[Connection, str], None]
 
-#: What became of a COMMIT whose answer was lost, as observers are told.
+#: What became of a COMMIT whose answer was lost, in the words of events.
 _RESOLVED: dict[Verdict, Resolved] = {
     Verdict.STORED: "stored",
     Verdict.LOST: "lost",

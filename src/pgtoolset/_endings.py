@@ -1,4 +1,4 @@
-"""Transactions of an engine that has observers: timed from the first statement, reported at the end.
+"""Transactions of an engine with observers: timed from the first statement, reported at the end.
 
 The methods of the engine's dialect are wrapped while it has an observer. Without one nothing here
 runs: not a line is in the way of a statement, a COMMIT or a ROLLBACK.
@@ -135,7 +135,7 @@ class _Open:
 
 def observe(dialect: Dialect, observer: Observer) -> Callable[[], None]:
     """Add an observer to an engine, by its dialect; return a function that removes it again."""
-    listen(dialect)  # what is wrapped here knows then what became of a COMMIT
+    listen(dialect)  # the wrapped methods know the outcome of a COMMIT then
     observers = observers_of(dialect)
     remove = observers.add(observer)
     _wrap(dialect, observers)
@@ -160,7 +160,7 @@ def note_aborted(checkout: Checkout) -> None:
 
 
 class _Wrapper:
-    """One method of a dialect, with what is done around it while there are observers."""
+    """One method of a dialect, with a function around it while there are observers."""
 
     __slots__ = ("_around", "_observers", "method")
 
@@ -302,7 +302,7 @@ def _is_closed(connection: Connection) -> bool:
 def _two_phase(
     tell: Callable[[_Open, Checkout, Callable[[], None]], None],
 ) -> Callable[..., None]:
-    """Return what is done around `do_commit_twophase` or `do_rollback_twophase`."""
+    """Return the function around `do_commit_twophase` or `do_rollback_twophase`."""
 
     def around(
         observers: Observers,

@@ -51,8 +51,8 @@ class Observers(list[_Subscription]):
     """The observers of an engine: a list, so that it costs next to nothing to see that it is empty.
 
     Attributes:
-        period: counts the times that the first observer has come. What was noted in an earlier
-            period says nothing: not all was seen.
+        period: counts the times that the first observer has come. Notes of an earlier period
+            are not complete.
     """
 
     __slots__ = ("__weakref__", "period")
@@ -132,7 +132,7 @@ def _call(observer: Observer, event: Event) -> None:
         _raise_soon(error)
     except BaseException:
         logger.exception(
-            "the observer %s has failed on a %s, which changes nothing else",
+            "the observer %s has failed on a %s; the transaction goes on",
             getattr(observer, "__qualname__", type(observer).__qualname__),
             type(event).__name__,
         )

@@ -32,7 +32,7 @@ Account: TypeAlias = Callable[[float, TimeoutError], Exception]
 def in_time(
     pool: Pool, account: Account, observers: Observers
 ) -> Callable[[], PoolProxiedConnection]:
-    """Return `Pool.connect` that ends at a deadline, and that observers are told of.
+    """Return `Pool.connect` that ends at a deadline, and reports each wait to observers.
 
     Args:
         pool: the pool.

@@ -56,7 +56,7 @@ class Wanted:
         action: what the statement does, after "Could not": `"lock orders in EXCLUSIVE mode"`.
         tables: the qualified names of the tables.
         mode: the lock mode.
-        kind: which function asks for them; `None` where no observer is told.
+        kind: which function asks for them; `None` for a wait that is not reported to observers.
         key: of an advisory lock, in words.
     """
 

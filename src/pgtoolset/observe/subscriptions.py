@@ -19,14 +19,14 @@ def subscribe(engine: AsyncEngine | Engine, observer: Observer) -> Callable[[], 
 
     The observer is called in the event loop, between two steps of the task that the event is about.
     It must be quick and must not block: put longer work into a queue. An error that it raises is
-    logged (logger `pgtoolset`) and changes nothing else, `asyncio.CancelledError` included.
+    logged (logger `pgtoolset`), and the transaction goes on, after `asyncio.CancelledError` too.
     `KeyboardInterrupt` and `SystemExit` are raised in the event loop, in its next step, so that
     they end the program and not a COMMIT.
 
-    The transactions that begin from now on are reported. The engines that `execution_options()` makes of
-    this one have the same observers, and so have its pools after `engine.dispose()`. Each of
-    several observers is called, in the order of the subscriptions. Without an observer nothing is
-    measured; the engine keeps the observer alive, and nothing keeps the engine.
+    The transactions that begin from now on are reported. The engines that `execution_options()`
+    makes of this one have the same observers, and so have its pools after `engine.dispose()`. Each
+    of several observers is called, in the order of the subscriptions. Without an observer nothing
+    is measured. The engine keeps the observer alive, and nothing keeps the engine.
 
     Args:
         engine: the engine, or the `sync_engine` below it.
