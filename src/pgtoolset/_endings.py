@@ -178,11 +178,10 @@ class _Wrapper:
 
 def _wrap(dialect: Dialect, observers: Observers) -> None:
     methods: dict[str, Any] = vars(dialect)
-    if _KEY in methods:
-        return
-    methods[_KEY] = wrapped = {}
-    for name, around in _AROUND.items():
-        wrapped[name] = methods[name] = _Wrapper(getattr(dialect, name), observers, around)
+    wrapped: dict[str, _Wrapper] = methods.setdefault(_KEY, {})
+    for name in _AROUND.keys() - wrapped.keys():
+        wrapper = _Wrapper(getattr(dialect, name), observers, _AROUND[name])
+        wrapped[name] = methods[name] = wrapper
 
 
 def _unwrap(dialect: Dialect) -> None:
