@@ -13,7 +13,7 @@ from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.orm.attributes import QueryableAttribute
 
 from pgtoolset._arguments.shown import shown
-from pgtoolset._text import printable
+from pgtoolset._text import may_hold_password, printable
 
 M = TypeVar("M")
 E = TypeVar("E", bound=Enum)
@@ -72,8 +72,8 @@ def check_text(name: str, value: object) -> None:
     """Raise for a value that is neither `None` nor a text."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {shown(value)}")
-    if value == "":
-        raise ValueError(f"{name} must not be empty")
+    if value == "" or (isinstance(value, str) and may_hold_password(value)):
+        raise ValueError(f"{name} must be a name, which is not empty, and not a URL")
 
 
 def check_iterable(name: str, what: str, values: object) -> list[Any]:
