@@ -89,6 +89,7 @@ ATTRIBUTES = [
     (sqlalchemy.Pool, "_invalidate"),
     (sqlalchemy.QueuePool(lambda: None), "_max_overflow"),  # type: ignore[arg-type, return-value]
     (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
+    (sqlalchemy.Pool, "_dialect"),
     (sqlalchemy.Pool, "_do_get"),
     (sqlalchemy.Pool, "_do_return_conn"),
     (sqlalchemy.Pool, "_create_connection"),
