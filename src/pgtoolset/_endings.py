@@ -23,7 +23,12 @@ from pgtoolset._postgres.discards import is_autocommit, is_open
 from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._postgres.holders import context_in
 from pgtoolset._postgres.sqlstates import sqlstate_of
-from pgtoolset.errors import CommitUnknownError, TransactionAbortedError, TransactionLostError
+from pgtoolset.errors import (
+    CommitUnknownError,
+    DeadlineExceededError,
+    TransactionAbortedError,
+    TransactionLostError,
+)
 from pgtoolset.events import Observer, TransactionEnded, TransactionOutcome
 
 Method: TypeAlias = Callable[..., None]
@@ -209,21 +214,28 @@ def _execute(
     observers: Observers, execute: Method, cursor: DBAPICursor, statement: str, *arguments: Any
 ) -> None:
     context = context_in(arguments)
-    if context is not None:
-        _note_statement(observers, context.root_connection)
-    execute(cursor, statement, *arguments)
+    is_first = context is not None and _note_statement(observers, context.root_connection)
+    try:
+        execute(cursor, statement, *arguments)
+    except DeadlineExceededError:
+        if is_first and context is not None:  # it was not sent
+            _forget(context.root_connection.connection)
+        raise
 
 
-def _note_statement(observers: Observers, connection: Connection) -> None:
+def _note_statement(observers: Observers, connection: Connection) -> bool:
+    """Note a transaction with its first statement; return whether this is one."""
     proxied = connection.connection
     if not is_pooled(proxied):
-        return  # SQLAlchemy looks at the server of a new engine
+        return False  # SQLAlchemy looks at the server of a new engine
     info = proxied.record_info
-    if info is None:
-        return  # it belongs to no pool
+    if info is None or is_autocommit(connection):
+        return False  # it belongs to no pool, or begins no transaction
     opened: _Open | None = info.get(OPEN)
-    if (opened is None or not opened.is_on(proxied)) and not is_autocommit(connection):
-        info[OPEN] = _Open(observers, proxied)
+    if opened is not None and opened.is_on(proxied):
+        return False
+    info[OPEN] = _Open(observers, proxied)
+    return True
 
 
 def _commit(observers: Observers, commit: Method, connection: PoolProxiedConnection) -> None:

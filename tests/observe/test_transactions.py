@@ -20,10 +20,12 @@ from sqlalchemy.ext.asyncio import (
 
 from pgtoolset import (
     CommitUnknownError,
+    DeadlineExceededError,
     TransactionAbortedError,
     TransactionLostError,
     TransactionStateError,
     create_db_context,
+    deadline,
     driver_connection,
     get_transaction,
     on_commit,
@@ -79,6 +81,17 @@ async def test_no_statement(db_context: Context, events: Events) -> None:
         await session.connection()
     async with get_transaction(session, isolation_level="SERIALIZABLE"):
         pass
+    assert events.ends() == []
+
+
+async def test_a_statement_that_was_not_sent(db_context: Context, events: Events) -> None:
+    """A first statement that a deadline has kept from being sent begins no transaction."""
+    with pytest.raises(DeadlineExceededError, match="was not sent"):
+        async with db_context() as session:
+            await session.connection()
+            with deadline(0.001):
+                await asyncio.sleep(0.01)
+                await session.execute(SELECT)
     assert events.ends() == []
 
 
