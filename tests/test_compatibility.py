@@ -181,6 +181,7 @@ def test_page_lists_every_private_name() -> None:
     assert listed - set(used) <= {
         "_asyncio_future_blocking",
         "_connection",
+        "_dialect",
         "_transaction",
         "_traverse_internals",
     }
