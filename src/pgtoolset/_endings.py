@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from weakref import ref
 
 from sqlalchemy import Connection, Dialect, PoolProxiedConnection
-from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 
 from pgtoolset._checkouts import Checkout
 from pgtoolset._listeners import checkout_on, listen
@@ -21,7 +21,6 @@ from pgtoolset._observers import OPEN, Observers, observers_of
 from pgtoolset._postgres.connections import Outcome, is_closed, is_pooled
 from pgtoolset._postgres.discards import is_autocommit, is_open
 from pgtoolset._postgres.drivers import driver_of
-from pgtoolset._postgres.holders import context_in
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import (
     CommitUnknownError,
@@ -213,12 +212,13 @@ def _open_on(connection: PoolProxiedConnection) -> _Open | None:
 def _execute(
     observers: Observers, execute: Method, cursor: DBAPICursor, statement: str, *arguments: Any
 ) -> None:
-    context = context_in(arguments)
-    is_first = context is not None and _note_statement(observers, context.root_connection)
+    context = arguments[-1] if arguments else None
+    is_known = isinstance(context, ExecutionContext)  # others may call the method without one
+    is_first = is_known and _note_statement(observers, context.root_connection)
     try:
         execute(cursor, statement, *arguments)
     except DeadlineExceededError:
-        if is_first and context is not None:  # it was not sent
+        if is_first:  # it was not sent
             _forget(context.root_connection.connection)
         raise
 
