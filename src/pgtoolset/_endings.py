@@ -212,7 +212,7 @@ def _open_on(connection: PoolProxiedConnection) -> _Open | None:
 def _execute(
     observers: Observers, execute: Method, cursor: DBAPICursor, statement: str, *arguments: Any
 ) -> None:
-    context = arguments[-1] if arguments else None
+    context: Any = arguments[-1] if arguments else None
     is_known = isinstance(context, ExecutionContext)  # others may call the method without one
     is_first = is_known and _note_statement(observers, context.root_connection)
     try:
