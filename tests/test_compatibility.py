@@ -89,6 +89,7 @@ ATTRIBUTES = [
     (sqlalchemy.Pool, "_invalidate"),
     (sqlalchemy.QueuePool(lambda: None), "_max_overflow"),  # type: ignore[arg-type, return-value]
     (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
+    (sqlalchemy.Pool, "_dialect"),
     (sqlalchemy.Pool, "_do_get"),
     (sqlalchemy.Pool, "_do_return_conn"),
     (sqlalchemy.Pool, "_create_connection"),
@@ -180,6 +181,7 @@ def test_page_lists_every_private_name() -> None:
     assert listed - set(used) <= {
         "_asyncio_future_blocking",
         "_connection",
+        "_dialect",
         "_transaction",
         "_traverse_internals",
     }

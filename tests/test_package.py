@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 import pgtoolset
 import pgtoolset.fastapi
 import pytest_pgtoolset
-from pgtoolset import errors, protocols, types, values
+from pgtoolset import errors, events, protocols, types, values
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(pgtoolset.__path__, "pgtoolset."))
 
@@ -180,11 +180,13 @@ def test_names_for_checkers_and_for_programs() -> None:
     [
         pgtoolset,
         errors,
+        events,
         protocols,
         types,
         values,
         pgtoolset.fastapi,
         pgtoolset.m2m,
+        pgtoolset.observe,
         pgtoolset.sessions,
         pgtoolset.transactions,
     ],
@@ -226,11 +228,11 @@ def test_advice_of_errors(name: str) -> None:
 
 #: What the modules of the contracts may import: one another, how texts are shown, and SQLAlchemy's
 #: types.
-CONTRACTS = {"pgtoolset._text", "pgtoolset.types", "pgtoolset.values"}
+CONTRACTS = {"pgtoolset._text", "pgtoolset.events", "pgtoolset.types", "pgtoolset.values"}
 TYPES = {"sqlalchemy", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"}
 
 
-@pytest.mark.parametrize("module", [protocols, errors, types, values])
+@pytest.mark.parametrize("module", [protocols, errors, events, types, values])
 def test_protocols_import_no_implementation(module: Any) -> None:
     """The contracts import one another and SQLAlchemy's types, and no implementation; errors that
     are errors of SQLAlchemy too import those."""
@@ -238,7 +240,7 @@ def test_protocols_import_no_implementation(module: Any) -> None:
     ours = {name for name in imported if name.startswith("pgtoolset")}
     theirs = {name for name in imported if name.startswith("sqlalchemy")}
     assert ours <= CONTRACTS
-    assert theirs <= {errors: {"sqlalchemy.exc"}, values: set()}.get(module, TYPES)
+    assert theirs <= {errors: {"sqlalchemy.exc"}, events: set(), values: set()}.get(module, TYPES)
 
 
 def test_fastapi_that_is_not_installed() -> None:

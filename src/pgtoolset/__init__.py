@@ -152,6 +152,8 @@ if not TYPE_CHECKING:  # a checker would otherwise accept every name of the pack
             "RowLockMode",
         ),
         "watch": ("RowWatcher", "row_change_trigger", "wait_for_row_change"),
+        "events": (),
+        "observe": (),
         "protocols": (),
         "types": (),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from time import monotonic
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 from sqlalchemy import Connection, PoolProxiedConnection, Transaction
@@ -18,6 +19,7 @@ from pgtoolset._arguments import Settings
 from pgtoolset._callbacks import Callback, check_can_run, run_in_greenlet
 from pgtoolset._deadlines import Deadline, begun_deadline, suspended
 from pgtoolset._limits import SETTING, LastResort, StatementLimit
+from pgtoolset._observers import tell
 from pgtoolset._outcomes import aborted_by, commit_unknown, transaction_lost
 from pgtoolset._postgres.commit_status import Trace, trace
 from pgtoolset._postgres.connections import (
@@ -35,12 +37,20 @@ from pgtoolset._postgres.sqlstates import (
     reported_by_server,
     sqlstate_of,
 )
-from pgtoolset._resolution import Verdict, resolve
+from pgtoolset._resolution import Resolution, Verdict, resolve
 from pgtoolset.errors import CommitUnknownError, TransactionStateError
+from pgtoolset.events import CommitResolved, Resolved
 from pgtoolset.types import CommitObserver, CommitPhase
 
 DialectCommit: TypeAlias = Callable[[PoolProxiedConnection], None]
 DialectRelease: TypeAlias = Callable[[Connection, str], None]
+
+#: What became of a COMMIT whose answer was lost, in the words of events.
+_RESOLVED: dict[Verdict, Resolved] = {
+    Verdict.STORED: "stored",
+    Verdict.LOST: "lost",
+    Verdict.UNKNOWN: "unknown",
+}
 
 
 class Participant(Protocol):
@@ -223,6 +233,11 @@ class Checkout:
         return participant in self.participants and self.participants[participant] is None
 
     @property
+    def is_aborted(self) -> bool:
+        """Whether an error is known that has aborted the transaction."""
+        return self._aborts
+
+    @property
     def is_joined(self) -> bool:
         """Whether the transaction of the connection goes on after that of a session has ended."""
         return not self.connection.closed and self.connection.in_transaction()
@@ -371,7 +386,7 @@ class Checkout:
         if not isinstance(error, (Exception, asyncio.CancelledError)):
             self._raise_unknown(error, attempt.error)
             raise error
-        found = await_only(resolve(self.connection.engine, noted, timeout))
+        found = self._resolved(noted, timeout)
         if found.verdict is Verdict.UNKNOWN:
             self._raise_unknown(error, attempt.error, found.reason)
         if found.verdict is Verdict.LOST:
@@ -381,6 +396,13 @@ class Checkout:
         if attempt.was_lost:
             replace_pool(self.connection)
         self.connection.invalidate()
+
+    def _resolved(self, noted: Trace, timeout: float) -> Resolution:
+        began_at = monotonic()
+        found = await_only(resolve(self.connection.engine, noted, timeout))
+        seconds = monotonic() - began_at
+        tell(self.connection.dialect, CommitResolved(_RESOLVED[found.verdict], seconds))
+        return found
 
     def commit_prepared(self, dialect_commit: Callable[[], None]) -> None:
         """Send COMMIT PREPARED; PostgreSQL answers with an error where it stores nothing."""

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from pgtoolset._arguments import Settings
 from pgtoolset._compatibility import error_of_failed_flush
 from pgtoolset._deadlines import suspended
+from pgtoolset._endings import note_aborted
 from pgtoolset._outcomes import aborted_by, flush_failed, partly_stored, unknown_again
 from pgtoolset._postgres.discards import discard, is_open
 from pgtoolset._postgres.sqlstates import IN_FAILED_SQL_TRANSACTION, sqlstate_of
@@ -113,7 +114,12 @@ def _verified_commit(session_ref: ref[Session]) -> None:
     session = session_ref()
     assert session is not None  # its own method is running
     record = record_of(session)
-    _raise_if_aborted(session, record)
+    try:
+        _raise_if_aborted(session, record)
+    except TransactionAbortedError:
+        for checkout in record.checkouts:
+            note_aborted(checkout)
+        raise
     try:
         type(session).commit(session)
     except (Exception, asyncio.CancelledError) as error:

@@ -97,6 +97,17 @@ def listen_to_errors(bind: Connection | Engine | None) -> None:
         _listen_to_errors(bind.dialect)
 
 
+def listen(dialect: Dialect) -> None:
+    """Listen to an engine before its first connection is noted. Only the first call does work."""
+    if _KEY not in vars(dialect):
+        _listen(dialect)
+
+
+def checkout_on(connection: PoolProxiedConnection) -> Checkout | None:
+    """Return what the sessions on a connection share; `None` where none of ours uses it."""
+    return _checkout_on(connection)
+
+
 def _listen_to_errors(dialect: Dialect) -> None:
     if _ERRORS not in vars(dialect):
         vars(dialect)[_ERRORS] = True

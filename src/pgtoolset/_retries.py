@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from traceback import walk_tb
 from typing import Any, TypeAlias
 
+from sqlalchemy import Dialect
+
 from pgtoolset._arguments import check_function, shown
 from pgtoolset._deadlines import current
+from pgtoolset._observers import tell
 from pgtoolset._postgres.sqlstates import (
     LOST_CONNECTION,
     NOT_REACHED,
@@ -27,6 +30,7 @@ from pgtoolset.errors import (
     PoolTimeoutError,
     TransactionLostError,
 )
+from pgtoolset.events import Retried
 from pgtoolset.values import RetryAttempt
 
 RetryOn: TypeAlias = Callable[[Exception], bool]
@@ -47,11 +51,13 @@ class Retries:
         on_retry: an observer.
         is_reconnecting: whether an attempt has lost its server, which may come back, or another one
             in its place.
+        dialects: of the engines that the last attempt has used, whose observers are told.
     """
 
     retry_on: RetryOn | None = None
     on_retry: OnRetry | None = None
     is_reconnecting: bool = False
+    dialects: Collection[Dialect] = ()
 
     def __post_init__(self) -> None:
         if self.retry_on is not None:
@@ -93,7 +99,14 @@ class Retries:
             raise deadline.exceeded(
                 "retry", f"attempt {number} failed, and no time is left for another one"
             ) from error
+        self._tell(number, error, seconds)
         await asyncio.sleep(seconds)
+
+    def _tell(self, number: int, error: Exception, pause: float) -> None:
+        sqlstates = filter(None, map(sqlstate_of, _causes_of(error)))
+        retried = Retried(number, type(error).__name__, next(sqlstates, None), pause)
+        for dialect in self.dialects:
+            tell(dialect, retried)
 
 
 def _causes_of(error: BaseException) -> Iterator[BaseException]:

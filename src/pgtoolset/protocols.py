@@ -37,6 +37,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from pgtoolset.events import Observer
 from pgtoolset.types import (
     AdvisoryKey,
     ColumnAttribute,
@@ -61,6 +62,7 @@ __all__ = [
     "DatabaseDependency",
     "LockObserver",
     "ManagedSession",
+    "Observer",
     "RowComparator",
     "RowLocker",
     "SessionFactory",

@@ -255,22 +255,26 @@ async def run_transaction(
     retries = Retries(retry_on, on_retry)
     for number in range(1, attempts):
         try:
-            return await _attempt(session_maker, work, options)
+            return await _attempt(session_maker, work, options, retries)
         except Exception as error:
             if not retries.allow(error):
                 raise
             failure = error
         await retries.pause(number, failure)
         del failure  # its traceback keeps the session of the attempt
-    return await _attempt(session_maker, work, options)
+    return await _attempt(session_maker, work, options, retries)
 
 
 async def _attempt(
     session_maker: SessionFactory[M],
     work: Callable[[M], Awaitable[R]],
     options: TransactionOptions,
+    retries: Retries,
 ) -> R:
     session = own_session(session_maker)
+    sync = sync_session_of(session)
+    if sync is not None and sync.bind is not None:
+        retries.dialects = (sync.bind.dialect,)
     try:
         async with TransactionBlock(session, options):
             result = work(session)
@@ -283,7 +287,10 @@ async def _attempt(
                 return await result
             except Exception:
                 # Whatever `work` raises after a commit() in doubt, it must not run again.
-                raise_if_unknown(sync_session_of(session))
+                raise_if_unknown(sync)
                 raise
+            finally:
+                if sync is not None and sync.bind is None:
+                    retries.dialects = {each.dialect for each in record_of(sync).connections}
     finally:
         await close(session)

@@ -26,9 +26,12 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import make_transient_to_detached
 
 import pgtoolset
+import pgtoolset.observe as pgtoolset_observe
 from pgtoolset import PgToolsetError, ReadReplicas, RowWatcher, protocols, testing
 from pgtoolset import fastapi as pgtoolset_fastapi
 from pgtoolset.fastapi import install_error_handlers, problem_responses
+from pgtoolset.observe import subscribe
+from pgtoolset.observe.otel import OpenTelemetryObserver
 from pgtoolset.testing import (
     create_db_session,
     create_test_client,
@@ -110,6 +113,10 @@ WRONG: dict[str, list[Any]] = {
     "server_url": [5, "no url", "mysql://user:secret@h/d", object(), ["a"]],
     "base": [5, SECRET, Item(id=1), object()],
     "work": [5, SECRET, None, object()],
+    "observer": [5, SECRET, None, object(), work, AsyncSession],
+    "tracer_provider": [5, SECRET, object(), print],
+    "meter_provider": [5, SECRET, object(), print],
+    "pool_name": [5, "", b"a", ["a"], SECRET],
     "callback": [5, SECRET, None, object()],
     "retry_on": [5, SECRET, object(), work],
     "on_retry": [5, SECRET, object()],
@@ -218,6 +225,8 @@ CALLS = [
     Call(create_test_client, {"app": FastAPI()}),
     Call(create_db_session, {"database_url": URL, "base": MetaData()}),
     Call(install_error_handlers, {"app": FastAPI()}),
+    Call(subscribe, {"engine": create_async_engine(SECRET), "observer": print}),
+    Call(OpenTelemetryObserver, {"engine": nowhere}),
     Call(problem_responses, {"statuses": [404]}),
 ]
 
@@ -310,7 +319,7 @@ def test_every_public_function_is_here() -> None:
     """A function that is public and not in the list fails this test."""
     public = {
         each
-        for module in (pgtoolset, testing, pgtoolset_fastapi)
+        for module in (pgtoolset, testing, pgtoolset_fastapi, pgtoolset_observe)
         for each in vars(module).values()
         if inspect.isfunction(each) and each.__name__ in module.__all__
     }

@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import (
 
 import pgtoolset
 import pgtoolset.fastapi
+import pgtoolset.observe
 from pgtoolset import testing
 from tests import support
 from tests.docs import howtos
@@ -144,7 +145,7 @@ CLASSES = {
 
 DOCUMENTED = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (pgtoolset, testing, pgtoolset.fastapi)
+    for module in (pgtoolset, testing, pgtoolset.fastapi, pgtoolset.observe)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name)) or name in CLASSES
 }
@@ -188,6 +189,7 @@ async def test_docstring_example(
             await session.commit()
         namespace |= {name: getattr(pgtoolset, name) for name in pgtoolset.__all__}
         namespace |= {name: getattr(testing, name) for name in testing.__all__}
+        namespace |= {name: getattr(pgtoolset.observe, name) for name in pgtoolset.observe.__all__}
         namespace |= {
             "Account": support.Account,
             "Annotated": Annotated,

@@ -71,6 +71,7 @@ from pgtoolset.errors import (
     TransactionAbortedError,
     TransactionLostError,
 )
+from pgtoolset.observe import subscribe
 from pgtoolset.testing import create_db_session, create_test_client, create_worker_database
 from pgtoolset.testing.templates import template_database
 from pytest_pgtoolset._joined import Connections
@@ -249,6 +250,16 @@ async def holders_and_idle_transactions(place: Place) -> None:
         await asyncio.sleep(0.01)
     stop()
     assert holders(place.engine) == []
+
+
+@call
+async def observers(place: Place) -> None:
+    events: list[Any] = []
+    unsubscribe = subscribe(place.engine, events.append)
+    async with create_db_context(place.maker)() as session:
+        await session.get_one(Book, 1)
+    unsubscribe()
+    assert [type(each).__name__ for each in events] == ["PoolWaited", "TransactionEnded"]
 
 
 @call

@@ -13,7 +13,7 @@ from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.orm.attributes import QueryableAttribute
 
 from pgtoolset._arguments.shown import shown
-from pgtoolset._text import printable
+from pgtoolset._text import may_hold_password, printable
 
 M = TypeVar("M")
 E = TypeVar("E", bound=Enum)
@@ -49,6 +49,31 @@ def check_predicate(name: str, value: object) -> None:
     """Raise `TypeError` for a value that is neither `None` nor a plain function."""
     if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
         raise TypeError(f"{name} must be a plain function of the row, not {shown(value)}")
+
+
+def check_observer(name: str, value: object) -> None:
+    """Raise `TypeError` for a value that is no plain function of an event."""
+    call = getattr(value, "__call__", None)  # noqa: B004 - the method itself is looked at
+    is_async = inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(call)
+    if call is None or is_async or isinstance(value, type):
+        also = ", which is async" if is_async else ""
+        raise TypeError(f"{name} must be a plain function of one event, not {shown(value)}{also}")
+
+
+def check_provider(name: str, method: str, value: object) -> None:
+    """Raise `TypeError` for a value that is neither `None` nor an object with a method."""
+    if value is not None and (
+        isinstance(value, type) or not callable(getattr(value, method, None))
+    ):
+        raise TypeError(f"{name} must be an object with {method}(), not {shown(value)}")
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise for a value that is neither `None` nor a text."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {shown(value)}")
+    if value == "" or (isinstance(value, str) and may_hold_password(value)):
+        raise ValueError(f"{name} must be a name, which is not empty, and not a URL")
 
 
 def check_iterable(name: str, what: str, values: object) -> list[Any]:

@@ -9,28 +9,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TypeAlias
 
 from sqlalchemy import Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pgtoolset._deadlines import begun_deadline, current
+from pgtoolset._observers import Observers
+from pgtoolset.errors import DeadlineExceededError
+from pgtoolset.events import PoolOutcome, PoolWaited
+
+#: In the attributes of a pool of `pool_apart`.
+_APART = "pgtoolset.apart"
 
 #: Returns the error that names the holders of an exhausted pool.
 Account: TypeAlias = Callable[[float, TimeoutError], Exception]
 
 
-def in_time(pool: Pool, account: Account) -> Callable[[], PoolProxiedConnection]:
-    """Return `Pool.connect` that ends at a deadline.
+def in_time(
+    pool: Pool, account: Account, observers: Observers
+) -> Callable[[], PoolProxiedConnection]:
+    """Return `Pool.connect` that ends at a deadline, and reports each wait to observers.
 
     Args:
         pool: the pool.
         account: called with the seconds of a wait that has ended, where the pool was exhausted.
+        observers: of the engine.
     """
     connect = pool.connect
 
-    def connect_in_time() -> PoolProxiedConnection:
+    def connect_in_time(is_told: bool = False) -> PoolProxiedConnection:
+        if observers and not is_told and _APART not in vars(pool):
+            return _told(observers, partial(connect_in_time, True))
         deadline = None if begun_deadline() is None else current()
         if deadline is None:
             return connect()
@@ -47,6 +60,37 @@ def in_time(pool: Pool, account: Account) -> Callable[[], PoolProxiedConnection]
             raise deadline.exceeded("pool", _reason(cause)) from cause
 
     return connect_in_time
+
+
+def pool_apart(pool: Pool) -> Pool:
+    """Return an empty pool that connects as a pool does, for connections outside of it.
+
+    No user of the engine waits for these, so its observers are not told of them.
+    """
+    apart = pool.recreate()
+    vars(apart)[_APART] = True
+    return apart
+
+
+def _told(
+    observers: Observers, connect: Callable[[], PoolProxiedConnection]
+) -> PoolProxiedConnection:
+    began_at = monotonic()
+    try:
+        connection = connect()
+    except BaseException as error:
+        observers.tell(PoolWaited(_outcome_of(error), monotonic() - began_at))
+        raise
+    observers.tell(PoolWaited("acquired", monotonic() - began_at))
+    return connection
+
+
+def _outcome_of(error: BaseException) -> PoolOutcome:
+    if isinstance(error, DeadlineExceededError):
+        return "deadline"
+    if isinstance(error, PoolTimeout):
+        return "timed_out"
+    return "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
 
 
 class _Over(TimeoutError):

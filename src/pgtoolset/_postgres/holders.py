@@ -20,6 +20,7 @@ from sqlalchemy import Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from pgtoolset._observers import OPEN, Observers, OpenTransaction, observers_of
 from pgtoolset._postgres.callers import Caller, caller, line_of
 from pgtoolset._postgres.checkouts import in_time
 from pgtoolset._postgres.drivers import driver_of
@@ -298,6 +299,7 @@ def _observe(pool: Pool, limit: IdleLimit) -> Holders | None:
     get, give_back = pool._do_get, pool._do_return_conn
     create, recreate = pool._create_connection, pool.recreate
     holders = Holders(limit)
+    observers = observers_of(pool._dialect)
 
     def do_get() -> ConnectionPoolEntry:
         began_at = monotonic()
@@ -314,14 +316,6 @@ def _observe(pool: Pool, limit: IdleLimit) -> Holders | None:
             raise
         return entry
 
-    def do_return_conn(entry: ConnectionPoolEntry) -> None:
-        held = holders.held(entry)
-        try:
-            give_back(entry)
-        finally:
-            if held is not None:
-                holders.give_back(entry, held)
-
     def create_connection() -> ConnectionPoolEntry:
         held = holders.open()
         try:
@@ -336,12 +330,38 @@ def _observe(pool: Pool, limit: IdleLimit) -> Holders | None:
 
     methods: dict[str, Any] = vars(pool)
     methods["_do_get"] = do_get
-    methods["connect"] = in_time(pool, partial(holders.timed_out, pool))
-    methods["_do_return_conn"] = do_return_conn
+    methods["connect"] = in_time(pool, partial(holders.timed_out, pool), observers)
+    methods["_do_return_conn"] = _returning(give_back, holders, observers)
     methods["_create_connection"] = create_connection
     methods["recreate"] = recreate_observed
     methods[_KEY] = holders
     return holders
+
+
+def _returning(
+    give_back: Callable[[ConnectionPoolEntry], None], holders: Holders, observers: Observers
+) -> Callable[[ConnectionPoolEntry], None]:
+    """Return `Pool._do_return_conn` that forgets the holder, and the transaction."""
+
+    def do_return_conn(entry: ConnectionPoolEntry) -> None:
+        held = holders.held(entry)
+        try:
+            give_back(entry)
+        finally:
+            if held is not None:
+                holders.give_back(entry, held)
+            if observers:
+                _lose_transaction(entry)
+
+    return do_return_conn
+
+
+def _lose_transaction(entry: ConnectionPoolEntry) -> None:
+    """Tell of a transaction that is still open, although its connection is not out any more."""
+    info = entry.record_info
+    opened: OpenTransaction | None = None if info is None else info.pop(OPEN, None)
+    if opened is not None:
+        opened.lose()
 
 
 def held_on(connection: PoolProxiedConnection) -> Held | None:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.checkouts import pool_apart
 from pgtoolset._postgres.connections import is_closed, keeps_its_backend, terminate_driver
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, sqlstate_of
 
@@ -94,7 +95,7 @@ class Link:
         """
         pool = engine.sync_engine.pool
         if engine.dialect.server_version_info is not None:
-            pool = pool.recreate()
+            pool = pool_apart(pool)
         async with asyncio.timeout(2 * STATEMENT_TIMEOUT):
             fairy: Any = await greenlet_spawn(pool.connect)
         driver = fairy.driver_connection

@@ -18,12 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._deadlines import Deadline, bounded
+from pgtoolset._observers import Observers, observers_of
 from pgtoolset._postgres.connections import backend_pid
 from pgtoolset._postgres.locks import backend_marked
 from pgtoolset._postgres.outside import Onlooker, ended
 from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate_of
 from pgtoolset.errors import DeadlineExceededError, LockTimeoutError
+from pgtoolset.events import LockKind, LockWaited
 from pgtoolset.values import Blocker
 
 #: Seconds before the end of a deadline at which the wait for a lock ends, at most a tenth of it.
@@ -54,11 +56,21 @@ class Wanted:
         action: what the statement does, after "Could not": `"lock orders in EXCLUSIVE mode"`.
         tables: the qualified names of the tables.
         mode: the lock mode.
+        kind: which function asks for them; `None` for a wait that is not reported to observers.
+        key: of an advisory lock, in words.
     """
 
     action: str
     tables: Sequence[str]
     mode: str
+    kind: LockKind | None = None
+    key: str | None = None
+
+    def tell(self, observers: Observers, *, acquired: bool, seconds: float) -> None:
+        """Tell observers how the wait has ended."""
+        if self.kind is not None:
+            names = self.tables if self.key is None else (self.key,)
+            observers.tell(LockWaited(self.kind, tuple(names), self.mode, acquired, seconds))
 
 
 class Lookout:
@@ -76,11 +88,14 @@ class Lookout:
         holders: asked after the failure where nothing was found during the wait; `None` where the
             server cannot answer that.
         limits_statement: whether `statement_timeout` ends the wait as well as `lock_timeout`.
+
+    Attributes:
+        acquired: whether a statement that has not failed has acquired the locks.
     """
 
     __slots__ = (
         *("_began", "_deadline", "_holders", "_limits_statement", "_own_timeout"),
-        *("_search", "_timeout", "_timer"),
+        *("_search", "_timeout", "_timer", "acquired"),
     )
 
     #: What to find, and for whom, once `watch` was called.
@@ -100,6 +115,7 @@ class Lookout:
         self._limits_statement = limits_statement
         self._search = None
         self._timer: asyncio.TimerHandle | None = None
+        self.acquired = True
 
     def limit(self) -> float | None:
         """Return the seconds that the locks may be waited for, from now on.
@@ -167,6 +183,7 @@ class Lookout:
             self._timer.cancel()
         if self._search is None:
             return
+        self._search.tell(acquired=self.acquired and exc is None, seconds=self._waited())
         try:
             if self._is_timeout(exc):
                 waited = self._waited() if self._timeout is None else self._timeout
@@ -240,6 +257,12 @@ class _Search:
         #: The seconds after which PostgreSQL was asked for the last time and has answered.
         self._answered: float | None = None
         self.found: list[Blocker] = []
+
+    def tell(self, *, acquired: bool, seconds: float) -> None:
+        """Tell the observers of the engine how the wait has ended."""
+        observers = observers_of(self._connection.dialect)
+        if observers:
+            self._wanted.tell(observers, acquired=acquired, seconds=seconds)
 
     def start(self) -> None:
         """Connect and ask, in the background."""

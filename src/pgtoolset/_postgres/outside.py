@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._postgres.checkouts import pool_apart
 from pgtoolset._postgres.locks import sessions_blocking
 from pgtoolset.values import Blocker
 
@@ -30,7 +31,7 @@ async def outside_connection(engine: Engine) -> AsyncIterator[AsyncConnection]:
     The pool may be exhausted. `Pool.recreate()` returns an empty pool that connects in the same
     way: with the same arguments and the same listeners, such as one that fetches a password.
     """
-    own = AsyncEngine(Engine(engine.pool.recreate(), engine.dialect, engine.url))
+    own = AsyncEngine(Engine(pool_apart(engine.pool), engine.dialect, engine.url))
     try:
         async with own.connect() as connection:
             yield await connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -80,9 +80,11 @@ def advisory_lock(
     def take(lookout: Lookout, connection: Connection) -> bool:
         limit = lookout.limit()
         action = f"take the advisory lock {shown(key)} in {mode} mode"
-        lookout.watch(connection, Wanted(action, tables=(), mode=mode))
-        return acquire(
+        wanted = Wanted(action, tables=(), mode=mode, kind="advisory", key=shown(key))
+        lookout.watch(connection, wanted)
+        lookout.acquired = acquire(
             connection, numbers, shared=shared, nowait=nowait, milliseconds=milliseconds(limit)
         )
+        return lookout.acquired
 
     return LockedBlock(session, sync.connection, take, 0 if nowait else seconds)

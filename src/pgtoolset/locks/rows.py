@@ -230,7 +230,7 @@ class _RowLocks:
     def _wanted(self, names: Sequence[str]) -> Wanted:
         rows = f"{len(self.keys)} row{'s' * (len(self.keys) != 1)}"
         action = f"lock {rows} of {names[0]} in {self.mode.value} mode"
-        return Wanted(action, names[:1], self.mode.value)
+        return Wanted(action, names[:1], self.mode.value, "rows")
 
     def _names(self, dialect: Dialect, translation: Translation) -> list[str]:
         """Return the qualified names of the tables, that of the model first."""

@@ -141,7 +141,7 @@ class _TableLocks:
     def wanted(self) -> Wanted:
         """Describe the locks for an error."""
         action = f"lock {', '.join(self.names)} in {self.mode.value} mode"
-        return Wanted(action, self.names, self.mode.value)
+        return Wanted(action, self.names, self.mode.value, "tables")
 
     async def holders(self, outside: AsyncConnection, pid: int | None) -> list[Blocker]:
         """Return the sessions other than `pid` that hold conflicting locks."""

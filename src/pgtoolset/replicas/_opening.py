@@ -20,6 +20,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from pgtoolset._arguments import IsolationLevel, sync_session
 from pgtoolset._cancellation import uninterrupted
+from pgtoolset._observers import forget_transaction
 from pgtoolset._postgres.connections import has_one_backend, is_closed
 from pgtoolset._postgres.nodes import NodeState, Position, look, look_again
 from pgtoolset._units import UnitOfWork
@@ -197,6 +198,7 @@ class Opening(Generic[S]):
                 return verdict
             if is_too_early:
                 # The next statement begins another transaction of the same kind.
+                forget_transaction(connection.connection.record_info)
                 connection.dialect.do_rollback(connection.connection)
             if verdict is Verdict.READY:
                 if has_one_backend(connection):

@@ -64,6 +64,11 @@ class Group:
     def subscriptions(self) -> list[Subscription[Any]]:
         return self._members.all()
 
+    @property
+    def count(self) -> int:
+        """How many subscriptions there are."""
+        return len(self._members)
+
     def shares(self, other: Group) -> bool:
         """Return whether two groups have a table in common."""
         return not set(self._tables).isdisjoint(other._tables)

@@ -25,6 +25,7 @@ from pgtoolset._postgres.link import (
 from pgtoolset._text import safe
 from pgtoolset.errors import WatcherClosedError
 from pgtoolset.watch._groups import Group
+from pgtoolset.watch._looks import Look, Looks
 from pgtoolset.watch._registry import Groups
 from pgtoolset.watch._subscriptions import Stream, Subscription, Waiter
 
@@ -67,6 +68,7 @@ class Hub:
         self._interval = interval
         self._notify = notify
         self._groups = Groups(engine)
+        self._looks = Looks(engine, self._groups)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._was_opened = False
@@ -109,6 +111,8 @@ class Hub:
             await self._first_link.close()
 
     def subscribe(self, subscription: Subscription[Any]) -> None:
+        if not self._groups:
+            self._looks.rest()
         self._groups.subscribe(subscription)
         self._wake.set()
 
@@ -162,7 +166,8 @@ class Hub:
 
     async def _connect(self) -> Link:
         try:
-            return await Link.open(self._engine, self._settings.now())
+            with self._looks.begin():
+                return await Link.open(self._engine, self._settings.now())
         except Exception as error:
             description = safe(f"{type(error).__name__}: {error}")
             logger.warning("A RowWatcher cannot connect, and tries again: %s", description)
@@ -185,19 +190,25 @@ class Hub:
             self._wake.clear()
             now = loop.time()
             is_tick = now >= next_tick
+            look = self._looks.begin(next_tick if is_tick else None)
             if is_tick:
                 # An interval from now where ticks were left out or took longer than the interval.
                 planned = next_tick + self._interval
                 next_tick = planned if planned > now else now + self._interval
                 self._groups.unsubscribe_dropped()
-            await self._tick_groups(link, now, is_tick)
+            with look:
+                await self._tick_groups(link, now, is_tick, look)
             await self._sleep(link, next_tick)
 
-    async def _tick_groups(self, link: Link, now: float, is_tick: bool) -> None:
+    async def _tick_groups(self, link: Link, now: float, is_tick: bool, look: Look) -> None:
         for group in self._groups.all():
             if (is_tick or group.is_due) and now >= group.not_before:
-                await self._tick(link, group, is_tick)
+                look.count += 1
+                is_good = await self._tick(link, group, is_tick)
+                look.has_failed = look.has_failed or not is_good
                 self._has_ticked = True
+            else:
+                look.has_skipped = True
 
     async def _sleep(self, link: Link, next_tick: float) -> None:
         """Sleep until the next tick, or until something is due."""
@@ -211,22 +222,25 @@ class Hub:
             if not self._groups or heartbeat < next_tick:
                 await link.check()
 
-    async def _tick(self, link: Link, group: Group, whole: bool) -> None:
+    async def _tick(self, link: Link, group: Group, whole: bool) -> bool:
+        """Look at the rows of a group; return whether that was possible."""
         try:
             if self._notify and asyncio.get_running_loop().time() >= self._listen_at:
                 await self._listen(link, group)
             await self._poll(link, group, whole)
             group.failures = 0
+            return True
         except LinkLost:
             raise
         except Exception as error:
             pause = self._pause_after(group, error)
             if pause is not None:
                 self._postpone(group, error, pause)
-                return
+                return False
             # The next subscription gets a new group, and finds the table repaired or fails too.
             self._groups.discard(group)
             group.fail(error)
+            return False
 
     def _pause_after(self, group: Group, error: Exception) -> float | None:
         """Return the seconds after which the group is ticked again; `None` where it has failed."""

@@ -34,6 +34,9 @@ class Members:
             self._keys = list(self.by_key)
         return self._keys
 
+    def __len__(self) -> int:
+        return sum(map(len, self.by_key.values()))
+
     def all(self) -> list[Subscription[Any]]:
         return [each for served in self.by_key.values() for each in served]
 
