@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import asyncpg
 import fastapi.openapi.utils
@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import (
     PGDialect_asyncpg,
 )
 from sqlalchemy.dialects.postgresql.dml import Insert
+from sqlalchemy.dialects.postgresql.psycopg import AsyncAdapt_psycopg_connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -318,11 +319,14 @@ async def test_begun_transaction(engine: AsyncEngine) -> None:
 def test_begun_transaction_of_another_adapter() -> None:
     """Where the adapter lacks the attribute, the error names SQLAlchemy."""
 
-    class Raw:
-        dbapi_connection = object()
+    class Adapter:
         driver_connection = object()
 
-    raw: Any = Raw()
+    class Pooled:
+        dbapi_connection = Adapter()
+        info: ClassVar[dict[str, Any]] = {}
+
+    raw: Any = Pooled()
     with pytest.raises(UnsupportedVersionError, match=r"sqlalchemy 2\..*_transaction"):
         begun_transaction(raw)
 
@@ -466,7 +470,9 @@ async def psycopg_engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
-async def test_psycopg_without_commit_gen(psycopg_engine: AsyncEngine) -> None:
+async def test_psycopg_without_commit_gen(
+    psycopg_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A unit whose COMMIT could not be checked is refused before its first statement, by an error
     that names psycopg and the wrapper."""
 
@@ -481,10 +487,12 @@ async def test_psycopg_without_commit_gen(psycopg_engine: AsyncEngine) -> None:
                 raise AttributeError(name)
             return getattr(self._raw, name)
 
-    await refused(psycopg_engine, Opaque, r"psycopg 3\..*_commit_gen of Opaque")
+    await refused(psycopg_engine, monkeypatch, Opaque, r"psycopg 3\..*_commit_gen of Opaque")
 
 
-async def test_psycopg_below_another_adapter(psycopg_engine: AsyncEngine) -> None:
+async def test_psycopg_below_another_adapter(
+    psycopg_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the adapter of SQLAlchemy keeps the connection elsewhere, the error names that."""
 
     class Elsewhere:
@@ -494,12 +502,14 @@ async def test_psycopg_below_another_adapter(psycopg_engine: AsyncEngine) -> Non
         def __getattr__(self, name: str) -> Any:
             return getattr(self._raw, name)
 
-    await refused(psycopg_engine, Elsewhere, r"sqlalchemy 2\..*_connection of ")
+    await refused(psycopg_engine, monkeypatch, Elsewhere, r"sqlalchemy 2\..*_connection of ")
 
 
-async def refused(engine: AsyncEngine, wrapper: Any, message: str) -> None:
-    driver_of = engine.dialect.get_driver_connection
-    vars(engine.dialect)["get_driver_connection"] = lambda adapter: wrapper(driver_of(adapter))
+async def refused(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, wrapper: Any, message: str
+) -> None:
+    wrapped = property(lambda adapter: wrapper(adapter._connection))
+    monkeypatch.setattr(AsyncAdapt_psycopg_connection, "driver_connection", wrapped)
     sent: list[str] = []
     event.listen(
         engine.sync_engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2])
