@@ -57,9 +57,9 @@ def _read(app: Any, name: str, source: list[str]) -> None:
     if name.endswith("index"):
         for part in re.split(r"^## ", text, flags=re.MULTILINE):
             pages = "\n".join(dict.fromkeys(_PAGE.findall(part)))
-            caption = part.partition("\n")[0] if name == "index" else ""
+            caption = f":caption: {part.partition(chr(10))[0]}\n" if name == "index" else ""
             if pages:
-                text += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
+                text += f"\n```{{toctree}}\n:hidden:\n{caption}\n{pages}\n```\n"
     source[0] = text
 
 
