@@ -55,8 +55,11 @@ def _read(app: Any, name: str, source: list[str]) -> None:
     if "/" not in name:
         text = _OUTSIDE.sub(rf"]({REPOSITORY}\1)", text)
     if name.endswith("index"):
-        pages = "\n".join(dict.fromkeys(_PAGE.findall(text)))
-        text += f"\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
+        for part in re.split(r"^## ", text, flags=re.MULTILINE):
+            pages = "\n".join(dict.fromkeys(_PAGE.findall(part)))
+            caption = f":caption: {part.partition(chr(10))[0]}\n" if name == "index" else ""
+            if pages:
+                text += f"\n```{{toctree}}\n:hidden:\n{caption}\n{pages}\n```\n"
     source[0] = text
 
 

@@ -111,6 +111,7 @@ async def test_page(
 #: Lists, pages for the developers of pgtoolset, and pages with tests of their own.
 WITHOUT_BLOCKS = {
     "architecture.md",
+    "benchmarks.md",
     "compatibility.md",
     "index.md",
     "testing-of-pgtoolset.md",

@@ -12,7 +12,8 @@ import pytest
 pytestmark = pytest.mark.once
 
 DOCS = Path(__file__).parents[2] / "docs"
-PICTURES = sorted((DOCS / "images").iterdir())
+#: The drawings, which are made by hand; plots and photographs of a page have makers of their own.
+PICTURES = sorted((DOCS / "images").glob("*.svg"))
 SHOWN = [
     (page.name, *found)
     for page in sorted(DOCS.glob("*.md"))
@@ -24,9 +25,11 @@ CLASS = re.compile(r"^ *([\w. -]+) \{ (.*) \}$", re.MULTILINE)
 
 
 def test_shown() -> None:
-    """Each drawing is on a page, with a text in its place, and each that is shown is there."""
-    assert {shown for _, _, shown in SHOWN} == {f"images/{each.name}" for each in PICTURES}
-    assert all(len(text.split()) > 5 for _, text, _ in SHOWN)
+    """Each drawing is on a page, each picture that is shown is there, with a text in its place."""
+    assert len(PICTURES) > 2
+    assert {shown for _, _, shown in SHOWN} >= {f"images/{each.name}" for each in PICTURES}
+    assert [shown for _, _, shown in SHOWN if not (DOCS / shown).is_file()] == []
+    assert [shown for _, text, shown in SHOWN if len(text.split()) < 4] == []
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)

@@ -528,12 +528,13 @@ def test_unknown_driver(project: Project) -> None:
 
 
 def documented_files() -> dict[str, str]:
-    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    docs = Path(__file__).parents[2] / "docs"
+    page = "".join((docs / name).read_text() for name in ("testing.md", "embedded-server.md"))
     return dict(re.findall(r"^```(?:py|ini)\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
 
 
 def test_documented_parts(project: Project) -> None:
-    """The conftest.py that docs/testing.md shows gives an application the parts of the URL."""
+    """The conftest.py of docs/embedded-server.md gives an application the parts of the URL."""
     project.server_url = None
     project.write(
         conftest=documented_files()["conftest-parts.py"],
