@@ -17,8 +17,13 @@ from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 
 from pgtoolset._checkouts import Checkout
 from pgtoolset._listeners import checkout_on, listen
-from pgtoolset._observers import OPEN, Observers, observers_of
-from pgtoolset._postgres.connections import Outcome, is_closed, is_pooled
+from pgtoolset._observers import OPEN, Observers, observers_of, tell_each, tell_soon
+from pgtoolset._postgres.connections import (
+    Outcome,
+    begun_transaction,
+    is_closed,
+    is_pooled,
+)
 from pgtoolset._postgres.discards import is_autocommit, is_open
 from pgtoolset._postgres.drivers import driver_of
 from pgtoolset._postgres.sqlstates import sqlstate_of
@@ -27,6 +32,7 @@ from pgtoolset.errors import (
     DeadlineExceededError,
     TransactionAbortedError,
     TransactionLostError,
+    UnsupportedVersionError,
 )
 from pgtoolset.events import Observer, TransactionEnded, TransactionOutcome
 
@@ -62,9 +68,8 @@ class _Open:
         "_is_ours",
         "_is_over",
         "_isolation_level",
-        "_observers",
-        "_period",
         "_read_only",
+        "_subscriptions",
         "is_aborted",
         "is_ending",
         "is_gone",
@@ -73,8 +78,8 @@ class _Open:
     def __init__(self, observers: Observers, connection: PoolProxiedConnection) -> None:
         driver = driver_of(connection.driver_connection)
         level = driver.isolation_level(connection)
-        self._observers = observers
-        self._period = observers.period
+        # One that comes later has not seen its begin, and may not have seen what came after it.
+        self._subscriptions = tuple(observers)
         self._connection = ref(connection)
         self._is_ours = checkout_on(connection) is not None
         self._is_over = False
@@ -87,7 +92,11 @@ class _Open:
 
     def is_on(self, connection: PoolProxiedConnection) -> bool:
         """Whether it is the open transaction of a connection, and all of it was seen."""
-        return self._connection() is connection and self._period == self._observers.period
+        return self._connection() is connection and self._is_seen()
+
+    def _is_seen(self) -> bool:
+        """Whether an observer of its begin is still there."""
+        return any(each.observer is not None for each in self._subscriptions)
 
     def end(
         self, checkout: Checkout, outcome: TransactionOutcome, error: BaseException | None = None
@@ -114,21 +123,21 @@ class _Open:
             checkout = checkout_on(connection)
             if checkout is not None:
                 self._tell(checkout, "lost")
-        elif self._is_ours and self._period == self._observers.period:
+        elif self._is_ours and self._is_seen():
             # Its session was forgotten, and the garbage collector may run in an observer.
-            self._observers.tell_soon(self._event("lost", None, self._read_only))
+            tell_soon(self._subscriptions, self._event("lost", None, self._read_only))
 
     def _tell(
         self, checkout: Checkout, outcome: TransactionOutcome, error: BaseException | None = None
     ) -> None:
-        if self._is_over or self._period != self._observers.period:
+        if self._is_over or not self._is_seen():
             return
         self._is_over = True
         sqlstate = None
         if outcome != "committed":
             sqlstate = sqlstate_of(error) or sqlstate_of(checkout.error)
         is_read_only = self._read_only or checkout.is_read_only
-        self._observers.tell(self._event(outcome, sqlstate, is_read_only))
+        tell_each(self._subscriptions, self._event(outcome, sqlstate, is_read_only))
 
     def _event(
         self, outcome: TransactionOutcome, sqlstate: str | None, read_only: bool
@@ -232,10 +241,18 @@ def _note_statement(observers: Observers, connection: Connection) -> bool:
     if info is None or is_autocommit(connection):
         return False  # it belongs to no pool, or begins no transaction
     opened: _Open | None = info.get(OPEN)
-    if opened is not None and opened.is_on(proxied):
+    if (opened is not None and opened.is_on(proxied)) or _has_begun(proxied):
         return False
     info[OPEN] = _Open(observers, proxied)
     return True
+
+
+def _has_begun(connection: PoolProxiedConnection) -> bool:
+    """Whether an earlier statement has begun the transaction, before there was an observer."""
+    try:
+        return begun_transaction(connection) is not None
+    except UnsupportedVersionError:
+        return False  # of a wrapped driver, on which none of our units can be
 
 
 def _commit(observers: Observers, commit: Method, connection: PoolProxiedConnection) -> None:

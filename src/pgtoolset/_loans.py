@@ -22,6 +22,7 @@ from pgtoolset._postgres.connections import (
     driver_options,
     is_closed,
     is_transaction_open,
+    raw_at,
     show,
 )
 from pgtoolset._postgres.discards import discard, is_autocommit, is_open, is_running
@@ -66,7 +67,7 @@ class Loan(AbstractAsyncContextManager[Any]):
     async def __aenter__(self) -> Any:
         record_of(self._sync)
         await greenlet_spawn(self._lend)
-        return self._proxied.driver_connection
+        return raw_at(self._proxied)
 
     def _lend(self) -> None:
         self._sync.flush()
@@ -100,7 +101,7 @@ class Loan(AbstractAsyncContextManager[Any]):
             self._checkout.note_error(exc)
             note_driver_error(self._sync, exc)
         if not is_transaction_open(self._proxied):
-            has_ended = not is_closed(self._proxied.driver_connection)
+            has_ended = not is_closed(raw_at(self._proxied))
         else:
             has_ended = exc is None and await greenlet_spawn(_has_ended, self._checkout)
         if has_ended:
@@ -117,7 +118,7 @@ class Loan(AbstractAsyncContextManager[Any]):
         return self._checkout.borrowers > 0
 
     def _put_options_back(self) -> None:
-        raw: Any = self._proxied.driver_connection
+        raw: Any = raw_at(self._proxied)
         for name, value in self._options.items():
             if getattr(raw, name, value) is not value:
                 setattr(raw, name, value)

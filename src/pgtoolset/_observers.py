@@ -34,7 +34,7 @@ class OpenTransaction(Protocol):
         ...
 
 
-class _Subscription:
+class Subscription:
     """One call of `subscribe`.
 
     Attributes:
@@ -46,20 +46,16 @@ class _Subscription:
     def __init__(self, observer: Observer) -> None:
         self.observer: Observer | None = observer
 
+    def tell(self, event: Event) -> None:
+        """Call the observer with an event, unless the subscription has ended. Never raises."""
+        if self.observer is not None:
+            _call(self.observer, event)
 
-class Observers(list[_Subscription]):
-    """The observers of an engine: a list, so that it costs next to nothing to see that it is empty.
 
-    Attributes:
-        period: counts the times that the first observer has come. Notes of an earlier period
-            are not complete.
-    """
+class Observers(list[Subscription]):
+    """The observers of an engine: a list, so that it costs next to nothing to see it is empty."""
 
-    __slots__ = ("__weakref__", "period")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.period = 0
+    __slots__ = ("__weakref__",)
 
     def add(self, observer: Observer) -> Callable[[], bool]:
         """Add an observer; return a function that removes it again.
@@ -67,9 +63,7 @@ class Observers(list[_Subscription]):
         That returns whether the observer was the last one. It keeps neither the engine alive, nor
         the observer after it was called.
         """
-        if not self:
-            self.period += 1
-        subscription = _Subscription(observer)
+        subscription = Subscription(observer)
         self.append(subscription)
         observers, added = ref(self), ref(subscription)
 
@@ -85,21 +79,25 @@ class Observers(list[_Subscription]):
 
     def tell(self, event: Event) -> None:
         """Call each observer with an event. Never raises."""
-        for subscription in tuple(self):
-            observer = subscription.observer
-            if observer is not None:
-                _call(observer, event)
+        tell_each(tuple(self), event)
 
-    def tell_soon(self, event: Event) -> None:
-        """Do the same in a step of its own of the event loop; without a loop, do nothing.
 
-        For the garbage collector, which may run in the middle of an observer.
-        """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        loop.call_soon(self.tell, event, context=Context())
+def tell_each(subscriptions: tuple[Subscription, ...], event: Event) -> None:
+    """Call the observers of some subscriptions with an event. Never raises."""
+    for subscription in subscriptions:
+        subscription.tell(event)
+
+
+def tell_soon(subscriptions: tuple[Subscription, ...], event: Event) -> None:
+    """Do the same in a step of its own of the event loop; without a loop, do nothing.
+
+    For the garbage collector, which may run in the middle of an observer.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    loop.call_soon(tell_each, subscriptions, event, context=Context())
 
 
 def observers_of(dialect: Any) -> Observers:

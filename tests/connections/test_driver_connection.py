@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -309,3 +310,24 @@ async def test_cancelled_everywhere(engine: AsyncEngine, session_maker: Maker, o
 
     await check(0)
     assert await interrupt_everywhere(work, check) > 3
+
+
+async def test_a_connection_that_has_left_its_pool(
+    engine: AsyncEngine, other: asyncpg.Connection
+) -> None:
+    """A connection that was detached is lent as any other, and closed where a block ends its
+    transaction."""
+    async with engine.connect() as connection:
+        pooled: Any = await connection.get_raw_connection()
+        raw = pooled.driver_connection
+        pooled.detach()
+        async with AsyncSession(connection) as session, get_transaction(session):
+            async with driver_connection(session) as lent:
+                assert lent is raw
+                await lent.execute("INSERT INTO item VALUES (1, '')")
+        assert await stored(other) == {1}
+        async with AsyncSession(connection) as session:
+            with pytest.raises(TransactionStateError, match="has ended the transaction"):
+                async with get_transaction(session), driver_connection(session) as lent:
+                    await lent.execute("ROLLBACK")
+        assert raw.is_closed() if DRIVER == "asyncpg" else raw.closed

@@ -24,6 +24,7 @@ from pgtoolset import (
     run_transaction,
 )
 from pgtoolset.testing import EmbeddedServer
+from tests.deadlines.lengths import growing, in_time
 from tests.nodes import execute
 from tests.support import DRIVERNAME, insert, stored, until
 
@@ -46,7 +47,9 @@ async def slow_commit(other: asyncpg.Connection) -> AsyncIterator[None]:
 @pytest.mark.parametrize(
     "kind", ["unit", "explicit", "block", "run", "resolved", "released", "plain"]
 )
+@in_time(*[0.5] * 10)
 async def test_deferred_constraint(
+    seconds: float,
     session_maker: Maker,
     engine: AsyncEngine,
     slow_commit: None,
@@ -55,7 +58,7 @@ async def test_deferred_constraint(
 ) -> None:
     """A COMMIT that takes longer than the time that is left is stored, without an error."""
     called: list[int] = []
-    with deadline(0.5):
+    with deadline(seconds):
         if kind in ("unit", "resolved", "explicit", "released"):
             resolve = 60 if kind == "resolved" else None
             async with create_db_context(session_maker, resolve_commit=resolve)() as session:
@@ -85,12 +88,15 @@ async def test_deferred_constraint(
     assert called == ([] if kind == "plain" else [1])
 
 
-async def test_after_the_deadline(session_maker: Maker, other: asyncpg.Connection) -> None:
+@growing
+async def test_after_the_deadline(
+    seconds: float, session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """A block that has done its work in time is committed, however long its code takes."""
-    with deadline(0.5):
+    with deadline(seconds):
         async with create_db_context(session_maker)() as session:
             await insert(session, 1)
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(seconds + 0.1)
     assert await stored(other) == {1}
 
 
@@ -115,7 +121,7 @@ async def test_synchronous_replication(server: EmbeddedServer) -> None:
             return bool(await execute(server, "SHOW synchronous_standby_names") == value)
 
         await until(lambda: is_set("nobody"))
-        task = asyncio.create_task(_write(db_context))
+        task = asyncio.create_task(_write(db_context=db_context))
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
         async def is_waiting() -> bool:
@@ -133,7 +139,8 @@ async def test_synchronous_replication(server: EmbeddedServer) -> None:
         await engine.dispose()
 
 
-async def _write(db_context: Any) -> None:
-    with deadline(0.7):
+@in_time(*[0.7] * 10)
+async def _write(seconds: float, db_context: Any) -> None:
+    with deadline(seconds):
         async with db_context() as session:
             await insert(session, 1)

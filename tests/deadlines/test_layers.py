@@ -37,6 +37,7 @@ from pgtoolset import (
     wait_for_row_change,
 )
 from pgtoolset._postgres.sqlstates import sqlstate_of
+from tests.deadlines.lengths import growing
 from tests.proxy import Proxy
 from tests.support import Item, insert, sqlalchemy_url, stored
 
@@ -60,27 +61,31 @@ async def locked(item: None, other: asyncpg.Connection) -> AsyncIterator[None]:
         yield
 
 
-async def test_statement(session_maker: Maker, engine: AsyncEngine) -> None:
+@growing
+async def test_statement(seconds: float, session_maker: Maker, engine: AsyncEngine) -> None:
     """A statement ends at the deadline; the error is a `TimeoutError` and says so."""
     db_context = create_db_context(session_maker)
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
         async with db_context() as session:
             await session.execute(SLEEP)
     assert caught.value.spent_on == "statement"
-    assert caught.value.seconds == 0.3
+    assert caught.value.seconds == seconds
     assert isinstance(caught.value, TimeoutError) and isinstance(caught.value, PgToolsetError)
     assert sqlstate_of(caught.value.__cause__) == "57014" or "statement timeout" in str(
         caught.value.__cause__
     )
-    assert "0.3 s" in str(caught.value)
+    assert f"{seconds:g} s" in str(caught.value)
 
 
-async def test_nothing_is_sent_afterwards(session_maker: Maker, other: asyncpg.Connection) -> None:
+@growing
+async def test_nothing_is_sent_afterwards(
+    seconds: float, session_maker: Maker, other: asyncpg.Connection
+) -> None:
     """A statement after the deadline is not sent, and takes no connection."""
     async with session_maker() as session, session.begin():
-        with deadline(0.4):
+        with deadline(seconds):
             await insert(session, 1)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(seconds + 0.1)
             with pytest.raises(DeadlineExceededError) as caught:
                 await insert(session, 2)
         assert caught.value.spent_on == "statement"
@@ -102,7 +107,8 @@ async def test_no_connection_afterwards(session_maker: Maker, engine: AsyncEngin
     assert caught.value.spent_on == "statement"
 
 
-async def test_pool(database_url: str) -> None:
+@growing
+async def test_pool(seconds: float, database_url: str) -> None:
     """The wait for a connection ends at the deadline, before the timeout of the pool."""
     engine = create_async_engine(
         sqlalchemy_url(database_url), pool_size=1, max_overflow=0, pool_timeout=60
@@ -113,7 +119,7 @@ async def test_pool(database_url: str) -> None:
         async with db_context() as holder:
             await holder.execute(text("SELECT 1"))
             began = time.monotonic()
-            with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+            with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
                 async with db_context() as session:
                     await session.execute(SLEEP)
             assert time.monotonic() - began < 30
@@ -147,7 +153,8 @@ async def test_shorter_timeout_of_the_pool(database_url: str) -> None:
         await engine.dispose()
 
 
-async def test_server_that_does_not_answer_a_connection(database_url: str) -> None:
+@growing
+async def test_server_that_does_not_answer_a_connection(seconds: float, database_url: str) -> None:
     """A connection that cannot be made in time counts as the pool's, and keeps no place in it."""
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(sqlalchemy_url(proxy.url), pool_size=1, max_overflow=0)
@@ -155,7 +162,7 @@ async def test_server_that_does_not_answer_a_connection(database_url: str) -> No
         pool: Any = engine.pool
         try:
             proxy.frozen = True
-            with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+            with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
                 async with db_context() as session:
                     await session.execute(SLEEP)
             assert caught.value.spent_on == "pool"
@@ -167,17 +174,20 @@ async def test_server_that_does_not_answer_a_connection(database_url: str) -> No
             await engine.dispose()
 
 
-async def test_server_that_does_not_answer_a_statement(database_url: str) -> None:
+@growing
+async def test_server_that_does_not_answer_a_statement(seconds: float, database_url: str) -> None:
     """Where nothing answers, the connection is closed a little after the deadline."""
     async with Proxy.to(database_url) as proxy:
         engine = create_async_engine(sqlalchemy_url(proxy.url), pool_size=1, max_overflow=0)
         db_context = create_db_context(async_sessionmaker(engine))
         pool: Any = engine.pool
         try:
-            with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
-                async with db_context() as session:
+            with deadline(60):
+                async with db_context() as session:  # whose limit is known from now on
                     await session.execute(text("SELECT 1"))
-                    proxy.frozen = True
+            proxy.frozen = True
+            with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
+                async with db_context() as session:
                     await session.execute(text("SELECT 2"))
             proxy.frozen = False
             assert caught.value.spent_on == "statement"
@@ -191,7 +201,10 @@ async def test_server_that_does_not_answer_a_statement(database_url: str) -> Non
 
 @pytest.mark.parametrize("timeout", [None, "60s"])
 @pytest.mark.parametrize("kind", ["tables", "rows", "key"])
-async def test_lock(session_maker: Maker, locked: None, kind: str, timeout: str | None) -> None:
+@growing
+async def test_lock(
+    seconds: float, session_maker: Maker, locked: None, kind: str, timeout: str | None
+) -> None:
     """A lock function names the sessions in the way, and itself as what the time was spent on."""
 
     async def take(session: AsyncSession) -> None:
@@ -204,7 +217,7 @@ async def test_lock(session_maker: Maker, locked: None, kind: str, timeout: str 
             async with advisory_lock(session, 1, timeout=timeout):
                 pass
 
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.6):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
         async with create_db_context(session_maker)() as session:
             await take(session)
     assert caught.value.spent_on == "lock"
@@ -217,13 +230,14 @@ async def test_lock(session_maker: Maker, locked: None, kind: str, timeout: str 
 
 
 @pytest.mark.parametrize("kind", ["tables", "rows", "key"])
+@growing
 async def test_transaction_after_a_lock(
-    session_maker: Maker, locked: None, other: asyncpg.Connection, kind: str
+    seconds: float, session_maker: Maker, locked: None, other: asyncpg.Connection, kind: str
 ) -> None:
     """The transaction around a lock function is usable after the deadline's block."""
     async with create_db_context(session_maker)() as session:
         await insert(session, 2)
-        with pytest.raises(DeadlineExceededError), deadline(0.3):
+        with pytest.raises(DeadlineExceededError), deadline(seconds):
             if kind == "tables":
                 async with lock_tables(session, [Item], mode="EXCLUSIVE", timeout=60):
                     pass
@@ -245,9 +259,10 @@ async def test_shorter_timeout_of_a_lock(session_maker: Maker, locked: None) -> 
             await lock_rows(session, Item, [1], timeout=0.05)
 
 
-async def test_lock_of_a_statement(session_maker: Maker, locked: None) -> None:
+@growing
+async def test_lock_of_a_statement(seconds: float, session_maker: Maker, locked: None) -> None:
     """A lock that a statement of the caller waits for is that statement's."""
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
         async with create_db_context(session_maker)() as session:
             await session.execute(text("UPDATE item SET name = 'x' WHERE id = 1"))
     assert caught.value.spent_on == "statement"
@@ -292,7 +307,8 @@ async def test_retry_names_itself(session_maker: Maker) -> None:
     assert sqlstate_of(caught.value.__cause__) == "40001"
 
 
-async def test_attempt_that_the_deadline_ends(session_maker: Maker) -> None:
+@growing
+async def test_attempt_that_the_deadline_ends(seconds: float, session_maker: Maker) -> None:
     """An attempt that the deadline has ended is not tried again, whatever its connection."""
     attempts = 0
 
@@ -301,15 +317,18 @@ async def test_attempt_that_the_deadline_ends(session_maker: Maker) -> None:
         attempts += 1
         await session.execute(SLEEP)
 
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
         await run_transaction(session_maker, work)
     assert (attempts, caught.value.spent_on) == (1, "statement")
 
 
 @pytest.mark.parametrize("timeout", [None, 60])
-async def test_wait(session_maker: Maker, item: None, timeout: float | None) -> None:
+@growing
+async def test_wait(
+    seconds: float, session_maker: Maker, item: None, timeout: float | None
+) -> None:
     """`wait_for_row_change` ends at the deadline."""
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
         async with create_db_context(session_maker)() as session:
             await wait_for_row_change(session, Item, 1, interval=0.05, timeout=timeout)
     assert caught.value.spent_on == "wait"
@@ -324,14 +343,15 @@ async def test_shorter_timeout_of_a_wait(session_maker: Maker, item: None) -> No
 
 
 @pytest.mark.asyncpg(reason="RowWatcher")
-async def test_watcher(engine: AsyncEngine, item: None) -> None:
+@growing
+async def test_watcher(seconds: float, engine: AsyncEngine, item: None) -> None:
     """`RowWatcher.wait` and `changes` end at the deadline, and the watcher goes on."""
     async with RowWatcher(engine, interval=0.05) as watcher:
-        with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+        with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
             await watcher.wait(Item, 1)
         assert caught.value.spent_on == "wait"
         async with watcher.changes(Item, 1) as changes:
-            with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+            with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
                 await anext(changes)
             assert caught.value.spent_on == "wait"
             async with async_sessionmaker(engine).begin() as session:
@@ -339,28 +359,31 @@ async def test_watcher(engine: AsyncEngine, item: None) -> None:
             assert (await anext(changes)).kind == "update"
 
 
-async def test_swallowed(session_maker: Maker) -> None:
+@growing
+async def test_swallowed(seconds: float, session_maker: Maker) -> None:
     """honest: a block that swallows the error of a canceled statement has nothing stored."""
     with pytest.raises(TransactionAbortedError) as caught:
         async with create_db_context(session_maker)() as session:
-            await insert(session, 1)
-            with pytest.raises(DeadlineExceededError), deadline(0.3):
+            await insert(session, int(seconds * 10))
+            with pytest.raises(DeadlineExceededError), deadline(seconds):
                 await session.execute(SLEEP)
     assert caught.value.sqlstate == "57014"
 
 
-async def test_swallowed_within(session_maker: Maker) -> None:
+@growing
+async def test_swallowed_within(seconds: float, session_maker: Maker) -> None:
     """honest: so has one whose commit comes within the deadline that is over."""
-    with pytest.raises(TransactionAbortedError), deadline(0.3):
+    with pytest.raises(TransactionAbortedError), deadline(seconds):
         async with create_db_context(session_maker)() as session:
-            await insert(session, 1)
+            await insert(session, int(seconds * 10))
             with pytest.raises(DeadlineExceededError):
                 await session.execute(SLEEP)
 
 
-async def test_savepoint(session_maker: Maker, other: asyncpg.Connection) -> None:
+@growing
+async def test_savepoint(seconds: float, session_maker: Maker, other: asyncpg.Connection) -> None:
     """A nested block is rolled back after the deadline, and the one around it commits."""
-    with deadline(0.3):
+    with deadline(seconds):
         async with create_db_context(session_maker)() as session:
             await insert(session, 1)
             with pytest.raises(DeadlineExceededError):

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from pgtoolset import DeadlineExceededError, create_db_context, holders
+from tests.deadlines.lengths import in_time
 from tests.support import plain_url, sqlalchemy_url
 
 REQUESTS = 500
@@ -42,13 +43,14 @@ class Weather:
             await connection.close()
 
 
-async def test_overload(database_url: str) -> None:
+@in_time(1.0, 1.0, 1.0)
+async def test_overload(seconds: float, database_url: str) -> None:
     """500 requests for 3 connections, each with a second: all of them have ended after 1.2 s, but
     for what the machine itself is late; the pool is whole and serves the next one."""
     engine = create_async_engine(
         sqlalchemy_url(database_url), pool_size=POOL, max_overflow=0, pool_timeout=30
     )
-    db_context = create_db_context(async_sessionmaker(engine), deadline=1)
+    db_context = create_db_context(async_sessionmaker(engine), deadline=seconds)
     pool: Any = engine.pool
     weather = Weather()
     outcomes: Counter[str] = Counter()

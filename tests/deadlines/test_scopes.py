@@ -19,6 +19,7 @@ from pgtoolset import (
     run_transaction,
 )
 from pgtoolset._deadlines import current
+from tests.deadlines.lengths import growing
 from tests.support import insert
 
 Maker = async_sessionmaker[AsyncSession]
@@ -67,22 +68,27 @@ async def test_tasks(session_maker: Maker) -> None:
     """A task that is started inside has the deadline, until the block ends."""
     db_context = create_db_context(session_maker)
 
-    async def statement(delay: float) -> int | None:
+    async def statement(event: asyncio.Event) -> int | None:
         async with db_context() as session:
-            await asyncio.sleep(delay)
+            await event.wait()
             return await session.scalar(text("SELECT 1"))
 
+    is_over, has_ended = asyncio.Event(), asyncio.Event()
     with deadline(0.05):
-        early = asyncio.create_task(statement(0.1))
-        late = asyncio.create_task(statement(0.5))
+        early = asyncio.create_task(statement(is_over))
+        late = asyncio.create_task(statement(has_ended))
+        await asyncio.sleep(0.1)
+        is_over.set()
         with pytest.raises(DeadlineExceededError):
             await early
+    has_ended.set()
     assert await late == 1
 
 
-async def test_used_again(session_maker: Maker) -> None:
+@growing
+async def test_used_again(seconds: float, session_maker: Maker) -> None:
     """Each block of one object has the whole time, also where tasks share it."""
-    limit = deadline(0.5)
+    limit = deadline(seconds)
     db_context = create_db_context(session_maker)
 
     async def work(number: int) -> None:
@@ -94,12 +100,14 @@ async def test_used_again(session_maker: Maker) -> None:
         assert current() is None
 
     await asyncio.gather(*(work(number) for number in range(3)))
+    await asyncio.sleep(seconds)
     await work(0)
 
 
-async def test_context(session_maker: Maker) -> None:
+@growing
+async def test_context(seconds: float, session_maker: Maker) -> None:
     """deadline= of a context counts from the begin of each unit, for all that is inside."""
-    db_context = create_db_context(session_maker, deadline=0.3)
+    db_context = create_db_context(session_maker, deadline=seconds)
     for _ in range(2):
         with pytest.raises(DeadlineExceededError) as caught:
             async with db_context() as session:
@@ -114,22 +122,23 @@ async def test_context(session_maker: Maker) -> None:
             await run_transaction(session_maker, work)
 
 
-async def test_dependency(session_maker: Maker) -> None:
+@growing
+async def test_dependency(seconds: float, session_maker: Maker) -> None:
     """deadline= of a dependency counts from the begin of the unit of each request."""
     app = FastAPI()
-    get_db = create_db_dependency(session_maker, deadline="300ms")
+    get_db = create_db_dependency(session_maker, deadline=f"{seconds * 1000:.0f}ms")
 
     @app.get("/")
-    async def endpoint(seconds: float, session: Annotated[AsyncSession, Depends(get_db)]) -> str:
-        await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+    async def endpoint(sleep: float, session: Annotated[AsyncSession, Depends(get_db)]) -> str:
+        await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": sleep})
         return "done"
 
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
         for _ in range(2):
             with pytest.raises(DeadlineExceededError):
-                await client.get("/", params={"seconds": 60})
+                await client.get("/", params={"sleep": 60})
             assert current() is None
-        assert (await client.get("/", params={"seconds": 0})).json() == "done"
+        assert (await client.get("/", params={"sleep": 0})).json() == "done"
 
 
 async def test_dependency_without_fastapi(session_maker: Maker) -> None:
@@ -153,11 +162,12 @@ async def test_end_in_another_context(session_maker: Maker) -> None:
     assert current() is None
 
 
-async def test_plain_connection(engine: AsyncEngine, session_maker: Maker) -> None:
+@growing
+async def test_plain_connection(seconds: float, engine: AsyncEngine, session_maker: Maker) -> None:
     """A connection of SQLAlchemy's own, on an engine that the library has seen, is limited too."""
     async with create_db_context(session_maker)() as session:
         await session.execute(text("SELECT 1"))
-    with pytest.raises(DeadlineExceededError) as caught, deadline(0.3):
+    with pytest.raises(DeadlineExceededError) as caught, deadline(seconds):
         async with engine.begin() as connection:
             await connection.execute(SLEEP)
     assert caught.value.spent_on == "statement"

@@ -95,6 +95,28 @@ async def test_while_a_transaction_runs(engine: AsyncEngine, db_context: Context
         stop()
 
 
+async def test_in_the_middle_of_a_transaction(engine: AsyncEngine, db_context: Context) -> None:
+    """An observer is told of the transactions that begin after it has come, whoever was there
+    before, and whatever is executed afterwards."""
+    first, second = Events(), Events()
+    async with db_context() as session:
+        await session.execute(SELECT)
+        stops = [subscribe(engine, first.append)]
+        await session.execute(SELECT)
+    assert first.ends() == []
+    async with db_context() as session:
+        await session.execute(SELECT)
+        stops.append(subscribe(engine, second.append))
+        await session.execute(SELECT)
+    assert (len(first.ends()), second.ends()) == (1, [])
+    async with db_context() as session:
+        await session.execute(SELECT)
+        stops[0]()
+        await session.execute(SELECT)
+    assert (first.ends(), len(second.ends())) == ([], 1)
+    stops[1]()
+
+
 async def test_wrapped_by_another_tool(engine: AsyncEngine, db_context: Context) -> None:
     """A tool that wraps the same methods of the dialect keeps its wrapper, and a later observer
     is told once."""

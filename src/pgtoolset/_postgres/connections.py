@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from pgtoolset._postgres.drivers import CommitAttempt, Outcome, driver_at, driver_of
+from pgtoolset._postgres.drivers import CommitAttempt, Outcome, driver_at, driver_of, raw_at
 
 __all__ = [
     "CommitAttempt",
@@ -28,6 +28,7 @@ __all__ = [
     "is_pooled",
     "is_transaction_open",
     "keeps_its_backend",
+    "raw_at",
     "show",
     "terminate",
     "terminate_driver",
@@ -49,7 +50,7 @@ def is_pooled(connection: PoolProxiedConnection) -> bool:
 
 def terminate(connection: Connection) -> None:
     """Close the socket at once, without a message to a server that may not answer."""
-    raw = connection.connection.driver_connection
+    raw = raw_at(connection.connection)
     if raw is not None:
         terminate_driver(raw)
 
@@ -84,7 +85,7 @@ def has_one_backend(connection: Connection) -> bool:
     Behind a pooler in transaction mode they may not: the next backend does not know a statement
     that the last one prepared. The driver does not say, but it must not cache statements there.
     """
-    return keeps_its_backend(connection.connection.driver_connection)
+    return keeps_its_backend(raw_at(connection.connection))
 
 
 def keeps_its_backend(raw: Any) -> bool:
@@ -100,7 +101,7 @@ def backend_pid(connection: Connection) -> int | None:
     """Return the pid of the backend, which the driver got as it connected; `None` where a pooler
     has answered in its place.
     """
-    raw: Any = connection.connection.driver_connection
+    raw: Any = raw_at(connection.connection)
     pid = driver_of(raw).server_pid(raw)
     return pid if has_one_backend(connection) and 0 < pid <= _LARGEST_PID else None
 
@@ -116,13 +117,13 @@ def begun_transaction(connection: PoolProxiedConnection) -> Any | None:
 
 def is_transaction_open(connection: PoolProxiedConnection) -> bool:
     """Whether a transaction is open, as the server has said last."""
-    raw: Any = connection.driver_connection
+    raw: Any = raw_at(connection)
     return driver_of(raw).is_in_transaction(raw)
 
 
 def driver_options(connection: PoolProxiedConnection) -> dict[str, Any]:
     """Return the attributes of the driver's connection on which SQLAlchemy relies."""
-    raw: Any = connection.driver_connection
+    raw: Any = raw_at(connection)
     return {name: getattr(raw, name) for name in driver_of(raw).options if hasattr(raw, name)}
 
 
@@ -155,7 +156,7 @@ def check_verifiable(connection: PoolProxiedConnection) -> bool:
     Raises:
         UnsupportedVersionError: the driver, or a wrapper of its connection, lacks an attribute.
     """
-    raw: Any = connection.driver_connection
+    raw: Any = raw_at(connection)
     driver = driver_of(raw)
     # One that was lost in the pool refuses to be looked at. SQLAlchemy replaces it at its next use.
     if driver.is_closed(raw):

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from pgtoolset._postgres.drivers import driver_at, driver_of
+from pgtoolset._postgres.drivers import driver_at, driver_of, raw_at
 from pgtoolset.errors import TransactionStateError
 
 #: Seconds that the server may take to cancel a statement and to close the connection.
@@ -63,7 +63,7 @@ async def _end(connection: PoolProxiedConnection) -> None:
     PostgreSQL does not see that a client is gone before the end of its statement. It would go on,
     and keep its row locks.
     """
-    raw: Any = connection.driver_connection
+    raw: Any = raw_at(connection)
     driver = driver_of(raw)
     if raw is None:
         return

@@ -19,6 +19,7 @@ __all__ = [
     "driver_at",
     "driver_of",
     "is_supported",
+    "raw_at",
 ]
 
 ASYNCPG: Driver = AsyncpgDriver()
@@ -45,6 +46,17 @@ def driver_of(raw: Any) -> Driver:
     return PSYCOPG if getattr(raw, "pgconn", None) is not None else ASYNCPG
 
 
+def raw_at(connection: PoolProxiedConnection) -> Any:
+    """Return the driver's connection, also of one that was detached from its pool, for which
+    SQLAlchemy returns `None`; `None` where it is gone.
+    """
+    raw: Any = connection.driver_connection
+    if raw is not None:
+        return raw
+    adapter: Any = connection.dbapi_connection
+    return None if adapter is None else adapter.driver_connection
+
+
 def driver_at(connection: PoolProxiedConnection) -> Driver:
     """Return the driver of a connection that is out of its pool. Only the first call looks for it:
     SQLAlchemy asks the dialect for the driver's connection each time.
@@ -52,8 +64,7 @@ def driver_at(connection: PoolProxiedConnection) -> Driver:
     info = connection.info
     driver: Driver | None = info.get(_KEY)
     if driver is None:
-        adapter: Any = connection.dbapi_connection
-        raw = None if adapter is None else adapter.driver_connection
+        raw = raw_at(connection)
         driver = driver_of(raw)
         if raw is not None:
             info[_KEY] = driver

@@ -225,6 +225,9 @@ class AsyncpgDriver:
     def check_verifiable(self, connection: PoolProxiedConnection) -> None:
         """Raise where asyncpg, or a wrapper of its connection, lacks an attribute."""
         raw: Any = connection.driver_connection
+        if raw is None:  # it has left its pool
+            adapter: Any = connection.dbapi_connection
+            raw = adapter.driver_connection
         owner = _owner_of(raw.transaction(), raw)
         _forget_transaction(owner, owner._top_xact)
 
