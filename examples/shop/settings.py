@@ -48,6 +48,11 @@ class Settings:
         """What the connections are called there that look at the shop for its page."""
         return f"{self.schema}_page"
 
+    @property
+    def reader_name(self) -> str:
+        """What a connection is called there that waits to read a locked table for the page."""
+        return f"{self.schema}_reader"
+
     def server_settings(self, application_name: str) -> dict[str, str]:
         """PostgreSQL settings of a connection on which unqualified table names mean the shop's
         own."""

@@ -30,7 +30,7 @@ ROOM = [
     pytest.mark.asyncpg(reason="the shop's page"),
 ]
 
-#: Seconds without an event, on a busy machine: an idle stream has a comment before.
+#: Seconds without a line, on a busy machine: an idle stream has a heartbeat before.
 PATIENCE = 60
 
 
