@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
+import pytest
 from playwright.async_api import expect
 
 from pgtoolset.testing import EmbeddedServer
@@ -62,24 +64,30 @@ async def test_silent_stream(windows: Windows, shop: Shop) -> None:
         await windows.close([behind])
 
 
-async def test_restarted_server(windows: Windows) -> None:
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    """A server of the test's own, to stop it."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+async def test_restarted_server(windows: Windows, server: EmbeddedServer) -> None:
     """A window says when PostgreSQL has stopped; when it is back, the window says so, follows the
     orders again, and an order can be placed."""
-    with EmbeddedServer() as server:
-        async with opened(server.url()) as shop:
-            window = await windows.open(shop.address, failures=True)
-            order = await place_order(window)
-            await asyncio.to_thread(server.shut_down, immediate=True)
-            await expect(window.page.locator("[data-notice]")).to_contain_text("cannot be reached")
-            await window["sell"].click()
-            await expect(window["log"].locator("[data-kind=sell]")).to_contain_text("503")
-            await asyncio.to_thread(server.resume)
-            await expect(window["log"]).to_contain_text("PostgreSQL answers again")
-            row = window[f"order-{order}"]
-            await row.get_by_role("button").click()
-            await expect(row).to_have_attribute("data-status", "paid")
-            assert await place_order(window) > order
-            await windows.close([window])
+    async with opened(server.url()) as shop:
+        window = await windows.open(shop.address, failures=True)
+        order = await place_order(window)
+        await asyncio.to_thread(server.shut_down, immediate=True)
+        await expect(window.page.locator("[data-notice]")).to_contain_text("cannot be reached")
+        await window["sell"].click()
+        await expect(window["log"].locator("[data-kind=sell]")).to_contain_text("503")
+        await asyncio.to_thread(server.resume)
+        await expect(window["log"]).to_contain_text("PostgreSQL answers again")
+        row = window[f"order-{order}"]
+        await row.get_by_role("button").click()
+        await expect(row).to_have_attribute("data-status", "paid")
+        assert await place_order(window) > order
+        await windows.close([window])
 
 
 async def test_locked_table(windows: Windows, shop: Shop) -> None:

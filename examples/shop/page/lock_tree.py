@@ -42,9 +42,7 @@ async def lock_tree(connection: AsyncConnection, settings: Settings) -> list[dic
 def chains(waits: Sequence[LockWait], settings: Settings) -> list[LockWait]:
     """The waits of this shop, and those that stand between them and who does not wait."""
     by_pid = {wait.pid: wait for wait in waits}
-    ours = [
-        wait.pid for wait in waits if (wait.application_name or "").startswith(settings.schema)
-    ]
+    ours = [wait.pid for wait in waits if (wait.application_name or "").startswith(settings.schema)]
     chained: dict[int, LockWait] = {}
     while ours:
         pid = ours.pop(0)
