@@ -1,8 +1,8 @@
 """The live part of the page: one stream of events for each window, and one task that feeds all.
 
 The task reads over one connection beside the pool, and one more for each section whose table is
-locked; it ends with the last window. A `RowWatcher` wakes it when the status of an order on the page
-changes, whoever has changed it; a request that writes wakes it too. Otherwise it looks once a
+locked; it ends with the last window. A `RowWatcher` wakes it when the status of an order on the
+page changes, whoever has changed it; a request that writes wakes it too. Otherwise it looks once a
 second.
 """
 
