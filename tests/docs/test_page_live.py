@@ -166,7 +166,7 @@ async def test_queue_of_another_program(shop: Served, database_url: str) -> None
         async with shop.window() as window, asyncio.TaskGroup() as group:
             async with shop.database.transaction():
                 await shop.database.execute("INSERT INTO till_sales (cents) VALUES (300)")
-                group.create_task(other.execute("LOCK TABLE till_sales IN ACCESS EXCLUSIVE MODE"))
+                group.create_task(other.execute("BEGIN; LOCK TABLE till_sales; COMMIT"))
                 tree = await window.until(
                     "locks", lambda locks: locks and locks[0]["waiting"][0]["waiting"]
                 )
