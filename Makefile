@@ -5,6 +5,8 @@ VENV ?= .venv
 VENV_MINIMUM ?= .venv-minimum
 VENV_RELEASE ?= .venv-release
 VENV_BENCH ?= .venv-bench
+# The demo needs few packages: a visitor does not wait for the tools of those who work on pgtoolset.
+VENV_DEMO ?= $(if $(wildcard $(VENV)/.ready),$(VENV),.venv-demo)
 VENV_COMPARISON = build/comparison
 DRIVER ?= asyncpg
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
@@ -29,8 +31,8 @@ PYTEST = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 .PHONY: release-check check-dist comparison
 
 ## demo: the example shop on a real PostgreSQL, and a tour of it; DEMO_ONCE=1 ends after the tour
-demo: $(VENV)/.ready
-	$(VENV)/bin/python -m examples.shop.demo
+demo: $(VENV_DEMO)/.ready
+	@$(VENV_DEMO)/bin/python -m examples.shop.demo
 
 ## cluster: a Patroni cluster under load while its primaries are killed, frozen, switched over and cut off; it proves that
 ## nothing is lost, done twice or told wrong. CLUSTER_SECONDS=180, CLUSTER_ONCE=1 (a minute), CLUSTER_DRIVER=psycopg
@@ -117,13 +119,19 @@ comparison: $(VENV_COMPARISON)/.ready
 	$(VENV_COMPARISON)/bin/python -m pytest tests/comparison --confcutdir=tests/comparison -W default $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV_MINIMUM) $(VENV_RELEASE) $(VENV_BENCH) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-demo $(VENV_MINIMUM) $(VENV_RELEASE) $(VENV_BENCH) $(OUTSIDE) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Editable, and so without the compiled modules: they would hide an edit of their source.
 $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	PGTOOLSET_NO_EXTENSIONS=1 $(VENV)/bin/python $(PIP_INSTALL) --editable ".[dev,cluster]" $(VERSIONS_OF_SOURCE)
 	touch $@
+
+.venv-demo/.ready: pyproject.toml setup.py
+	@echo "Installing what the demo needs in .venv-demo; this takes a minute or two, once."
+	@$(PYTHON) -m venv .venv-demo
+	@PGTOOLSET_NO_EXTENSIONS=1 .venv-demo/bin/python $(PIP_INSTALL) --editable ".[demo]" $(VERSIONS_OF_SOURCE)
+	@touch $@
 
 # The wheel is built from the sdist, away from the source tree, so neither can lack anything.
 dist/.built: $(SOURCES) | $(VENV)/.ready

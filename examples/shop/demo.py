@@ -188,6 +188,8 @@ async def own_schema(settings: Settings) -> AsyncIterator[str]:
                     ),
                     {"name": settings.application_name},
                 )
+                # Nor is somebody else's lock on a table of the shop a reason to wait for ever.
+                await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
                 await connection.execute(DropSchema(settings.schema, cascade=True))
         except (
             Exception

@@ -23,7 +23,10 @@ def listen(port: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", int(port)))
-    except (OSError, OverflowError, ValueError) as error:
+    except (OverflowError, ValueError) as error:
+        listener.close()
+        raise CannotStart(f"PORT={port}: a port is a number from 0 to 65535.") from error
+    except OSError as error:
         listener.close()
         raise CannotStart(f"PORT={port}: {error}") from error
     return listener

@@ -5,6 +5,7 @@ from typing import Self
 from uuid import uuid4
 
 from sqlalchemy import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,12 @@ class Settings:
         scheme, separator, rest = database_url.partition("://")
         if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
             raise ValueError("DATABASE_URL must start with postgresql:// or postgres://")
-        url = make_url(f"postgresql+asyncpg://{rest}")
+        try:
+            url = make_url(f"postgresql+asyncpg://{rest}")
+        except (SQLAlchemyError, ValueError) as error:  # which may repeat the password
+            raise ValueError(
+                "DATABASE_URL must look like postgresql://user:password@host:5432/database"
+            ) from error
         # What libpq calls sslmode, SQLAlchemy hands to asyncpg under asyncpg's name for it.
         return cls(
             url.set(
@@ -47,6 +53,11 @@ class Settings:
     def page_name(self) -> str:
         """What the connections are called there that look at the shop for its page."""
         return f"{self.schema}_page"
+
+    @property
+    def reader_name(self) -> str:
+        """What a connection is called there that waits to read a locked table for the page."""
+        return f"{self.schema}_reader"
 
     def server_settings(self, application_name: str) -> dict[str, str]:
         """PostgreSQL settings of a connection on which unqualified table names mean the shop's

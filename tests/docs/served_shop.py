@@ -30,7 +30,7 @@ ROOM = [
     pytest.mark.asyncpg(reason="the shop's page"),
 ]
 
-#: Seconds without an event, on a busy machine: an idle stream has a comment before.
+#: Seconds without a line, on a busy machine: an idle stream has a heartbeat before.
 PATIENCE = 60
 
 
@@ -77,7 +77,8 @@ class Served:
         return evidence
 
     async def sessions(self, name: str) -> int:
-        """How many sessions of that name PostgreSQL has."""
+        """How many sessions of that name PostgreSQL has, also asked within a transaction."""
+        await self.database.execute("SELECT pg_stat_clear_snapshot()")
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
         return int(await self.database.fetchval(query, name))
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import asyncpg
 import pytest
+from examples.shop.models import Base
+from examples.shop.page import live as live_module
 from examples.shop.page import lock_tree, site
 from examples.shop.page.live import Live
 
@@ -20,9 +23,16 @@ from tests.docs.served_shop import (  # noqa: F401 - fixtures
     shop,
     visited,
 )
-from tests.support import until
+from tests.support import plain_url, until
 
 pytestmark = ROOM
+
+#: The tables that each part of the page is read from.
+READ = {
+    "orders": {"orders", "order_lines", "order_tags"},
+    "products": {"products", "product_tags"},
+    "till": {"till_sales", "till_closings"},
+}
 
 
 async def test_windows(shop: Served) -> None:  # noqa: F811
@@ -82,6 +92,104 @@ async def test_lost_connection(shop: Served) -> None:  # noqa: F811
         )
         await window.until("database", lambda database: not database["answers"])
         await window.until("database", lambda database: database["answers"])
+
+
+@pytest.mark.parametrize(
+    ("table", "sections"),
+    [
+        (table.name, sections)
+        for table in Base.metadata.sorted_tables
+        for sections in [[name for name, tables in READ.items() if table.name in tables]]
+    ],
+)
+async def test_locked_table(
+    shop: Served,  # noqa: F811
+    table: str,
+    sections: list[str],
+) -> None:
+    """While a session has locked a table for itself, the feed goes on and names what it cannot
+    read; the lock tree has the page below that session, and what it missed arrives afterwards."""
+    async with shop.window() as window:
+        await window.until("database", lambda database: database["answers"])
+        async with shop.database.transaction():
+            await shop.database.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            requests = window.sections["counters"]["requests"]
+            await shop.http.get("/pool")
+            await window.until("counters", lambda counters: counters["requests"] > requests)
+            await window.until("unread", lambda unread: unread == sections)
+            tree = await window.until("locks", lambda locks: bool(locks) is bool(sections))
+            if sections:
+                tree = await window.until(
+                    "locks", lambda locks: len(locks[0]["waiting"]) == len(sections)
+                )
+                assert tree[0]["pid"] == shop.database.get_server_pid()
+                assert {node["who"] for node in tree[0]["waiting"]} == {"this page, to read"}
+                assert all(f" on {table}: SELECT" in node["what"] for node in tree[0]["waiting"])
+                assert await shop.sessions(shop.settings.page_name) == 1
+        await window.until("unread", lambda unread: unread == [])
+        await window.until("locks", lambda locks: locks == [])
+
+
+async def test_what_was_missed(shop: Served) -> None:  # noqa: F811
+    """What was written under the lock is shown when it is free."""
+    async with shop.window() as window:
+        sales = (await window.until("till"))["sales"]
+        async with shop.database.transaction():
+            await shop.database.execute("LOCK TABLE till_sales IN ACCESS EXCLUSIVE MODE")
+            await window.until("unread", lambda unread: unread == ["till"])
+            await shop.database.execute("INSERT INTO till_sales (cents) VALUES (300)")
+        await window.until("till", lambda till: till["sales"] == sales + 1)
+
+
+async def test_locked_when_closed(shop: Served) -> None:  # noqa: F811
+    """A page that waits for a lock leaves no session behind when its last window is closed."""
+    async with shop.database.transaction():
+        await shop.database.execute("LOCK TABLE till_sales IN ACCESS EXCLUSIVE MODE")
+        async with shop.window() as window:
+            await window.until("unread", lambda unread: unread == ["till"])
+
+        async def nobody() -> bool:
+            names = (shop.settings.page_name, shop.settings.reader_name)
+            return sum([await shop.sessions(name) for name in names]) == 0
+
+        await until(nobody)
+
+
+async def test_queue_of_another_program(shop: Served, database_url: str) -> None:  # noqa: F811
+    """Another program that waits for a table, and makes the page wait, is in the tree below the
+    session that it waits for itself."""
+    other = await asyncpg.connect(
+        plain_url(database_url),
+        server_settings={"search_path": shop.settings.schema, "application_name": "psql"},
+    )
+    try:
+        async with shop.window() as window, asyncio.TaskGroup() as group:
+            async with shop.database.transaction():
+                await shop.database.execute("INSERT INTO till_sales (cents) VALUES (300)")
+                group.create_task(other.execute("BEGIN; LOCK TABLE till_sales; COMMIT"))
+                tree = await window.until(
+                    "locks", lambda locks: locks and locks[0]["waiting"][0]["waiting"]
+                )
+                assert tree[0]["pid"] == shop.database.get_server_pid()
+                below = tree[0]["waiting"][0]
+                assert below["pid"] == other.get_server_pid()
+                assert below["who"] == "a session of another program"
+                assert below["waiting"][0]["who"] == "this page, to read"
+            await window.until("locks", lambda locks: locks == [])
+    finally:
+        await other.close()
+
+
+async def test_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream begins with a heartbeat, which says how often one comes, and has one where nothing
+    else happens."""
+    monkeypatch.setattr(live_module, "HEARTBEAT", 0.01)
+    live = Live(*6 * [None])  # type: ignore[arg-type] - nothing is looked at
+    events = live.events()
+    heartbeat = 'event: heartbeat\ndata: {"every": 0.01}\n\n'
+    assert (await anext(events)).endswith(heartbeat)
+    assert await anext(events) == await anext(events) == heartbeat
+    live.close()
 
 
 async def test_end_of_the_shop(database_url: str) -> None:

@@ -1,15 +1,16 @@
 """The live part of the page: one stream of events for each window, and one task that feeds all.
 
-The task reads over one connection beside the pool, and ends with the last window. A `RowWatcher`
-wakes it when the status of an order on the page changes, whoever has changed it; a request that
-writes wakes it too. Otherwise it looks once a second.
+The task reads over one connection beside the pool, and one more for each section whose table is
+locked; it ends with the last window. A `RowWatcher` wakes it when the status of an order on the
+page changes, whoever has changed it; a request that writes wakes it too. Otherwise it looks once a
+second.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -19,6 +20,7 @@ from examples.shop.page import board
 from examples.shop.page.counters import Counters
 from examples.shop.page.holds import TillHolds
 from examples.shop.page.lock_tree import lock_tree
+from examples.shop.page.tables import SHORT_WAIT, Tables, ended
 from examples.shop.page.visitors import Visitors
 from examples.shop.settings import Settings
 from pgtoolset import RowWatcher
@@ -28,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks: at least, while a request writes, and otherwise.
 SHORTEST, BUSY, CALM = 0.1, 0.25, 1.0
-#: Seconds after which an idle stream sends a comment, so that proxies keep it.
-HEARTBEAT = 15.0
+#: Seconds after which an idle stream sends an event, so that proxies keep it, and a window notices
+#: where nothing arrives any more.
+HEARTBEAT = 5.0
 #: Milliseconds after which a browser that has lost its stream asks for another.
 RECONNECT = "retry: 1000\n\n"
 
@@ -105,12 +108,13 @@ class Live:
 
     async def events(self) -> AsyncIterator[str]:
         """What has changed since the last event, until the application ends."""
-        yield RECONNECT
+        heartbeat = event("heartbeat", json.dumps({"every": HEARTBEAT}))
+        yield RECONNECT + heartbeat
         sent = 0
         while not self.is_closed:
             news = self._news
             fresh = [
-                f"event: {name}\ndata: {data}\n\n"
+                event(name, data)
                 for name, (version, data) in self._sections.items()
                 if version > sent
             ]
@@ -122,7 +126,7 @@ class Live:
                 async with asyncio.timeout(HEARTBEAT):
                     await news.wait()
             except TimeoutError:
-                yield ": still here\n\n"
+                yield heartbeat
 
     def publish(self, name: str, value: object) -> None:
         """Give each window a new value of a section, where it is another than before."""
@@ -134,13 +138,15 @@ class Live:
 
     async def _feed(self) -> None:
         followed: dict[int, asyncio.Task[None]] = {}
+        tables = Tables(self._observer, self._settings, self.touch)
         try:
             while True:
                 try:
                     async with self._observer.connect() as connection:
+                        await connection.execute(SHORT_WAIT)
                         while True:
                             self._touched.clear()
-                            await self._look(connection, followed)
+                            await self._look(connection, tables, followed)
                             self._next_look = notified(self._next_look)
                             await self._pause()
                 except Exception as error:
@@ -150,16 +156,23 @@ class Live:
                     await asyncio.sleep(CALM)
         finally:
             self._next_look = notified(self._next_look)
-            await ended(followed.values())
+            await tables.close()
+            await ended(followed)
 
     async def _look(
-        self, connection: AsyncConnection, followed: dict[int, asyncio.Task[None]]
+        self,
+        connection: AsyncConnection,
+        tables: Tables,
+        followed: dict[int, asyncio.Task[None]],
     ) -> None:
-        orders = await board.orders(connection)
-        self.publish("orders", orders)
-        self._follow([order["id"] for order in orders], followed)
-        self.publish("products", await board.products(connection))
-        self.publish("till", {**await board.till(connection), **self._holds.as_json()})
+        found = await tables.read(connection)
+        if "till" in found:
+            found["till"] |= self._holds.as_json()
+        for name, value in found.items():
+            self.publish(name, value)
+        if "orders" in found:
+            self._follow([order["id"] for order in found["orders"]], followed)
+        self.publish("unread", tables.unread)
         locks = await lock_tree(connection, self._settings)
         self._lock_waits = bool(locks)
         self.publish("locks", locks)
@@ -187,6 +200,11 @@ class Live:
                 )
 
 
+def event(name: str, data: str) -> str:
+    """An event of the stream."""
+    return f"event: {name}\ndata: {data}\n\n"
+
+
 def notified(event: asyncio.Event) -> asyncio.Event:
     """Wake all that wait for the event; return the one for the next time."""
     event.set()
@@ -201,11 +219,3 @@ async def follow(
         async with watcher.changes(Order, order_id, columns=[Order.status]) as changes:
             async for _ in changes:
                 announce()
-
-
-async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks, and wait for their end."""
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

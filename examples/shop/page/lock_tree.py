@@ -27,12 +27,9 @@ class Node:
 
 
 async def lock_tree(connection: AsyncConnection, settings: Settings) -> list[dict[str, object]]:
-    """The sessions of this shop that wait for a lock, below the ones that do not wait."""
-    waits = [
-        wait
-        for wait in await list_lock_waits(connection)
-        if (wait.application_name or "").startswith(settings.schema)
-    ]
+    """The sessions of this shop that wait for a lock, below the ones that do not wait. A session of
+    another program is in it where one of the shop waits for it."""
+    waits = chains(await list_lock_waits(connection), settings)
     if not waits:
         return []
     pids = {pid for wait in waits for pid in wait.blocked_by} - {wait.pid for wait in waits}
@@ -40,6 +37,19 @@ async def lock_tree(connection: AsyncConnection, settings: Settings) -> list[dic
     for pid, name, state, query in await connection.execute(ACTIVITY, {"pids": sorted(pids)}):
         nodes[pid] = Node(pid, who(name, settings), f"{state or 'not shown'}{statement(query)}")
     return [asdict(node) for node in grown(nodes, waits)]
+
+
+def chains(waits: Sequence[LockWait], settings: Settings) -> list[LockWait]:
+    """The waits of this shop, and those that stand between them and who does not wait."""
+    by_pid = {wait.pid: wait for wait in waits}
+    ours = [wait.pid for wait in waits if (wait.application_name or "").startswith(settings.schema)]
+    chained: dict[int, LockWait] = {}
+    while ours:
+        pid = ours.pop(0)
+        if pid in by_pid and pid not in chained:
+            chained[pid] = by_pid[pid]
+            ours.extend(by_pid[pid].blocked_by)
+    return list(chained.values())
 
 
 def grown(nodes: dict[int, Node], waits: Sequence[LockWait]) -> list[Node]:
@@ -84,6 +94,7 @@ def who(application_name: str | None, settings: Settings) -> str:
         settings.application_name: "a request of the shop",
         settings.page_name: "another session",
         settings.watcher_name: "the watcher",
+        settings.reader_name: "this page, to read",
     }
     return names.get(application_name or "", "a session of another program")
 

@@ -7,6 +7,7 @@ const TOUR = "The tour in the terminal is under way: watch it here. The buttons 
 
 let answered = true;
 let tour = false;
+let unread = [];
 
 /** Show the counters. */
 export function showCounters(now) {
@@ -27,14 +28,24 @@ export function showDatabase({ answers }) {
   notice();
 }
 
+/** Say which parts of the page wait for a lock on their tables. */
+export function showUnread(sections) {
+  unread = sections;
+  notice();
+}
+
 /** Say that a tour is under way. */
 export function showTour(state) {
   tour = state.is_under_way;
   notice();
 }
 
+const locked = (what) =>
+  `Locked by another session: the ${what} cannot be read now, and stay as they were. The lock tree names it.`;
+
 function notice() {
-  const text = !answered ? "PostgreSQL cannot be reached; the shop tries again." : tour ? TOUR : HINT;
+  const text = !answered ? "PostgreSQL cannot be reached; the shop tries again."
+    : unread.length ? locked(unread.join(" and ")) : tour ? TOUR : HINT;
   const element = document.querySelector("[data-notice]");
   element.dataset.urgent = String(text !== HINT);
   write(element, text);

@@ -1,5 +1,7 @@
 // Requests of this window. An answer is never an exception: a server that is away has the status 0.
 
+// Milliseconds for an answer. The pool and the locks of the shop give up before.
+const PATIENCE = 90_000;
 const WINDOW = Math.random().toString(36).slice(2);
 
 /**
@@ -11,12 +13,17 @@ export async function send(method, path, body) {
   try {
     const headers = { "X-Shop-Window": WINDOW };
     if (body !== undefined) headers["Content-Type"] = "application/json";
-    const response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+    const response = await fetch(path, {
+      method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(PATIENCE),
+    });
     const answer = await parsed(response);
     const text = response.ok ? "" : reason(answer);
     return { ok: response.ok, status: response.status, body: answer, text, request };
-  } catch {
-    return { ok: false, status: 0, body: null, text: "The shop cannot be reached.", request };
+  } catch (error) {
+    const text = error.name === "TimeoutError"
+      ? "The shop has not answered in time; what was sent may be stored."
+      : "The shop cannot be reached.";
+    return { ok: false, status: 0, body: null, text, request };
   }
 }
 

@@ -1,5 +1,5 @@
 // The page: wires the buttons, and shows what the event stream says.
-import { showCounters, showDatabase, showTour } from "./counters.js";
+import { showCounters, showDatabase, showTour, showUnread } from "./counters.js";
 import { showLocks } from "./locks.js";
 import * as orders from "./orders.js";
 import * as products from "./products.js";
@@ -20,4 +20,5 @@ follow({
   products: products.showProducts,
   till: till.showTill,
   tour: showTour,
+  unread: showUnread,
 });

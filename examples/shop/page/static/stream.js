@@ -4,6 +4,9 @@ import { part, write } from "./dom.js";
 import { report } from "./log.js";
 
 const SLOWEST = 5000;
+// Heartbeats that may be late before the stream counts as lost: a connection that was cut without
+// an end stays open here.
+const LATE = 3;
 
 /** Call `handlers[name]` with the value of each event of that name, now and after each reconnection. */
 export function follow(handlers) {
@@ -11,10 +14,11 @@ export function follow(handlers) {
   let pause = 500;
   let timer = 0;
   let wasLost = false;
+  let every = 5;
+  let silence = 0;
 
   function open() {
-    clearTimeout(timer);
-    source?.close();
+    close();
     source = new EventSource("/live");
     source.onopen = () => {
       pause = 500;
@@ -22,30 +26,50 @@ export function follow(handlers) {
       wasLost = false;
       show("live");
     };
-    source.onerror = () => {
-      if (!wasLost) report("connection", "failed", "The event stream was lost; this window connects again by itself.");
-      wasLost = true;
-      show("reconnecting");
-      // The browser tries again after a broken stream, but not after an error response.
-      source.close();
-      timer = setTimeout(open, pause);
-      pause = Math.min(2 * pause, SLOWEST);
-    };
+    // The browser tries again after a broken stream, but not after an error response.
+    source.onerror = () => lost("The event stream was lost");
     for (const [name, handle] of Object.entries(handlers)) {
-      source.addEventListener(name, (event) => handle(JSON.parse(event.data)));
+      source.addEventListener(name, (event) => {
+        heard();
+        handle(JSON.parse(event.data));
+      });
     }
+    source.addEventListener("heartbeat", (event) => {
+      every = JSON.parse(event.data).every;
+      heard();
+    });
+    heard();
+  }
+
+  function heard() {
+    clearTimeout(silence);
+    silence = setTimeout(() => lost(`Nothing has arrived for ${LATE * every} s`), 1000 * LATE * every);
+  }
+
+  function lost(what) {
+    if (!wasLost) report("connection", "failed", `${what}; this window connects again by itself.`);
+    wasLost = true;
+    show("reconnecting");
+    close();
+    timer = setTimeout(open, pause);
+    pause = Math.min(2 * pause, SLOWEST);
+  }
+
+  function close() {
+    clearTimeout(timer);
+    clearTimeout(silence);
+    source?.close();
   }
 
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
-      clearTimeout(timer);
-      source?.close();
+      close();
       show("paused");
     } else {
       open();
     }
   });
-  addEventListener("pagehide", () => source?.close());
+  addEventListener("pagehide", close);
   open();
 }
 

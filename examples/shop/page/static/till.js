@@ -40,7 +40,9 @@ async function close() {
     const { id, sales, cents } = answer.body;
     done("close-till", `Closing ${id} has counted ${count(sales, "sale")}, ${euros(cents)}; none was missed.`);
   } else {
-    failed("close-till", `The lock was not free within ${PATIENCE} s; the error names its holder.`, answer);
+    const isLocked = answer.body?.detail?.blockers !== undefined;
+    const locked = `The lock was not free within ${PATIENCE} s; the error names its holder.`;
+    failed("close-till", isLocked ? locked : "The till was not closed.", answer, isLocked);
   }
 }
 
@@ -57,7 +59,7 @@ function done(kind, text) {
   report(kind, "done", text);
 }
 
-function failed(kind, text, answer) {
-  tell(answer.status === 503 && kind === "close-till" ? text : answer.text);
+function failed(kind, text, answer, isLocked = false) {
+  tell(isLocked ? text : answer.text);
   report(kind, "failed", text, [["client got", shown(answer)]]);
 }
