@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -30,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from benchmarks import m2m
 from benchmarks._declared import Benchmark, Experiment, Measure, at_least
-from benchmarks._harness import Figures, Spread, Turn, clocked
+from benchmarks._harness import Figures, Spread, Turn, clocked, output_of
 from benchmarks._orders import Order, orders
 from benchmarks._run import alone
 from pgtoolset import RowWatcher, m2m_add
@@ -158,15 +157,8 @@ async def child(url: str) -> None:
 
 async def under(implementation: str, url: str) -> Figures:
     """A round in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.native", "--child", url),
-        env=os.environ | {"PGTOOLSET_IMPL": implementation},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    if process.returncode:
-        raise RuntimeError(errors.decode().strip().splitlines()[-1])
+    command = [sys.executable, "-m", "benchmarks.native", "--child", url]
+    output = await output_of(command, os.environ | {"PGTOOLSET_IMPL": implementation})
     figures: Figures = json.loads(output)
     return figures
 

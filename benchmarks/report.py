@@ -12,7 +12,8 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import asyncpg
@@ -21,7 +22,7 @@ from benchmarks import _page, _plots, _readme, _results
 from benchmarks._declared import Benchmark, Experiment
 from benchmarks._harness import described
 from benchmarks._judge import regressions
-from benchmarks._run import FULL, QUICK, Lines, Watcher, load, run_benchmark
+from benchmarks._run import FULL, QUICK, Lines, Watcher, failed_benchmark, load, run_benchmark
 from pgtoolset.errors import PgToolsetError
 
 #: The modules, in the order of the page. Each declares a `BENCHMARK`.
@@ -42,6 +43,9 @@ MODULES = (
 
 #: Where a run that commits nothing writes.
 DRAFT = _results.ROOT / "build" / "bench"
+
+#: What is raised where no server can be started, or reached.
+NO_SERVER = (PgToolsetError, asyncpg.PostgresError, OSError)
 
 
 class Terminal:
@@ -128,23 +132,32 @@ def watcher_for(benchmarks: dict[str, Benchmark], names: list[str], quick: bool)
     return Terminal(names, seconds)
 
 
-def measure(benchmarks: dict[str, Benchmark], names: list[str], *, quick: bool) -> _results.Results:
-    """Run modules one after the other, and keep the results of each as it ends."""
+def measure(
+    benchmarks: dict[str, Benchmark],
+    names: list[str],
+    keep: Callable[[_results.Results], None],
+    *,
+    quick: bool,
+) -> _results.Results:
+    """Run modules one after the other, and keep the results of each as it ends.
+
+    A module that fails has its error in place of each figure. Where the first one does, and has no
+    server, there is nothing to measure.
+    """
     watcher = watcher_for(benchmarks, names, quick)
+    effort = QUICK if quick else FULL
     results: _results.Results = {}
-
-    def run() -> None:
+    with watcher if isinstance(watcher, Terminal) else nullcontext():
         for name in names:
-            effort = QUICK if quick else FULL
             done = run_benchmark(benchmarks[name], effort, watcher, quick=quick)
-            results[name] = asyncio.run(done)
-            _results.save(DRAFT / "results.json", results)
-
-    if isinstance(watcher, Terminal):
-        with watcher:
-            run()
-    else:
-        run()
+            try:
+                results[name] = asyncio.run(done)
+            except Exception as error:
+                if not results and isinstance(error, NO_SERVER):
+                    raise
+                watcher.line(f"{name} fails: {described(error)}")
+                results[name] = failed_benchmark(benchmarks[name], error, quick=quick)
+            keep(results)
     return results
 
 
@@ -180,9 +193,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commit(before, benchmarks)
         print(f"wrote {_results.PAGE}")
         return 0
+    measured = dict(before)
+
+    def keep(results: _results.Results) -> None:
+        _results.save(DRAFT / "results.json", results)
+        if options.update:
+            measured.update(results)
+            known = {name: measured[name] for name in MODULES if name in measured}
+            _results.save(_results.COMMITTED, known)
+
     try:
-        results = measure(benchmarks, options.names, quick=options.quick)
-    except (PgToolsetError, asyncpg.PostgresError, OSError) as error:
+        results = measure(benchmarks, options.names, keep, quick=options.quick)
+    except NO_SERVER as error:
         print(f"no PostgreSQL to measure on: {described(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -198,9 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     ]
     if options.update:
-        committed = {name: (before | results)[name] for name in MODULES if name in before | results}
-        _results.save(_results.COMMITTED, committed)
-        commit(committed, benchmarks)
+        commit(measured, benchmarks)
         print(f"\nwrote {_results.COMMITTED} and {_results.PAGE}")
     else:
         write(results, benchmarks, DRAFT / "benchmarks.md", DRAFT / "images" / "bench")
