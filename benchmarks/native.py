@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from benchmarks import m2m
 from benchmarks._declared import Benchmark, Experiment, Measure, at_least
@@ -134,7 +134,7 @@ async def looks(engine: AsyncEngine, ticks: int, changes: int) -> float:
 
 async def adds(engine: AsyncEngine, calls: int) -> float:
     """The CPU time of `m2m_add` of 10,000 instances, rolled back."""
-    async with m2m.AsyncSession(engine) as session:
+    async with AsyncSession(engine) as session:
         bench = m2m.Bench(engine, session)
         related = bench.related(MANY, replace=False)
         seconds = []

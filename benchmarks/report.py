@@ -38,6 +38,7 @@ MODULES = (
     "testing",
     "plugin",
     "native",
+    "page",
     "imports",
 )
 

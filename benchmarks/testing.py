@@ -199,11 +199,12 @@ async def databases(url: str) -> AsyncIterator[Mapping[str, Turn]]:
         return create_worker_database(url, prefix=PREFIX, **options)
 
     async with workers(TOOLSETS, "benchmarks.testing:peer", url) as peers:
-        yield {
+        turns: dict[str, Turn] = {
             "template": lambda: until_ready(made(template=TEMPLATE), fill=False),
             "empty": lambda: until_ready(made(), fill=True),
             "hand": partial(created_by_hand, url),
-        } | {name: worker.turn("database") for name, worker in peers.items()}
+        }
+        yield turns | {name: worker.turn("database") for name, worker in peers.items()}
     await drop_database(TEMPLATE, server_url=url)
 
 

@@ -48,11 +48,14 @@ def leave_alone(engine: AsyncEngine) -> None:
     vars(engine.dialect)[statements._KEY] = {}
 
 
-def is_left_alone(engine: AsyncEngine) -> bool:
-    """Return whether no method of the pool and of the dialect has been replaced."""
-    return not {"_do_get", "connect"} & set(vars(engine.sync_engine.pool)) and not any(
-        name.startswith("do_") for name in vars(engine.dialect)
-    )
+def notes_holders(engine: AsyncEngine) -> bool:
+    """Return whether the library follows which connections of the pool are out."""
+    return not {"_do_get", "_do_return_conn", "connect"}.isdisjoint(vars(engine.sync_engine.pool))
+
+
+def is_seen(engine: AsyncEngine) -> bool:
+    """Return whether the library has replaced a method of the pool or of the dialect."""
+    return notes_holders(engine) or any(name.startswith("do_") for name in vars(engine.dialect))
 
 
 async def check_holders(engine: AsyncEngine, count: int) -> None:
@@ -60,7 +63,7 @@ async def check_holders(engine: AsyncEngine, count: int) -> None:
     async with create_db_context(async_sessionmaker(engine))() as session:
         await session.execute(SELECT)
         assert len(holders(engine)) == count
-    assert is_left_alone(engine) is (count == 0)
+    assert notes_holders(engine) is bool(count)
 
 
 def turn(block: Block, *, sets: bool = False, selects: int = 1) -> Turn:
@@ -148,7 +151,7 @@ async def blocks(url: str, number: int) -> AsyncIterator[Mapping[str, Turn]]:
             "savepoint": partial(nested, theirs, savepoint),
         }
         yield {name: turn(block, selects=number) for name, block in kinds.items()}
-        assert is_left_alone(unseen) and not is_left_alone(seen)
+        assert is_seen(seen) and not is_seen(unseen)
 
 
 def unused(number: int) -> Experiment:
