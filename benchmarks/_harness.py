@@ -43,7 +43,7 @@ Figures: TypeAlias = dict[str, float]
 Turn: TypeAlias = Callable[[], Awaitable[Figures]]
 
 #: Seconds after which a turn has failed, and likewise what is done before and after all turns.
-TURN_LIMIT, SET_UP_LIMIT = 60.0, 120.0
+TURN_LIMIT, SET_UP_LIMIT = 60, 120
 
 
 @dataclass(slots=True)
@@ -122,13 +122,14 @@ class Described(Exception):
 @asynccontextmanager
 async def in_time(seconds: float, what: str) -> AsyncIterator[None]:
     """Cancel the block after some seconds, with an error that says what there is not."""
+    limit = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with limit:
             yield
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise Described(f"{what} within {seconds:.0f} s") from error
+        raise Described(f"{what} within {seconds:g} s") from error
 
 
 def described(error: BaseException) -> str:

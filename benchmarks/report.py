@@ -18,7 +18,7 @@ from pathlib import Path
 
 import asyncpg
 
-from benchmarks import _page, _plots, _readme, _results
+from benchmarks import _page, _plots, _quoted, _results
 from benchmarks._declared import Benchmark, Experiment
 from benchmarks._harness import described
 from benchmarks._judge import regressions
@@ -29,6 +29,7 @@ from pgtoolset.errors import PgToolsetError
 MODULES = (
     "sessions",
     "units",
+    "observe",
     "transactions",
     "m2m",
     "locks",
@@ -106,7 +107,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--update",
         action="store_true",
-        help="rewrite results, page, pictures, and the README's figures",
+        help="rewrite results, page, pictures, and the figures that other pages quote",
     )
     parser.add_argument(
         "--render", action="store_true", help="write page and pictures again; measure nothing"
@@ -176,9 +177,9 @@ def write(
 
 
 def commit(results: _results.Results, benchmarks: dict[str, Benchmark]) -> None:
-    """Write what is committed beside the results: page, pictures, and figures of the README."""
+    """Write what is committed beside the results: page, pictures, and figures of other pages."""
     write(results, benchmarks, _results.PAGE, _results.PICTURES)
-    _readme.write(benchmarks, results, _readme.README)
+    _quoted.write(benchmarks, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import asyncpg
 from sqlalchemy import (
@@ -68,7 +68,7 @@ def tables(count: int) -> MetaData:
 class Base:
     """What fastapi-toolsets takes for a declarative base."""
 
-    metadata = tables(200)
+    metadata: ClassVar = tables(200)
 
 
 #: The tables that are written to, a referenced one last.
