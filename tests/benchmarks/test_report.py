@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -259,25 +260,22 @@ def test_end_to_end(
     """A run measures, writes a page, and fails where a target that was met is lost."""
     prepare(monkeypatch, tmp_path)
     monkeypatch.setenv("DATABASE_URL", database_url.replace("+psycopg", "+asyncpg"))
+    [experiment, *_] = BENCHMARKS["units"].experiments
+
+    def declare(*measures: Measure) -> None:
+        declared = Benchmark("U", "u", (dataclasses.replace(experiment, measures=measures),))
+        monkeypatch.setattr(report, "load", lambda name: declared)
+
+    declare(*experiment.measures)
     report.main(["units", "--quick", "--update"])
     results = _results.load(tmp_path / "results.json")
     measures = results["units"]["measures"]
-    assert set(measures) == {measure.name for measure in BENCHMARKS["units"].measures}
+    assert set(measures) == {measure.name for measure in experiment.measures}
     assert "| `settings=` of two | `db_context()` | " in (tmp_path / "page.md").read_text()
     assert "old" not in (tmp_path / "readme.md").read_text()
 
-    impossible = at_most(0.000_1)
-    [experiment] = BENCHMARKS["units"].experiments
-    changed = Experiment(
-        experiment.title,
-        experiment.set_up,
-        tuple(
-            Measure(m.name, m.what, m.ours, m.beside, m.theirs, target=impossible)
-            for m in experiment.measures
-            if m.name == "control"
-        ),
-    )
-    monkeypatch.setattr(report, "load", lambda name: Benchmark("U", "u", (changed,)))
+    [control] = [each for each in experiment.measures if each.name == "control"]
+    declare(dataclasses.replace(control, target=at_most(0.000_1)))
     measures["control"]["met"] = True
     _results.save(tmp_path / "results.json", results)
     capsys.readouterr()

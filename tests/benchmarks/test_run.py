@@ -257,8 +257,8 @@ def test_alone(
     monkeypatch.setattr("sys.argv", ["units", "--quick", "--only", "unit of work"])
     alone("units")
     output = capsys.readouterr().out
-    benchmark = _run.load("units")
-    assert output.count(", n 1") == len(benchmark.measures)
+    [first, *_] = _run.load("units").experiments
+    assert output.count(", n 1") == len(first.measures)
     assert "fails" not in output
     assert "PostgreSQL 1" in output
 
