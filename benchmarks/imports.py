@@ -93,7 +93,7 @@ BENCHMARK = Benchmark(
                     target=at_most(10),
                 ),
             ),
-            seconds=12,
+            seconds=10,
             rounds=60,
         ),
     ),

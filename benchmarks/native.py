@@ -226,7 +226,7 @@ BENCHMARK = Benchmark(
                 faster("builder-one-instance", "builder, 1 instance", "1 instance", 1),
                 faster("builder-one-pair", "builder, 1 pair", "1 pair", 1),
             ),
-            seconds=15,
+            seconds=12,
             rounds=40,
         ),
         Experiment(
@@ -237,7 +237,7 @@ BENCHMARK = Benchmark(
                 whole("busy", "a look at 10,000 rows, 10 changed"),
                 whole("add", "`m2m_add` of 10,000 instances"),
             ),
-            seconds=15,
+            seconds=12,
             warm_up=1,
             quick=False,
         ),

@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
                 figure("shift", "layout shift", "of the window's height"),
                 figure("weight", "transferred, with headers", "KiB"),
             ),
-            seconds=12,
+            seconds=10,
             warm_up=1,
         ),
     ),

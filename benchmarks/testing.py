@@ -246,7 +246,7 @@ BENCHMARK = Benchmark(
                     scale=1000,
                 ),
             ),
-            seconds=16,
+            seconds=12,
         ),
         Experiment(
             "`cleanup_tables` with 1 to 100,000 rows in two of 200 tables",
@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
                     scale=1000,
                 ),
             ),
-            seconds=20,
+            seconds=15,
             rounds=20,
             warm_up=1,
             quick=False,
@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
                     for name in TOOLSETS
                 ),
             ),
-            seconds=18,
+            seconds=14,
             warm_up=1,
         ),
     ),

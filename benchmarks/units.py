@@ -171,7 +171,7 @@ def unused(number: int) -> Experiment:
             ratio("nested", "`get_transaction`, nested", "`begin_nested()`", "savepoint", 1.05),
             ratio("control", f"control: {MAKER}", "itself", "plain", None),
         ),
-        seconds=15,
+        seconds=12,
     )
 
 
@@ -236,7 +236,7 @@ BENCHMARK = Benchmark(
                     Measure("control", f"control: {CONTEXT}", "plain again", "itself", "plain")
                 ),
             ),
-            seconds=25,
+            seconds=20,
         ),
         unused(1),
         unused(10),
