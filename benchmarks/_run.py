@@ -49,16 +49,18 @@ class Effort:
         seconds: part of the declared seconds.
         rounds: part of the declared rounds.
         least: rounds that are measured even where the time is over.
+        warm_up: rounds before the first that counts, at most.
         largest: no larger size of a curve is measured.
     """
 
     seconds: float = 1.0
     rounds: float = 1.0
     least: int = 3
+    warm_up: int = 5
     largest: float = float("inf")
 
 
-FULL, QUICK = Effort(), Effort(0.12, 0.5, least=2, largest=1_000)
+FULL, QUICK = Effort(), Effort(0.12, 0.5, least=2, warm_up=1, largest=1_000)
 
 #: Seconds that an experiment takes at most, on a machine that is slow, beside three times its own.
 LIMIT = 60.0
@@ -166,7 +168,7 @@ async def run_experiment(
     watcher.begin(experiment, experiment.seconds * effort.seconds)
     alternation = Alternation(
         rounds=max(min(experiment.least, effort.least), round(experiment.rounds * effort.rounds)),
-        warm_up=min(experiment.warm_up, effort.least),
+        warm_up=min(experiment.warm_up, effort.warm_up),
         least=min(experiment.least, effort.least),
         seconds=experiment.seconds * effort.seconds,
         limit=LIMIT + 3 * experiment.seconds,

@@ -242,7 +242,7 @@ def prepare(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("DRIVER", "asyncpg")
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(report, "DRAFT", folder / "draft")
-    monkeypatch.setattr(report, "QUICK", Effort(seconds=0, rounds=0, least=1))
+    monkeypatch.setattr(report, "QUICK", Effort(seconds=0, rounds=0, least=1, warm_up=0))
     monkeypatch.setattr(_plots, "draw", lambda *_: [])
     monkeypatch.setattr(_results, "COMMITTED", folder / "results.json")
     monkeypatch.setattr(_results, "PAGE", folder / "page.md")

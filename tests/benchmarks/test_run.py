@@ -253,7 +253,7 @@ def test_alone(
 ) -> None:
     """A module runs by its name alone, measures on a real server, and prints its figures."""
     monkeypatch.setenv("DATABASE_URL", database_url.replace("+psycopg", "+asyncpg"))
-    monkeypatch.setattr(_run, "QUICK", Effort(seconds=0, rounds=0, least=1))
+    monkeypatch.setattr(_run, "QUICK", Effort(seconds=0, rounds=0, least=1, warm_up=0))
     monkeypatch.setattr("sys.argv", ["units", "--quick", "--only", "unit of work"])
     alone("units")
     output = capsys.readouterr().out
