@@ -63,3 +63,11 @@ def install(*requirements: str) -> Path:
 def folder_of(peer: str) -> Path:
     """Return the folder of a peer, installed where it is missing."""
     return install(PEERS[peer][1])
+
+
+if __name__ == "__main__":
+    for each in PEERS:
+        try:
+            print(folder_of(each))
+        except PeerUnavailable as unavailable:
+            print(unavailable)
