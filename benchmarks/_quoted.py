@@ -54,7 +54,7 @@ QUOTED: dict[Path, tuple[tuple[tuple[str, str], ...], ...]] = {
     ),
 }
 
-BETWEEN = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
+BETWEEN = re.compile(r"(?<=<!-- figures -->\n)(?:(?!<!--).)*(?=<!-- end of figures -->)", re.DOTALL)
 
 
 def tables(page: Path, benchmarks: Mapping[str, Benchmark], results: Results) -> list[str]:

@@ -142,7 +142,7 @@ async def peer(url: str) -> AsyncIterator[dict[str, Callable[..., Awaitable[Figu
 
     async def worker_database() -> Figures:
         if is_old:
-            own = utils.create_worker_database(in_database(url, f"{PREFIX}_{name}"))
+            own = utils.create_worker_database(url, default_test_db=f"{PREFIX}_{name}")
         else:
             own = utils.create_worker_database(url, prefix=f"{PREFIX}_{name}", server_url=url)
         return await until_ready(own, fill=True)
