@@ -200,7 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def keep(results: _results.Results) -> None:
         _results.save(DRAFT / "results.json", results)
         if options.update:
-            measured.update(results)
+            for name, module in results.items():
+                # What a quick run leaves out keeps its figures.
+                old = before.get(name, {}) if options.quick else {}
+                kept = {part: old.get(part, {}) | module[part] for part in ("measures", "curves")}
+                measured[name] = module | kept
             known = {name: measured[name] for name in MODULES if name in measured}
             _results.save(_results.COMMITTED, known)
 
