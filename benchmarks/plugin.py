@@ -214,7 +214,7 @@ BENCHMARK = Benchmark(
                 ),
             ),
             seconds=25,
-            warm_up=1,
+            warm_up=0,
         ),
     ),
 )
