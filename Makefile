@@ -146,11 +146,12 @@ $(VENV_MINIMUM)/.ready: dist/.built requirements-minimum.txt
 	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	touch $@
 
-# What users install: the newest versions of other packages, and the compiled modules.
+# What users install: the newest versions of other packages, and the compiled modules; and beside them other libraries.
 $(VENV_BENCH)/.ready: dist/.built
 	$(PYTHON) -m venv $(VENV_BENCH)
 	$(VENV_BENCH)/bin/python $(PIP_INSTALL) "$$(echo dist/*.whl)[dev,bench]"
 	$(VENV_BENCH)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	$(VENV_BENCH)/bin/python -m benchmarks._peers
 	touch $@
 
 $(VENV_RELEASE)/.ready: requirements-release.txt

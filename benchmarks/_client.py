@@ -65,9 +65,9 @@ class _Connection(asyncio.Protocol):
                 RuntimeError(f"answered {head[9:12].decode()}: {body[:500]!r}")
             )
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error or ConnectionError("the server closed the connection"))
+            self._answer.set_exception(exc or ConnectionError("the server closed the connection"))
 
 
 class Client:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import platform
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import (
     AsyncIterator,
@@ -26,9 +26,8 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -43,8 +42,8 @@ Figures: TypeAlias = dict[str, float]
 #: One turn of a contestant.
 Turn: TypeAlias = Callable[[], Awaitable[Figures]]
 
-#: Seconds after which a turn has failed.
-TURN_LIMIT = 180.0
+#: Seconds after which a turn has failed, and likewise what is done before and after all turns.
+TURN_LIMIT, SET_UP_LIMIT = 60, 120
 
 
 @dataclass(slots=True)
@@ -56,6 +55,7 @@ class Alternation:
         warm_up: rounds before them that are not.
         seconds: no round begins so long after the warm-up, once `least` were measured.
         least: rounds that are measured even where the time is over.
+        limit: no round begins so long after the warm-up began, even where fewer were measured.
         after_round: called with the number of rounds that are done.
         failures: contestants that raised an error, and the errors. They take no further turn.
     """
@@ -64,6 +64,7 @@ class Alternation:
     warm_up: int = 2
     seconds: float = float("inf")
     least: int = 3
+    limit: float = float("inf")
     after_round: Callable[[int], None] = lambda done: None
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -82,6 +83,7 @@ class Alternation:
         order = random.Random(0)
         results: dict[str, list[R]] = {name: [] for name in contestants}
         end = float("inf")
+        last = time.monotonic() + self.limit
         gc.collect()
         gc.freeze()
         try:
@@ -90,7 +92,8 @@ class Alternation:
                     gc.collect()
                     gc.freeze()
                     end = time.monotonic() + self.seconds
-                if number >= self.least and time.monotonic() > end:
+                now = time.monotonic()
+                if now > last or (number >= self.least and now > end):
                     break
                 for name in order.sample(list(contestants), len(contestants)):
                     if name not in self.failures:
@@ -105,10 +108,8 @@ class Alternation:
     async def _turn(self, name: str, turn: Callable[[], Awaitable[R]]) -> list[R]:
         gc.collect()
         try:
-            async with asyncio.timeout(TURN_LIMIT):
+            async with in_time(TURN_LIMIT, "no result"):
                 return [await turn()]
-        except TimeoutError as error:
-            self.failures[name] = str(error) or f"no result within {TURN_LIMIT:.0f} s"
         except Exception as error:
             self.failures[name] = described(error)
         return []
@@ -116,6 +117,19 @@ class Alternation:
 
 class Described(Exception):
     """An error whose message says all, without the name of its class."""
+
+
+@asynccontextmanager
+async def in_time(seconds: float, what: str) -> AsyncIterator[None]:
+    """Cancel the block after some seconds, with an error that says what there is not."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise Described(f"{what} within {seconds:g} s") from error
 
 
 def described(error: BaseException) -> str:
@@ -131,17 +145,6 @@ def described(error: BaseException) -> str:
     # An adapter of SQLAlchemy puts the class of the driver's error before its message.
     line = lines[0].rpartition("'>: ")[2]
     return f"{type(inner or cause).__name__}: {line}"[:160].removesuffix(": ")
-
-
-async def alternate(
-    contestants: Mapping[str, Callable[[], Awaitable[R]]], *, rounds: int, warm_up: int = 2
-) -> dict[str, list[R]]:
-    """Run contestants in alternation; an error of one of them ends it."""
-    alternation = Alternation(rounds, warm_up)
-    results = await alternation.run(contestants)
-    if alternation.failures:
-        raise RuntimeError(f"contestants have failed: {alternation.failures}")
-    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,27 @@ def clocked(calls: int = 1, *backends: int) -> Iterator[Figures]:
     figures["cpu"] = (client + theirs) / 1e9 / calls
 
 
+async def output_of(command: Sequence[str], environ: Mapping[str, str]) -> bytes:
+    """Return what a process prints, which does not outlive a turn that is cancelled.
+
+    Raises:
+        Described: the process has failed; the message is its last line.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        lines = errors.decode().strip().splitlines() or [f"ended with {process.returncode}"]
+        raise Described(lines[-1][:160])
+    return output
+
+
 async def backend_of(connection: Any) -> int:
     """Return the process of PostgreSQL that serves a session or a connection."""
     return int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
@@ -237,31 +261,3 @@ async def engines(url: str, number: int, **options: Any) -> AsyncIterator[list[A
     finally:
         for engine in made:
             await engine.dispose()
-
-
-# A module that declares no measures yet prints them with these, and is not in the report.
-
-
-def headline(title: str) -> None:
-    """Print a title, underlined."""
-    print(f"\n{title}\n{'-' * len(title)}", flush=True)
-
-
-def tell(
-    what: str, figure: Spread, target: tuple[Literal["at most", "at least"], float] | None = None
-) -> None:
-    """Print what was measured, the median, the quartiles, and whether the median is good enough."""
-    verdict = ""
-    if target is not None:
-        bound, limit = target
-        met = figure.median <= limit if bound == "at most" else figure.median >= limit
-        verdict = f"   target {bound} {limit}: {'met' if met else 'NOT MET'}"
-    quartiles = f"({figure.low:.3f} to {figure.high:.3f})"
-    print(f"{what:<62} {figure.median:7.3f}  {quartiles}{verdict}", flush=True)
-
-
-def environment(*packages: str) -> None:
-    """Print what the figures depend on."""
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    load = f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
-    print(f"Python {platform.python_version()}, {versions}; {load}")

@@ -58,7 +58,7 @@ async def waiting(watcher: RowWatcher, count: int) -> AsyncIterator[list[asyncio
         return time.perf_counter()
 
     tasks = [asyncio.create_task(wait(key)) for key in range(1, count + 1)]
-    await asyncio.sleep(0.7 + count / 10_000)
+    await asyncio.sleep(1 + count / 10_000)
     try:
         yield tasks
     finally:

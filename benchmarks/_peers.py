@@ -13,7 +13,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from benchmarks._harness import Described
+from benchmarks._harness import TURN_LIMIT, Described
 
 #: Git-ignored.
 CACHE = Path(__file__).resolve().parent.parent / "build" / "peers"
@@ -49,7 +49,10 @@ def install(*requirements: str) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--target", str(draft), *requirements]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TURN_LIMIT)
+    except subprocess.TimeoutExpired as error:
+        raise PeerUnavailable(f"{', '.join(requirements)} cannot be installed: {error}") from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
         raise PeerUnavailable(f"{', '.join(requirements)} cannot be installed: {lines[-1][:200]}")
@@ -60,3 +63,11 @@ def install(*requirements: str) -> Path:
 def folder_of(peer: str) -> Path:
     """Return the folder of a peer, installed where it is missing."""
     return install(PEERS[peer][1])
+
+
+if __name__ == "__main__":
+    for each in PEERS:
+        try:
+            print(folder_of(each))
+        except PeerUnavailable as unavailable:
+            print(unavailable)

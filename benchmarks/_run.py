@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,17 @@ from typing import Any, Protocol, TypeAlias
 import asyncpg
 
 from benchmarks._declared import Benchmark, Curve, Experiment, Measure, at
-from benchmarks._harness import Alternation, Figures, Spread, database_url, described, plain
+from benchmarks._harness import (
+    SET_UP_LIMIT,
+    TURN_LIMIT,
+    Alternation,
+    Figures,
+    Spread,
+    database_url,
+    described,
+    in_time,
+    plain,
+)
 from benchmarks._text import line_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,16 +49,21 @@ class Effort:
         seconds: part of the declared seconds.
         rounds: part of the declared rounds.
         least: rounds that are measured even where the time is over.
+        warm_up: rounds before the first that counts, at most.
         largest: no larger size of a curve is measured.
     """
 
     seconds: float = 1.0
     rounds: float = 1.0
     least: int = 3
+    warm_up: int = 5
     largest: float = float("inf")
 
 
-FULL, QUICK = Effort(), Effort(0.12, 0.5, least=2, largest=1_000)
+FULL, QUICK = Effort(), Effort(0.12, 0.5, least=2, warm_up=1, largest=1_000)
+
+#: Seconds that an experiment takes at most, on a machine that is slow, beside three times its own.
+LIMIT = 60.0
 
 
 class Watcher(Protocol):
@@ -94,6 +110,8 @@ def judged(
             return {"fails": failed[contestant], "contestant": contestant}
         if contestant not in results:
             raise ValueError(f"{measure.name}: there is no contestant {contestant!r}")
+        if not results[contestant]:
+            return {"fails": "no round in time", "contestant": contestant}
     ours = [each[measure.of] * measure.scale for each in results[measure.ours]]
     if not measure.theirs:
         spread, medians = Spread.of(ours), {}
@@ -132,7 +150,7 @@ def points_of(
             name = at(contestant, size)
             if name in failed:
                 points.append({"size": size, "fails": failed[name]})
-            elif name in results:
+            elif results.get(name):
                 spread = Spread.of(each[curve.of] * curve.scale for each in results[name])
                 point = {"size": size, "median": spread.median, "low": spread.low}
                 point |= {"high": spread.high, "n": len(results[name])}
@@ -150,24 +168,31 @@ async def run_experiment(
     watcher.begin(experiment, experiment.seconds * effort.seconds)
     alternation = Alternation(
         rounds=max(min(experiment.least, effort.least), round(experiment.rounds * effort.rounds)),
-        warm_up=min(experiment.warm_up, effort.least),
+        warm_up=min(experiment.warm_up, effort.warm_up),
         least=min(experiment.least, effort.least),
         seconds=experiment.seconds * effort.seconds,
+        limit=LIMIT + 3 * experiment.seconds,
         after_round=watcher.round,
     )
+    left_out = {
+        at(series, size)
+        for curve in experiment.curves
+        for series in curve.series
+        for size in curve.sizes
+        if size > effort.largest
+    }
     failed = alternation.failures
     try:
-        async with experiment.set_up(url) as contestants:
-            left_out = {
-                at(series, size)
-                for curve in experiment.curves
-                for series in curve.series
-                for size in curve.sizes
-                if size > effort.largest
-            }
+        stack = AsyncExitStack()
+        try:
+            async with in_time(SET_UP_LIMIT, "not set up"):
+                contestants = await stack.enter_async_context(experiment.set_up(url))
             results = await alternation.run(
                 {name: turn for name, turn in contestants.items() if name not in left_out}
             )
+        finally:
+            async with in_time(SET_UP_LIMIT, "not removed"):
+                await stack.aclose()
     except Exception as error:
         failed |= dict.fromkeys(contestants_of(experiment), described(error))
         results = {}
@@ -200,7 +225,7 @@ async def run_benchmark(
     """Run the experiments of a module on one server and return what `results.json` has of it."""
     start = time.monotonic()
     with database_url(**benchmark.settings) as url:
-        about = await environment(url, benchmark.packages) | {"quick": quick}
+        about = await environment(url, benchmark.packages, quick=quick)
         measures: dict[str, Result] = {}
         curves: dict[str, Result] = {}
         for experiment in benchmark.experiments:
@@ -214,16 +239,35 @@ async def run_benchmark(
     return {"environment": about, "measures": measures, "curves": curves}
 
 
-async def environment(url: str, packages: Sequence[str]) -> Result:
-    """Return what figures depend on: the machine, the versions, the date."""
-    connection = await asyncpg.connect(plain(url))
+def failed_benchmark(benchmark: Benchmark, error: Exception, *, quick: bool = False) -> Result:
+    """Return the results of a module that has none, with the error in place of each figure."""
+    fails = {"fails": described(error)}
+
+    def points(curve: Curve) -> Result:
+        return {name: [fails | {"size": size} for size in curve.sizes] for name in curve.series}
+
+    return {
+        "environment": surroundings("none", benchmark.packages, quick=quick) | {"seconds": 0},
+        "measures": {each.name: fails | {"contestant": each.ours} for each in benchmark.measures},
+        "curves": {each.name: points(each) for each in benchmark.curves},
+    }
+
+
+async def environment(url: str, packages: Sequence[str], *, quick: bool) -> Result:
+    """Return what figures depend on: the server, the machine, the versions, the date."""
+    connection = await asyncpg.connect(plain(url), timeout=TURN_LIMIT)
     try:
         server = await connection.fetchval("SHOW server_version")
     finally:
         await connection.close()
+    return surroundings(server.split()[0], packages, quick=quick)
+
+
+def surroundings(server: str, packages: Sequence[str], *, quick: bool) -> Result:
+    """Return the same, given the version of the server."""
     import pgtoolset
 
-    versions = {"Python": platform.python_version(), "PostgreSQL": server.split()[0]}
+    versions = {"Python": platform.python_version(), "PostgreSQL": server}
     for package in dict.fromkeys(("sqlalchemy", "asyncpg", *packages)):
         versions[package] = version_of(package)
     return {
@@ -232,6 +276,7 @@ async def environment(url: str, packages: Sequence[str]) -> Result:
         "load": f"{os.getloadavg()[0]:.1f}",
         "versions": versions,
         "pgtoolset": f"{version_of('pgtoolset')}, commit {commit()}, {pgtoolset.implementation}",
+        "quick": quick,
     }
 
 

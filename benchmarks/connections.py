@@ -140,7 +140,7 @@ BENCHMARK = Benchmark(
                     target=at_least(5.0),
                 ),
             ),
-            seconds=10,
+            seconds=8,
             warm_up=1,
         ),
         Experiment(
@@ -164,7 +164,7 @@ BENCHMARK = Benchmark(
                     target=at_least(0.95),
                 ),
             ),
-            seconds=15,
+            seconds=10,
         ),
     ),
 )

@@ -10,9 +10,7 @@ as after an installation: the first of the warm-up writes it, into a folder of i
 
 from __future__ import annotations
 
-import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,7 +18,7 @@ from itertools import pairwise
 from tempfile import TemporaryDirectory
 
 from benchmarks._declared import Benchmark, Experiment, Measure, at_most
-from benchmarks._harness import Figures, Turn
+from benchmarks._harness import Figures, Turn, output_of
 from benchmarks._run import alone
 
 STEPS = {
@@ -39,8 +37,7 @@ async def seconds(environ: Mapping[str, str]) -> Figures:
         program += [step, "times.append(time.process_time())"]
     program.append("print(*times)")
     command = [sys.executable, "-c", "\n".join(program)]
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=environ)
-    output, _ = await process.communicate()
+    output = await output_of(command, environ)
     times = [float(each) for each in output.split()]
     taken = dict(zip(STEPS, (after - before for before, after in pairwise(times)), strict=True))
     loaded = taken["base"] + taken["dialect"]
@@ -96,7 +93,7 @@ BENCHMARK = Benchmark(
                     target=at_most(10),
                 ),
             ),
-            seconds=12,
+            seconds=10,
             rounds=60,
         ),
     ),

@@ -254,7 +254,7 @@ BENCHMARK = Benchmark(
                     "control", "control: the bare statements", "control", "themselves", "one, bare"
                 ),
             ),
-            seconds=20,
+            seconds=16,
             warm_up=4,
         ),
         Experiment(
@@ -275,7 +275,7 @@ BENCHMARK = Benchmark(
                     scale=1000,
                 ),
             ),
-            seconds=15,
+            seconds=12,
             rounds=20,
             warm_up=1,
         ),

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -26,11 +25,11 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from benchmarks import m2m
 from benchmarks._declared import Benchmark, Experiment, Measure, at_least
-from benchmarks._harness import Figures, Spread, Turn, clocked
+from benchmarks._harness import Figures, Spread, Turn, clocked, output_of
 from benchmarks._orders import Order, orders
 from benchmarks._run import alone
 from pgtoolset import RowWatcher, m2m_add
@@ -135,7 +134,7 @@ async def looks(engine: AsyncEngine, ticks: int, changes: int) -> float:
 
 async def adds(engine: AsyncEngine, calls: int) -> float:
     """The CPU time of `m2m_add` of 10,000 instances, rolled back."""
-    async with m2m.AsyncSession(engine) as session:
+    async with AsyncSession(engine) as session:
         bench = m2m.Bench(engine, session)
         related = bench.related(MANY, replace=False)
         seconds = []
@@ -158,15 +157,8 @@ async def child(url: str) -> None:
 
 async def under(implementation: str, url: str) -> Figures:
     """A round in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.native", "--child", url),
-        env=os.environ | {"PGTOOLSET_IMPL": implementation},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    if process.returncode:
-        raise RuntimeError(errors.decode().strip().splitlines()[-1])
+    command = [sys.executable, "-m", "benchmarks.native", "--child", url]
+    output = await output_of(command, os.environ | {"PGTOOLSET_IMPL": implementation})
     figures: Figures = json.loads(output)
     return figures
 
@@ -234,7 +226,7 @@ BENCHMARK = Benchmark(
                 faster("builder-one-instance", "builder, 1 instance", "1 instance", 1),
                 faster("builder-one-pair", "builder, 1 pair", "1 pair", 1),
             ),
-            seconds=15,
+            seconds=12,
             rounds=40,
         ),
         Experiment(
@@ -245,7 +237,7 @@ BENCHMARK = Benchmark(
                 whole("busy", "a look at 10,000 rows, 10 changed"),
                 whole("add", "`m2m_add` of 10,000 instances"),
             ),
-            seconds=15,
+            seconds=12,
             warm_up=1,
             quick=False,
         ),

@@ -2,23 +2,27 @@
 time until its events arrive. Run as `python -m benchmarks.page`.
 
 Each round opens the page in a new profile of headless Chromium, over loopback, and places an order.
-Times are milliseconds of the wall since the navigation began; they depend on the machine.
+Times are of the wall since the navigation began, and depend on the machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import os
-from collections.abc import Mapping
-from statistics import quantiles
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 from examples.shop.app import create_app
-from examples.shop.browser import chromium
-from examples.shop.demo import database, own_schema
+from examples.shop.demo import own_schema
 from examples.shop.serving import listen, serving
 from examples.shop.settings import Settings
-from playwright.async_api import Browser
+
+from benchmarks._declared import Benchmark, Experiment, Measure
+from benchmarks._harness import Described, Figures, Turn
+from benchmarks._run import alone
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
 
 NOTES = """
 window.figures = { paint: 0, shift: 0 };
@@ -42,7 +46,7 @@ WEIGHT = """
 """
 
 
-async def opened(browser: Browser, address: str) -> Mapping[str, float]:
+async def opened(browser: Browser, address: str) -> Figures:
     """Open the page as a new visitor, place an order, and return the figures."""
     context = await browser.new_context()
     try:
@@ -58,32 +62,47 @@ async def opened(browser: Browser, address: str) -> Mapping[str, float]:
         await context.close()
 
 
-async def run(rounds: int, settings: Settings) -> None:
-    with listen("0") as listener:
-        async with (
-            own_schema(settings),
-            serving(create_app(settings), listener) as address,
-            chromium() as browser,
-        ):
-            results = [await opened(browser, address) for _ in range(rounds + 1)][1:]
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; median (quartiles)")
-    for name, what in (
-        ("paint", "largest contentful paint, ms"),
-        ("connected", "until the stream of events is there, ms"),
-        ("shift", "layout shift, of the window's height"),
-        ("weight", "transferred, with headers, KiB"),
-    ):
-        low, median, high = quantiles([result[name] for result in results], n=4)
-        print(f"{what:<45} {median:8.2f}  ({low:.2f} to {high:.2f})")
+@asynccontextmanager
+async def contestants(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    from examples.shop.browser import chromium
+    from playwright.async_api import Error
+
+    settings = Settings.from_url(url)
+    async with AsyncExitStack() as stack:
+        try:
+            browser = await stack.enter_async_context(chromium())
+        except Error as error:
+            raise Described(f"no Chromium: {error.message.splitlines()[0]}") from error
+        listener = stack.enter_context(listen("0"))
+        await stack.enter_async_context(own_schema(settings))
+        address = await stack.enter_async_context(serving(create_app(settings), listener))
+        yield {"page": partial(opened, browser, address)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    arguments = parser.parse_args()
-    with database() as settings:
-        asyncio.run(run(arguments.rounds, settings))
+def figure(name: str, what: str, unit: str) -> Measure:
+    """A figure of the page."""
+    return Measure(name, what, "page", of=name, unit=unit)
 
+
+BENCHMARK = Benchmark(
+    title="The page of the demo",
+    about="The shop of `make demo` in Chromium, over loopback, in a new profile each time.",
+    packages=("fastapi", "playwright"),
+    experiments=(
+        Experiment(
+            "One visit",
+            contestants,
+            (
+                figure("paint", "largest contentful paint", "ms"),
+                figure("connected", "until the stream of events is there", "ms"),
+                figure("shift", "layout shift", "of the window's height"),
+                figure("weight", "transferred, with headers", "KiB"),
+            ),
+            seconds=10,
+            warm_up=1,
+        ),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    alone("page")

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from textwrap import dedent
 
 from benchmarks._declared import Benchmark, Experiment, Measure, at_most
-from benchmarks._harness import Figures, Spread, Turn, plain
+from benchmarks._harness import TURN_LIMIT, Figures, Spread, Turn, plain
 from benchmarks._run import alone
 
 TESTS = 50
@@ -130,6 +130,7 @@ def run(folder: Path, *options: str) -> Figures:
         cwd=folder,
         env={**environ, "RESULT": str(result)},
         stdout=subprocess.DEVNULL,
+        timeout=TURN_LIMIT,
     )
     told = json.loads(result.read_text())
     return {"first": told["first"] - start, "test": Spread.of(told["tests"] or [0.0]).median}
@@ -213,7 +214,7 @@ BENCHMARK = Benchmark(
                 ),
             ),
             seconds=25,
-            warm_up=1,
+            warm_up=0,
         ),
     ),
 )

@@ -17,7 +17,12 @@ from functools import partial
 from typing import TypeAlias
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from benchmarks._declared import Benchmark, Experiment, Measure, at_most
 from benchmarks._harness import Figures, Turn, clocked
@@ -56,10 +61,11 @@ async def two_nodes() -> AsyncIterator[tuple[Maker, Maker]]:
     from tests.nodes import Nodes
 
     nodes = Nodes(18)
-    urls = [server.url() for server in (nodes.primary, nodes.standby)]
-    engines = [create_async_engine(url, pool_size=CLIENTS) for url in urls]
+    engines: list[AsyncEngine] = []
     try:
         await nodes.start()
+        urls = [server.url() for server in (nodes.primary, nodes.standby)]
+        engines += [create_async_engine(url, pool_size=CLIENTS) for url in urls]
         primary, standby = (async_sessionmaker(each, expire_on_commit=False) for each in engines)
         async with primary() as session:
             insert = "INSERT INTO item SELECT n, '' FROM generate_series(0, 99) AS n"

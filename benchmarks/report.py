@@ -12,22 +12,24 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import asyncpg
 
-from benchmarks import _page, _plots, _readme, _results
+from benchmarks import _page, _plots, _quoted, _results
 from benchmarks._declared import Benchmark, Experiment
 from benchmarks._harness import described
 from benchmarks._judge import regressions
-from benchmarks._run import FULL, QUICK, Lines, Watcher, load, run_benchmark
+from benchmarks._run import FULL, QUICK, Lines, Watcher, failed_benchmark, load, run_benchmark
 from pgtoolset.errors import PgToolsetError
 
 #: The modules, in the order of the page. Each declares a `BENCHMARK`.
 MODULES = (
     "sessions",
     "units",
+    "observe",
     "transactions",
     "m2m",
     "locks",
@@ -37,11 +39,15 @@ MODULES = (
     "testing",
     "plugin",
     "native",
+    "page",
     "imports",
 )
 
 #: Where a run that commits nothing writes.
 DRAFT = _results.ROOT / "build" / "bench"
+
+#: What is raised where no server can be started, or reached.
+NO_SERVER = (PgToolsetError, asyncpg.PostgresError, OSError)
 
 
 class Terminal:
@@ -101,7 +107,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--update",
         action="store_true",
-        help="rewrite results, page, pictures, and the README's figures",
+        help="rewrite results, page, pictures, and the figures that other pages quote",
     )
     parser.add_argument(
         "--render", action="store_true", help="write page and pictures again; measure nothing"
@@ -128,23 +134,32 @@ def watcher_for(benchmarks: dict[str, Benchmark], names: list[str], quick: bool)
     return Terminal(names, seconds)
 
 
-def measure(benchmarks: dict[str, Benchmark], names: list[str], *, quick: bool) -> _results.Results:
-    """Run modules one after the other, and keep the results of each as it ends."""
+def measure(
+    benchmarks: dict[str, Benchmark],
+    names: list[str],
+    keep: Callable[[_results.Results], None],
+    *,
+    quick: bool,
+) -> _results.Results:
+    """Run modules one after the other, and keep the results of each as it ends.
+
+    A module that fails has its error in place of each figure. Where the first one does, and has no
+    server, there is nothing to measure.
+    """
     watcher = watcher_for(benchmarks, names, quick)
+    effort = QUICK if quick else FULL
     results: _results.Results = {}
-
-    def run() -> None:
+    with watcher if isinstance(watcher, Terminal) else nullcontext():
         for name in names:
-            effort = QUICK if quick else FULL
             done = run_benchmark(benchmarks[name], effort, watcher, quick=quick)
-            results[name] = asyncio.run(done)
-            _results.save(DRAFT / "results.json", results)
-
-    if isinstance(watcher, Terminal):
-        with watcher:
-            run()
-    else:
-        run()
+            try:
+                results[name] = asyncio.run(done)
+            except Exception as error:
+                if not results and isinstance(error, NO_SERVER):
+                    raise
+                watcher.line(f"{name} fails: {described(error)}")
+                results[name] = failed_benchmark(benchmarks[name], error, quick=quick)
+            keep(results)
     return results
 
 
@@ -162,9 +177,9 @@ def write(
 
 
 def commit(results: _results.Results, benchmarks: dict[str, Benchmark]) -> None:
-    """Write what is committed beside the results: page, pictures, and figures of the README."""
+    """Write what is committed beside the results: page, pictures, and figures of other pages."""
     write(results, benchmarks, _results.PAGE, _results.PICTURES)
-    _readme.write(benchmarks, results, _readme.README)
+    _quoted.write(benchmarks, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,9 +195,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commit(before, benchmarks)
         print(f"wrote {_results.PAGE}")
         return 0
+    measured = dict(before)
+
+    def keep(results: _results.Results) -> None:
+        _results.save(DRAFT / "results.json", results)
+        if options.update:
+            for name, module in results.items():
+                # What a quick run leaves out keeps its figures.
+                old = before.get(name, {}) if options.quick else {}
+                kept = {part: old.get(part, {}) | module[part] for part in ("measures", "curves")}
+                measured[name] = module | kept
+            known = {name: measured[name] for name in MODULES if name in measured}
+            _results.save(_results.COMMITTED, known)
+
     try:
-        results = measure(benchmarks, options.names, quick=options.quick)
-    except (PgToolsetError, asyncpg.PostgresError, OSError) as error:
+        results = measure(benchmarks, options.names, keep, quick=options.quick)
+    except NO_SERVER as error:
         print(f"no PostgreSQL to measure on: {described(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -198,9 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     ]
     if options.update:
-        committed = {name: (before | results)[name] for name in MODULES if name in before | results}
-        _results.save(_results.COMMITTED, committed)
-        commit(committed, benchmarks)
+        commit(measured, benchmarks)
         print(f"\nwrote {_results.COMMITTED} and {_results.PAGE}")
     else:
         write(results, benchmarks, DRAFT / "benchmarks.md", DRAFT / "images" / "bench")

@@ -43,6 +43,7 @@ OURS, BY_HAND, BARE = "pgtoolset", "by_hand", "bare_dependency"
 CONTROL = "by_hand_again"
 CONTESTANTS = (BY_HAND, OURS, CONTROL, BARE, *LABELS)
 
+INSERT, BOTH = "/insert", "/select-insert"
 SECONDS = 0.1
 CONNECTIONS = 8
 
@@ -133,7 +134,8 @@ class Contestant:
 
 
 @asynccontextmanager
-async def contestants(url: str, path: str | None) -> AsyncIterator[Mapping[str, Turn]]:
+async def contestants(url: str, *paths: str) -> AsyncIterator[Mapping[str, Turn]]:
+    """Turns that load each path of each server, or prove what its answers are worth."""
     async with engines(url, 1) as (engine,):
         made: dict[str, Contestant] = {}
         for name in CONTESTANTS:
@@ -145,15 +147,24 @@ async def contestants(url: str, path: str | None) -> AsyncIterator[Mapping[str, 
                 await connection.execute(text(quiet))
             made[name] = Contestant(name, url, engine)
         try:
-            yield {
-                name: each.prove if path is None else partial(each.load, path)
-                for name, each in made.items()
-            }
+            if paths:
+                yield {
+                    turn_of(name, path): partial(each.load, path)
+                    for name, each in made.items()
+                    for path in paths
+                }
+            else:
+                yield {name: each.prove for name, each in made.items()}
         finally:
             for name, each in made.items():
                 await each.close()
                 async with engine.begin() as connection:
                     await connection.run_sync(table_of(name).drop)
+
+
+def turn_of(name: str, path: str) -> str:
+    """The name of the turn that loads a path of a server."""
+    return f"{name} {path}"
 
 
 def words(name: str) -> str:
@@ -197,31 +208,36 @@ def truth() -> list[Measure]:
     return made
 
 
-def beside(prefix: str, path: str) -> list[Measure]:
+def beside(path: str, what: str) -> list[Measure]:
     """Requests per second of ours and of each of the others."""
+    prefix, ours = path.removeprefix("/"), turn_of(OURS, path)
     targets = {BY_HAND: at_least(0.97), **dict.fromkeys(LABELS, at_least(1)), "alchemy": None}
     made = []
     for name in (BY_HAND, *LABELS, BARE):
         measure = Measure(
             f"{prefix}-{key(name)}",
-            f"requests a second, `{path}`, {words(OURS)}",
-            OURS,
+            f"requests a second, {what}, {words(OURS)}",
+            ours,
             words(name),
-            name,
+            turn_of(name, path),
             inverse=True,
             target=targets.get(name),
         )
         cpu = Measure(
             f"{prefix}-{key(name)}-cpu",
-            f"CPU time of the server, `{path}`, {words(OURS)}",
-            OURS,
+            f"CPU time of the server, {what}, {words(OURS)}",
+            ours,
             words(name),
-            name,
+            turn_of(name, path),
             of="cpu",
         )
         made += [measure, cpu]
     control = Measure(
-        f"{prefix}-control", "control: requests a second, by hand", CONTROL, "itself", BY_HAND
+        f"{prefix}-control",
+        f"control: requests a second, {what}, by hand",
+        turn_of(CONTROL, path),
+        "itself",
+        turn_of(BY_HAND, path),
     )
     return [*made, *with_cpu(control)]
 
@@ -233,24 +249,17 @@ BENCHMARK = Benchmark(
     experiments=(
         Experiment(
             "The worth of an answer",
-            partial(contestants, path=None),
+            contestants,
             tuple(truth()),
             seconds=6,
             rounds=5,
             warm_up=1,
         ),
         Experiment(
-            "One INSERT",
-            partial(contestants, path="/insert"),
-            tuple(beside("insert", "INSERT")),
-            seconds=25,
-            warm_up=3,
-        ),
-        Experiment(
-            "One SELECT and one INSERT",
-            partial(contestants, path="/select-insert"),
-            tuple(beside("select-insert", "SELECT and INSERT")),
-            seconds=25,
+            "Requests",
+            lambda url: contestants(url, INSERT, BOTH),
+            (*beside(INSERT, "INSERT"), *beside(BOTH, "SELECT and INSERT")),
+            seconds=36,
             warm_up=3,
         ),
     ),

@@ -176,7 +176,7 @@ BENCHMARK = Benchmark(
                     )
                 ),
             ),
-            seconds=40,
+            seconds=30,
             rounds=500,
             warm_up=5,
         ),

@@ -2,12 +2,19 @@
 
 One SELECT in `db_context()`, on an engine with one connection for each contestant. CPU time is that
 of the client and of its backend together.
+
+Then blocks without an option. Settings, deadlines, holders, verified commits, callbacks and
+observers are looked for in each block and before each statement. Compared is CPU time of this
+process, beside blocks of SQLAlchemy's on an engine that the library never sees, which do not verify
+their COMMIT: the backend does the same for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, TypeAlias
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -15,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from benchmarks._declared import Benchmark, Experiment, Measure, at_least, at_most, with_cpu
 from benchmarks._harness import Figures, Turn, backend_of, clocked, engines
 from benchmarks._run import alone
-from pgtoolset import create_db_context, holders, warn_of_idle_transactions
+from pgtoolset import create_db_context, get_transaction, holders, warn_of_idle_transactions
 from pgtoolset._postgres import statements
 from pgtoolset._postgres.holders import _KEY, Holders, IdleLimit
 
@@ -26,9 +33,13 @@ BY_HAND = text(
 )
 
 #: Units in one turn.
-UNITS = 30
+UNITS = 20
 
-Block = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+CONTEXT, MAKER = "`db_context()`", "`session_maker.begin()`"
+
+Maker: TypeAlias = async_sessionmaker[AsyncSession]
+Block: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+Inner: TypeAlias = Callable[[AsyncSession], AbstractAsyncContextManager[object]]
 
 
 def leave_alone(engine: AsyncEngine) -> None:
@@ -37,15 +48,26 @@ def leave_alone(engine: AsyncEngine) -> None:
     vars(engine.dialect)[statements._KEY] = {}
 
 
+def notes_holders(engine: AsyncEngine) -> bool:
+    """Return whether the library follows which connections of the pool are out."""
+    return not {"_do_get", "_do_return_conn", "connect"}.isdisjoint(vars(engine.sync_engine.pool))
+
+
+def is_seen(engine: AsyncEngine) -> bool:
+    """Return whether the library has replaced a method of the pool or of the dialect."""
+    return notes_holders(engine) or any(name.startswith("do_") for name in vars(engine.dialect))
+
+
 async def check_holders(engine: AsyncEngine, count: int) -> None:
     """Prove that the holders of an engine are noted, or are not."""
     async with create_db_context(async_sessionmaker(engine))() as session:
         await session.execute(SELECT)
         assert len(holders(engine)) == count
+    assert notes_holders(engine) is bool(count)
 
 
-def turn(block: Block, *, sets: bool = False) -> Turn:
-    """Return a turn of units with one SELECT, after a statement that sets something."""
+def turn(block: Block, *, sets: bool = False, selects: int = 1) -> Turn:
+    """Return a turn of units with some SELECTs, after a statement that sets something."""
     backends: list[int] = []
 
     async def run() -> Figures:
@@ -57,7 +79,8 @@ def turn(block: Block, *, sets: bool = False) -> Turn:
                 async with block() as session:
                     if sets:
                         await session.execute(BY_HAND, {"tenant": SETTINGS["app.tenant_id"]})
-                    await session.execute(SELECT)
+                    for _ in range(selects):
+                        await session.execute(SELECT)
         return figures
 
     return run
@@ -65,35 +88,101 @@ def turn(block: Block, *, sets: bool = False) -> Turn:
 
 @asynccontextmanager
 async def contestants(url: str) -> AsyncIterator[Mapping[str, Turn]]:
-    async with engines(url, 9, pool_size=1, max_overflow=0) as made:
-        makers = [async_sessionmaker(engine) for engine in made]
-        leave_alone(made[4])
-        warn_of_idle_transactions(made[5], 60)
-        await check_holders(made[4], 0)
-        await check_holders(made[5], 1)
+    async with engines(url, 7, pool_size=1, max_overflow=0) as made:
+        plain, again, alone, reported, settings, statement, deadline = made
+        leave_alone(alone)
+        warn_of_idle_transactions(reported, 60)
+        await check_holders(alone, 0)
+        await check_holders(reported, 1)
         yield {
-            "plain": turn(create_db_context(makers[0])),
-            "plain again": turn(create_db_context(makers[1])),
-            "session_maker": turn(makers[2].begin),
-            "left alone": turn(create_db_context(makers[4])),
-            "reported": turn(create_db_context(makers[5])),
-            "settings": turn(create_db_context(makers[6], settings=SETTINGS)),
-            "statement": turn(create_db_context(makers[7]), sets=True),
-            "deadline": turn(create_db_context(makers[8], deadline=2)),
+            "plain": turn(context(plain)),
+            "plain again": turn(context(again)),
+            "left alone": turn(context(alone)),
+            "reported": turn(context(reported)),
+            "settings": turn(context(settings, settings=SETTINGS)),
+            "statement": turn(context(statement), sets=True),
+            "deadline": turn(context(deadline, deadline=2)),
         }
+        await check_holders(alone, 0)
+        await check_holders(reported, 1)
 
 
-CONTEXT, MAKER = "`db_context()`", "`session_maker.begin()`"
+def context(engine: AsyncEngine, **options: Any) -> Block:
+    """Units of work on an engine."""
+    return create_db_context(async_sessionmaker(engine), **options)
+
+
+@asynccontextmanager
+async def outermost(maker: Maker, block: Inner) -> AsyncIterator[AsyncSession]:
+    """A block in a session of its own."""
+    async with maker() as session, block(session):
+        yield session
+
+
+@asynccontextmanager
+async def nested(maker: Maker, inner: Inner) -> AsyncIterator[AsyncSession]:
+    """A block inside of a session's open transaction."""
+    async with maker() as session:
+        await session.begin()
+        async with inner(session):
+            yield session
+
+
+def begin(session: AsyncSession) -> AbstractAsyncContextManager[object]:
+    return session.begin()
+
+
+def savepoint(session: AsyncSession) -> AbstractAsyncContextManager[object]:
+    return session.begin_nested()
+
+
+@asynccontextmanager
+async def blocks(url: str, number: int) -> AsyncIterator[Mapping[str, Turn]]:
+    """Blocks with so many statements, those of SQLAlchemy's where the library sees nothing."""
+    async with engines(url, 2) as (seen, unseen):
+        ours, theirs = async_sessionmaker(seen), async_sessionmaker(unseen)
+        kinds: dict[str, Block] = {
+            "plain": theirs.begin,
+            "control": theirs.begin,
+            "context": context(seen),
+            "outermost": partial(outermost, ours, get_transaction),
+            "begin": partial(outermost, theirs, begin),
+            "nested": partial(nested, ours, get_transaction),
+            "savepoint": partial(nested, theirs, savepoint),
+        }
+        yield {name: turn(block, selects=number) for name, block in kinds.items()}
+        assert is_seen(seen) and not is_seen(unseen)
+
+
+def unused(number: int) -> Experiment:
+    """Blocks with so many statements."""
+
+    def ratio(name: str, what: str, beside: str, theirs: str, limit: float | None) -> Measure:
+        target = None if limit is None else at_most(limit)
+        return Measure(f"{name}-{number}", what, name, beside, theirs, of="client", target=target)
+
+    selects = "1 SELECT" if number == 1 else f"{number} SELECTs"
+    return Experiment(
+        f"No option is used, {selects}: CPU time of the client",
+        partial(blocks, number=number),
+        (
+            ratio("context", CONTEXT, MAKER, "plain", 1.02),
+            ratio("outermost", "`get_transaction`", "`session.begin()`", "begin", None),
+            ratio("nested", "`get_transaction`, nested", "`begin_nested()`", "savepoint", 1.05),
+            ratio("control", f"control: {MAKER}", "itself", "plain", None),
+        ),
+        seconds=12,
+    )
+
 
 BENCHMARK = Benchmark(
     title="Units of work",
-    about="One SELECT in a unit of work without HTTP, and what its options add.",
+    about="Units of work without HTTP, what each option adds, and what options cost unused.",
     experiments=(
         Experiment(
             "One SELECT in a unit of work",
             contestants,
             (
-                *with_cpu(Measure("context", CONTEXT, "plain", MAKER, "session_maker")),
                 *with_cpu(
                     Measure(
                         "settings",
@@ -147,8 +236,10 @@ BENCHMARK = Benchmark(
                     Measure("control", f"control: {CONTEXT}", "plain again", "itself", "plain")
                 ),
             ),
-            seconds=25,
+            seconds=20,
         ),
+        unused(1),
+        unused(10),
     ),
 )
 

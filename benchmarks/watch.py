@@ -293,7 +293,7 @@ BENCHMARK = Benchmark(
                     target=at_most(20),
                 ),
             ),
-            seconds=18,
+            seconds=12,
             warm_up=1,
         ),
         Experiment(
@@ -311,7 +311,7 @@ BENCHMARK = Benchmark(
                     scale=100,
                 ),
             ),
-            seconds=30,
+            seconds=20,
             least=2,
             warm_up=0,
             quick=False,

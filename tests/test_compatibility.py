@@ -324,6 +324,7 @@ def test_begun_transaction_of_another_adapter() -> None:
 
     class Pooled:
         dbapi_connection = Adapter()
+        driver_connection = None
         info: ClassVar[dict[str, Any]] = {}
 
     raw: Any = Pooled()

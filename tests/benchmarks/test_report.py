@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from benchmarks._declared import Benchmark, Curve, Experiment, Measure, at_most
 from benchmarks._peers import LABELS
 from benchmarks._run import Effort
 
-from benchmarks import _page, _plots, _readme, _results, _run, report
+from benchmarks import _page, _plots, _quoted, _results, _run, report
 
 pytestmark = pytest.mark.once
 
@@ -64,10 +65,11 @@ def test_page() -> None:
     assert _results.PAGE.read_text() == _page.render(BENCHMARKS, RESULTS)
 
 
-def test_readme() -> None:
-    """The figures of the README are those of the committed results."""
-    [figures] = _readme.BETWEEN.findall(_readme.README.read_text())
-    assert figures == _readme.table(BENCHMARKS, RESULTS)
+@pytest.mark.parametrize("page", _quoted.QUOTED, ids=lambda page: page.name)
+def test_quoted(page: Path) -> None:
+    """The figures that other pages quote are those of the committed results."""
+    found = _quoted.BETWEEN.findall(page.read_text())
+    assert found == _quoted.tables(page, BENCHMARKS, RESULTS)
 
 
 def test_complete() -> None:
@@ -208,17 +210,45 @@ def test_server_that_is_away(
     assert "secret" not in line
 
 
+def test_module_that_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A module that fails has its error in each row; what the others measured is written, and
+    that at the end of each."""
+    prepare(monkeypatch, tmp_path)
+    written = []
+
+    async def run(benchmark: Benchmark, *_: object, quick: bool) -> dict[str, Any]:
+        written.append(_results.load(tmp_path / "results.json"))
+        if benchmark is BENCHMARKS["locks"]:
+            raise OSError("the disk is full")
+        return RESULTS["imports"]
+
+    monkeypatch.setattr(report, "load", BENCHMARKS.get)
+    monkeypatch.setattr(report, "run_benchmark", run)
+    assert report.main(["imports", "locks", "page", "--update"]) == 0
+    assert [list(each) for each in written] == [[], ["imports"], ["imports", "locks"]]
+    results = _results.load(tmp_path / "results.json")
+    assert results["imports"] == RESULTS["imports"]
+    fails = "OSError: the disk is full"
+    assert set(results["locks"]["measures"]) == {each.name for each in BENCHMARKS["locks"].measures}
+    assert all(each["fails"] == fails for each in results["locks"]["measures"].values())
+    assert (tmp_path / "page.md").read_text().count(fails) > len(BENCHMARKS["locks"].measures)
+    assert "locks fails: OSError: the disk is full" in capsys.readouterr().out
+
+
 def prepare(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Have the command write into a folder, and measure as little as it can."""
     monkeypatch.setenv("DRIVER", "asyncpg")
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(report, "DRAFT", folder / "draft")
-    monkeypatch.setattr(report, "QUICK", Effort(seconds=0, rounds=0, least=1))
+    monkeypatch.setattr(report, "QUICK", Effort(seconds=0, rounds=0, least=1, warm_up=0))
     monkeypatch.setattr(_plots, "draw", lambda *_: [])
     monkeypatch.setattr(_results, "COMMITTED", folder / "results.json")
     monkeypatch.setattr(_results, "PAGE", folder / "page.md")
-    monkeypatch.setattr(_readme, "README", folder / "readme.md")
-    (folder / "readme.md").write_text("a\n<!-- figures -->\nold\n<!-- end of figures -->\nb\n")
+    page = folder / "readme.md"
+    monkeypatch.setattr(_quoted, "QUOTED", {page: ((("units", "settings"),),)})
+    page.write_text("a\n<!-- figures -->\nold\n<!-- end of figures -->\nb\n")
 
 
 def test_end_to_end(
@@ -230,25 +260,22 @@ def test_end_to_end(
     """A run measures, writes a page, and fails where a target that was met is lost."""
     prepare(monkeypatch, tmp_path)
     monkeypatch.setenv("DATABASE_URL", database_url.replace("+psycopg", "+asyncpg"))
+    [experiment, *_] = BENCHMARKS["units"].experiments
+
+    def declare(*measures: Measure) -> None:
+        declared = Benchmark("U", "u", (dataclasses.replace(experiment, measures=measures),))
+        monkeypatch.setattr(report, "load", lambda name: declared)
+
+    declare(*experiment.measures)
     report.main(["units", "--quick", "--update"])
     results = _results.load(tmp_path / "results.json")
     measures = results["units"]["measures"]
-    assert set(measures) == {measure.name for measure in BENCHMARKS["units"].measures}
+    assert set(measures) == {measure.name for measure in experiment.measures}
     assert "| `settings=` of two | `db_context()` | " in (tmp_path / "page.md").read_text()
     assert "old" not in (tmp_path / "readme.md").read_text()
 
-    impossible = at_most(0.000_1)
-    [experiment] = BENCHMARKS["units"].experiments
-    changed = Experiment(
-        experiment.title,
-        experiment.set_up,
-        tuple(
-            Measure(m.name, m.what, m.ours, m.beside, m.theirs, target=impossible)
-            for m in experiment.measures
-            if m.name == "control"
-        ),
-    )
-    monkeypatch.setattr(report, "load", lambda name: Benchmark("U", "u", (changed,)))
+    [control] = [each for each in experiment.measures if each.name == "control"]
+    declare(dataclasses.replace(control, target=at_most(0.000_1)))
     measures["control"]["met"] = True
     _results.save(tmp_path / "results.json", results)
     capsys.readouterr()

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from benchmarks._declared import Benchmark, Curve, Experiment, Measure, at, at_most
-from benchmarks._harness import Alternation, Figures, Turn, described
+from benchmarks._harness import Alternation, Described, Figures, Turn, described, output_of
 from benchmarks._run import Effort, Lines, alone, run_experiment
 
-from benchmarks import _peers, _run, _worker
+from benchmarks import _harness, _peers, _run, _worker
 
 pytestmark = pytest.mark.once
 
@@ -100,6 +100,71 @@ async def test_failed_contestant() -> None:
         {"size": 10, "fails": error},
     ]
     assert calls == 2
+
+
+async def test_turn_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contestant that does not end is a failure after a minute, and the others go on."""
+    cancelled = []
+
+    async def hangs() -> Figures:
+        try:
+            return await asyncio.Event().wait() or {}
+        finally:
+            cancelled.append(True)
+
+    async def works() -> Figures:
+        return {"wall": 1.0}
+
+    monkeypatch.setattr(_harness, "TURN_LIMIT", 0.01)
+    alternation = Alternation(rounds=2, warm_up=0)
+    results = await alternation.run({"hangs": hangs, "works": works})
+    assert alternation.failures == {"hangs": "no result within 0.01 s"}
+    assert cancelled == [True]
+    assert len(results["works"]) == 2
+
+
+@pytest.mark.parametrize("when", ["not set up", "not removed"])
+async def test_set_up_that_hangs(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment that is not set up, or not removed, in time fails, and the next one begins."""
+
+    @asynccontextmanager
+    async def set_up(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+        if when == "not set up":
+            await asyncio.Event().wait()
+        yield {}
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(_run, "SET_UP_LIMIT", 0.01)
+    experiment = Experiment("e", set_up, (Measure("m", "m", "ours", "b", "theirs"),), rounds=1)
+    measures, _ = await run_experiment(experiment, "", Effort(), Silent())
+    assert measures["m"]["fails"] == f"{when} within 0.01 s"
+
+
+async def test_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the limit of an experiment passes before its first round, that is its result."""
+
+    async def works() -> Figures:
+        return {"wall": 1.0}
+
+    @asynccontextmanager
+    async def set_up(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+        yield {"ours": works}
+
+    monkeypatch.setattr(_run, "LIMIT", -1.0)
+    experiment = Experiment("e", set_up, (Measure("m", "m", "ours", unit="s"),), seconds=0)
+    measures, _ = await run_experiment(experiment, "", Effort(), Silent())
+    assert measures["m"]["fails"] == "no round in time"
+
+
+async def test_process_of_a_turn() -> None:
+    """A process that fails raises its last line, and one of a cancelled turn is ended."""
+    command = [sys.executable, "-c", "import sys; print(7); sys.exit('first\\nlast line')"]
+    with pytest.raises(Described, match=r"^last line$"):
+        await output_of(command, {})
+    assert await output_of([sys.executable, "-c", "print(7)"], {}) == b"7\n"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await output_of([sys.executable, "-c", "import time; time.sleep(600)"], {})
 
 
 async def test_failed_set_up() -> None:
@@ -188,12 +253,12 @@ def test_alone(
 ) -> None:
     """A module runs by its name alone, measures on a real server, and prints its figures."""
     monkeypatch.setenv("DATABASE_URL", database_url.replace("+psycopg", "+asyncpg"))
-    monkeypatch.setattr(_run, "QUICK", Effort(seconds=0, rounds=0, least=1))
+    monkeypatch.setattr(_run, "QUICK", Effort(seconds=0, rounds=0, least=1, warm_up=0))
     monkeypatch.setattr("sys.argv", ["units", "--quick", "--only", "unit of work"])
     alone("units")
     output = capsys.readouterr().out
-    benchmark = _run.load("units")
-    assert output.count(", n 1") == len(benchmark.measures)
+    [first, *_] = _run.load("units").experiments
+    assert output.count(", n 1") == len(first.measures)
     assert "fails" not in output
     assert "PostgreSQL 1" in output
 
@@ -213,8 +278,8 @@ def test_alone_with_a_wrong_word(
 async def test_quick(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quick run leaves out what it has no time for, and says that it is quick."""
 
-    async def environment(url: str, packages: object) -> dict[str, Any]:
-        return {"load": "0"}
+    async def environment(url: str, packages: object, *, quick: bool) -> dict[str, Any]:
+        return {"load": "0", "quick": quick}
 
     async def turn() -> Figures:
         return {"wall": 1.0}
