@@ -37,6 +37,7 @@ from pgtoolset import (
 from pgtoolset._postgres.connections import backend_pid, is_closed
 from pgtoolset._postgres.discards import is_running
 from pgtoolset._postgres.drivers import driver_of
+from pgtoolset._postgres.engines import see
 from tests.proxy import Proxy
 from tests.support import Part, insert, plain_url, stored, swallow_error, until
 
@@ -568,3 +569,34 @@ async def test_wrapped(psycopg_url: str, other: asyncpg.Connection, kind: str) -
         await engine.dispose()
         await pool.close()
     assert await stored(other) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("way", ["invalidate", "dispose"])
+async def test_closed_below_a_task(maker: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """psycopg does not free a connection on which a task waits for an answer, whoever closes it."""
+    close = psycopg.AsyncConnection.close
+    freed: list[bool] = []
+
+    async def noted(raw: psycopg.AsyncConnection[Any]) -> None:
+        freed.append(raw.lock.locked())
+        if not raw.lock.locked():
+            await close(raw)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "close", noted)
+    engine: AsyncEngine = maker.kw["bind"]
+    see(engine)
+    connection = await engine.connect()
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    task = asyncio.ensure_future(raw.execute("SELECT pg_sleep(2)"))
+    await until(raw.lock.locked)
+    if way == "invalidate":
+        await connection.invalidate()
+    else:
+        entry = (await connection.get_raw_connection())._connection_record
+        await connection.run_sync(lambda _: entry.close())
+    with pytest.raises(psycopg.Error):
+        await task
+    await connection.invalidate()
+    await connection.close()
+    assert True not in freed

@@ -10,6 +10,7 @@ from pgtoolset._postgres.connections import begun_transaction
 from pgtoolset._postgres.discards import discard as discard_now
 from pgtoolset._postgres.discards import is_running
 from pgtoolset._postgres.drivers import driver_of
+from pgtoolset._postgres.engines import see
 from pgtoolset._postgres.sqlstates import reported_by_server
 
 __all__ = ["begin", "discard", "execute", "has_ended", "is_lost", "refuses", "uses_connection"]
@@ -73,6 +74,7 @@ async def is_lost(connection: AsyncConnection) -> bool:
 
 async def discard(connection: AsyncConnection) -> None:
     """Close the connection. PostgreSQL cancels a statement that a task runs on it."""
+    see(connection)  # SQLAlchemy closes it as the driver can bear it then
     if not (connection.closed or connection.invalidated):
         await connection.run_sync(lambda sync: discard_now(sync.connection))
     await connection.invalidate()

@@ -79,7 +79,10 @@ class PsycopgDriver:
         return name == "OperationalError"  # a subclass of it is for a time that is over
 
     def mend(self, dialect: Dialect) -> None:
-        """Let the options of a connection end with it.
+        """Let the options of a connection end with it, and a connection end after its users.
+
+        psycopg frees libpq's connection as it closes, also below a task that waits for an answer on
+        it, and that task would read memory that is freed.
 
         psycopg's BEGIN names each option that is not `None`. SQLAlchemy sets them back to `False`
         and to the level that it saw at its first connection, and every later BEGIN says READ WRITE
@@ -92,6 +95,8 @@ class PsycopgDriver:
             "postgresql_readonly": _ReadOnly(),
             "postgresql_deferrable": _Deferrable(),
         }
+        for name in ("do_close", "do_terminate"):
+            vars(dialect)[name] = _closing(getattr(dialect, name))
 
     def terminate(self, raw: Any) -> None:
         """Close the socket at once."""
@@ -336,9 +341,24 @@ class _Attempt(CommitAttempt):
 
 
 def _raw_of(connection: PoolProxiedConnection) -> Any:
-    """Return psycopg's connection, also of one that has left its pool; `None` where it is gone."""
+    """Return psycopg's connection, also of one that has left its pool; `None` where it is gone.
+
+    An engine that is not async, which is refused, has no adapter around it.
+    """
     adapter: Any = connection.dbapi_connection
-    return None if adapter is None else adapter.driver_connection
+    return getattr(adapter, "driver_connection", adapter)
+
+
+def _closing(close: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a method of the dialect that closes a connection, for one that a task may use."""
+
+    def closing(adapter: Any) -> None:
+        if _is_busy(adapter.driver_connection):
+            terminate_psycopg(adapter.driver_connection)
+        else:
+            close(adapter)
+
+    return closing
 
 
 def _is_busy(raw: Any) -> bool:
