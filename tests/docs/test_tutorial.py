@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.docs.package_index import package_index
-from tests.docs.walkthrough import Mistake, Reader
+from tests.docs.walkthrough import Mistake, Reader, steps_of
 
 #: One outcome on every version: it installs what is installed here, and starts servers of its own.
 pytestmark = pytest.mark.once
@@ -137,6 +137,31 @@ def test_a_page_without_a_mistake(reader: Reader) -> None:
     """Files are written and changed, commands run in their terminals, and dots are filled in."""
     assert reader.follow(PROJECT + GOOD) == 6
     assert (reader.folder / "project" / "app" / "hello.py").read_text().endswith('print("moon")\n')
+
+
+STREAM = """
+```console
+# terminal: stream
+$ printf 'one\\n\\ntwo\\n\\n'
+one
+```
+
+```console
+# terminal: stream
+
+two
+
+```
+"""
+
+
+def test_a_stream_that_has_ended(reader: Reader) -> None:
+    """The rest of a command's output is read, whether the command still runs by then or not."""
+    steps = steps_of(PROJECT + STREAM)
+    for step in steps[:-1]:
+        reader._do(step) if step.language == "console" else reader._write(step)
+    reader._terminals["stream"].wait_for_prompt()
+    reader._do(steps[-1])
 
 
 @pytest.mark.parametrize(

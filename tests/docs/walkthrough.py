@@ -186,6 +186,7 @@ class Reader:
         while True:
             printed = terminal.output
             if terminal.status is not None:  # the last line of curl has no end
+                pattern = pattern_of("\n".join(lines).rstrip("\n").splitlines())
                 printed = printed.rstrip("\n") + "\n" * bool(printed.strip("\n"))
             found = pattern.fullmatch(printed) if ends else pattern.match(printed)
             if found is not None:
