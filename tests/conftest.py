@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -156,6 +157,21 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
                 await connection.execute(table.delete())
     finally:
         await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """One event loop for all examples of a property."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEngine]:
+    """One engine on one event loop for all examples."""
+    engine = create_async_engine(database_url, pool_size=1, max_overflow=0)
+    yield engine
+    runner.run(engine.dispose())
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class Retries:
         on_retry: an observer.
         is_reconnecting: whether an attempt has lost its server, which may come back, or another one
             in its place.
-        dialects: of the engines that the last attempt has used, whose observers are told.
+        dialects: of the engines that the last attempt used. Their observers receive the event.
     """
 
     retry_on: RetryOn | None = None

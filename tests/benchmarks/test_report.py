@@ -105,7 +105,8 @@ ENVIRONMENT = {
 
 def render(measures: dict[str, Any], curves: dict[str, Any]) -> str:
     measure = Measure("m", "what", "ours", "beside", "theirs", target=at_most(1))
-    experiment = Experiment("Experiment", None, (measure,), (CURVE,))  # type: ignore[arg-type]
+    never_opened: Any = None
+    experiment = Experiment("Experiment", never_opened, (measure,), (CURVE,))
     benchmark = Benchmark("Module", "About.", (experiment,))
     results = {"m": {"environment": ENVIRONMENT, "measures": measures, "curves": curves}}
     return _page.render({"m": benchmark}, results)

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tests.docs.served_shop import open_shop, shop
+
+__all__ = ["open_shop", "shop"]
+
 
 @pytest.fixture
 def no_blocking_calls() -> None:

@@ -12,7 +12,7 @@ from examples.shop.app import report_lost_connection
 from examples.shop.page import visitors
 from fastapi import Request
 
-from tests.docs.served_shop import ROOM, Served, open_shop, shop  # noqa: F401 - fixtures
+from tests.docs.served_shop import ROOM, Served
 from tests.support import until
 
 pytestmark = ROOM
@@ -21,7 +21,7 @@ WINDOW = {"X-Shop-Window": "a test"}
 NONE = 2**31 - 1
 
 
-async def test_swallowed_error(shop: Served) -> None:  # noqa: F811
+async def test_swallowed_error(shop: Served) -> None:
     """An endpoint that swallows an error and returns 200 answers 500; the first order stays."""
     order = await shop.case()
     assert (await shop.http.post("/orders", json=order)).status_code == 201
@@ -29,7 +29,7 @@ async def test_swallowed_error(shop: Served) -> None:  # noqa: F811
     assert await shop.evidence(order) == {"orders": 1, "mails": 1, "parcels": 0}
 
 
-async def test_failing_commit(shop: Served) -> None:  # noqa: F811
+async def test_failing_commit(shop: Served) -> None:
     """An endpoint that returns 201 and whose COMMIT fails answers 409; nothing is stored, no mail
     leaves, and the counters have a transaction more that was rolled back."""
     order, counters = await shop.case(), shop.app.state.counters
@@ -40,7 +40,7 @@ async def test_failing_commit(shop: Served) -> None:  # noqa: F811
     assert counters.rolled_back == rolled_back + 1
 
 
-async def test_killed_connection(shop: Served) -> None:  # noqa: F811
+async def test_killed_connection(shop: Served) -> None:
     """A connection that PostgreSQL ends in a transaction is 503 and leaves nothing; the next
     request has another connection."""
     order, counters = await shop.case(), shop.app.state.counters
@@ -53,7 +53,7 @@ async def test_killed_connection(shop: Served) -> None:  # noqa: F811
     assert await shop.evidence(order) == {"orders": 1, "mails": 1, "parcels": 0}
 
 
-async def test_hundred_waiters(shop: Served) -> None:  # noqa: F811
+async def test_hundred_waiters(shop: Served) -> None:
     """A hundred clients receive a change over one connection, and an open window sees all of them
     wait; an order that has changed before is refused."""
     placed = (await shop.http.post("/orders", json=await shop.case())).json()["id"]
@@ -73,7 +73,7 @@ async def test_hundred_waiters(shop: Served) -> None:  # noqa: F811
     await until(lambda: shop.app.state.counters.waiters == 0)
 
 
-async def test_two_hundred_waiters(shop: Served) -> None:  # noqa: F811
+async def test_two_hundred_waiters(shop: Served) -> None:
     """While a hundred clients wait, others are refused."""
     shop.app.state.waiters_at_work = True
     try:
@@ -82,7 +82,7 @@ async def test_two_hundred_waiters(shop: Served) -> None:  # noqa: F811
         shop.app.state.waiters_at_work = False
 
 
-async def test_tags_of_products(shop: Served) -> None:  # noqa: F811
+async def test_tags_of_products(shop: Served) -> None:
     """A set of tags replaces another; an unknown tag is 409 and changes nothing. A window that is
     opened later shows nothing of what an earlier one had."""
 
@@ -132,7 +132,7 @@ async def test_tags_of_products(shop: Served) -> None:  # noqa: F811
     ],
 )
 async def test_nonsense(
-    shop: Served,  # noqa: F811
+    shop: Served,
     method: str,
     path: str,
     body: Any,
@@ -145,13 +145,13 @@ async def test_nonsense(
     assert line and "\n" not in line and len(line) < 200
 
 
-async def test_unreadable(shop: Served) -> None:  # noqa: F811
+async def test_unreadable(shop: Served) -> None:
     """A body that is no JSON is a 4xx."""
     for content in (b"", b"{", b"\xff", b"[" * 5000):
         assert (await shop.http.post("/waiters", content=content)).status_code in (400, 422)
 
 
-async def test_tour(shop: Served, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_tour(shop: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the tour is under way, windows may look and change nothing; other clients may."""
     monkeypatch.setattr(shop.app.state.visitors, "tour_is_under_way", True)
     refused = await shop.http.post("/cases", headers=WINDOW)
@@ -165,7 +165,7 @@ async def test_tour(shop: Served, monkeypatch: pytest.MonkeyPatch) -> None:  # n
         await window.until("tour", lambda tour: tour["is_under_way"])
 
 
-async def test_held_till(shop: Served) -> None:  # noqa: F811
+async def test_held_till(shop: Served) -> None:
     """One session at a time holds the till, and a closing that times out names it; where it is
     ended, the till is free."""
     async with shop.window() as window:
@@ -181,7 +181,7 @@ async def test_held_till(shop: Served) -> None:  # noqa: F811
     assert (await shop.http.post("/till/closings?patience=60")).status_code == 201
 
 
-async def test_queue_at_the_till(shop: Served) -> None:  # noqa: F811
+async def test_queue_at_the_till(shop: Served) -> None:
     """Some requests of windows wait for the till, and one more is refused in one line; every other
     visitor goes on, for the pool has connections left."""
     async with asyncio.TaskGroup() as group:
@@ -203,7 +203,7 @@ async def test_queue_at_the_till(shop: Served) -> None:  # noqa: F811
     await until(lambda: shop.app.state.visitors.at_till == shop.app.state.visitors.writes == 0)
 
 
-async def test_till_in_use(shop: Served) -> None:  # noqa: F811
+async def test_till_in_use(shop: Served) -> None:
     """A session that cannot have the till says who has it, and none holds it afterwards."""
     async with shop.database.transaction():
         await shop.database.execute("INSERT INTO till_sales (cents) VALUES (1)")
@@ -214,7 +214,7 @@ async def test_till_in_use(shop: Served) -> None:  # noqa: F811
 
 
 async def test_flood(
-    shop: Served,  # noqa: F811
+    shop: Served,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows have so many writes at once, and one more is refused."""

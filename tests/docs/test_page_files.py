@@ -10,7 +10,7 @@ import pytest
 from examples.shop.db import LABELS
 from examples.shop.page.site import STATIC
 
-from tests.docs.served_shop import ROOM, Served, open_shop, shop  # noqa: F401 - fixtures
+from tests.docs.served_shop import ROOM, Served
 
 pytestmark = ROOM
 
@@ -43,7 +43,7 @@ class Page(HTMLParser):
         ]
 
 
-async def test_page(shop: Served) -> None:  # noqa: F811
+async def test_page(shop: Served) -> None:
     """The page, and each file that it names, is served, under a policy that allows no other place
     and nothing inline."""
     page = Page()
@@ -62,7 +62,7 @@ async def test_page(shop: Served) -> None:  # noqa: F811
     assert not any(tag == "style" for tag, _ in page.tags)
 
 
-async def test_cached(shop: Served) -> None:  # noqa: F811
+async def test_cached(shop: Served) -> None:
     """A browser asks again for what it has, and gets 304 without a body."""
     for path in ["/", "/page/main.js", "/page/page.css"]:
         first = await shop.http.get(path)
@@ -71,7 +71,7 @@ async def test_cached(shop: Served) -> None:  # noqa: F811
         assert first.headers["cache-control"] == again.headers["cache-control"] == "no-cache"
 
 
-async def test_nothing_beside_the_files(shop: Served) -> None:  # noqa: F811
+async def test_nothing_beside_the_files(shop: Served) -> None:
     """What is not a file of the page is a 404, the program's own source too."""
     for path in ["/page/none.js", "/page/..%2fsite.py", "/page/%2e%2e/live.py", "/page/"]:
         assert (await shop.http.get(path)).status_code == 404, path
@@ -101,7 +101,7 @@ def test_modules(path: Path) -> None:
             assert set(re.findall(r"\w+", names)) <= exported, module
 
 
-async def test_what_the_page_knows(shop: Served) -> None:  # noqa: F811
+async def test_what_the_page_knows(shop: Served) -> None:
     """The products and tags that the page names are those that the database has; each label names
     an element, and no id stands twice."""
     page = Page()

@@ -13,14 +13,12 @@ from examples.shop.page import lock_tree, site
 from examples.shop.page.live import Live
 
 from pgtoolset import LockWait
-from tests.docs.served_shop import (  # noqa: F401 - fixtures
+from tests.docs.served_shop import (
     ROOM,
     Served,
     Window,
     client,
-    open_shop,
     opened,
-    shop,
     visited,
 )
 from tests.support import plain_url, until
@@ -35,7 +33,7 @@ READ = {
 }
 
 
-async def test_windows(shop: Served) -> None:  # noqa: F811
+async def test_windows(shop: Served) -> None:
     """A new order and its status are in each window, whoever has changed it."""
     async with shop.window() as one, shop.window() as other:
         placed = (await shop.http.post("/orders", json=await shop.case())).json()["id"]
@@ -65,7 +63,7 @@ async def test_slow_window() -> None:
     assert [event async for event in events] == []
 
 
-async def test_idle_window(shop: Served) -> None:  # noqa: F811
+async def test_idle_window(shop: Served) -> None:
     """An open window holds no connection of the pool. The one beside it ends with the last window,
     and so does the watching."""
     async with shop.window() as window:
@@ -81,7 +79,7 @@ async def test_idle_window(shop: Served) -> None:  # noqa: F811
     await until(lambda: shop.app.state.counters.waiters == 0)
 
 
-async def test_lost_connection(shop: Served) -> None:  # noqa: F811
+async def test_lost_connection(shop: Served) -> None:
     """A window whose connection PostgreSQL ends goes on over another one, and says that it was
     away."""
     async with shop.window() as window:
@@ -103,7 +101,7 @@ async def test_lost_connection(shop: Served) -> None:  # noqa: F811
     ],
 )
 async def test_locked_table(
-    shop: Served,  # noqa: F811
+    shop: Served,
     table: str,
     sections: list[str],
 ) -> None:
@@ -130,7 +128,7 @@ async def test_locked_table(
         await window.until("locks", lambda locks: locks == [])
 
 
-async def test_what_was_missed(shop: Served) -> None:  # noqa: F811
+async def test_what_was_missed(shop: Served) -> None:
     """What was written under the lock is shown when it is free."""
     async with shop.window() as window:
         sales = (await window.until("till"))["sales"]
@@ -141,7 +139,7 @@ async def test_what_was_missed(shop: Served) -> None:  # noqa: F811
         await window.until("till", lambda till: till["sales"] == sales + 1)
 
 
-async def test_locked_when_closed(shop: Served) -> None:  # noqa: F811
+async def test_locked_when_closed(shop: Served) -> None:
     """A page that waits for a lock leaves no session behind when its last window is closed."""
     async with shop.database.transaction():
         await shop.database.execute("LOCK TABLE till_sales IN ACCESS EXCLUSIVE MODE")
@@ -155,7 +153,7 @@ async def test_locked_when_closed(shop: Served) -> None:  # noqa: F811
         await until(nobody)
 
 
-async def test_queue_of_another_program(shop: Served, database_url: str) -> None:  # noqa: F811
+async def test_queue_of_another_program(shop: Served, database_url: str) -> None:
     """Another program that waits for a table, and makes the page wait, is in the tree below the
     session that it waits for itself."""
     other = await asyncpg.connect(
@@ -224,7 +222,7 @@ async def test_end_of_the_shop(database_url: str) -> None:
 
 
 async def test_too_many_windows(
-    shop: Served,  # noqa: F811
+    shop: Served,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A window too many is refused in one line, and a place that is left is free."""
@@ -242,7 +240,7 @@ async def test_too_many_windows(
         await again.until("orders")
 
 
-async def test_lock_tree(shop: Served) -> None:  # noqa: F811
+async def test_lock_tree(shop: Served) -> None:
     """While a session holds the till, a closing waits below it and a sale below the closing; then
     both go on, and the tree is empty."""
 

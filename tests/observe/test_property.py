@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from pgtoolset import (
     TransactionAbortedError,
@@ -107,20 +106,6 @@ async def run_program(engine: AsyncEngine, form: Form, steps: list[Step]) -> Non
             await run_transaction(maker, lambda session: run_steps(session, steps))
     except (Failure, DBAPIError, TransactionAbortedError, TransactionStateError, AssertionError):
         pass
-
-
-@pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEngine]:
-    """One engine on one event loop for all examples."""
-    engine = create_async_engine(database_url, pool_size=1, max_overflow=0)
-    yield engine
-    runner.run(engine.dispose())
 
 
 @settings(

@@ -77,12 +77,6 @@ class Row(Base):
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
 def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEngine]:
     """One engine on one event loop for all examples."""
     engine = create_async_engine(database_url, pool_size=5, max_overflow=0)

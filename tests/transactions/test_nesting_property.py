@@ -9,11 +9,9 @@ ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -21,7 +19,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     async_sessionmaker,
-    create_async_engine,
 )
 
 from pgtoolset import TransactionAbortedError, get_transaction, on_commit
@@ -280,20 +277,6 @@ async def run_on_plain_session(session: PlainSession, program: Block, ran: list[
     except Failure:
         return "Failure"
     return "committed"
-
-
-@pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def shared_engine(runner: asyncio.Runner, database_url: str) -> Iterator[AsyncEngine]:
-    """One engine on one event loop for all examples."""
-    engine = create_async_engine(database_url, pool_size=1, max_overflow=0)
-    yield engine
-    runner.run(engine.dispose())
 
 
 @settings(
