@@ -147,7 +147,7 @@ class Experiment:
     measures: tuple[Measure, ...] = ()
     curves: tuple[Curve, ...] = ()
     seconds: float = 15.0
-    rounds: int = 300
+    rounds: int = 2_000
     least: int = 3
     warm_up: int = 2
     quick: bool = True

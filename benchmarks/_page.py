@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks._declared import Benchmark, Curve, Measure
 from benchmarks._peers import LABELS
 from benchmarks._results import Results
-from benchmarks._text import number, spread, verdict
+from benchmarks._text import number, quartiles, spread, verdict
 
 HEAD = """\
 # Benchmarks
@@ -16,17 +16,20 @@ HEAD = """\
 Read this page to see what pgtoolset costs beside code by hand, {peers}.
 
 `make bench` measures all of it again on your machine, and compares it with this page. It fails
-where a target that was met is missed by more than its spread. `make bench QUICK=1` takes a few
-minutes, with fewer rounds and without the largest sizes; `make bench UPDATE=1` writes this page.
-[benchmarks/README.md](../benchmarks/README.md) says how a measure is added.
+where a target that was met is missed by more than the error of the figure. `make bench QUICK=1`
+takes a few minutes, with fewer rounds and without the largest sizes; `make bench UPDATE=1` writes
+this page. [benchmarks/README.md](../benchmarks/README.md) says how a measure is added.
 
 ## How to read it
 
 All contestants of an experiment run once in every round, in an order drawn again for each round.
 Only figures of one round are divided by one another: a machine that becomes slower for a while
-becomes slower for all. A table shows the median, the quartiles in brackets, and n, the number of
-rounds. A ratio is the first column divided by the second. A *control* divides a contestant by
-itself: the distance of its median from 1 is the error of this machine.
+becomes slower for all. A table shows the median; in brackets, between which two figures the true
+median lies with a confidence of 95 % (fewer than six rounds cannot say so much: all their figures
+lie between); the quartiles of single turns; and n, the number of rounds. A ratio is the first
+column divided by the second. A *control* divides a contestant by itself: the distance of its median
+from 1 is the error of this machine, and a figure that is closer than that to its target says
+nothing.
 
 CPU time is that of the client and of its PostgreSQL processes together, where a row does not say
 otherwise. The pictures draw medians, with a band between the quartiles; both axes are logarithmic.
@@ -136,12 +139,13 @@ def cell(text: str) -> str:
 
 def table(measures: tuple[Measure, ...], results: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a table."""
-    yield "| measured | beside | median (quartiles) | n | target |"
-    yield "|---|---|---|---|---|"
+    yield "| measured | beside | median (95 %) | quartiles | n | target |"
+    yield "|---|---|---|---|---|---|"
     for measure in measures:
         result = results.get(measure.name)
         if result is None:
-            yield f"| {measure.what} | {measure.beside} | not measured | | {measure.target or ''} |"
+            limit = measure.target or ""
+            yield f"| {measure.what} | {measure.beside} | not measured | | | {limit} |"
             continue
         judged = verdict(result)
         if judged == "not met":
@@ -149,7 +153,7 @@ def table(measures: tuple[Measure, ...], results: dict[str, Any]) -> Iterator[st
         target = f"{measure.target}: {judged or 'not measured'}" if measure.target else ""
         yield (
             f"| {measure.what} | {measure.beside} | {figure_of(measure, result)} "
-            f"| {result.get('n', '')} | {target} |"
+            f"| {quartiles(result)} | {result.get('n', '')} | {target} |"
         )
 
 

@@ -37,7 +37,7 @@ def table(
     rows: tuple[tuple[str, str], ...], benchmarks: Mapping[str, Benchmark], results: Results
 ) -> str:
     """Return some rows as a table."""
-    lines = ["| measured | beside | median (quartiles) |", "|---|---|---|"]
+    lines = ["| measured | beside | median (95 %) |", "|---|---|---|"]
     for module, name in rows:
         [measure] = [each for each in benchmarks[module].measures if each.name == name]
         result = results.get(module, {}).get("measures", {}).get(name)

@@ -124,6 +124,8 @@ def judged(
         "median": spread.median,
         "low": spread.low,
         "high": spread.high,
+        "least": spread.least,
+        "most": spread.most,
         "n": len(ours),
         **medians,
     }

@@ -17,10 +17,15 @@ def number(value: float) -> str:
 
 
 def spread(result: dict[str, Any], unit: str = "") -> str:
-    """Return the median and the quartiles of a result."""
+    """Return the median of a result, and how far it is known."""
     suffix = f" {unit}" if unit else ""
-    low, high = number(result["low"]), number(result["high"])
-    return f"{number(result['median'])}{suffix} ({low} to {high})"
+    least, most = number(result["least"]), number(result["most"])
+    return f"{number(result['median'])}{suffix} ({least} to {most})"
+
+
+def quartiles(result: dict[str, Any]) -> str:
+    """Return the quartiles of a result; empty where there is none."""
+    return "" if "fails" in result else f"{number(result['low'])} to {number(result['high'])}"
 
 
 def verdict(result: dict[str, Any]) -> str:

@@ -19,14 +19,13 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from benchmarks._declared import Benchmark, Experiment, Measure, at_least
-from benchmarks._harness import Figures, Turn, clocked, engines, plain, tables
+from benchmarks._harness import Figures, Turn, clocked, engines, plain, tables, timed
 from benchmarks._run import alone
 from pgtoolset import create_db_context, driver_connection, release_connection
 
 REQUESTS = 60
 POOL = 5
 OUTSIDE = 0.2
-TURNS = 50
 ROWS = [(number, f"row {number}") for number in range(100_000)]
 SELECT = text("SELECT 1")
 
@@ -55,13 +54,14 @@ async def requests(engine: AsyncEngine, *, gives_back: bool) -> Figures:
 async def reads(engine: AsyncEngine, between: Callable[[AsyncSession], Awaitable[None]]) -> Figures:
     """The time of two reads and what stands between them."""
     db_context = create_db_context(async_sessionmaker(engine))
-    with clocked(TURNS) as figures:
-        for _ in range(TURNS):
-            async with db_context() as session:
-                await session.execute(SELECT)
-                await between(session)
-                await session.execute(SELECT)
-    return figures
+
+    async def unit() -> None:
+        async with db_context() as session:
+            await session.execute(SELECT)
+            await between(session)
+            await session.execute(SELECT)
+
+    return await timed(unit)
 
 
 async def given_back(session: AsyncSession) -> None:
@@ -106,7 +106,16 @@ async def waits(url: str) -> AsyncIterator[Mapping[str, Turn]]:
 
 
 @asynccontextmanager
-async def costs(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+async def no_waits(url: str) -> AsyncIterator[Mapping[str, Turn]]:
+    async with engines(url, 1, pool_size=POOL, max_overflow=0) as (engine,):
+        yield {
+            "given back": partial(reads, engine, given_back),
+            "committed": partial(reads, engine, committed),
+        }
+
+
+@asynccontextmanager
+async def copies(url: str) -> AsyncIterator[Mapping[str, Turn]]:
     async with (
         engines(url, 1, pool_size=POOL, max_overflow=0) as (engine,),
         tables(engine, metadata),
@@ -115,10 +124,9 @@ async def costs(url: str) -> AsyncIterator[Mapping[str, Turn]]:
         raw = await asyncpg.connect(plain(url))
         stack.push_async_callback(raw.close)
         yield {
-            "given back": partial(reads, engine, given_back),
-            "committed": partial(reads, engine, committed),
             "ours": partial(copy_ours, engine),
             "raw": partial(copy_raw, engine, raw),
+            "raw again": partial(copy_raw, engine, raw),
         }
 
 
@@ -144,8 +152,8 @@ BENCHMARK = Benchmark(
             warm_up=1,
         ),
         Experiment(
-            "Without a wait, and COPY",
-            costs,
+            "Without a wait",
+            no_waits,
             (
                 Measure(
                     "released",
@@ -154,17 +162,32 @@ BENCHMARK = Benchmark(
                     "`commit()` by hand",
                     "committed",
                 ),
+            ),
+            seconds=5,
+        ),
+        Experiment(
+            "COPY of 100,000 rows",
+            copies,
+            (
                 Measure(
                     "copy",
-                    "rows a second, COPY of 100,000 through `driver_connection`",
+                    "rows a second, through `driver_connection`",
                     "ours",
                     "raw asyncpg",
                     "raw",
                     inverse=True,
                     target=at_least(0.95),
                 ),
+                Measure(
+                    "copy-control",
+                    "control: rows a second, raw asyncpg",
+                    "raw again",
+                    "itself",
+                    "raw",
+                    inverse=True,
+                ),
             ),
-            seconds=10,
+            seconds=15,
         ),
     ),
 )

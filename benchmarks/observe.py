@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from benchmarks._declared import Benchmark, Experiment, Measure, Target, at_least
-from benchmarks._harness import Figures, Turn, clocked, engines
+from benchmarks._harness import Turn, engines, timed
 from benchmarks._run import alone
 from pgtoolset import create_db_context
 from pgtoolset.observe import Event, TransactionEnded, subscribe
 from pgtoolset.observe.otel import OpenTelemetryObserver
 
 SELECT = text("SELECT 1")
-
-#: Blocks of one contestant in one round.
-BLOCKS = 20
 
 
 class Counter:
@@ -41,14 +39,11 @@ def turn(engine: AsyncEngine) -> Turn:
     """Return a turn that runs blocks."""
     db_context = create_db_context(async_sessionmaker(engine))
 
-    async def run() -> Figures:
-        with clocked(BLOCKS) as figures:
-            for _ in range(BLOCKS):
-                async with db_context() as session:
-                    await session.execute(SELECT)
-        return figures
+    async def block() -> None:
+        async with db_context() as session:
+            await session.execute(SELECT)
 
-    return run
+    return partial(timed, block)
 
 
 @asynccontextmanager

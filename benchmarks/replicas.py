@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TypeAlias
@@ -25,13 +25,13 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from benchmarks._declared import Benchmark, Experiment, Measure, at_most
-from benchmarks._harness import Figures, Turn, clocked
+from benchmarks._harness import Figures, Turn, timed
 from benchmarks._run import alone
 from pgtoolset import ReadReplicas, get_transaction
 from pgtoolset.replicas import _opening
 
 #: Reads in one turn, and clients that write.
-TURNS, CLIENTS = 30, 8
+CLIENTS = 8
 
 SELECT = text("SELECT name FROM item WHERE id = 1")
 
@@ -46,13 +46,6 @@ def asked_each_time() -> Iterator[None]:
         yield
     finally:
         _opening.FRESH = fresh
-
-
-async def timed(read: Callable[[], Awaitable[object]]) -> Figures:
-    with clocked(TURNS) as figures:
-        for _ in range(TURNS):
-            await read()
-    return figures
 
 
 @asynccontextmanager

@@ -44,7 +44,7 @@ CONTROL = "by_hand_again"
 CONTESTANTS = (BY_HAND, OURS, CONTROL, BARE, *LABELS)
 
 INSERT, BOTH = "/insert", "/select-insert"
-SECONDS = 0.1
+SECONDS = 0.04
 CONNECTIONS = 8
 
 

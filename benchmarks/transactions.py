@@ -25,7 +25,7 @@ from sqlalchemy import Column, Executable, Identity, Integer, MetaData, Table, T
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from benchmarks._declared import Benchmark, Experiment, Measure, at_most, with_cpu
-from benchmarks._harness import Figures, Turn, backend_of, clocked, engines, tables
+from benchmarks._harness import Figures, Turn, backend_of, engines, tables, timed
 from benchmarks._peers import LABELS, TOOLSETS
 from benchmarks._run import alone
 from benchmarks._worker import workers
@@ -43,17 +43,12 @@ notes = Table(
 
 SELECT, INSERT = text("SELECT 1"), insert(notes).values(note="measured")
 
-#: Blocks between two looks at the clock. SQLAlchemy numbers savepoints again in each transaction,
-#: so that few of them leave room for their statements in the adapter's cache of prepared ones: the
-#: base is as fast as it gets.
-BLOCKS = 20
-
 
 async def nested(engine: AsyncEngine, block: Block, statement: Executable) -> Figures:
     """The time of a block inside a transaction that is open already."""
     async with AsyncSession(engine) as session:
         await session.begin()
-        figures = await timed(session, block, statement, await backend_of(session))
+        figures = await blocks(session, block, statement, await backend_of(session))
         await session.rollback()
     return figures
 
@@ -63,21 +58,23 @@ async def outermost(engine: AsyncEngine, block: Block, statement: Executable) ->
     async with AsyncSession(engine) as session:
         backend = await backend_of(session)
         await session.rollback()
-        return await timed(session, block, statement, backend)
+        return await blocks(session, block, statement, backend)
 
 
-async def timed(
+async def blocks(
     session: AsyncSession, block: Block, statement: Executable, backend: int
 ) -> Figures:
-    """The first block is not measured: it finds the processor's caches as the other contestant has
-    left them."""
-    async with block(session):
-        await session.execute(statement)
-    with clocked(BLOCKS, backend) as figures:
-        for _ in range(BLOCKS):
-            async with block(session):
-                await session.execute(statement)
-    return figures
+    """The time of one of some blocks.
+
+    SQLAlchemy numbers savepoints again in each transaction, so that few of them leave room for
+    their statements in the adapter's cache of prepared ones: the base is as fast as it gets.
+    """
+
+    async def one() -> None:
+        async with block(session):
+            await session.execute(statement)
+
+    return await timed(one, backend)
 
 
 def resolving(session: AsyncSession) -> AbstractAsyncContextManager[Any]:
@@ -177,7 +174,6 @@ BENCHMARK = Benchmark(
                 ),
             ),
             seconds=30,
-            rounds=500,
             warm_up=5,
         ),
     ),

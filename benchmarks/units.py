@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from benchmarks._declared import Benchmark, Experiment, Measure, at_least, at_most, with_cpu
-from benchmarks._harness import Figures, Turn, backend_of, clocked, engines
+from benchmarks._harness import Figures, Turn, backend_of, engines, timed
 from benchmarks._run import alone
 from pgtoolset import create_db_context, get_transaction, holders, warn_of_idle_transactions
 from pgtoolset._postgres import statements
@@ -31,9 +31,6 @@ SETTINGS = {"app.tenant_id": "6d1cb3a4-8f4b-4c43-9d5e-0f7f0d6f6a51", "statement_
 BY_HAND = text(
     "SELECT set_config('app.tenant_id', :tenant, true), set_config('statement_timeout', '5s', true)"
 )
-
-#: Units in one turn.
-UNITS = 20
 
 CONTEXT, MAKER = "`db_context()`", "`session_maker.begin()`"
 
@@ -70,18 +67,18 @@ def turn(block: Block, *, sets: bool = False, selects: int = 1) -> Turn:
     """Return a turn of units with some SELECTs, after a statement that sets something."""
     backends: list[int] = []
 
+    async def unit() -> None:
+        async with block() as session:
+            if sets:
+                await session.execute(BY_HAND, {"tenant": SETTINGS["app.tenant_id"]})
+            for _ in range(selects):
+                await session.execute(SELECT)
+
     async def run() -> Figures:
         if not backends:
             async with block() as session:
                 backends.append(await backend_of(session))
-        with clocked(UNITS, *backends) as figures:
-            for _ in range(UNITS):
-                async with block() as session:
-                    if sets:
-                        await session.execute(BY_HAND, {"tenant": SETTINGS["app.tenant_id"]})
-                    for _ in range(selects):
-                        await session.execute(SELECT)
-        return figures
+        return await timed(unit, *backends)
 
     return run
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 from benchmarks._declared import Measure, at_least, at_most, with_cpu
+from benchmarks._harness import Spread
 from benchmarks._judge import regression, regressions
 from benchmarks._run import judged
 
@@ -16,8 +18,9 @@ SPEED = Measure("speed", "throughput", "ours", "theirs", "theirs", target=at_lea
 INFORMATION = Measure("info", "`ours`", "ours", "theirs", "theirs")
 
 
-def result(low: float, median: float, high: float, met: bool = True) -> dict[str, Any]:
-    return {"low": low, "median": median, "high": high, "n": 9, "met": met}
+def result(least: float, median: float, most: float, met: bool = True) -> dict[str, Any]:
+    quartiles = {"low": 0.0, "high": 1000.0}  # they decide nothing
+    return {**quartiles, "least": least, "median": median, "most": most, "n": 9, "met": met}
 
 
 MET, MISSED = result(1.0, 1.0, 1.0), result(1.0, 1.0, 1.0, met=False)
@@ -27,18 +30,19 @@ MET, MISSED = result(1.0, 1.0, 1.0), result(1.0, 1.0, 1.0, met=False)
     ("measure", "now", "is_lost"),
     [
         (COST, result(1.00, 1.05, 1.2), False),
-        (COST, result(1.08, 1.15, 1.3), False),  # within the spread
-        (COST, result(1.11, 1.15, 1.3), True),
-        (COST, result(1.10, 1.15, 1.3), False),  # the limit itself is met
+        (COST, result(1.08, 1.15, 1.3), False),  # within the error of the figure
+        (COST, result(1.12, 1.15, 1.3), False),  # within that of a process
+        (COST, result(1.13, 1.15, 1.3), True),
         (SPEED, result(0.85, 0.95, 1.0), False),
         (SPEED, result(0.80, 0.85, 0.92), False),
-        (SPEED, result(0.80, 0.85, 0.89), True),
+        (SPEED, result(0.80, 0.85, 0.89), False),
+        (SPEED, result(0.80, 0.85, 0.88), True),
         (SPEED, result(2.00, 3.00, 4.0), False),
         (INFORMATION, result(9.0, 9.0, 9.0), False),
     ],
 )
 def test_spread(measure: Measure, now: dict[str, Any], is_lost: bool) -> None:
-    """A target is lost where the better quartile misses it too, in its own direction."""
+    """A target is lost where the better end of its error misses it too, in its own direction."""
     assert bool(regression(measure, MET, now)) is is_lost
 
 
@@ -74,6 +78,8 @@ def test_ratios_of_one_round() -> None:
         "median": 2.0,
         "low": 1.25,
         "high": 3.25,
+        "least": 0.5,
+        "most": 4.5,
         "n": 3,
         "ours": 4.0,
         "theirs": 2.0,
@@ -83,6 +89,22 @@ def test_ratios_of_one_round() -> None:
     inverse = Measure("i", "i", "ours", "b", "theirs", inverse=True, target=at_least(0.5))
     assert judged(inverse, results, {})["median"] == 0.5
     assert judged(inverse, results, {})["met"] is True
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 10, 100, 1000])
+def test_error_of_a_median(count: int) -> None:
+    """The error of a median is the interval that holds the true one in 95 of 100 runs; of fewer
+    than six figures it is all of them."""
+    draw = random.Random(count)
+    held = 0
+    for _ in range(200):
+        figures = [draw.lognormvariate(0, 0.5) for _ in range(count)]
+        spread = Spread.of(figures)
+        assert spread.least <= spread.median <= spread.most
+        assert count >= 6 or (spread.least, spread.most) == (min(figures), max(figures))
+        held += spread.least <= 1 <= spread.most
+    assert count < 6 or held >= 180
+    assert count < 100 or (spread.most - spread.least) < 0.5 * (spread.high - spread.low)
 
 
 def test_own_figure() -> None:

@@ -116,7 +116,7 @@ def test_failures_are_rows() -> None:
     """An error of a contestant is a row of the page, and no Markdown of ours."""
     page = render({"m": {"fails": "Error: <b>|", "contestant": "theirs"}}, {"c": POINTS})
     error = r"fails: Error: \<b\>\|"
-    assert f"| what | beside | {error} |  | at most 1: not measured |" in page
+    assert f"| what | beside | {error} |  |  | at most 1: not measured |" in page
     assert "| B | fails | fails |" in page
     assert "B fails: Error: no." in page
 
