@@ -5,7 +5,7 @@ kind than SQLAlchemy's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
@@ -66,13 +66,13 @@ class TransactionBlock(AbstractAsyncContextManager[S]):
         await self._block.__aenter__()
         return self._session
 
-    async def __aexit__(
+    def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._block.__aexit__(exc_type, exc, traceback)
+    ) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(exc_type, exc, traceback)
 
 
 def _block_of(session: Any, options: TransactionOptions) -> AbstractAsyncContextManager[Any]:
@@ -231,10 +231,12 @@ class _Savepoint(AbstractAsyncContextManager[None]):
         self._settings = None if settings is None else SettingsLevel(settings)
 
     async def __aenter__(self) -> None:
-        if not self._record.verifies_commits:
+        record = self._record
+        if not record.verifies_commits and not record.is_atomic:
             check_atomic(self._sync)
-            if any(is_autocommit(connection) for connection in self._record.connections):
+            if any(is_autocommit(connection) for connection in record.connections):
                 raise TransactionStateError(AUTOCOMMIT)
+            record.is_atomic = bool(record.checkouts)
         await self._block.__aenter__()
         self._level = innermost(self._sync)
         if self._settings is not None:
@@ -247,14 +249,26 @@ class _Savepoint(AbstractAsyncContextManager[None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._settings is not None:
+            await self._end_with_settings(self._settings, exc_type, exc, traceback)
+        else:
+            await self._end(exc_type, exc, traceback)
+
+    async def _end_with_settings(
+        self,
+        settings: SettingsLevel,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
             await self._end(exc_type, exc, traceback)
         finally:
-            if self._settings is not None and self._settings in self._record.levels:
-                self._record.levels.remove(self._settings)
-        if self._settings is not None and exc_type is None:
+            if settings in self._record.levels:
+                self._record.levels.remove(settings)
+        if exc_type is None:
             # A RELEASE keeps what was set inside.
-            await uninterrupted(greenlet_spawn(self._settings.undo))
+            await uninterrupted(greenlet_spawn(settings.undo))
 
     async def _end(
         self,

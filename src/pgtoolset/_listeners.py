@@ -121,9 +121,7 @@ def _known_checkout(connection: Connection | None) -> Checkout | None:
 
 
 def _checkout_on(connection: PoolProxiedConnection) -> Checkout | None:
-    if not is_pooled(connection):
-        return None
-    checkout: Checkout | None = vars(connection).get(_KEY)
+    checkout: Checkout | None = getattr(connection, "__dict__", _NOTHING).get(_KEY)
     if checkout is not None:
         checkout.follow()
     return checkout
@@ -196,10 +194,9 @@ def _listened(execute: Execute) -> Execute:
         # Not of the first connection of an engine, over which SQLAlchemy looks at the server.
         attributes = getattr(context.root_connection.connection, "__dict__", _NOTHING)
         checkout: Checkout | None = attributes.get(_KEY)
-        deadline = None if begun_deadline() is None else current()
         if getattr(cursor, "server_side", False):
             _note_cursor(context)
-        if deadline is not None:
+        if begun_deadline() is not None and (deadline := current()) is not None:
             send = partial(noting, cursor, statement, parameters, context)
             _within(deadline, context, checkout, statement, send)
             return

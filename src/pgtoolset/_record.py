@@ -92,6 +92,7 @@ class Record:
             block asks for that.
         unknown: the error of a commit whose outcome is unknown; kept until that block has ended.
         checkouts: the connections of the transaction.
+        is_atomic: whether a block has found that none of them is in AUTOCOMMIT.
         callbacks: of `on_commit`, each with the level whose rollback removes it.
         committed: the level that has just been committed.
         abandoned: the transaction whose block has ended while another task used the session.
@@ -111,6 +112,7 @@ class Record:
         "carried",
         "checkouts",
         "committed",
+        "is_atomic",
         "is_ending",
         "joined",
         "levels",
@@ -127,6 +129,7 @@ class Record:
         self.resolve_commit: float | None = None
         self.unknown: CommitUnknownError | None = None
         self.checkouts: list[Checkout] = []
+        self.is_atomic = False
         self.callbacks: list[tuple[SessionTransaction, Callback]] = []
         self.committed: SessionTransaction | None = None
         self.abandoned: SessionTransaction | None = None
@@ -184,6 +187,7 @@ class Record:
         checkout = checkout_of(connection)
         checkout.enter(self)
         self.checkouts.append(checkout)
+        self.is_atomic = False
 
     def apply_settings(
         self, session: Session, transaction: SessionTransaction, connection: Connection
@@ -234,6 +238,7 @@ class Record:
         for checkout in self.checkouts:
             checkout.participants.pop(self, None)
         self.checkouts.clear()
+        self.is_atomic = False
         self.callbacks.clear()
         self.carried.clear()
         self.committed = self.abandoned = None
