@@ -246,10 +246,11 @@ async def test_only_one_at_a_time_in_endpoints(
 ) -> None:
     """Of concurrent requests with `Depends(get_db)`, each sees what the one before has written."""
     get_db = create_db_dependency(session_maker=session_maker)
+    needs_db = Depends(get_db)
     app = FastAPI()
 
     @app.post("/")
-    async def add_one(session: AsyncSession = Depends(get_db)) -> None:  # noqa: B008
+    async def add_one(session: AsyncSession = needs_db) -> None:
         async with advisory_lock(session, "counter"):
             item = await session.get_one(Item, 1)
             item.name = str(int(item.name) + 1)

@@ -197,9 +197,10 @@ async def read_replicas(place: Place) -> None:
     app = FastAPI()
     replicas.install(app)
     get_db = create_db_dependency(place.maker, replicas=replicas)
+    needs_db = Depends(get_db)
 
     @app.post("/")
-    async def write(session: AsyncSession = Depends(get_db)) -> None:  # noqa: B008
+    async def write(session: AsyncSession = needs_db) -> None:
         await session.execute(text("SET LOCAL synchronous_commit = off"))
         session.add(Book(id=201))
 
