@@ -120,7 +120,7 @@ class WithAttribute(Plain):
 class MakesLater(type):
     """A class of classes whose call is async."""
 
-    async def __call__(cls, *given: object) -> None: ...  # type: ignore[override]
+    async def __call__(cls, *given: object) -> None: ...
 
 
 class MadeLater(metaclass=MakesLater):

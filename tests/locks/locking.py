@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import asyncpg
 from sqlalchemy import ForeignKey, MetaData, text
@@ -25,7 +26,7 @@ class Order(Base):
     """A reserved word, in a schema whose name needs quoting."""
 
     __tablename__ = "order"
-    __table_args__ = {"schema": SCHEMA}  # noqa: RUF012
+    __table_args__ = ({"schema": SCHEMA},)
 
     id: Mapped[int] = mapped_column(primary_key=True)
 
@@ -37,7 +38,7 @@ class Animal(Base):
     kind: Mapped[str]
     name: Mapped[str] = mapped_column(default="")
 
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
 
 
 class Dog(Animal):
@@ -46,7 +47,7 @@ class Dog(Animal):
     id: Mapped[int] = mapped_column(ForeignKey("Animal.id"), primary_key=True)
     barks: Mapped[int] = mapped_column(default=0)
 
-    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_identity": "dog"}
 
 
 class Seat(Base):
