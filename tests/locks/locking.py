@@ -17,6 +17,9 @@ from tests.support import plain_url, until
 
 SCHEMA = "Odd schema"
 
+#: Takes the advisory lock that `is_free` looks at.
+TAKE = "SELECT pg_advisory_xact_lock(42)"
+
 
 class Base(DeclarativeBase):
     metadata = MetaData()
@@ -92,6 +95,12 @@ async def nothing_left(connection: asyncpg.Connection) -> None:
         return not await left_behind(connection)
 
     await until(empty)
+
+
+async def is_free(other: asyncpg.Connection, key: int = 42) -> bool:
+    """Whether another session could have the advisory lock now."""
+    async with other.transaction():
+        return bool(await other.fetchval("SELECT pg_try_advisory_xact_lock($1)", key))
 
 
 async def pid_of(session: AsyncSession) -> int:
