@@ -59,7 +59,7 @@ def extensions() -> dict[str, Any]:
         )
         return {}
 
-    class BuildWithStubs(build_ext):  # type: ignore[misc]  # Cython's is untyped
+    class BuildWithStubs(build_ext):
         """Puts the stub of a module beside it, once that has been built."""
 
         def build_extension(self, ext: Any) -> None:

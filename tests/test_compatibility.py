@@ -88,8 +88,8 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_ss_cursor, "server_side"),
     (AsyncAdapt_asyncpg_ss_cursor, "_cursor"),
     (sqlalchemy.Pool, "_invalidate"),
-    (sqlalchemy.QueuePool(lambda: None), "_max_overflow"),  # type: ignore[arg-type, return-value]
-    (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type, return-value]
+    (sqlalchemy.QueuePool(lambda: None), "_max_overflow"),  # type: ignore[arg-type]
+    (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type]
     (sqlalchemy.Pool, "_dialect"),
     (sqlalchemy.Pool, "_do_get"),
     (sqlalchemy.Pool, "_do_return_conn"),

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 from weakref import ref
 
-from pgtoolset._arguments import sync_session
+from pgtoolset._arguments import is_async, is_generator, sync_session
 from pgtoolset._compatibility import unsupported
 from pgtoolset._record import record_of
 from pgtoolset._units import NO_UNIT_OPTIONS, NOT_GIVEN, UnitOfWork, UnitOptions
@@ -55,7 +55,7 @@ def as_dependency(settings: Any) -> Any | None:
         parameters = inspect.signature(settings).parameters
     except (TypeError, ValueError):
         return None  # a function of C that does not say
-    if not parameters and not _is_special(settings):
+    if not parameters and not is_async(settings) and not is_generator(settings):
         return None
     from fastapi import Depends
 
@@ -65,19 +65,6 @@ def as_dependency(settings: Any) -> Any | None:
 def _is_depends(value: object) -> bool:
     kind = type(value)
     return kind.__module__ == "fastapi.params" and kind.__name__ in ("Depends", "Security")
-
-
-def _is_special(function: Any) -> bool:
-    """Whether a function, or an object that is called like one, is async or a generator."""
-    return any(
-        check(each)
-        for each in (function, getattr(function, "__call__", None))  # noqa: B004 - looked at, not called
-        for check in (
-            inspect.iscoroutinefunction,
-            inspect.isasyncgenfunction,
-            inspect.isgeneratorfunction,
-        )
-    )
 
 
 def raise_settings_by_hand() -> NoReturn:

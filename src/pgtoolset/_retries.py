@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Dialect
 
-from pgtoolset._arguments import check_function, shown
+from pgtoolset._arguments import check_function, check_plain_function, close_unawaited, shown
 from pgtoolset._deadlines import current
 from pgtoolset._observers import tell
 from pgtoolset._postgres.sqlstates import (
@@ -61,12 +61,7 @@ class Retries:
 
     def __post_init__(self) -> None:
         if self.retry_on is not None:
-            check_function("retry_on", "a plain function of the error", self.retry_on)
-            if inspect.iscoroutinefunction(self.retry_on):
-                raise TypeError(
-                    "retry_on must be a plain function of the error, and "
-                    f"{shown(self.retry_on)} is async"
-                )
+            check_plain_function("retry_on", "a plain function of the error", self.retry_on)
         if self.on_retry is not None:
             check_function("on_retry", "a function of the attempt", self.on_retry)
 
@@ -170,6 +165,7 @@ def _is_from_pool(error: BaseException) -> bool:
 def _answer(retry_on: RetryOn, error: Exception) -> bool:
     answer: Any = retry_on(error)
     if not isinstance(answer, bool):
+        close_unawaited(answer)
         raise TypeError(
             f"retry_on must return True or False; {shown(retry_on)} returned {shown(answer)}"
         ) from error

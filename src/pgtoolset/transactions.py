@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
@@ -13,11 +12,13 @@ from pgtoolset._arguments import (
     IsolationLevel,
     SettingsSource,
     TransactionOptions,
+    check_begun,
     check_count,
     check_function,
     check_session_maker,
     check_supported,
     check_transactional,
+    check_work,
     shown,
     sync_session_of,
 )
@@ -244,7 +245,7 @@ async def run_transaction(
     See https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
     """
     check_session_maker(session_maker)
-    check_function("work", "an async function of one session", work)
+    check_work(work)
     check_count("attempts", attempts)
     options = TransactionOptions(
         isolation_level=isolation_level,
@@ -278,11 +279,7 @@ async def _attempt(
     try:
         async with TransactionBlock(session, options):
             result = work(session)
-            if not inspect.isawaitable(result):
-                raise TypeError(
-                    f"work must be an async function of one session; {shown(work)} returned "
-                    f"{shown(result)}"
-                )
+            check_begun(work, result)
             try:
                 return await result
             except Exception:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import selectinload
 
 from tests.comparison.models import Item, Tag, create_tables, item_tag
 from tests.comparison.promises import promise
-from tests.comparison.stacks import ASYNC, FastapiToolsets, PgToolset, Stack, plain
+from tests.comparison.stacks import ASYNC, FastapiToolsets, PgToolset, Stack, plain, until
 
 
 async def associate(stack: Stack, session: Any, item: Any, tags: list[Any]) -> None:
@@ -97,8 +97,7 @@ async def concurrent_sets(stack: Stack) -> bool:
         task = asyncio.create_task(second())
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
         with plain(stack.url) as other:
-            while not task.done() and other.execute(waiting).fetchone()[0] == 0:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: task.done() or other.execute(waiting).fetchone() == (1,))
         await session.commit()
         await task
         return len((await session.scalars(select(item_tag.c.tag_id))).all()) == 1

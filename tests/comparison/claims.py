@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager, suppress
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import fastapi_toolsets
 import fastapi_toolsets.db as peer
@@ -131,16 +131,16 @@ async def requests(engine: AsyncEngine) -> Facts:
     called: list[str] = []
 
     @app.post("/pending", status_code=201)
-    async def pending(session: Any = Depends(theirs)) -> None:  # noqa: B008
+    async def pending(session: Annotated[Any, Depends(theirs)]) -> None:
         session.add(Item(id=1))
 
     @app.post("/flushed", status_code=201)
-    async def flushed(session: Any = Depends(theirs)) -> None:  # noqa: B008
+    async def flushed(session: Annotated[Any, Depends(theirs)]) -> None:
         session.add(Item(id=1))
         await session.flush()
 
     @app.post("/ours")
-    async def ours(session: Any = Depends(theirs)) -> int:  # noqa: B008
+    async def ours(session: Annotated[Any, Depends(theirs)]) -> int:
         pgtoolset.on_commit(session, lambda: called.append("callback"))
         async with pgtoolset.get_transaction(session):
             item = await session.get_one(Item, 1)
@@ -166,7 +166,7 @@ async def exhausted(engine: AsyncEngine) -> int:
     theirs = dependency(small, app)
 
     @app.post("/")
-    async def read(session: Any = Depends(theirs)) -> None:  # noqa: B008
+    async def read(session: Annotated[Any, Depends(theirs)]) -> None:
         await session.execute(text("SELECT 1"))
 
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -186,14 +186,14 @@ async def side_by_side(engine: AsyncEngine, url: str) -> Facts:
     crud = CrudFactory(Item)
 
     @app.get("/items/{key}")
-    async def read(key: int, session: Any = Depends(get_db)) -> int:  # noqa: B008
+    async def read(key: int, session: Annotated[Any, Depends(get_db)]) -> int:
         return (await crud.get(session, [Item.id == key])).id
 
     @app.post("/items/{key}")
     async def create(
         key: int,
+        session: Annotated[Any, Depends(get_db)],
         fail: bool = False,
-        session: Any = Depends(get_db),  # noqa: B008
     ) -> None:
         await crud.create(session, NewItem(id=key, name="new"))
         if fail:

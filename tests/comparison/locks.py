@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tests.comparison.models import Base, Item, Order, Part, create_tables
 from tests.comparison.promises import promise
-from tests.comparison.stacks import FastapiToolsets, PgToolset, Stack, plain
+from tests.comparison.stacks import FastapiToolsets, PgToolset, Stack, plain, until
 
 
 def table_lock(stack: Stack, session: Any, *tables: type[Base], timeout: str = "100ms") -> Any:
@@ -74,12 +74,11 @@ async def opposite_orders(stack: Stack) -> bool:
     with plain(stack.url) as gate, plain(stack.url) as other:
         with gate.transaction():
             gate.execute("LOCK TABLE item")
-            tasks: list[asyncio.Task[None]] = []
-            for tables in ((Item, Part), (Part, Item)):
-                tasks.append(asyncio.create_task(work(*tables)))
-                while other.execute(waiting).fetchone()[0] < len(tasks):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            first = asyncio.create_task(work(Item, Part))
+            await until(lambda: other.execute(waiting).fetchone() == (1,))
+            second = asyncio.create_task(work(Part, Item))
+            await until(lambda: other.execute(waiting).fetchone() == (2,))
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
     return outcomes == [None, None]
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import text
@@ -14,6 +14,7 @@ from tests.comparison.stacks import (
     Refused,
     Stack,
     plain,
+    until,
 )
 
 INSERT = "INSERT INTO item (id) VALUES (1)"
@@ -92,7 +93,7 @@ async def swallowed_by_a_dependency(stack: Stack) -> bool:
     app = stack.application(body)
     dependency = stack.dependency
 
-    async def swallow(session: Any = Depends(dependency)) -> Any:  # noqa: B008
+    async def swallow(session: Annotated[Any, Depends(dependency)]) -> Any:
         try:
             yield
         except Refused:
@@ -100,8 +101,8 @@ async def swallowed_by_a_dependency(stack: Stack) -> bool:
 
     @app.post("/swallowed", status_code=201)
     async def swallowed(
-        session: Any = Depends(dependency),  # noqa: B008
-        _: Any = Depends(swallow),  # noqa: B008
+        session: Annotated[Any, Depends(dependency)],
+        _: Annotated[Any, Depends(swallow)],
     ) -> None:
         await stack.run(session, INSERT)
         raise Refused
@@ -175,8 +176,7 @@ async def cancelled_commit(stack: Stack) -> bool:
 
         task = asyncio.create_task(work())
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        while gate.execute(waiting).fetchone()[0] == 0:  # noqa: ASYNC110 - PostgreSQL waits
-            await asyncio.sleep(0.01)
+        await until(lambda: gate.execute(waiting).fetchone() == (1,))
         task.cancel()
         await asyncio.sleep(0.1)
         gate.execute("SELECT pg_advisory_unlock(1)")
@@ -186,8 +186,7 @@ async def cancelled_commit(stack: Stack) -> bool:
             reported = False
         else:
             reported = True
-        while gate.execute("SELECT count(*) FROM slow").fetchone()[0] == 0:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: gate.execute("SELECT count(*) FROM slow").fetchone() == (1,))
     return reported
 
 

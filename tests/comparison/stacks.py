@@ -4,11 +4,12 @@ Each is used as its own documentation shows. A program asks for an application o
 SQL in it; how the session is made, committed and closed is the stack's.
 """
 
+import asyncio
 import importlib.metadata
 import importlib.util
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 from fastapi import Depends, FastAPI
@@ -98,7 +99,7 @@ class Stack:
         dependency = self.dependency
 
         @app.post("/do", status_code=201)
-        async def do(session: Any = Depends(dependency)) -> Any:  # noqa: B008
+        async def do(session: Annotated[Any, Depends(dependency)]) -> Any:
             async def run(statement: Any, parameters: Any = None) -> Any:
                 return await self.run(session, statement, parameters)
 
@@ -275,6 +276,15 @@ class PgToolset(Stack):
 
 STACKS: tuple[type[Stack], ...] = (ByHand, FastapiToolsets, AdvancedAlchemy, SQLModel, PgToolset)
 ASYNC: tuple[type[Stack], ...] = (ByHand, FastapiToolsets, AdvancedAlchemy, PgToolset)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until a condition holds that no event tells; fail where it does not in time."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)
 
 
 @contextmanager

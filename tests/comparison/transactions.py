@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.comparison.models import Item, Order, create_tables
 from tests.comparison.promises import promise
-from tests.comparison.stacks import ASYNC, FastapiToolsets, PgToolset, Stack, plain
+from tests.comparison.stacks import ASYNC, FastapiToolsets, PgToolset, Stack, plain, until
 
 
 def nested(stack: Stack, session: Any) -> Any:
@@ -127,9 +127,8 @@ async def resolves(stack: Stack) -> bool:
     with plain(stack.url) as gate:
         gate.execute("SELECT pg_advisory_lock(1)")
         task = asyncio.create_task(work())
-        while (found := gate.execute(waiting).fetchone()) is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        gate.execute("SELECT pg_terminate_backend(%s)", found)
+        await until(lambda: gate.execute(waiting).fetchone() is not None)
+        gate.execute(f"SELECT pg_terminate_backend(pid) FROM ({waiting}) AS waits")
         gate.execute("SELECT pg_advisory_unlock(1)")
         try:
             await task

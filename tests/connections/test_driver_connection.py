@@ -76,7 +76,7 @@ async def test_begins_the_transaction(session_maker: Maker, other: Any, begins: 
     elif begins == "settings":
         context = create_db_context(session_maker, settings={"app.tenant_id": "7"})()
     else:
-        context = session_maker()  # type: ignore[assignment]
+        context = session_maker()
     async with context as session:
         if begins == "begin":
             await session.begin()
@@ -273,11 +273,11 @@ async def test_attributes_are_put_back(session_maker: Maker) -> None:
 
     async with create_db_context(session_maker)() as session:
         async with driver_connection(session) as connection:
-            connection.row_factory = dict_row  # type: ignore[assignment, union-attr]
-            assert await (await connection.execute("SELECT 1 AS a")).fetchone() == {"a": 1}  # type: ignore[union-attr]
+            connection.row_factory = dict_row
+            assert await (await connection.execute("SELECT 1 AS a")).fetchone() == {"a": 1}
         assert await session.scalar(text("SELECT 1")) == 1
         async with driver_connection(session) as connection:
-            assert connection.row_factory is not dict_row  # type: ignore[union-attr]
+            assert connection.row_factory is not dict_row
 
 
 async def test_lost_connection(session_maker: Maker, other: Any) -> None:

@@ -1,13 +1,15 @@
-"""An empty database for each test of `cleanup_tables`."""
+"""Databases that a test makes, and an empty one for each test of `cleanup_tables`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from tests.databases.making import PREFIX
 from tests.support import plain_url
 
 
@@ -39,3 +41,23 @@ async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
 async def session(own: AsyncEngine) -> AsyncIterator[AsyncSession]:
     async with AsyncSession(own, expire_on_commit=False) as session:
         yield session
+
+
+@pytest.fixture
+async def databases_gone(other: asyncpg.Connection) -> AsyncIterator[None]:
+    """Drop each database that a test has created under the prefix."""
+    yield
+    for name in await other.fetch(
+        "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", PREFIX
+    ):
+        await other.execute('DROP DATABASE "{}" WITH (FORCE)'.format(name[0].replace('"', '""')))
+
+
+@pytest.fixture
+def connect_to(server_url: str) -> Callable[..., Any]:
+    """Connects to a database of any name."""
+
+    async def connect(name: str, **settings: str) -> asyncpg.Connection:
+        return await asyncpg.connect(plain_url(server_url), database=name, server_settings=settings)
+
+    return connect

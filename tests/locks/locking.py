@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import asyncpg
 from sqlalchemy import ForeignKey, MetaData, text
@@ -16,6 +17,9 @@ from tests.support import plain_url, until
 
 SCHEMA = "Odd schema"
 
+#: Takes the advisory lock that `is_free` looks at.
+TAKE = "SELECT pg_advisory_xact_lock(42)"
+
 
 class Base(DeclarativeBase):
     metadata = MetaData()
@@ -25,7 +29,7 @@ class Order(Base):
     """A reserved word, in a schema whose name needs quoting."""
 
     __tablename__ = "order"
-    __table_args__ = {"schema": SCHEMA}  # noqa: RUF012
+    __table_args__ = ({"schema": SCHEMA},)
 
     id: Mapped[int] = mapped_column(primary_key=True)
 
@@ -37,7 +41,7 @@ class Animal(Base):
     kind: Mapped[str]
     name: Mapped[str] = mapped_column(default="")
 
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
 
 
 class Dog(Animal):
@@ -46,7 +50,7 @@ class Dog(Animal):
     id: Mapped[int] = mapped_column(ForeignKey("Animal.id"), primary_key=True)
     barks: Mapped[int] = mapped_column(default=0)
 
-    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_identity": "dog"}
 
 
 class Seat(Base):
@@ -91,6 +95,12 @@ async def nothing_left(connection: asyncpg.Connection) -> None:
         return not await left_behind(connection)
 
     await until(empty)
+
+
+async def is_free(other: asyncpg.Connection, key: int = 42) -> bool:
+    """Whether another session could have the advisory lock now."""
+    async with other.transaction():
+        return bool(await other.fetchval("SELECT pg_try_advisory_xact_lock($1)", key))
 
 
 async def pid_of(session: AsyncSession) -> int:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 import asyncpg
 import pytest
-from fastapi import Depends, FastAPI
-from httpx import ASGITransport, AsyncClient
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -20,24 +15,12 @@ from pgtoolset import (
     TransactionAbortedError,
     TransactionStateError,
     advisory_lock,
-    create_db_context,
-    create_db_dependency,
     get_transaction,
-    lock_tables,
 )
-from pgtoolset._arguments import advisory_numbers
-from tests.locks.locking import holding, nothing_left, settings_of, waiting
-from tests.support import Account, Item, insert, stored, swallow_error
+from tests.locks.locking import TAKE, holding, is_free, nothing_left, settings_of, waiting
+from tests.support import insert, stored, swallow_error
 
 Maker = async_sessionmaker[AsyncSession]
-
-TAKE = "SELECT pg_advisory_xact_lock(42)"
-
-
-async def is_free(other: asyncpg.Connection, key: int = 42) -> bool:
-    """Whether another session could have the lock now."""
-    async with other.transaction():
-        return bool(await other.fetchval("SELECT pg_try_advisory_xact_lock($1)", key))
 
 
 # How long it is held
@@ -207,128 +190,6 @@ async def test_session_bound_to_a_connection(
                 assert await is_free(other)
 
 
-# What it is for
-
-
-async def test_only_one_at_a_time(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """Of many read-modify-writes at a time, each waits for the one before."""
-    async with session_maker() as session, session.begin():
-        await insert(session, 1)
-
-    async def increment_alone() -> None:
-        async with session_maker() as session, advisory_lock(session, "counter"):
-            await increment(session)
-
-    await asyncio.gather(*(increment_alone() for _ in range(20)))
-    assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"
-
-
-async def test_only_one_at_a_time_nested(session_maker: Maker, other: asyncpg.Connection) -> None:
-    """In a transaction that goes on after the block, no increment is lost either."""
-    db_context = create_db_context(session_maker)
-    async with db_context() as session:
-        await insert(session, 1)
-
-    async def increment_nested() -> None:
-        async with db_context() as session:
-            async with get_transaction(session):
-                async with advisory_lock(session, "counter"):
-                    await increment(session)
-            # The work is not committed yet: whoever had the lock now would read the old number.
-            await session.execute(text("SELECT pg_sleep(0.005)"))
-
-    await asyncio.gather(*(increment_nested() for _ in range(20)))
-    assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "20"
-
-
-async def test_only_one_at_a_time_in_endpoints(
-    session_maker: Maker, other: asyncpg.Connection
-) -> None:
-    """Of concurrent requests with `Depends(get_db)`, each sees what the one before has written."""
-    get_db = create_db_dependency(session_maker=session_maker)
-    app = FastAPI()
-
-    @app.post("/")
-    async def add_one(session: AsyncSession = Depends(get_db)) -> None:  # noqa: B008
-        async with advisory_lock(session, "counter"):
-            item = await session.get_one(Item, 1)
-            item.name = str(int(item.name) + 1)
-
-    await other.execute("INSERT INTO item (id, name) VALUES (1, '0')")
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
-        responses = await asyncio.gather(*(client.post("/") for _ in range(10)))
-    assert {response.status_code for response in responses} == {200}
-    assert await other.fetchval("SELECT name FROM item WHERE id = 1") == "10"
-    await nothing_left(other)
-
-
-@pytest.mark.parametrize("kind", ["advisory", "tables"])
-async def test_pending_changes_are_flushed_under_the_lock(
-    session_maker: Maker, other: asyncpg.Connection, onlooker: asyncpg.Connection, kind: str
-) -> None:
-    """While a nested block waits, no row of its pending changes is locked; then they are stored."""
-    await other.execute("INSERT INTO item (id, name) VALUES (1, 'old')")
-
-    async def work() -> None:
-        async with session_maker() as session, get_transaction(session):
-            item = await session.get_one(Item, 1)
-            item.name = "new"
-            session.add(Item(id=2))
-            block: AbstractAsyncContextManager[Any] = (
-                advisory_lock(session, 42)
-                if kind == "advisory"
-                else lock_tables(session, [Account], mode="EXCLUSIVE")
-            )
-            async with block:
-                assert await session.scalar(text("SELECT name FROM item WHERE id = 1")) == "new"
-
-    async with holding(other, f"{TAKE}; LOCK TABLE account"):
-        task = asyncio.create_task(work())
-        await waiting(onlooker)
-        await onlooker.execute("SELECT FROM item WHERE id = 1 FOR UPDATE NOWAIT")
-    await task
-    assert await stored(other) == {1, 2}
-
-
-@pytest.mark.parametrize("pending", [False, True])
-async def test_timeout_with_pending_changes(
-    session_maker: Maker, other: asyncpg.Connection, pending: bool
-) -> None:
-    """After a timeout the changes are pending as before, and the transaction stores them."""
-    async with holding(other, TAKE), session_maker() as session, get_transaction(session):
-        await insert(session, 1)
-        if pending:
-            session.add(Item(id=2))
-        with pytest.raises(LockTimeoutError):
-            async with advisory_lock(session, 42, timeout=0.05):
-                pass
-        assert bool(session.new) == pending
-        assert await settings_of(session) == "0"
-    assert await stored(other) == ({1, 2} if pending else {1})
-
-
-async def increment(session: AsyncSession) -> None:
-    """Read a number and write the next one, without a lock on the row in between."""
-    number = int(await session.scalar(text("SELECT '0' || name FROM item WHERE id = 1")) or 0)
-    await session.execute(
-        text("UPDATE item SET name = :name WHERE id = 1"), {"name": str(number + 1)}
-    )
-
-
-async def test_pending_changes_are_not_the_blocks(
-    session_maker: Maker, other: asyncpg.Connection
-) -> None:
-    """Changes that were pending before the block survive its rollback."""
-    async with session_maker() as session:
-        session.add(Item(id=1))
-        with pytest.raises(KeyError):
-            async with advisory_lock(session, 42):
-                session.add(Item(id=2))
-                raise KeyError
-        await session.commit()
-    assert await stored(other) == {1}
-
-
 # Variants
 
 
@@ -367,74 +228,6 @@ async def test_shared(session_maker: Maker, other: asyncpg.Connection, nested: b
         await one.commit()
         await two.commit()
         assert await is_free(other)
-
-
-@pytest.mark.parametrize(
-    ("key", "classid", "objid", "objsubid"),
-    [
-        (42, 0, 42, 1),
-        (-1, 2**32 - 1, 2**32 - 1, 1),
-        (2**63 - 1, 2**31 - 1, 2**32 - 1, 1),
-        ((7, -8), 7, 2**32 - 8, 2),
-        ("nightly report", 0xCD1FAB31, 0xFFFFFFFF, 1),
-    ],
-)
-@pytest.mark.parametrize("nested", [False, True])
-async def test_keys(
-    session_maker: Maker,
-    other: asyncpg.Connection,
-    key: Any,
-    classid: int,
-    objid: int,
-    objsubid: int,
-    nested: bool,
-) -> None:
-    """The lock in pg_locks is a bigint, two int4, or the first 64 bits of a string's SHA-256."""
-    if isinstance(key, str):
-        digest = hashlib.sha256(key.encode()).digest()
-        classid, objid = int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
-    async with session_maker() as session:
-        if nested:
-            await session.begin()
-        async with advisory_lock(session, key):
-            rows = await other.fetch(
-                "SELECT classid, objid, objsubid FROM pg_locks WHERE locktype = 'advisory'"
-            )
-            assert [tuple(row) for row in rows] == [(classid, objid, objsubid)]
-    await nothing_left(other)
-
-
-def test_string_keys_are_stable() -> None:
-    """A string is the same lock for ever: in another process, another version, another Python."""
-    empty = int.from_bytes(bytes.fromhex("e3b0c44298fc1c14"), "big", signed=True)
-    assert advisory_numbers("key", "") == (empty,)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"key": None}, TypeError),
-        ({"key": True}, TypeError),
-        ({"key": 1.5}, TypeError),
-        ({"key": b"x"}, TypeError),
-        ({"key": (1, 2, 3)}, TypeError),
-        ({"key": (1, "2")}, TypeError),
-        ({"key": 2**63}, ValueError),
-        ({"key": (2**31, 0)}, ValueError),
-        ({"timeout": 0}, ValueError),
-        ({"shared": "yes"}, TypeError),
-        ({"nowait": None}, TypeError),
-        ({"session": None}, TypeError),
-    ],
-)
-async def test_bad_arguments(
-    session_maker: Maker, arguments: dict[str, Any], error: type[Exception]
-) -> None:
-    """A bad argument is refused by the call itself, by its name: no SQL, no transaction."""
-    async with session_maker() as session:
-        with pytest.raises(error, match=f"^{next(iter(arguments))}"):
-            advisory_lock(**({"session": session, "key": 1} | arguments))
-        assert not session.in_transaction()
 
 
 async def test_autocommit_is_refused(engine: AsyncEngine, other: asyncpg.Connection) -> None:
@@ -499,59 +292,3 @@ async def setting_inside(session: AsyncSession) -> str:
     """Return the `lock_timeout` inside a block that may be waited for for 60 days."""
     async with advisory_lock(session, 42, timeout="60d"):
         return await settings_of(session)
-
-
-async def test_an_error_does_not_show_a_url(
-    session_maker: Maker, other: asyncpg.Connection
-) -> None:
-    """A URL that is used as a key stays out of the error."""
-    url = "postgresql://till:secret@host/shop"
-    take = f"SELECT pg_advisory_xact_lock({advisory_numbers('key', url)[0]})"
-    async with holding(other, take), session_maker() as session:
-        with pytest.raises(LockTimeoutError, match="advisory lock a URL") as caught:
-            async with advisory_lock(session, url, timeout="50ms"):
-                pass
-    assert "secret" not in str(caught.value)
-
-
-async def test_the_statement_is_made_once(
-    engine: AsyncEngine, session_maker: Maker, other: asyncpg.Connection
-) -> None:
-    """Calls of one kind execute one statement, whatever their keys; each other kind has its own."""
-    kinds: list[dict[str, Any]] = [{}, {"shared": True}, {"nowait": True}, {"timeout": "5s"}]
-    executed: list[Any] = []
-
-    def note(_: object, statement: Any, *rest: object) -> None:
-        if "advisory" in str(statement):
-            executed.append(statement)
-
-    event.listen(engine.sync_engine, "before_execute", note)
-    try:
-        for first, second in ((1, -2), ("one", "two"), ((3, 4), (-5, 6))):
-            for kind in kinds:
-                for key in (first, second):
-                    async with session_maker() as session, advisory_lock(session, key, **kind):
-                        (held,) = await held_keys(other)
-                        assert held == advisory_numbers("key", key)
-    finally:
-        event.remove(engine.sync_engine, "before_execute", note)
-    assert len(executed) == 24
-    # A string is a key of one number.
-    assert len({id(each) for each in executed}) == 2 * len(kinds)
-    assert all(executed[at] is executed[at + 1] for at in range(0, 24, 2))
-
-
-async def held_keys(other: asyncpg.Connection) -> list[tuple[int, ...]]:
-    """The keys of the advisory locks that are held now, as the function takes them."""
-    rows = await other.fetch(
-        "SELECT classid::bigint, objid::bigint, objsubid FROM pg_locks WHERE locktype = 'advisory'"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    return [
-        (signed(high << 32 | low, 64),) if kind == 1 else (signed(high, 32), signed(low, 32))
-        for high, low, kind in rows
-    ]
-
-
-def signed(number: int, bits: int) -> int:
-    return number - (1 << bits) if number >> (bits - 1) else number

@@ -166,7 +166,7 @@ async def test_lost_connection(engine: AsyncEngine, other: asyncpg.Connection) -
             pid = await onlooker.ask(lambda c: c.scalar(text("SELECT pg_backend_pid()")))
             pids.append(pid)
             await other.execute("SELECT pg_terminate_backend($1, 5000)", pid)
-            with pytest.raises(Exception):  # noqa: B017
+            with pytest.raises(Exception):  # noqa: B017 - the driver's or SQLAlchemy's
                 await onlooker.blocking(1)
         assert pids[0] != pids[1]
 

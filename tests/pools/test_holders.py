@@ -200,9 +200,10 @@ async def test_where_of_an_endpoint(engine: AsyncEngine, session_maker: Maker) -
     """With `Depends(get_db)` it is the line of the endpoint, and not one of FastAPI."""
     app = FastAPI()
     get_db = create_db_dependency(session_maker)
+    needs_db = Depends(get_db)
 
     @app.get("/")
-    async def read_order(session: AsyncSession = Depends(get_db)) -> list[Any]:  # noqa: B008
+    async def read_order(session: AsyncSession = needs_db) -> list[Any]:
         where, _ = here(), await session.execute(text("SELECT 1"))
         return [where, located(session)]
 

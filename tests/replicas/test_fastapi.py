@@ -130,7 +130,7 @@ class Shop:
 
         @app.post("/reads/{id}")
         async def reads(id: int, session: Session) -> int:
-            return int(await session.scalar(text("SELECT 1")))  # type: ignore[arg-type]
+            return int(await session.scalar(text("SELECT 1")))
 
         @app.post("/idle/{id}")
         async def idle(id: int, session: Session) -> int:

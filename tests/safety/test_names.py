@@ -88,7 +88,7 @@ async def test_locks(engine: AsyncEngine, shop: Shop) -> None:
         async with lock_tables(holder, [shop.model], mode="ACCESS EXCLUSIVE"):
             for keywords in ({"timeout": 1.5}, {"nowait": True}):
                 with pytest.raises(LockTimeoutError) as caught:
-                    async with lock_tables(session, [shop.model], **keywords):  # type: ignore[arg-type]
+                    async with lock_tables(session, [shop.model], **keywords):
                         pass
                 assert len(caught.value.blockers) == 1
 

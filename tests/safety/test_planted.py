@@ -185,7 +185,7 @@ async def read_replicas(place: Place) -> None:
         await session.execute(select(1))
         assert await replicas.position(session)
     for isolation_level in ("READ COMMITTED", "REPEATABLE READ"):
-        async with replicas.read(after=token, isolation_level=isolation_level) as session:  # type: ignore[arg-type]
+        async with replicas.read(after=token, isolation_level=isolation_level) as session:
             await session.get_one(Book, 200)
     async for session in create_read_dependency(replicas)():
         await session.get_one(Book, 200)
@@ -197,9 +197,10 @@ async def read_replicas(place: Place) -> None:
     app = FastAPI()
     replicas.install(app)
     get_db = create_db_dependency(place.maker, replicas=replicas)
+    needs_db = Depends(get_db)
 
     @app.post("/")
-    async def write(session: AsyncSession = Depends(get_db)) -> None:  # noqa: B008
+    async def write(session: AsyncSession = needs_db) -> None:
         await session.execute(text("SET LOCAL synchronous_commit = off"))
         session.add(Book(id=201))
 
@@ -313,8 +314,8 @@ async def table_locks(place: Place) -> None:
     for level in ("READ COMMITTED", "SERIALIZABLE"):
         for keywords in ({}, {"nowait": True}, {"timeout": None}):
             async with place.maker() as session:
-                async with get_transaction(session, isolation_level=level):  # type: ignore[arg-type]
-                    async with lock_tables(session, [Book, Tag], mode="EXCLUSIVE", **keywords):  # type: ignore[arg-type]
+                async with get_transaction(session, isolation_level=level):
+                    async with lock_tables(session, [Book, Tag], mode="EXCLUSIVE", **keywords):
                         pass
 
 
@@ -324,7 +325,7 @@ async def table_locks_that_are_taken(place: Place) -> None:
         for keywords in ({"timeout": 1.5}, {"nowait": True}):
             async with place.maker() as session:
                 with pytest.raises(LockTimeoutError) as caught:
-                    async with lock_tables(session, [Book, Tag], mode="EXCLUSIVE", **keywords):  # type: ignore[arg-type]
+                    async with lock_tables(session, [Book, Tag], mode="EXCLUSIVE", **keywords):
                         pass
                 assert [each.state for each in caught.value.blockers] == ["idle in transaction"]
 
@@ -349,7 +350,7 @@ async def advisory_locks(place: Place) -> None:
     async with place.maker() as session:
         for keywords in ({}, {"shared": True}, {"nowait": True}, {"timeout": 5}):
             for key in (1, (1, 2), "night"):
-                async with advisory_lock(session, key, **keywords) as is_mine:  # type: ignore[arg-type]
+                async with advisory_lock(session, key, **keywords) as is_mine:
                     assert is_mine
     async with place.locked("SELECT pg_catalog.pg_advisory_lock(7)"), place.maker() as session:
         with pytest.raises(LockTimeoutError) as caught:
@@ -389,7 +390,7 @@ async def row_locks_that_are_taken(place: Place) -> None:
         for keywords in ({"timeout": 1.5}, {"nowait": True}):
             async with place.maker() as session:
                 with pytest.raises(LockTimeoutError) as caught:
-                    await lock_rows(session, Book, [1, 2], **keywords)  # type: ignore[arg-type]
+                    await lock_rows(session, Book, [1, 2], **keywords)
                 assert caught.value.blockers
 
 

@@ -314,7 +314,7 @@ async def test_the_next_request_is_served(
     pids: set[int] = set()
 
     async def pid(session: AsyncSession) -> int:
-        return int(await session.scalar(text("SELECT pg_backend_pid()")))  # type: ignore[arg-type]
+        return int(await session.scalar(text("SELECT pg_backend_pid()")))
 
     async with block(maker) as one, block(maker) as two:
         pids |= {await pid(one), await pid(two)}

@@ -79,7 +79,7 @@ async def test_the_class_warns(session_maker: async_sessionmaker[AsyncSession]) 
     """The warning that is kept away exists: a user's own call of `execute` causes it."""
     async with session_maker() as session:
         with pytest.warns(DeprecationWarning, match="session.exec"):
-            await session.execute(select(Hero))  # type: ignore[deprecated]
+            await session.execute(select(Hero))
 
 
 async def test_associations(session_maker: async_sessionmaker[AsyncSession]) -> None:

@@ -188,7 +188,7 @@ class LocksAlone(MemoryLocks):
 
 class ChecksLate(MemoryLocks):
     @asynccontextmanager
-    async def lock_tables(self, session: Any, tables: Any, **options: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+    async def lock_tables(self, session: Any, tables: Any, **options: Any) -> AsyncIterator[Any]:
         async with super().lock_tables(session, tables, **options):
             yield session
 

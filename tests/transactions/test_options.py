@@ -41,7 +41,7 @@ async def modes(session: AsyncSession) -> Modes:
             " current_setting('transaction_deferrable')"
         )
     )
-    return tuple(row.one())  # type: ignore[return-value]
+    return tuple(row.one())
 
 
 def with_options(before: Modes, options: dict[str, Any]) -> Modes:

@@ -235,7 +235,7 @@ async def test_lost_answer_and_lost_before(psycopg_url: str, other: asyncpg.Conn
             with pytest.raises(CommitUnknownError) as unknown:
                 async with db_context() as session:
                     await insert(session, 1)
-                    proxy.cut_at_commit(how)  # type: ignore[arg-type]
+                    proxy.cut_at_commit(how)
             assert isinstance(unknown.value.__cause__, psycopg.OperationalError)
             await other.execute("TRUNCATE item, part")
         with pytest.raises(OperationalError):

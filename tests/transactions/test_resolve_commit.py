@@ -363,7 +363,7 @@ async def test_option_of_the_unit_is_back_after_a_block(lab: Lab) -> None:
     async with create_db_context(lab.maker, resolve_commit=LONG)() as session:
         await session.commit()
         for options in ({}, {"durable": True}, {"resolve_commit": 50}):
-            async with get_transaction(session, **options):  # type: ignore[arg-type]
+            async with get_transaction(session, **options):
                 await insert(session, 1)
                 await session.rollback()
         await lab.write(session, 2)

@@ -255,7 +255,7 @@ async def test_options(session_maker: Maker) -> None:
                 " current_setting('transaction_read_only')"
             )
         )
-        return tuple(row.one())  # type: ignore[return-value]
+        return tuple(row.one())
 
     assert await run_transaction(
         session_maker, work, isolation_level="REPEATABLE READ", read_only=True
@@ -639,6 +639,9 @@ async def test_async_scoped_session() -> None:
 
 async def test_work_that_is_not_async(session_maker: Maker) -> None:
     """A sync function is found out when it returns something that cannot be awaited."""
-    work: Any = lambda session: 3  # noqa: E731
+
+    def work(session: AsyncSession) -> Any:
+        return 3
+
     with pytest.raises(TypeError, match="work"):
         await run_transaction(session_maker, work)

@@ -149,7 +149,7 @@ async def test_cut_everywhere(database_url: str, other: asyncpg.Connection) -> N
                         await connection.execute(text("SELECT 1"))
                     with suppress(Exception):
                         async with db_context() as session:
-                            proxy.cut_at_chunk(direction, number, how)  # type: ignore[arg-type]
+                            proxy.cut_at_chunk(direction, number, how)
                             for id_ in (1, 2, 3):
                                 try:
                                     await write_tenant(session, id_)

@@ -37,7 +37,7 @@ current_setting('transaction_deferrable')"
 
 
 async def options_of(session: AsyncSession) -> tuple[str, str, str]:
-    return tuple((await session.execute(text(OPTIONS))).one())  # type: ignore[return-value]
+    return tuple((await session.execute(text(OPTIONS))).one())
 
 
 async def test_outermost_commits(session_maker: Maker, other: asyncpg.Connection) -> None:
@@ -325,7 +325,7 @@ async def test_options_nested(
         await insert(session, 1)
         event.listen(
             session.bind.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[2])
-        )  # type: ignore[union-attr]
+        )
         with pytest.raises(TransactionStateError, match=next(iter(options))):
             async with get_transaction(session, **options):
                 raise AssertionError("must not be reached")

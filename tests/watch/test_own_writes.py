@@ -280,7 +280,7 @@ class Routing(Session):
         self.writes = engine.sync_engine.execution_options(role="writes")
 
     def get_bind(self, mapper: Any = None, clause: Any = None, **_: Any) -> Any:
-        if self._flushing or isinstance(clause, Insert | Update | Delete):  # type: ignore[attr-defined]
+        if self._flushing or isinstance(clause, Insert | Update | Delete):
             return self.writes
         return self.reads
 

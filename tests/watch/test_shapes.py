@@ -136,7 +136,7 @@ class Part(Wide):
     more: Mapped[str]
 
 
-Wide.double = column_property(Wide.value + Wide.value)  # type: ignore[attr-defined]
+Wide.double = column_property(Wide.value + Wide.value)
 
 DAY = datetime.fromisoformat("2026-02-03T04:05:06+00:00")
 ID = UUID("6d1bf9f6-39f0-4f4e-8f29-6e9c2f2d9e10")

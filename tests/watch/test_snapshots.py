@@ -176,7 +176,7 @@ async def test_keys(tables: AsyncEngine, kind: str) -> None:
                 change = await anext(stream)
             assert (change.before, change.after) == ({column.key: 0}, {column.key: number})
             await compared(watcher)
-        assert [stream._stream.take() for stream in streams] == [None] * len(keys)  # type: ignore[attr-defined]
+        assert [stream._stream.take() for stream in streams] == [None] * len(keys)
 
 
 VALUES: dict[str, list[str]] = {

@@ -109,7 +109,7 @@ class Routing(Session):
         self.unknown = public.sync_engine
 
     def get_bind(self, mapper: Any = None, clause: Any = None, **_: Any) -> Any:
-        if self._flushing or isinstance(clause, Insert | Update | Delete):  # type: ignore[attr-defined]
+        if self._flushing or isinstance(clause, Insert | Update | Delete):
             return self.writes
         return self.unknown if mapper is None else self.reads
 

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 import pytest
@@ -32,7 +32,7 @@ class Animal(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str]
     name: Mapped[str] = mapped_column(default="")
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
 
 
 class Dog(Animal):
@@ -40,7 +40,7 @@ class Dog(Animal):
 
     id: Mapped[int] = mapped_column(ForeignKey(Animal.id), primary_key=True)
     tricks: Mapped[int] = mapped_column(default=0)
-    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_identity": "dog"}
 
 
 @pytest.fixture(params=[_known_rows.FETCHED_ROWS, 0], ids=["fetched", "as text"])

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -48,7 +48,7 @@ class Animal(Base):
     owner_id: Mapped[int | None] = mapped_column(ForeignKey(Owner.id))
     owner: Mapped[Owner | None] = relationship(lazy="raise")
     notes: Mapped[str] = mapped_column(default="", deferred=True)
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
 
 
 class Dog(Animal):
@@ -56,7 +56,7 @@ class Dog(Animal):
 
     id: Mapped[UUID] = mapped_column(ForeignKey(Animal.id), primary_key=True)
     tricks: Mapped[int] = mapped_column(default=0)
-    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"polymorphic_identity": "dog"}
 
 
 class Seat(Base):
@@ -66,7 +66,7 @@ class Seat(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     taken: Mapped[bool] = mapped_column(default=False)
     version: Mapped[int] = mapped_column(default=1)
-    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+    __mapper_args__: ClassVar = {"version_id_col": version}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, TypeVar
@@ -31,33 +30,6 @@ def check_count(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an int, not {shown(value)}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {shown(value)}")
-
-
-def check_function(name: str, what: str, value: object) -> None:
-    """Raise `TypeError` for a value that cannot be called.
-
-    Args:
-        name: the argument.
-        what: the description of such a value: `"a function without parameters"`.
-        value: what the caller gave.
-    """
-    if not callable(value):
-        raise TypeError(f"{name} must be {what}, not {shown(value)}")
-
-
-def check_predicate(name: str, value: object) -> None:
-    """Raise `TypeError` for a value that is neither `None` nor a plain function."""
-    if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
-        raise TypeError(f"{name} must be a plain function of the row, not {shown(value)}")
-
-
-def check_observer(name: str, value: object) -> None:
-    """Raise `TypeError` for a value that is no plain function of an event."""
-    call = getattr(value, "__call__", None)  # noqa: B004 - the method itself is looked at
-    is_async = inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(call)
-    if call is None or is_async or isinstance(value, type):
-        also = ", which is async" if is_async else ""
-        raise TypeError(f"{name} must be a plain function of one event, not {shown(value)}{also}")
 
 
 def check_provider(name: str, method: str, value: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, scoped_session
 
+from pgtoolset._arguments.functions import is_async
 from pgtoolset._arguments.shown import shown
 from pgtoolset._compatibility import isolation_level_at_connect
 from pgtoolset._postgres.engines import see
@@ -88,13 +88,12 @@ def check_transactional(session: object) -> None:
 
 def check_session_maker(session_maker: object, name: str = "session_maker") -> None:
     """Raise `TypeError` for an object that cannot be a `SessionFactory`."""
-    make = getattr(session_maker, "__call__", None)  # noqa: B004 - the method itself is looked at
-    if make is None or (inspect.isclass(session_maker) and session_maker in (str, bytes)):
+    if not callable(session_maker) or session_maker is str or session_maker is bytes:
         raise TypeError(
             f"{name} must be an async_sessionmaker or another callable that makes a session, "
             f"not {shown(session_maker)}{_advice(session_maker)}"
         )
-    if inspect.iscoroutinefunction(session_maker) or inspect.iscoroutinefunction(make):
+    if is_async(session_maker):
         raise TypeError(
             f"{name} must return a session, not a coroutine; {shown(session_maker)} is async"
         )

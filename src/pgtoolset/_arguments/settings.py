@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from pgtoolset._arguments.functions import check_not_awaitable, check_plain_function
 from pgtoolset._arguments.names import LONGEST_NAME
 from pgtoolset._arguments.shown import shown
 from pgtoolset._postgres.quoting import ascii_literal, quoted
@@ -115,9 +116,7 @@ class SettingsSource:
 
     def of(self, given: object) -> Settings | None:
         """Return what a function of the caller has returned as settings; raises as `now` does."""
-        if inspect.isawaitable(given):
-            _close(given)
-            raise TypeError("settings must be a plain function, and it returned an awaitable")
+        check_not_awaitable("settings", "a plain function", given)
         return self._checked(check_settings(given))
 
     def _checked(self, settings: Settings | None) -> Settings | None:
@@ -180,8 +179,7 @@ def _check_function(settings: object) -> Callable[[], Any]:
     if not callable(settings):
         check_settings(settings)
     assert callable(settings)
-    if inspect.iscoroutinefunction(settings) or inspect.isasyncgenfunction(settings):
-        raise TypeError(f"settings must be a plain function, and {shown(settings)} is async")
+    check_plain_function("settings", "a plain function", settings)
     try:
         inspect.signature(settings).bind()
     except TypeError:
@@ -191,13 +189,6 @@ def _check_function(settings: object) -> Callable[[], Any]:
     except ValueError:
         pass  # a function of C that does not say
     return settings
-
-
-def _close(awaitable: object) -> None:
-    """Close a coroutine without awaiting it."""
-    close = getattr(awaitable, "close", None)
-    if callable(close):
-        close()
 
 
 def _text(name: str, value: object) -> str:

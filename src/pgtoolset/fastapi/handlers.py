@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pgtoolset._arguments import (
     check_constraint_texts,
     check_flag,
     check_type_base,
+    is_async,
     seconds,
     shown,
 )
@@ -176,13 +176,7 @@ def _without_ours(handler: Any, class_: type) -> Any:
 
 async def _called(handler: Any, connection: Any, error: Exception) -> Any:
     """Call a handler of the application as Starlette does: a plain function in a thread."""
-    function = handler
-    while hasattr(function, "func"):  # a partial
-        function = function.func
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - it is looked at, not called
-    )
-    if is_async:
+    if is_async(handler):
         return await handler(connection, error)
     return await run_in_threadpool(handler, connection, error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
@@ -15,10 +14,11 @@ from sqlalchemy.util import greenlet_spawn
 from pgtoolset._arguments import (
     IsolationLevel,
     TransactionOptions,
-    check_function,
+    check_begun,
     check_http_name,
     check_session_maker,
     check_session_makers,
+    check_work,
     refuse_read_block,
     seconds,
     shown,
@@ -158,7 +158,7 @@ class ReadReplicas(Generic[S]):
 
         See https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
         """
-        check_function("work", "an async function of one session", work)
+        check_work(work)
         plan = self._plan(after, isolation_level)
         block = ReadBlock(self._fleet, plan)
         is_on_standby = False
@@ -308,8 +308,5 @@ def _position_of(sync: Session) -> Position:
 
 async def _called(work: Callable[[S], Awaitable[R]], session: S) -> R:
     result = work(session)
-    if not inspect.isawaitable(result):
-        raise TypeError(
-            f"work must be an async function of one session; {shown(work)} gave {shown(result)}"
-        )
+    check_begun(work, result)
     return await result

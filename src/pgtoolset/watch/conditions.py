@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pgtoolset._arguments import shown
+from pgtoolset._arguments import check_not_awaitable
 from pgtoolset._native import row_comparator
 from pgtoolset.errors import RowDeletedError, RowNotFoundError
 from pgtoolset.watch._loading import values_of
@@ -108,10 +107,5 @@ def holds(until: Callable[[Any], object], row: Any) -> bool:
         TypeError: it returned an awaitable, which would always count as true.
     """
     result = until(row)
-    if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()  # or Python warns that it was never awaited
-        raise TypeError(
-            f"until must be a plain function of the row: {shown(until)} returned an awaitable"
-        )
+    check_not_awaitable("until", "a plain function of the row", result)
     return bool(result)
