@@ -22,10 +22,11 @@ from pgtoolset._postgres.connections import (
     Outcome,
     begun_transaction,
     is_closed,
+    is_detached,
     is_pooled,
 )
 from pgtoolset._postgres.discards import is_autocommit, is_open
-from pgtoolset._postgres.drivers import driver_of
+from pgtoolset._postgres.drivers import driver_at, raw_at
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.errors import (
     CommitUnknownError,
@@ -76,7 +77,7 @@ class _Open:
     )
 
     def __init__(self, observers: Observers, connection: PoolProxiedConnection) -> None:
-        driver = driver_of(connection.driver_connection)
+        driver = driver_at(connection)
         level = driver.isolation_level(connection)
         # One that comes later has not seen its begin, and may not have seen what came after it.
         self._subscriptions = tuple(observers)
@@ -115,13 +116,13 @@ class _Open:
         self._tell(checkout, outcome, error)
 
     def lose(self) -> None:
-        """Tell that its connection is gone, and it with that."""
+        """Tell that it has gone with its connection, unless that has only left its pool."""
         connection = self._connection()
         if self.is_ending:
             self.is_gone = True
         elif connection is not None:
             checkout = checkout_on(connection)
-            if checkout is not None:
+            if checkout is not None and not is_detached(connection):
                 self._tell(checkout, "lost")
         elif self._is_ours and self._is_seen():
             # Its session was forgotten, and the garbage collector may run in an observer.
@@ -324,7 +325,7 @@ def _roll_back_and_tell(opened: _Open, checkout: Checkout, rollback: Callable[[]
 
 def _is_closed(connection: Connection) -> bool:
     """Whether the connection of the driver is closed; PostgreSQL rolls back then, unasked."""
-    return not is_open(connection) or is_closed(connection.connection.driver_connection)
+    return not is_open(connection) or is_closed(raw_at(connection.connection))
 
 
 def _two_phase(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, Protocol
 from weakref import ref
 
@@ -34,6 +34,27 @@ class OpenTransaction(Protocol):
         ...
 
 
+class _Call:
+    """A call of an observer that has not returned.
+
+    A task that the observer starts has a copy of the context, and may go on after the call.
+
+    Attributes:
+        subscription: whose observer it is; `None` after the call.
+        outer: the call in which it is one.
+    """
+
+    __slots__ = ("outer", "subscription")
+
+    def __init__(self, subscription: Subscription, outer: _Call | None) -> None:
+        self.subscription: Subscription | None = subscription
+        self.outer = outer
+
+
+#: The innermost call of an observer in which the code runs.
+_call_here: ContextVar[_Call | None] = ContextVar("pgtoolset_observer", default=None)
+
+
 class Subscription:
     """One call of `subscribe`.
 
@@ -47,9 +68,28 @@ class Subscription:
         self.observer: Observer | None = observer
 
     def tell(self, event: Event) -> None:
-        """Call the observer with an event, unless the subscription has ended. Never raises."""
-        if self.observer is not None:
+        """Call the observer with an event, unless the subscription has ended. Never raises.
+
+        What an observer does on its own engine is an event again, and it is not told of that: each
+        call would make another one.
+        """
+        outer = _call_here.get()
+        if self.observer is None or self._is_called(outer):
+            return
+        call = _Call(self, outer)
+        _call_here.set(call)
+        try:
             _call(self.observer, event)
+        finally:
+            call.subscription = None
+            _call_here.set(outer)
+
+    def _is_called(self, call: _Call | None) -> bool:
+        while call is not None:
+            if call.subscription is self:
+                return True
+            call = call.outer
+        return False
 
 
 class Observers(list[Subscription]):

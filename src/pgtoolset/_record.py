@@ -310,13 +310,15 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
 def _refuse_connection(record: Record, session: Session, connection: Connection) -> None:
     """Take a connection away again that would be used outside of any transaction of ours.
 
-    A session that kept it would execute its next statement there.
+    A session that kept it would execute its next statement there. It goes back to its pool at once,
+    and what comes over it is refused until the session rolls back. Closed, its transaction would
+    warn then that it has no connection.
     """
     is_late = record.abandoned is not None and record.abandoned is session.get_transaction()
     if not is_late and not is_autocommit(connection):
         return
     if connection is not session.bind:
-        connection.close()
+        connection.invalidate()
     if is_late:
         raise TransactionStateError(
             "the block that this statement belongs to has ended while the statement waited for a "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import Any
 
 import asyncpg
@@ -90,6 +92,23 @@ async def test_lost_connection(shop: Served) -> None:
         )
         await window.until("database", lambda database: not database["answers"])
         await window.until("database", lambda database: database["answers"])
+
+
+async def test_frozen_server(shop: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window says that PostgreSQL does not answer where that hangs and breaks no connection, and
+    goes on over another one."""
+    monkeypatch.setattr(live_module, "LONGEST_LOOK", 1.0)
+    async with shop.window() as window:
+        await window.until("database", lambda database: database["answers"])
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = $1"
+        frozen = await shop.database.fetchval(query, shop.settings.page_name)
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            away = await window.until("database", lambda database: not database["answers"])
+            assert away["error"] == "TimeoutError"
+            await window.until("database", lambda database: database["answers"])
+        finally:
+            os.kill(frozen, signal.SIGCONT)
 
 
 @pytest.mark.parametrize(

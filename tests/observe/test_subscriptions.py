@@ -279,3 +279,41 @@ def test_events_are_values() -> None:
         with pytest.raises(FrozenInstanceError):
             setattr(event, fields(kind)[0].name, 1)
     assert protocols.Observer is Observer
+
+
+async def test_an_observer_on_its_own_engine(database_url: str) -> None:
+    """What an observer does on its engine does not call it again, also in the call of another one;
+    a task that it has started is an event as any other, when the call is over."""
+    engine = create_async_engine(database_url, pool_size=3, max_overflow=0, pool_timeout=0.1)
+    is_over = asyncio.Event()
+    calls: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+    db_context = create_db_context(async_sessionmaker(engine))
+
+    async def later() -> None:
+        await is_over.wait()
+        await work(db_context)
+
+    def observer(name: str) -> Observer:
+        def using(event: Event) -> None:
+            calls.append(name)
+            with engine.sync_engine.connect() as connection:
+                connection.execute(SELECT)
+            if name == "first" and not tasks:
+                tasks.append(asyncio.create_task(later()))
+
+        return using
+
+    ends = [subscribe(engine, observer(name)) for name in ("first", "second")]
+    try:
+        await work(db_context)
+        # For each of the two events, the waits of both observers are told to the other one.
+        assert sorted(calls) == 4 * ["first"] + 4 * ["second"]
+        calls.clear()
+        is_over.set()
+        await asyncio.gather(*tasks)
+        assert sorted(calls) == 4 * ["first"] + 4 * ["second"]
+    finally:
+        for end in ends:
+            end()
+        await engine.dispose()

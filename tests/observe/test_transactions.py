@@ -6,6 +6,7 @@ import asyncio
 import gc
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -45,6 +46,7 @@ from tests.support import (
     pid_of,
     raw_of,
     sqlalchemy_url,
+    stored,
     swallow_error,
     until,
 )
@@ -392,3 +394,22 @@ async def test_forgotten(engine: AsyncEngine, session_maker: Maker, events: Even
     await until(is_reported)
     assert found == [("lost", None)]
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_detached(
+    engine: AsyncEngine, events: Events, other: asyncpg.Connection, *, has_begun: bool
+) -> None:
+    """Nothing is told of a transaction whose connection has left the pool: it is not lost, and may
+    be stored."""
+    async with engine.connect() as connection:
+        pooled: Any = await connection.get_raw_connection()
+        raw = pooled.driver_connection
+        async with AsyncSession(connection) as session, get_transaction(session):
+            if has_begun:
+                await insert(session, 1)
+            pooled.detach()
+            await insert(session, 2)
+    await raw.close()  # SQLAlchemy leaves one of psycopg to its destructor
+    assert 2 in await stored(other)
+    assert events.ends() == []

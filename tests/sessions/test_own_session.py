@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.exc import SAWarning
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -244,14 +246,16 @@ async def test_autocommit_of_a_connection(
     async with engine_of(make, database_url) as engine:
         maker = async_sessionmaker(binds={Item: engine})
         maker.configure(sync_session_class=routing_to(engine))
-        if how == "routed":
-            with pytest.raises(TransactionStateError, match="AUTOCOMMIT"):
-                await block(maker, work)
-        else:
-            try:
-                await block(maker, work)
-            except Exception:
-                pass
+        with warnings.catch_warnings(record=True, action="always", category=SAWarning) as warned:
+            if how == "routed":
+                with pytest.raises(TransactionStateError, match="AUTOCOMMIT"):
+                    await block(maker, work)
+            else:
+                try:
+                    await block(maker, work)
+                except Exception:
+                    pass
+    assert [str(each.message) for each in warned] == []
     assert await stored(other) == set()
 
 

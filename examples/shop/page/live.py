@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks: at least, while a request writes, and otherwise.
 SHORTEST, BUSY, CALM = 0.1, 0.25, 1.0
+#: Seconds for a connection, and for a look: a server that hangs breaks no connection.
+LONGEST_LOOK = 10.0
 #: Seconds after which an idle stream sends an event, so that proxies keep it, and a window notices
 #: where nothing arrives any more.
 HEARTBEAT = 5.0
@@ -142,11 +144,11 @@ class Live:
         try:
             while True:
                 try:
-                    async with self._observer.connect() as connection:
-                        await connection.execute(SHORT_WAIT)
+                    async with self._connected() as connection:
                         while True:
                             self._touched.clear()
-                            await self._look(connection, tables, followed)
+                            async with asyncio.timeout(LONGEST_LOOK):
+                                await self._look(connection, tables, followed)
                             self._next_look = notified(self._next_look)
                             await self._pause()
                 except Exception as error:
@@ -158,6 +160,14 @@ class Live:
             self._next_look = notified(self._next_look)
             await tables.close()
             await ended(followed)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(LONGEST_LOOK):
+                connection = await stack.enter_async_context(self._observer.connect())
+                await connection.execute(SHORT_WAIT)
+            yield connection
 
     async def _look(
         self,

@@ -24,6 +24,7 @@ __all__ = [
     "driver_options",
     "has_one_backend",
     "is_closed",
+    "is_detached",
     "is_open_cursor",
     "is_pooled",
     "is_transaction_open",
@@ -46,6 +47,11 @@ def is_pooled(connection: PoolProxiedConnection) -> bool:
         return connection.info is not None
     except NotImplementedError:
         return False
+
+
+def is_detached(connection: PoolProxiedConnection) -> bool:
+    """Whether a connection has left its pool, and is its user's alone."""
+    return connection.driver_connection is None and connection.dbapi_connection is not None
 
 
 def terminate(connection: Connection) -> None:

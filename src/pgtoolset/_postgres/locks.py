@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pgtoolset._postgres.catalog import EQ, GT, MINUS, NE
-from pgtoolset._postgres.drivers import driver_of
+from pgtoolset._postgres.drivers import driver_at
 from pgtoolset._postgres.modes import carried_isolation_level
 from pgtoolset._postgres.quoting import do_block, literal
 from pgtoolset.errors import TransactionStateError
@@ -58,7 +58,7 @@ def isolation_level_of(connection: Connection) -> str | None:
     """Return the isolation level, or AUTOCOMMIT, as it is known without a statement."""
     pooled = connection.connection
     level = carried_isolation_level(connection)
-    level = level or driver_of(pooled.driver_connection).isolation_level(pooled)
+    level = level or driver_at(pooled).isolation_level(pooled)
     level = level or connection.dialect.default_isolation_level
     return None if level is None else level.upper().replace("_", " ")
 

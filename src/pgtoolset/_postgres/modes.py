@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import Row
 
 from pgtoolset._postgres.catalog import EQ, NE
-from pgtoolset._postgres.drivers import driver_of
+from pgtoolset._postgres.drivers import driver_at
 from pgtoolset._postgres.sending import send
 
 #: Among the execution options of a connection, which end with its use by the session: the isolation
@@ -122,7 +122,7 @@ def carried_isolation_level(connection: Connection) -> str | None:
 
 def _modes(connection: Connection, row: Row[Any], is_read_only: bool) -> Modes:
     proxied = connection.connection
-    was_asked = is_read_only or driver_of(proxied.driver_connection).is_read_only(proxied)
+    was_asked = is_read_only or driver_at(proxied).is_read_only(proxied)
     # Each transaction of a standby is READ ONLY, and the next one may be on a primary.
     read_only = was_asked if row.is_standby else row.read_only == "on"
     modes = []

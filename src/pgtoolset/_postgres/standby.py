@@ -22,7 +22,7 @@ from sqlalchemy.util import await_only
 from pgtoolset._postgres.catalog import EQ
 from pgtoolset._postgres.connections import backend_pid
 from pgtoolset._postgres.discards import CLOSE_TIMEOUT, discard, is_open, replace_pool
-from pgtoolset._postgres.drivers import driver_of
+from pgtoolset._postgres.drivers import driver_at, driver_of, raw_at
 from pgtoolset._postgres.nodes import IS_STANDBY
 from pgtoolset._postgres.sqlstates import (
     FEATURE_NOT_SUPPORTED,
@@ -94,8 +94,8 @@ def note_refusal(
     if not is_open(connection):
         return
     proxied = connection.connection
-    raw: Any = proxied.driver_connection
-    driver = driver_of(raw)
+    raw: Any = raw_at(proxied)
+    driver = driver_at(proxied)
     # It is in no transaction after a BEGIN that it has refused.
     is_refused = not (driver.is_closed(raw) or driver.is_in_transaction(raw))
     if state == FEATURE_NOT_SUPPORTED and not is_refused and not _sets_transaction(statement):
@@ -138,8 +138,8 @@ def replacing_rollback(
 
 def _settle(proxied: PoolProxiedConnection, refusal: _Refusal) -> None:
     """Replace a connection after its transaction has ended. Runs in SQLAlchemy's greenlet."""
-    raw: Any = proxied.driver_connection
-    if driver_of(raw).is_closed(raw):
+    raw: Any = raw_at(proxied)
+    if raw is None or driver_of(raw).is_closed(raw):
         return
     connection = refusal.connection()
     is_standby = refusal.is_standby
@@ -187,14 +187,13 @@ def _is_standby(proxied: PoolProxiedConnection) -> bool:
 
 def _is_read_only(proxied: PoolProxiedConnection) -> bool:
     """Whether the transaction was begun as READ ONLY, or the role's transactions are by default."""
-    if driver_of(proxied.driver_connection).is_read_only(proxied):
+    if driver_at(proxied).is_read_only(proxied):
         return True
     return _reported(proxied, "default_transaction_read_only") == "on"
 
 
 def _reported(proxied: PoolProxiedConnection, name: str) -> str | None:
-    raw: Any = proxied.driver_connection
-    return driver_of(raw).reported(raw, name)
+    return driver_at(proxied).reported(raw_at(proxied), name)
 
 
 def _sets_transaction(statement: str | None) -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from pgtoolset._arguments import IsolationLevel, sync_session
 from pgtoolset._cancellation import uninterrupted
 from pgtoolset._observers import forget_transaction
-from pgtoolset._postgres.connections import has_one_backend, is_closed
+from pgtoolset._postgres.connections import has_one_backend, is_closed, raw_at
 from pgtoolset._postgres.nodes import NodeState, Position, look, look_again
 from pgtoolset._units import UnitOfWork
 from pgtoolset.errors import TransactionStateError
@@ -180,7 +180,7 @@ class Opening(Generic[S]):
 
     def _is_known_to_be_ready(self, connection: Connection) -> bool:
         seen = _seen_on(connection)
-        if seen is None or is_closed(connection.connection.driver_connection):
+        if seen is None or is_closed(raw_at(connection.connection)):
             return False
         return self._wanted is None or judge(seen[0], self._wanted) is Verdict.READY
 

@@ -38,7 +38,12 @@ from pgtoolset._arguments import PrimaryKey, check_bind
 from pgtoolset._compatibility import connections_of
 from pgtoolset._postgres.arrays import element
 from pgtoolset._postgres.catalog import pg, unnested
-from pgtoolset._postgres.connections import has_one_backend, is_closed, terminate
+from pgtoolset._postgres.connections import (
+    has_one_backend,
+    is_closed,
+    raw_at,
+    terminate,
+)
 from pgtoolset._postgres.rows import key_parameter
 from pgtoolset._postgres.sqlstates import reported_by_server, sqlstate_of
 from pgtoolset._postgres.tables import hiding, options_of, qualified_names
@@ -374,7 +379,7 @@ def is_outdated(error: Exception) -> bool:
 
 
 def _is_closed(connection: Connection) -> bool:
-    return connection.invalidated or is_closed(connection.connection.driver_connection)
+    return connection.invalidated or is_closed(raw_at(connection.connection))
 
 
 class PollTimeout:

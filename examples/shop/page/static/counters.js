@@ -6,6 +6,7 @@ const HINT = "Open this page in a second window: each change appears in both.";
 const TOUR = "The tour in the terminal is under way: watch it here. The buttons work when it has ended.";
 
 let answered = true;
+let away = "";
 let tour = false;
 let unread = [];
 
@@ -19,10 +20,11 @@ export function showCounters(now) {
 }
 
 /** Say when PostgreSQL is away, and when it is back. */
-export function showDatabase({ answers }) {
+export function showDatabase({ answers, error }) {
+  if (!answers) away = error === "TimeoutError" ? "PostgreSQL does not answer" : "PostgreSQL cannot be reached";
   if (answers !== answered) {
     if (answers) report("database", "done", "PostgreSQL answers again.");
-    else report("database", "failed", "PostgreSQL cannot be reached; the shop tries again each second.");
+    else report("database", "failed", `${away}; the shop tries again each second.`);
   }
   answered = answers;
   notice();
@@ -44,7 +46,7 @@ const locked = (what) =>
   `Locked by another session: the ${what} cannot be read now, and stay as they were. The lock tree names it.`;
 
 function notice() {
-  const text = !answered ? "PostgreSQL cannot be reached; the shop tries again."
+  const text = !answered ? `${away}; the shop tries again.`
     : unread.length ? locked(unread.join(" and ")) : tour ? TOUR : HINT;
   const element = document.querySelector("[data-notice]");
   element.dataset.urgent = String(text !== HINT);
