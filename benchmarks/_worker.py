@@ -34,7 +34,10 @@ class WorkerError(Described):
 
 
 class Worker:
-    """The starter's end: a process that is started by its first turn."""
+    """The starter's end: a process that is started by its first turn.
+
+    Another one is started after a turn that was stopped, but not where the first has ended itself.
+    """
 
     def __init__(self, peer: str, function: str, url: str) -> None:
         self._peer = peer
@@ -87,10 +90,11 @@ class Worker:
             answered = True
         finally:
             if not answered:  # the answer to this question must not be taken for the next one
-                self._failed = "the process was stopped in the middle of a turn"
+                self._process = None
                 process.kill()
+                await process.wait()
         if not line:
-            self._failed = self._failed or f"the process has ended with {await process.wait()}"
+            self._failed = f"the process has ended with {await process.wait()}"
             raise WorkerError(self._failed)
         answer = json.loads(line)
         if "error" in answer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, MetaData, Table
@@ -22,8 +22,15 @@ from pgtoolset._arguments import (
 from pgtoolset._compatibility import is_in_block
 from pgtoolset._lifecycle import abandon
 from pgtoolset._postgres import emptying
-from pgtoolset._postgres.contents import Contents, Relation, contents_of, filled_and_moved
-from pgtoolset._postgres.emptying import Details, Reaction, Reference
+from pgtoolset._postgres.choosing import Limits, Plan, may_be_truncated, plan_of, too_many_rows
+from pgtoolset._postgres.contents import (
+    Contents,
+    Relation,
+    contents_of,
+    filled_and_moved,
+    flags,
+)
+from pgtoolset._postgres.emptying import Details, Reference
 from pgtoolset._postgres.locks import lock_block, sessions_holding
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.sending import send
@@ -40,13 +47,6 @@ from pgtoolset.types import Duration
 from pgtoolset.values import Blocker, LockMode
 
 __all__ = ["HasMetadata", "cleanup_tables"]
-
-#: The costs of TRUNCATE and DELETE, measured; a factor of two in either decides nothing. TRUNCATE
-#: takes a millisecond for each table, and must name every table that references one of them. In
-#: that time DELETE empties so many pages of a table (8 kB each), or a part of a page where
-#: PostgreSQL must look for each row in another table, at best through an index.
-_PAGES_PER_TRUNCATE = 16
-_PAGES_PER_TRUNCATE_REFERENCED = 1 / 8
 
 
 class HasMetadata(Protocol):
@@ -69,7 +69,8 @@ async def cleanup_tables(
 
     Only tables that are not empty are touched, and sequences that have moved: of a column that
     owns them, or has them in its default, unless a table outside of the metadata has them too.
-    No user trigger fires. Where DELETE is refused and TRUNCATE is not, the table is truncated.
+    No user trigger fires. Where DELETE is refused and TRUNCATE is not, the table is truncated, and
+    empty ones that reference it. So are many rows that others reference without an index.
 
     A partitioned table stands for its partitions. The rows of an inheritance child stay unless the
     metadata has the child. Tables that the database lacks are skipped, and so are views and foreign
@@ -171,41 +172,58 @@ class _Cleaning:
         filled, moved = filled_and_moved(connection, found)
         if not filled and not moved:
             raise _NothingToDo
-        plan = self._prepare(connection, found, filled) if filled else _Plan()
+        plan = self._prepare(connection, found, filled) if filled else Plan()
+        settings = found.settings
+        if plan.reads_all:
+            settings = settings | emptying.unchecked(connection)
         emptying.empty(
             connection,
             truncated=plan.truncated,
             deleted=plan.deleted,
             reactions=plan.reactions,
             sequences=moved,
-            settings=found.settings,
+            settings=settings,
+            keeps_plans=plan.keeps_plans,
         )
 
-    def _prepare(
-        self, connection: Connection, found: Contents, filled: Sequence[Relation]
-    ) -> _Plan:
+    def _prepare(self, connection: Connection, found: Contents, filled: Sequence[Relation]) -> Plan:
         """Lock the tables that have rows, and decide how to empty them."""
-        exclusive = any(_may_be_truncated(each, bool(found.published)) for each in filled)
+        largest = max(relation.pages for relation in found.candidates)
+        exclusive = any(may_be_truncated(each, bool(found.published), largest) for each in filled)
         mode = LockMode.ACCESS_EXCLUSIVE if exclusive else LockMode.EXCLUSIVE
         self._lock(connection, filled, mode)
         # From here on no session adds a row to these tables, a foreign key, or a row that refers to
         # one of them.
+        refused = frozenset(each.oid for each in filled if not each.allows_truncate)
+        limits = Limits(found.published, refused)
+        details = self._details(connection, found, filled)
+        if exclusive and too_many_rows(filled, details, limits):
+            limits, details = _costly(connection, found, filled, limits)
         empty: list[Relation] = []
         while True:
-            known = [*filled, *empty]
-            details = emptying.details_of(connection, found.tables, found.partitioned, known)
-            _refuse_replaced(details.replaced)
-            plan, wanted = _plan_of(filled, details, found.published)
-            more = wanted - {relation.oid for relation in known}
+            plan, wanted = plan_of(filled, details, limits)
+            more = wanted - {relation.oid for relation in (*filled, *empty)}
             if not more:
                 break
             # Empty tables that PostgreSQL wants in the same TRUNCATE, and tables that refer to one.
             added = emptying.relations_of(connection, more)
+            more_refused = {each.oid for each in added if not each.allows_truncate}
+            if more_refused:
+                limits = replace(limits, spared=limits.spared | more_refused)
+                continue
             self._lock(connection, added, LockMode.ACCESS_EXCLUSIVE)
             empty += added
+            details = self._details(connection, found, [*filled, *empty])
         _refuse(emptying.with_rows(connection, plan.from_outside))
         plan.truncated.extend(relation for relation in empty if relation.oid in wanted)
         return plan
+
+    def _details(
+        self, connection: Connection, found: Contents, known: Sequence[Relation]
+    ) -> Details:
+        details = emptying.details_of(connection, found.tables, found.partitioned, known)
+        _refuse_replaced(details.replaced)
+        return details
 
     def _connection(self) -> Connection:
         """Return the session's connection, where each statement sees all that is committed."""
@@ -222,6 +240,22 @@ class _Cleaning:
         self._wanted.tables = [relation.name for relation in ordered]
         names = [relation.only for relation in ordered]
         send(connection, lock_block(names, mode, milliseconds(self._timeout)))
+
+
+def _costly(
+    connection: Connection, found: Contents, filled: Sequence[Relation], limits: Limits
+) -> tuple[Limits, Details]:
+    """Look which tables have too many rows to delete, with the details of the whole metadata.
+
+    So many tables may have to be truncated with one of them.
+    """
+    others = set(found.tables) - {relation.oid for relation in filled}
+    details = emptying.details_of(connection, found.tables, found.partitioned, filled, others)
+    suspected = too_many_rows(filled, details, limits)
+    asked = [f"EXISTS (SELECT FROM {each.only} OFFSET {n - 1})" for each, n in suspected.items()]
+    answers = flags(connection, asked)
+    costly = {each.oid for each, has in zip(suspected, answers, strict=True) if has}
+    return replace(limits, costly=frozenset(costly)), details
 
 
 def _refuse(references: Sequence[Reference]) -> None:
@@ -241,140 +275,3 @@ def _refuse_replaced(names: Sequence[str]) -> None:
             f"{', '.join(names)}: replaced by another table of that name while cleanup_tables "
             "waited for its lock. Nothing was deleted; call it again."
         )
-
-
-def _may_be_truncated(relation: Relation, has_published: bool) -> bool:
-    """Whether the lock on a table must allow TRUNCATE, or ALTER TABLE of its rules.
-
-    It is taken before the foreign keys are known, because they are not certain without it. To take
-    a stronger lock afterwards could be a deadlock with a transaction that reads the table.
-    """
-    if relation.has_rules or relation.is_for_truncate:
-        return True
-    if relation.is_referenced:
-        return relation.pages > 1 or has_published
-    return relation.pages > _PAGES_PER_TRUNCATE
-
-
-@dataclass(slots=True)
-class _Plan:
-    """The tables to empty, and how.
-
-    Attributes:
-        truncated: tables for TRUNCATE, with every table that references them.
-        deleted: tables for DELETE.
-        from_outside: the foreign keys of other tables to these.
-        reactions: the user's triggers and rules on these tables, which must not act.
-    """
-
-    truncated: list[Relation] = field(default_factory=list)
-    deleted: list[Relation] = field(default_factory=list)
-    from_outside: list[Reference] = field(default_factory=list)
-    reactions: list[Reaction] = field(default_factory=list)
-
-
-def _plan_of(
-    filled: Sequence[Relation], details: Details, published: Collection[int]
-) -> tuple[_Plan, set[int]]:
-    """Choose TRUNCATE or DELETE for each table.
-
-    Args:
-        filled: the tables that have rows.
-        details: of these.
-        published: the oids of the tables where PostgreSQL may refuse a DELETE or an UPDATE.
-
-    Returns:
-        The plan, and the oids of all tables to truncate: with the filled ones, empty ones that
-        refer to them.
-    """
-    graph = _Graph(details)
-    # A DELETE writes into these too, though they may be empty.
-    needed = {
-        graph.top_of(each.referenced)
-        for each in details.references
-        if each.writes and graph.top_of(each.referencing) in published
-    }
-    needed |= {relation.oid for relation in filled if relation.is_for_truncate}
-    truncated = _truncated(filled, graph, needed)
-    emptied = {relation.oid for relation in filled}
-    plan = _Plan(
-        truncated=[relation for relation in filled if relation.oid in truncated],
-        deleted=[relation for relation in filled if relation.oid not in truncated],
-        from_outside=_from_outside(details.references, emptied, graph),
-        reactions=[
-            each
-            for each in details.reactions
-            if (top := graph.top_of(each.relation)) in truncated | emptied
-            and (each.on_truncate if top in truncated else each.on_delete)
-        ],
-    )
-    return plan, truncated
-
-
-def _from_outside(
-    references: Iterable[Reference], emptied: set[int], graph: _Graph
-) -> list[Reference]:
-    """Return the foreign keys to emptied tables of tables that the metadata does not have."""
-    return [
-        reference
-        for reference in references
-        if graph.top_of(reference.referenced) in emptied
-        and graph.top_of(reference.referencing) is None
-    ]
-
-
-def _truncated(
-    filled: Sequence[Relation], graph: _Graph, needed: Collection[int | None]
-) -> set[int]:
-    """Return the oids of the tables for which TRUNCATE is allowed, and needed or cheaper."""
-    oids = {relation.oid for relation in filled}
-    truncated: set[int] = set()
-    for relation in filled:
-        together = graph.truncated_with(relation.oid)
-        # A TRUNCATE must not touch a table outside of the metadata; nor an empty one without need.
-        if together is None:
-            continue
-        if relation.oid in needed or (
-            together <= oids and graph.is_truncate_cheaper(relation, len(together - truncated))
-        ):
-            truncated |= together
-    return truncated
-
-
-class _Graph:
-    """Which tables reference which. A partition counts as the table that it belongs to."""
-
-    def __init__(self, details: Details) -> None:
-        #: By the oid of a table or partition: the table of the metadata that it belongs to.
-        self._tops = {
-            oid: next(root for root in roots if details.roots[root] == {root})
-            for oid, roots in details.roots.items()
-        }
-        #: By the oid of a table: the tables that reference it, `None` for those outside.
-        self._referencing: dict[int, set[int | None]] = {}
-        for reference in details.references:
-            referenced = self._tops[reference.referenced]
-            self._referencing.setdefault(referenced, set()).add(self.top_of(reference.referencing))
-
-    def top_of(self, oid: int) -> int | None:
-        """Return the table of the metadata that a relation belongs to; `None` for others."""
-        return self._tops.get(oid)
-
-    def truncated_with(self, oid: int) -> set[int] | None:
-        """Return all tables that a TRUNCATE of one must name; `None` where one is outside."""
-        found = {oid}
-        waiting = [oid]
-        while waiting:
-            for referencing in self._referencing.get(waiting.pop(), ()):
-                if referencing is None:
-                    return None
-                if referencing not in found:
-                    found.add(referencing)
-                    waiting.append(referencing)
-        return found
-
-    def is_truncate_cheaper(self, relation: Relation, tables: int) -> bool:
-        """Whether a TRUNCATE of so many tables takes less time than a DELETE from this one."""
-        if not self._referencing.get(relation.oid):
-            return relation.pages > _PAGES_PER_TRUNCATE * tables
-        return relation.pages > 1 and relation.pages >= _PAGES_PER_TRUNCATE_REFERENCED * tables

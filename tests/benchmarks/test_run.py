@@ -209,7 +209,11 @@ async def peer(url: str) -> AsyncIterator[dict[str, Peer]]:
     async def fails() -> Figures:
         raise LookupError(url)
 
-    yield {"double": double, "fails": fails}
+    async def hangs() -> Figures:
+        await asyncio.Event().wait()
+        return {}
+
+    yield {"double": double, "fails": fails, "hangs": hangs}
 
 
 async def test_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +229,20 @@ async def test_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         process = worker._process
     assert process is not None
     assert process.returncode is not None
+
+
+async def test_worker_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that is stopped is the failure of that turn: a new process takes the next one."""
+    monkeypatch.setattr(_worker, "folder_of", lambda peer: tmp_path)
+    async with _worker.workers(["one"], f"{__name__}:peer", "the url") as workers:
+        worker = workers["one"]
+        assert await worker.turn("double", 4)() == {"wall": 8}
+        first = worker._process
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await worker.turn("hangs")()
+        assert await worker.turn("double", 5)() == {"wall": 10}
+        assert first is not None and first.returncode is not None
 
 
 async def test_peer_that_cannot_be_installed(
