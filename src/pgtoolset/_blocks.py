@@ -5,7 +5,7 @@ kind than SQLAlchemy's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
@@ -66,13 +66,13 @@ class TransactionBlock(AbstractAsyncContextManager[S]):
         await self._block.__aenter__()
         return self._session
 
-    def __aexit__(
+    async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Coroutine[Any, Any, bool | None]:
-        return self._block.__aexit__(exc_type, exc, traceback)
+    ) -> bool | None:
+        return await self._block.__aexit__(exc_type, exc, traceback)
 
 
 def _block_of(session: Any, options: TransactionOptions) -> AbstractAsyncContextManager[Any]:
