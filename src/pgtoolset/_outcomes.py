@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pgtoolset._postgres.sqlstates import (
-    breaks_connection,
     driver_error,
+    has_lost_connection,
     refuses_commit,
     reported_by_server,
     sqlstate_of,
@@ -30,13 +30,6 @@ _SENT = {
 }
 
 
-def is_lost(error: BaseException | None) -> bool:
-    """Whether an error has cost the connection."""
-    if error is None:
-        return False
-    return getattr(error, "connection_invalidated", False) or breaks_connection(error)
-
-
 def flush_failed(error: BaseException | None, *, is_connected: bool) -> TransactionAbortedError:
     """Return the error for a transaction that SQLAlchemy rolled back because a flush failed.
 
@@ -44,7 +37,7 @@ def flush_failed(error: BaseException | None, *, is_connected: bool) -> Transact
         error: the error of the flush.
         is_connected: whether the transaction has had a connection.
     """
-    if error is None or reported_by_server(error) or is_lost(error):
+    if error is None or reported_by_server(error) or has_lost_connection(error):
         return aborted_by(error)
     return aborted_by(error, ROLLED_BACK if is_connected else NEVER_BEGUN)
 
@@ -59,7 +52,7 @@ def aborted_by(error: BaseException | None, result: str | None = None) -> Transa
     else:
         what = f"an error that was caught inside the block ({_named(error)})"
     if result is None:
-        result = LOST if is_lost(error) else DISCARDED
+        result = LOST if has_lost_connection(error) else DISCARDED
     aborted = TransactionAbortedError(
         f"The transaction was aborted by {what}; {result}. "
         "Let the error leave the block, or put the statement that may fail into a nested "

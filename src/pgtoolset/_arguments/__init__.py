@@ -24,6 +24,7 @@ from pgtoolset._arguments.functions import (
 )
 from pgtoolset._arguments.keys import KeyParser, PrimaryKey, parse_key, parse_keys
 from pgtoolset._arguments.mappings import (
+    check_at_most_one,
     check_columns,
     check_count,
     check_flag,
@@ -91,6 +92,7 @@ __all__ = [
     "UrlObject",
     "advisory_numbers",
     "cause_to_show",
+    "check_at_most_one",
     "check_atomic",
     "check_begun",
     "check_bind",

@@ -24,6 +24,15 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, not {shown(value)}")
 
 
+def check_at_most_one(**flags: object) -> None:
+    """Raise `TypeError` for a flag that is not a `bool`, `ValueError` where two are `True`."""
+    for name, value in flags.items():
+        check_flag(name, value)
+    given = [name for name, value in flags.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other; pass one of them")
+
+
 def check_count(name: str, value: object) -> None:
     """Raise `TypeError` for a value that is not an `int`, `ValueError` for one below 1."""
     if isinstance(value, bool) or not isinstance(value, int):

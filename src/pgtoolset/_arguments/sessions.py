@@ -77,13 +77,9 @@ def check_transactional(session: object) -> None:
     """Raise `TypeError` for an object that is not a `TransactionalSession`."""
     if isinstance(session, AsyncSession):
         return
-    missing = [name for name in _TRANSACTIONAL if not callable(getattr(session, name, None))]
-    if missing or _advice(session):
-        lacks = f", which has no {missing[0]}()" if missing and not _advice(session) else ""
-        raise TypeError(
-            f"session must be an AsyncSession or another TransactionalSession, not {shown(session)}"
-            f"{lacks}{_advice(session)}"
-        )
+    _check_methods(
+        session, _TRANSACTIONAL, "session must be an AsyncSession or another TransactionalSession"
+    )
 
 
 def check_session_maker(session_maker: object, name: str = "session_maker") -> None:
@@ -115,13 +111,9 @@ def new_session(session_maker: SessionFactory[S]) -> S:
     session = session_maker()
     if isinstance(session, AsyncSession):
         return session
-    missing = [name for name in _MANAGED if not callable(getattr(session, name, None))]
-    if missing or _advice(session):
-        lacks = f", which has no {missing[0]}()" if missing and not _advice(session) else ""
-        raise TypeError(
-            f"session_maker must make an AsyncSession or another ManagedSession, not "
-            f"{shown(session)}{lacks}{_advice(session)}"
-        )
+    _check_methods(
+        session, _MANAGED, "session_maker must make an AsyncSession or another ManagedSession"
+    )
     return session
 
 
@@ -182,6 +174,15 @@ def check_pool(engine: object) -> Pool:
         see(engine)
         return engine.pool
     return check_engine(engine).sync_engine.pool
+
+
+def _check_methods(session: object, names: Sequence[str], wanted: str) -> None:
+    """Raise `TypeError` for an object that lacks a method, or that is nearly a session."""
+    missing = [name for name in names if not callable(getattr(session, name, None))]
+    advice = _advice(session)
+    if missing or advice:
+        lacks = advice or f", which has no {missing[0]}()"
+        raise TypeError(f"{wanted}, not {shown(session)}{lacks}")
 
 
 def _advice(given: Any) -> str:

@@ -115,6 +115,11 @@ class NodeState:
     isolation_level: str
     server: str
 
+    @property
+    def position(self) -> Position:
+        """The end of the WAL, and the timeline and the cluster that it is of."""
+        return Position(self.system, self.timeline, self.lsn)
+
 
 def timeline_of(wal_file: str) -> int:
     """Return the timeline that the name of a WAL file begins with."""

@@ -145,6 +145,16 @@ def breaks_connection(error: BaseException) -> bool:
     return type(driver_error(error)).__name__ == "InternalClientError"
 
 
+def has_lost_connection(error: BaseException | None) -> bool:
+    """Whether an error has cost its connection: SQLAlchemy says so, or asyncpg has lost its place.
+
+    SQLAlchemy 2.0 passes that error of asyncpg on as it is.
+    """
+    if error is None:
+        return False
+    return getattr(error, "connection_invalidated", False) is True or breaks_connection(error)
+
+
 def is_refused_connection(error: BaseException) -> bool:
     """Whether the driver could not connect, and no server has said why.
 

@@ -15,7 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from pgtoolset._arguments import (
     PrimaryKey,
-    check_flag,
+    check_at_most_one,
     check_mode,
     mapper_of,
     milliseconds,
@@ -137,10 +137,7 @@ async def lock_rows(
     mapper = mapper_of(model)
     keys = parse_keys("pks", mapper, pks)
     lock_mode = check_mode(RowLockMode, mode)
-    check_flag("skip_locked", skip_locked)
-    check_flag("nowait", nowait)
-    if skip_locked and nowait:
-        raise ValueError("skip_locked and nowait exclude each other; pass one of them")
+    check_at_most_one(skip_locked=skip_locked, nowait=nowait)
     seconds = optional_seconds("timeout", timeout)
     if not keys:
         return []

@@ -144,7 +144,7 @@ class Fleet(Generic[S]):
             await close(opening.unit)
         state = opening.state
         if state is not None and not state.is_standby:
-            self.learn(Position(state.system, state.timeline, state.lsn))
+            self.learn(state.position)
 
     async def _open_on_primary(self, plan: Plan, behind: Standby[S] | None) -> UnitOfWork[S]:
         """Open on the primary.
@@ -161,7 +161,7 @@ class Fleet(Generic[S]):
                 return unit
             has_it = plan.wanted is not None and judge(state, plan.wanted) is Verdict.READY
             if not state.is_standby:
-                self.learn(Position(state.system, state.timeline, state.lsn))
+                self.learn(state.position)
                 # Otherwise it is from the future, or of another timeline: no standby can have it.
                 if behind is not None and has_it:
                     behind.note_behind()
@@ -206,7 +206,7 @@ class Fleet(Generic[S]):
         return verdict
 
     def _note(self, standby: Standby[Any], state: NodeState) -> None:
-        position = Position(state.system, state.timeline, state.lsn)
+        position = state.position
         standby.note_present(position)
         standby.shows_timeline = state.is_newest
         newest = self._newest

@@ -102,7 +102,7 @@ async def _is_still(found: Any, look_again: Callable[[], Awaitable[Any]]) -> boo
         return _is_same(await look_again(), found)
     except Exception as error:
         known = isinstance(error, SQLAlchemyError | PgToolsetError | OSError)
-        if not known and sqlstate_of(error) is None:
+        if not known and not is_lost(error) and sqlstate_of(error) is None:
             raise
         return True  # the caller's own work counts more than a change
 

@@ -21,7 +21,6 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Select, Table, column, literal_column, select
 from sqlalchemy.exc import (
-    DBAPIError,
     InternalError,
     NotSupportedError,
     OperationalError,
@@ -45,7 +44,7 @@ from pgtoolset._postgres.connections import (
     terminate,
 )
 from pgtoolset._postgres.rows import key_parameter
-from pgtoolset._postgres.sqlstates import reported_by_server, sqlstate_of
+from pgtoolset._postgres.sqlstates import has_lost_connection, reported_by_server, sqlstate_of
 from pgtoolset._postgres.tables import hiding, options_of, qualified_names
 from pgtoolset._record import current_settings
 from pgtoolset._text import safe
@@ -361,7 +360,7 @@ def is_lost(error: Exception) -> bool:
 
     It may where the connection or the server is gone, or the server does not answer.
     """
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if has_lost_connection(error):
         return True
     # SQLAlchemy does not wrap what asyncpg raises while it connects: errors of the operating system
     # and of the server. psycopg raises an OperationalError for both.

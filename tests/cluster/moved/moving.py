@@ -53,6 +53,6 @@ async def see(engine: AsyncEngine) -> None:
         await session.execute(text("SELECT 1"))
 
 
-async def write(maker: Any, number: int) -> None:
+async def write_item(maker: Any, number: int) -> None:
     async with maker() as session, get_transaction(session):
         await insert(session, number)

@@ -29,7 +29,7 @@ from tests.cluster.moved.moving import (
     see,
     settle_on_the_standby,
     stored,
-    write,
+    write_item,
 )
 from tests.nodes import Nodes, execute
 from tests.support import Base, Item, insert
@@ -173,7 +173,7 @@ async def test_every_function(
     assert not isinstance(caught.value, LockTimeoutError), caught.value
     async with asyncio.TaskGroup() as group:
         for number in range(10, 10 + 2 * POOL):
-            group.create_task(write(maker, number))
+            group.create_task(write_item(maker, number))
     assert await stored(nodes) == 1 + 2 * POOL
 
 
@@ -246,7 +246,7 @@ async def test_a_savepoint_is_swallowed(nodes: Nodes, engine: AsyncEngine, maker
                     await insert(session, 1)
             assert refused(caught.value)
             assert await session.scalar(text("SELECT pg_is_in_recovery()"))
-    await write(maker, 1)
+    await write_item(maker, 1)
     assert await stored(nodes) == 1
 
 
@@ -262,5 +262,5 @@ async def test_swallowed(nodes: Nodes, engine: AsyncEngine, maker: Any, driver: 
                 assert refused(error)
             if not driver.endswith("asyncpg"):
                 await session.execute(text("SELECT 1"))
-    await write(maker, 1)
+    await write_item(maker, 1)
     assert await stored(nodes) == 1

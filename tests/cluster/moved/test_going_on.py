@@ -18,7 +18,7 @@ from tests.cluster.moved.moving import (
     see,
     settle_on_the_standby,
     stored,
-    write,
+    write_item,
 )
 from tests.nodes import Nodes
 from tests.proxy import Proxy
@@ -31,12 +31,12 @@ async def test_others_keep_their_connections(nodes: Nodes, engine: AsyncEngine, 
     async with maker() as reader, get_transaction(reader):
         before = await reader.scalar(text("SELECT pg_backend_pid()"))
         with pytest.raises(Exception) as caught:
-            await write(maker, 1)
+            await write_item(maker, 1)
         assert refused(caught.value)
         assert await reader.scalar(text("SELECT pg_backend_pid()")) == before
     async with asyncio.TaskGroup() as group:
         for number in range(POOL):
-            group.create_task(write(maker, number))
+            group.create_task(write_item(maker, number))
     assert await stored(nodes) == POOL
 
 
@@ -53,7 +53,7 @@ async def test_once_for_all_that_fail(
             with pytest.raises(Exception, match="read-only"):
                 async with get_transaction(first):
                     await insert(first, 1)
-            await write(maker, 1)
+            await write_item(maker, 1)
             [after] = {await _pid(maker)}
             with pytest.raises(Exception, match="read-only"):
                 async with get_transaction(second):
@@ -162,7 +162,7 @@ async def test_cancelled_anywhere(
                     async with AsyncSession(connection) as session, get_transaction(session):
                         await insert(session, number)
             else:
-                await write(maker, number)
+                await write_item(maker, number)
         assert refused(caught.value)
 
     async def check(number: int) -> None:
@@ -170,7 +170,7 @@ async def test_cancelled_anywhere(
         nodes.move(nodes.primary)
         for last in (False, True):
             try:
-                await write(maker, number)
+                await write_item(maker, number)
                 break
             except Exception as error:
                 assert refused(error) and not last

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from pgtoolset import get_transaction, run_transaction
-from tests.cluster.moved.moving import POOL, pids, refused, see, settle_on_the_standby, write
+from tests.cluster.moved.moving import POOL, pids, refused, see, settle_on_the_standby, write_item
 from tests.nodes import Nodes, execute
 from tests.support import insert, roles
 
@@ -115,7 +115,7 @@ async def test_role_that_is_read_only(nodes: Nodes, driver: str) -> None:
             engine = create_async_engine(url, pool_size=POOL)
             before = await pids(engine)
             with pytest.raises(Exception) as caught:
-                await write(async_sessionmaker(engine), 1)
+                await write_item(async_sessionmaker(engine), 1)
             assert refused(caught.value)
             assert await pids(engine) == before
             await engine.dispose()

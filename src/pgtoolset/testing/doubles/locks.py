@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql
 
 from pgtoolset._arguments import (
     advisory_numbers,
+    check_at_most_one,
     check_flag,
     check_mode,
     mapper_of,
@@ -125,10 +126,7 @@ class MemoryLocks:
         mapper = mapper_of(model)
         keys = parse_keys("pks", mapper, pks)
         lock_mode = check_mode(RowLockMode, mode)
-        check_flag("skip_locked", skip_locked)
-        check_flag("nowait", nowait)
-        if skip_locked and nowait:
-            raise ValueError("skip_locked and nowait exclude each other")
+        check_at_most_one(skip_locked=skip_locked, nowait=nowait)
         limit = _limit(timeout, nowait)
         if not keys:
             return []
