@@ -73,6 +73,7 @@ async def test_client_disconnect(
         return not await other.fetchval(
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()"
+            " AND datname = current_database() AND state <> 'idle'"
         )
 
     await until(gone)
