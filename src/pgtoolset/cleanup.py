@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, MetaData, Table
+from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapper, Session, registry
 from sqlalchemy.util import greenlet_spawn
@@ -31,14 +31,13 @@ from pgtoolset._postgres.contents import (
     flags,
 )
 from pgtoolset._postgres.emptying import Details, Reference
+from pgtoolset._postgres.inventory import inventory_of
 from pgtoolset._postgres.locks import lock_block, sessions_holding
 from pgtoolset._postgres.lookout import Lookout, Wanted
 from pgtoolset._postgres.sending import send
 from pgtoolset._postgres.tables import (
     bind_arguments_of,
     options_of,
-    qualified_names,
-    sequences_of,
     translation_of,
 )
 from pgtoolset.errors import OutsideReferenceError, TransactionStateError
@@ -97,7 +96,8 @@ async def cleanup_tables(
     See https://www.postgresql.org/docs/current/sql-truncate.html
     """
     sync = writable_session(session, "cleanup_tables")
-    tables = list(metadata_of(base).tables.values())
+    metadata = metadata_of(base)
+    tables = list(metadata.tables.values())
     seconds = optional_seconds("timeout", timeout)
     bind_arguments: dict[str, Any] = {}
     options: dict[str, Any] = {}
@@ -119,7 +119,7 @@ async def cleanup_tables(
         return
     try:
         async with get_transaction(session):
-            await _Cleaning(sync, tables, seconds, bind_arguments, options).run()
+            await _Cleaning(sync, metadata, seconds, bind_arguments, options).run()
     except _NothingToDo:
         pass
 
@@ -139,13 +139,13 @@ class _Cleaning:
     def __init__(
         self,
         session: Session,
-        tables: Sequence[Table],
+        metadata: MetaData,
         timeout: float | None,
         bind_arguments: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
         self._session = session
-        self._tables = tables
+        self._metadata = metadata
         self._timeout = timeout
         self._bind_arguments = bind_arguments
         self._options = options
@@ -164,11 +164,10 @@ class _Cleaning:
         """Find what to do, and do it. Runs in SQLAlchemy's greenlet."""
         connection = self._connection()
         translation = translation_of(self._session, connection)
-        names = qualified_names(self._tables, connection.dialect, translation)
-        sequences = qualified_names(sequences_of(self._tables), connection.dialect, translation)
-        self._wanted.tables = names
+        inventory = inventory_of(self._metadata, connection.dialect, translation)
+        self._wanted.tables = inventory.names
         lookout.watch(connection, self._wanted)
-        found = contents_of(connection, names, sequences, milliseconds(self._timeout))
+        found = contents_of(connection, inventory, milliseconds(self._timeout))
         filled, moved = filled_and_moved(connection, found)
         if not filled and not moved:
             raise _NothingToDo
@@ -196,7 +195,7 @@ class _Cleaning:
         # one of them.
         refused = frozenset(each.oid for each in filled if not each.allows_truncate)
         limits = Limits(found.published, refused)
-        details = self._details(connection, found, filled)
+        details = self._details(connection, found, filled, has_sizes=exclusive)
         if exclusive and too_many_rows(filled, details, limits):
             limits, details = _costly(connection, found, filled, limits)
         empty: list[Relation] = []
@@ -213,15 +212,22 @@ class _Cleaning:
                 continue
             self._lock(connection, added, LockMode.ACCESS_EXCLUSIVE)
             empty += added
-            details = self._details(connection, found, [*filled, *empty])
+            details = self._details(connection, found, [*filled, *empty], has_sizes=exclusive)
         _refuse(emptying.with_rows(connection, plan.from_outside))
         plan.truncated.extend(relation for relation in empty if relation.oid in wanted)
         return plan
 
     def _details(
-        self, connection: Connection, found: Contents, known: Sequence[Relation]
+        self,
+        connection: Connection,
+        found: Contents,
+        known: Sequence[Relation],
+        *,
+        has_sizes: bool,
     ) -> Details:
-        details = emptying.details_of(connection, found.tables, found.partitioned, known)
+        details = emptying.details_of(
+            connection, found.tables, found.partitioned, known, has_sizes=has_sizes
+        )
         _refuse_replaced(details.replaced)
         return details
 

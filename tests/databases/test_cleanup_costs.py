@@ -253,7 +253,7 @@ async def test_without_the_privilege(url: str, sql: asyncpg.Connection, missing:
     """A role that may not truncate one of the tables deletes its rows, however long that takes."""
     await sql.execute(
         f"""{PLAIN} INSERT INTO r SELECT generate_series(1, 1000);
-            INSERT INTO s (id, r) SELECT id, id FROM r"""
+            INSERT INTO s (id, r) SELECT id, id FROM r; INSERT INTO e (id, s) VALUES (1, 1)"""
     )
     async with roles(url, ROLE):
         await sql.execute(
@@ -265,4 +265,4 @@ async def test_without_the_privilege(url: str, sql: asyncpg.Connection, missing:
         async with AsyncSession(engine) as session:
             await cleanup_tables(session, metadata_of(PLAIN))
         await engine.dispose()
-        assert await counts(sql, "r", "s") == [0, 0]
+        assert await counts(sql, "r", "s", "e") == [0, 0, 0]

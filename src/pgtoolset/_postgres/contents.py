@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, text
 
 from pgtoolset._postgres.catalog import EQ, GT, IS_USERS, NE
+from pgtoolset._postgres.inventory import Inventory
 from pgtoolset._postgres.sending import send
 
 __all__ = [
@@ -58,7 +59,8 @@ ours AS MATERIALIZED (
   FROM begun AS b CROSS JOIN pg_catalog.pg_class AS c
   WHERE b.lock_timeout IS NOT NULL AND c.relkind {EQ} ANY ('{{r,p}}') AND c.oid {EQ} ANY (ARRAY(
     SELECT CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid)
-    FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS given(name)))),
+    FROM pg_catalog.unnest(
+      CAST(CAST(:names AS pg_catalog.text) AS pg_catalog.text[])) AS given(name)))),
 member AS MATERIALIZED (
   SELECT o.oid, o.oid AS top FROM ours AS o
   UNION
@@ -78,7 +80,8 @@ published AS MATERIALIZED (
   SELECT DISTINCT m.top AS oid
   FROM pg_catalog.pg_publication AS p CROSS JOIN member AS m
   JOIN pg_catalog.pg_class AS c ON c.oid {EQ} m.oid
-  WHERE (p.pubdelete OR p.pubupdate) AND c.relkind {EQ} 'r'
+  WHERE EXISTS (SELECT FROM pg_catalog.pg_publication)
+  AND (p.pubdelete OR p.pubupdate) AND c.relkind {EQ} 'r'
   AND (p.puballtables AND c.relpersistence {EQ} 'p' OR EXISTS (
     SELECT FROM (SELECT c.oid UNION ALL
       SELECT CAST(a.relid AS pg_catalog.oid) FROM pg_catalog.pg_partition_ancestors(
@@ -138,26 +141,25 @@ def _sequences(moved: str) -> str:
     One that is not owned is left alone where a column of another table owns it or uses it too.
     """
     return f"""
-owned AS MATERIALIZED (
-  SELECT d.objid AS oid FROM pg_catalog.pg_depend AS d
-  WHERE d.refclassid {EQ} {_PG_CLASS} AND d.classid {EQ} {_PG_CLASS}
+part AS MATERIALIZED (
+  SELECT d.classid, d.objid FROM pg_catalog.pg_depend AS d
+  WHERE d.refclassid {EQ} {_PG_CLASS}
     AND d.refobjid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))
     AND d.refobjsubid {GT} 0 AND d.deptype {EQ} ANY ('{{a,i}}')),
-used AS MATERIALIZED (
+owned AS (SELECT p.objid AS oid FROM part AS p WHERE p.classid {EQ} {_PG_CLASS}),
+used AS (
   SELECT d.refobjid AS oid FROM pg_catalog.pg_depend AS d
-  WHERE d.classid {EQ} {_PG_ATTRDEF} AND d.refclassid {EQ} {_PG_CLASS}
-    AND d.objid {EQ} ANY (ARRAY(
-      SELECT a.oid FROM pg_catalog.pg_attrdef AS a
-      WHERE a.adrelid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))))
+  WHERE d.classid {EQ} {_PG_ATTRDEF} AND d.refclassid {EQ} {_PG_CLASS} AND d.deptype {EQ} 'n'
+    AND d.objid {EQ} ANY (ARRAY(SELECT p.objid FROM part AS p WHERE p.classid {EQ} {_PG_ATTRDEF}))
   UNION ALL
   SELECT CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid)
-  FROM pg_catalog.unnest(CAST(:sequences AS pg_catalog.text[])) AS given(name)),
+  FROM pg_catalog.unnest(
+    CAST(CAST(:sequences AS pg_catalog.text) AS pg_catalog.text[])) AS given(name)),
 found AS MATERIALIZED (
   SELECT q.seqrelid AS oid, q.seqstart AS start FROM pg_catalog.pg_sequence AS q
   WHERE q.seqrelid {EQ} ANY (ARRAY(
-      SELECT w.oid FROM owned AS w UNION SELECT u.oid FROM used AS u))),
-moved AS MATERIALIZED (
-  SELECT f.oid, f.start FROM found AS f{moved}),
+      SELECT w.oid FROM owned AS w UNION ALL SELECT u.oid FROM used AS u))),
+moved AS MATERIALIZED ({moved}),
 restarted AS (
   SELECT v.oid, v.start, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
   FROM moved AS v JOIN pg_catalog.pg_class AS c ON c.oid {EQ} v.oid
@@ -177,9 +179,13 @@ restarted AS (
 
 #: From PostgreSQL 18 on. NULL, where the role may not read the sequence, counts as moved, so that
 #: the error of the restart says why.
-_MOVED = f""",
-    pg_catalog.pg_get_sequence_data(CAST(f.oid AS pg_catalog.regclass)) AS d
-  WHERE coalesce(d.is_called OR d.last_value {NE} f.start, true)"""
+_MOVED = f"""
+  SELECT f.oid, f.start FROM (
+    SELECT f.oid, f.start, pg_catalog.pg_get_sequence_data(CAST(f.oid AS pg_catalog.regclass)) AS d
+    FROM found AS f OFFSET 0) AS f
+  WHERE coalesce((f.d).is_called OR (f.d).last_value {NE} f.start, true)"""
+#: Before, each has to be asked by its name.
+_ALL = "SELECT f.oid, f.start FROM found AS f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +259,7 @@ class Contents:
 
 def contents_of(
     connection: Connection,
-    names: Sequence[str],
-    sequences: Sequence[str],
+    inventory: Inventory,
     milliseconds: int | None,
 ) -> Contents:
     """Wait for other cleanings, and look at the tables and sequences.
@@ -263,13 +268,12 @@ def contents_of(
 
     Args:
         connection: in a transaction.
-        names: of the tables.
-        sequences: the names of sequences that the metadata itself uses.
+        inventory: the names of the tables and sequences.
         milliseconds: how long to wait for each lock from now on; `None` waits without limit.
     """
     parameters = {
-        "names": list(names),
-        "sequences": list(sequences),
+        "names": inventory.tables,
+        "sequences": inventory.sequences,
         "timeout": str(milliseconds or 0),
     }
     version: Any = connection.dialect.server_version_info
@@ -293,7 +297,7 @@ def _rows(columns: Sequence[list[Any] | None]) -> Iterable[tuple[Any, ...]]:
 @cache
 def _statement(has_sequence_data: bool, has_schemas: bool) -> TextClause:
     published = _published(_OF_SCHEMA if has_schemas else "")
-    sequences = _sequences(_MOVED if has_sequence_data else "")
+    sequences = _sequences(_MOVED if has_sequence_data else _ALL)
     return text(f"""
 WITH {_MEMBERS}, {published}, {_SIZES}, {sequences}
 SELECT b.lock_timeout, b.row_security, b.plan_cache_mode, o.*, c.*, s.*

@@ -54,9 +54,13 @@ _PAGES = f"""
         CAST(CASE WHEN c.relkind {EQ} 'p' THEN c.oid END AS pg_catalog.regclass)) AS p
       WHERE p.isleaf) AS t(oid)) AS leaf(oid, pages)"""
 
+
 # The foreign keys by way of pg_depend, because pg_constraint has no index for those to a table. One
 # to a partitioned table has copies for its partitions: they count where that table is not emptied.
-_DETAILS = text(f"""
+def _details(has_sizes: bool) -> TextClause:
+    size = f"CROSS JOIN LATERAL ({_PAGES}) AS size" if has_sizes else ""
+    sizes = "size.pages, size.unindexed" if has_sizes else "0, 0"
+    return text(f"""
 WITH filled AS MATERIALIZED (
   SELECT t.oid FROM pg_catalog.unnest(CAST(:filled AS pg_catalog.oid[])) AS t(oid)),
 part AS MATERIALIZED (
@@ -79,11 +83,11 @@ SELECT 'reference', f.conrelid, f.confrelid,
           FROM pg_catalog.pg_attribute AS a
           WHERE a.attrelid {EQ} f.conrelid AND a.attnum {EQ} ANY(f.conkey))),
        pg_catalog.format('%s.%s (%s)', n.nspname, c.relname, f.conname),
-       CAST(f.confdeltype AS varchar), 0, size.pages, size.unindexed
+       CAST(f.confdeltype AS varchar), 0, {sizes}
 FROM pg_catalog.pg_constraint AS f
 JOIN pg_catalog.pg_class AS c ON c.oid {EQ} f.conrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid {EQ} c.relnamespace
-CROSS JOIN LATERAL ({_PAGES}) AS size
+{size}
 WHERE f.contype {EQ} 'f'
   AND f.confrelid {EQ} ANY (ARRAY(SELECT m.oid FROM member AS m))
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS above
@@ -119,6 +123,10 @@ WHERE given.name IS NOT NULL AND (
   CAST(pg_catalog.to_regclass(given.name) AS pg_catalog.oid) {EQ} given.oid) IS NOT TRUE
 ORDER BY kind, name, detail
 """)
+
+
+#: By whether the sizes of the referencing tables are asked for.
+_DETAILS = {has: _details(has) for has in (False, True)}
 
 #: The setting with which PostgreSQL checks no foreign key.
 #: https://www.postgresql.org/docs/current/runtime-config-client.html
@@ -215,6 +223,8 @@ def details_of(
     partitioned: Sequence[int],
     known: Sequence[Relation],
     others: Collection[int] = (),
+    *,
+    has_sizes: bool = True,
 ) -> Details:
     """Return the details of tables.
 
@@ -224,6 +234,7 @@ def details_of(
         partitioned: the oids of the partitioned ones.
         known: the tables whose details are asked for.
         others: the oids of more of them, which need no lock.
+        has_sizes: whether the sizes of the tables that reference them matter.
     """
     parameters = {
         "partitioned": list(partitioned),
@@ -232,7 +243,7 @@ def details_of(
     }
     found = Details()
     parts: list[tuple[int, int]] = []
-    for row in connection.execute(_DETAILS, parameters):
+    for row in connection.execute(_DETAILS[has_sizes], parameters):
         if row.kind == "part":
             parts.append((row.a, row.b))
         else:
