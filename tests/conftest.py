@@ -17,7 +17,7 @@ import fastapi  # noqa: F401 - imported here, and not by a test while blocking c
 import psycopg  # noqa: F401 - likewise
 import pytest
 import pytest_asyncio
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockBuster
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -196,12 +196,22 @@ def warm() -> Iterator[Warm]:
         yield warm
 
 
+@pytest.fixture(scope="session")
+def blockbuster() -> Iterator[BlockBuster]:
+    """What fails a call in pgtoolset that blocks the event loop.
+
+    To make it, and to put it in place, costs more than many a test, so it stays in place.
+    """
+    blockbuster = BlockBuster("pgtoolset")
+    for function in blockbuster.functions.values():
+        # asyncpg looks for ~/.pgpass, and a traceback that is logged reads the source.
+        function.can_block_in("asyncpg/connect_utils.py", "_connect")
+        function.can_block_in("linecache.py", "updatecache")
+    yield blockbuster
+    blockbuster.deactivate()
+
+
 @pytest.fixture(autouse=True)
-def no_blocking_calls() -> Iterator[None]:
+def no_blocking_calls(blockbuster: BlockBuster) -> None:
     """A call in pgtoolset that blocks the event loop fails the test."""
-    with blockbuster_ctx("pgtoolset") as blockbuster:
-        for function in blockbuster.functions.values():
-            # asyncpg looks for ~/.pgpass, and a traceback that is logged reads the source.
-            function.can_block_in("asyncpg/connect_utils.py", "_connect")
-            function.can_block_in("linecache.py", "updatecache")
-        yield
+    blockbuster.activate()
