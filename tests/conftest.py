@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +33,11 @@ from tests.plugin.projects import Warm
 from tests.support import (
     DRIVER,
     DRIVERNAME,
-    Base,
+    Cleaner,
     connect_args,
     make_anew,
     plain_url,
     until_nothing_is_open,
-    wait_until_idle,
 )
 
 MEMORY = Path("/dev/shm")
@@ -137,8 +137,15 @@ async def empty_database(_second_database: str, server_url: str) -> AsyncIterato
     await until_nothing_is_open(_second_database, server_url)
 
 
+@pytest.fixture(scope="session")
+def cleaner(database_url: str) -> Iterator[Cleaner]:
+    """Empties the tables after each test."""
+    with closing(Cleaner(database_url)) as cleaner:
+        yield cleaner
+
+
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str, cleaner: Cleaner) -> AsyncIterator[AsyncEngine]:
     """An engine with a pool of 5 connections. The test must return them; the tables are emptied."""
     engine = create_async_engine(
         database_url,
@@ -151,10 +158,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
         yield engine
         assert engine.pool.checkedout() == 0, "the test left a connection checked out"  # type: ignore[attr-defined]
         assert holders(engine) == []
-        async with engine.begin() as connection:
-            await wait_until_idle(connection)
-            for table in reversed(Base.metadata.sorted_tables):
-                await connection.execute(table.delete())
+        await cleaner.empty()
     finally:
         await engine.dispose()
 
