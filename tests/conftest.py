@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,8 @@ import fastapi  # noqa: F401 - imported here, and not by a test while blocking c
 import psycopg  # noqa: F401 - likewise
 import pytest
 import pytest_asyncio
-from blockbuster import blockbuster_ctx
+from _pytest.assertion import rewrite
+from blockbuster import BlockBuster
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -32,12 +34,11 @@ from tests.plugin.projects import Warm
 from tests.support import (
     DRIVER,
     DRIVERNAME,
-    Base,
+    Cleaner,
     connect_args,
     make_anew,
     plain_url,
     until_nothing_is_open,
-    wait_until_idle,
 )
 
 MEMORY = Path("/dev/shm")
@@ -62,6 +63,29 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
     if has_room_in_memory():
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Share the work of making bytecode of the tests with the other workers, where there is none.
+
+    Every worker imports every test, in the same order, and so each would rewrite the assertions of
+    all of them, which takes as long as the rest of the collection.
+    """
+    number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if number:
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        files = sorted(Path(__file__).parent.rglob("test_*.py"))
+        for file in files[int(number) :: count]:
+            rewrite_ahead(file, session.config)
+
+
+def rewrite_ahead(file: Path, config: pytest.Config) -> None:
+    """Write the bytecode of a test's module as the import of it does."""
+    folder = rewrite.get_cache_dir(file)
+    bytecode = folder / (file.stem + rewrite.PYC_TAIL)
+    if rewrite._read_pyc(file, bytecode) is None and rewrite.try_makedirs(folder):
+        state, code = rewrite._rewrite_test(file, config)
+        rewrite._write_pyc(config.stash[rewrite.assertstate_key], code, state, bytecode)
 
 
 def pytest_collection_finish() -> None:
@@ -137,8 +161,15 @@ async def empty_database(_second_database: str, server_url: str) -> AsyncIterato
     await until_nothing_is_open(_second_database, server_url)
 
 
+@pytest.fixture(scope="session")
+def cleaner(database_url: str) -> Iterator[Cleaner]:
+    """Empties the tables after each test."""
+    with closing(Cleaner(database_url)) as cleaner:
+        yield cleaner
+
+
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str, cleaner: Cleaner) -> AsyncIterator[AsyncEngine]:
     """An engine with a pool of 5 connections. The test must return them; the tables are emptied."""
     engine = create_async_engine(
         database_url,
@@ -151,10 +182,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
         yield engine
         assert engine.pool.checkedout() == 0, "the test left a connection checked out"  # type: ignore[attr-defined]
         assert holders(engine) == []
-        async with engine.begin() as connection:
-            await wait_until_idle(connection)
-            for table in reversed(Base.metadata.sorted_tables):
-                await connection.execute(table.delete())
+        await cleaner.empty()
     finally:
         await engine.dispose()
 
@@ -196,12 +224,22 @@ def warm() -> Iterator[Warm]:
         yield warm
 
 
+@pytest.fixture(scope="session")
+def blockbuster() -> Iterator[BlockBuster]:
+    """What fails a call in pgtoolset that blocks the event loop.
+
+    To make it, and to put it in place, costs more than many a test, so it stays in place.
+    """
+    blockbuster = BlockBuster("pgtoolset")
+    for function in blockbuster.functions.values():
+        # asyncpg looks for ~/.pgpass, and a traceback that is logged reads the source.
+        function.can_block_in("asyncpg/connect_utils.py", "_connect")
+        function.can_block_in("linecache.py", "updatecache")
+    yield blockbuster
+    blockbuster.deactivate()
+
+
 @pytest.fixture(autouse=True)
-def no_blocking_calls() -> Iterator[None]:
+def no_blocking_calls(blockbuster: BlockBuster) -> None:
     """A call in pgtoolset that blocks the event loop fails the test."""
-    with blockbuster_ctx("pgtoolset") as blockbuster:
-        for function in blockbuster.functions.values():
-            # asyncpg looks for ~/.pgpass, and a traceback that is logged reads the source.
-            function.can_block_in("asyncpg/connect_utils.py", "_connect")
-            function.can_block_in("linecache.py", "updatecache")
-        yield
+    blockbuster.activate()

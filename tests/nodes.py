@@ -37,6 +37,13 @@ _SETTINGS = {
 }
 
 
+#: Whether a node is a standby, which goes on to replay where it was told to pause.
+_FOLLOWS = """SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume()::text IS NOT NULL
+ELSE false END"""
+
+#: Where the WAL of a primary ends.
+_POSITION = "SELECT pg_current_wal_flush_lsn()::text"
+
 #: What tests have made, on whichever node: a role, too, comes along to the other one.
 _EMPTY = """
 DO $$ DECLARE name text; BEGIN
@@ -147,29 +154,31 @@ class Nodes:
 
     async def caught_up(self) -> None:
         """Wait until the standby has replayed all that the primary has written."""
-        position = await execute(self.primary, "SELECT pg_current_wal_flush_lsn()::text")
+        position = await execute(self.primary, _POSITION)
+        await self.replayed(position)
 
-        async def replayed() -> bool:
-            look = f"SELECT pg_last_wal_replay_lsn() >= '{position}'"
-            return bool(await execute(self.standby, look))
+    async def replayed(self, position: object) -> None:
+        """Wait until the standby has replayed all up to a position."""
+        async with connected(self.standby) as connection:
 
-        await until(replayed)
+            async def is_there() -> bool:
+                look = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
+                return bool(await connection.fetchval(look, position))
+
+            await until(is_there)
 
     async def restore(self) -> None:
         """Bring the pair back to where each test begins, whatever the last one left."""
-        states = [await _recovers(server) for server in (self.primary, self.standby)]
+        states = [await _recovers(self.primary), await _recovers(self.standby, _FOLLOWS)]
         if states[0] is None:
             await self._resume(self.primary)
         if states[1] is not True:
             if states[1] is False:
                 await asyncio.to_thread(self.standby.shut_down, immediate=True)
             await self.rejoin()
-        await execute(self.standby, "SELECT pg_wal_replay_resume()")
-        await execute(self.primary, "ALTER SYSTEM RESET ALL")
-        await execute(self.primary, "SELECT pg_reload_conf()")
+        await execute(self.primary, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
         tables = ", ".join(f'"{each.name}"' for each in Base.metadata.sorted_tables)
-        await execute(self.primary, _EMPTY.format(tables=tables))
-        await self.caught_up()
+        await self.replayed(await execute(self.primary, _EMPTY.format(tables=tables), _POSITION))
         self.move(self.primary)
 
     def _copy(self) -> None:
@@ -205,19 +214,31 @@ class Nodes:
         await until(answers)
 
 
-async def execute(server: EmbeddedServer, statement: str) -> object:
-    """Execute a statement on a node; return its value, where it has one."""
+@asynccontextmanager
+async def connected(server: EmbeddedServer) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a node."""
     connection = await asyncpg.connect(plain_url(server.url()))
     try:
-        return await connection.fetchval(statement)
+        yield connection
     finally:
         await connection.close()
 
 
-async def _recovers(server: EmbeddedServer) -> bool | None:
+async def execute(server: EmbeddedServer, *statements: str) -> object:
+    """Execute statements on a node, each by itself; return the value of the last one, if any."""
+    value: object = None
+    async with connected(server) as connection:
+        for statement in statements:
+            value = await connection.fetchval(statement)
+    return value
+
+
+async def _recovers(
+    server: EmbeddedServer, look: str = "SELECT pg_is_in_recovery()"
+) -> bool | None:
     """Whether a node is a standby; `None` where it does not answer."""
     try:
-        return bool(await execute(server, "SELECT pg_is_in_recovery()"))
+        return bool(await execute(server, look))
     except (OSError, asyncpg.PostgresError):
         return None
 

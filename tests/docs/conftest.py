@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from blockbuster import BlockBuster
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.docs.served_shop import open_shop, shop
@@ -15,8 +16,9 @@ __all__ = ["open_shop", "shop"]
 
 
 @pytest.fixture
-def no_blocking_calls() -> None:
+def no_blocking_calls(blockbuster: BlockBuster) -> None:
     """A page may block its event loop: it is a script, and starts servers."""
+    blockbuster.deactivate()
 
 
 @pytest.fixture

@@ -133,12 +133,13 @@ async def restore_second(nodes: Nodes, second: Nodes) -> None:
 async def follows(standby: EmbeddedServer, primary: EmbeddedServer) -> bool:
     """Whether a standby streams the timeline of a primary from it."""
     try:
-        streamed = await execute(standby, "SELECT received_tli FROM pg_stat_wal_receiver")
-        conninfo = str(await execute(standby, "SHOW primary_conninfo"))
+        look = "received_tli || ' ' || current_setting('primary_conninfo')"
+        found = await execute(standby, f"SELECT {look} FROM pg_stat_wal_receiver")
     except OSError:
         return False
     wal_file = str(await execute(primary, "SELECT pg_walfile_name(pg_current_wal_lsn())"))
-    return streamed == int(wal_file[:8], 16) and str(primary._directory) in conninfo
+    streamed, _, conninfo = str(found).partition(" ")
+    return streamed == str(int(wal_file[:8], 16)) and str(primary._directory) in conninfo
 
 
 def stop_second(second: Nodes) -> None:
