@@ -62,7 +62,7 @@ async def watchers_backends(url: str) -> list[int]:
 
 async def idle(engine: AsyncEngine, url: str, waiters: int, seconds: float = SECONDS) -> Figures:
     """What a watcher takes while nothing happens."""
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, waiters):
+    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(engine, watcher, waiters):
         backends = await watchers_backends(url)
         return await share(seconds, *backends) | {"connections": len(backends)}
 
@@ -109,7 +109,7 @@ def longest_callback() -> Iterator[list[float]]:
 
 async def blocked(engine: AsyncEngine) -> Figures:
     """The longest callback while nothing happens."""
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, WAITERS):
+    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(engine, watcher, WAITERS):
         with longest_callback() as longest:
             await asyncio.sleep(SECONDS)
         return {"longest": longest[0]}
@@ -122,7 +122,10 @@ async def detection(engine: AsyncEngine, url: str) -> Figures:
         f"UPDATE {Order.__tablename__} SET status = 'new' WHERE status <> 'new'"
     )
     changes = []
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, WAITERS) as tasks:
+    async with (
+        RowWatcher(engine, interval=INTERVAL) as watcher,
+        waiting(engine, watcher, WAITERS) as tasks,
+    ):
         for key in random.Random(0).sample(range(1, WAITERS + 1), CHANGES):
             await asyncio.sleep(random.random() * 0.1)
             await connection.execute(CHANGE, key)
