@@ -233,8 +233,8 @@ class _Database:
 
     def restore(self) -> None:
         """Empty the tables, or copy the template again where that is not enough."""
-        # Imported here, because few runs have a test that commits, and all wait for the imports; not
-        # in the thread of the loop, where a tool may forbid to read files.
+        # Imported here, because few runs have a test that commits, and all wait for the imports.
+        # Not in the thread of the loop, where a tool may forbid to read files.
         from pgtoolset.cleanup import cleanup_tables
 
         url = self.url()
