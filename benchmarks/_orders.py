@@ -13,9 +13,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks._harness import engines, tables
 from pgtoolset import RowWatcher
+from pgtoolset.events import Event, WatcherLooked
+from pgtoolset.observe import subscribe
 
 INTERVAL = 0.5
 ROWS = 50_000
+
+#: Looks of a watcher after which it has nothing to do but to look.
+LOOKS = 3
 
 
 class Base(DeclarativeBase):
@@ -46,8 +51,11 @@ async def orders(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 @asynccontextmanager
-async def waiting(watcher: RowWatcher, count: int) -> AsyncIterator[list[asyncio.Task[float]]]:
-    """So many waiters on rows of their own; each gives the time of its return.
+async def waiting(
+    engine: AsyncEngine, watcher: RowWatcher, count: int
+) -> AsyncIterator[list[asyncio.Task[float]]]:
+    """So many waiters on rows of their own, which wait and do nothing else any more; each gives the
+    time of its return.
 
     A row that has changed before its waiter's first look is a change as well, however late a
     loaded machine makes that look.
@@ -57,11 +65,36 @@ async def waiting(watcher: RowWatcher, count: int) -> AsyncIterator[list[asyncio
         await watcher.wait(Order, key, columns=[Order.status], baseline={"status": "new"})
         return time.perf_counter()
 
-    tasks = [asyncio.create_task(wait(key)) for key in range(1, count + 1)]
-    await asyncio.sleep(1 + count / 10_000)
+    tasks: list[asyncio.Task[float]] = []
     try:
+        async with served(engine, count):
+            tasks += [asyncio.create_task(wait(key)) for key in range(1, count + 1)]
         yield tasks
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def served(engine: AsyncEngine, count: int) -> AsyncIterator[None]:
+    """Leave the block once a watcher has looked for all its waiters, and again.
+
+    Its first look fetches all rows and its second takes the first snapshot, so that the third is
+    the first that finds nothing to do.
+    """
+    looks, are_over = 0, asyncio.Event()
+
+    def looked(event: Event) -> None:
+        nonlocal looks
+        if isinstance(event, WatcherLooked) and event.waiters >= count and not event.failed:
+            looks += 1
+            if looks == LOOKS:
+                are_over.set()
+
+    unsubscribe = subscribe(engine, looked)
+    try:
+        yield
+        await are_over.wait()
+    finally:
+        unsubscribe()

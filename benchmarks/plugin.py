@@ -2,7 +2,8 @@
 benchmarks.plugin`.
 
 A project with a hundred tests is written to a folder and tested by pytest itself, in fresh
-processes. Each test inserts a row and commits. What is counted is what pytest reports for the setup
+processes, with no other plugins than pytest-asyncio and this one: those that happen to be installed
+here would be timed as well. Each test inserts a row and commits. What is counted is what pytest reports for the setup
 and the teardown of a test, the first test left out; the same loop scopes with fixtures written by
 hand, as SQLAlchemy's documentation has them, stand beside it.
 """
@@ -94,6 +95,9 @@ FILES = {
             by_hand.add(Item(name="lamp"))
             await by_hand.commit()
 
+        async def test_without_a_database():
+            assert Item.__table__.name == "item"
+
         @pytest.mark.pg_commit
         @pytest.mark.parametrize("number", range({TESTS}))
         async def test_committing(pg_session, number):
@@ -106,6 +110,9 @@ FILES = {
         pg_metadata = shop:Base
     """,
 }
+
+#: All plugins that the project has.
+PLUGINS = ["-p", "pytest_asyncio.plugin", "-p", "pytest_pgtoolset"]
 
 ASYNCIO = ["-o", "asyncio_mode=auto", "-o"]
 SESSION = [
@@ -123,12 +130,13 @@ def run(folder: Path, *options: str) -> Figures:
     ours = ("DATABASE_URL", "PYTEST_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     result = folder / "result"
+    environ |= {"RESULT": str(result), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     start = time.time()
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGINS, *options],
         check=True,
         cwd=folder,
-        env={**environ, "RESULT": str(result)},
+        env=environ,
         stdout=subprocess.DEVNULL,
         timeout=TURN_LIMIT,
     )
@@ -156,6 +164,7 @@ async def contestants(url: str) -> AsyncIterator[Mapping[str, Turn]]:
             "committing": project(*server, *SESSION, "-k", "committing"),
             "embedded": project(*SESSION, *first),
             "server": project(*server, *SESSION, *first),
+            "no database": project(*SESSION, "-k", "without_a_database"),
         }
 
 
@@ -211,6 +220,13 @@ BENCHMARK = Benchmark(
                     of="first",
                     unit="s",
                     target=at_most(4),
+                ),
+                Measure(
+                    "first-no-database",
+                    "from the command to the first test, one that needs no database",
+                    "no database",
+                    of="first",
+                    unit="s",
                 ),
             ),
             seconds=25,

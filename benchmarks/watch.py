@@ -62,7 +62,7 @@ async def watchers_backends(url: str) -> list[int]:
 
 async def idle(engine: AsyncEngine, url: str, waiters: int, seconds: float = SECONDS) -> Figures:
     """What a watcher takes while nothing happens."""
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, waiters):
+    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(engine, watcher, waiters):
         backends = await watchers_backends(url)
         return await share(seconds, *backends) | {"connections": len(backends)}
 
@@ -109,7 +109,7 @@ def longest_callback() -> Iterator[list[float]]:
 
 async def blocked(engine: AsyncEngine) -> Figures:
     """The longest callback while nothing happens."""
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, WAITERS):
+    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(engine, watcher, WAITERS):
         with longest_callback() as longest:
             await asyncio.sleep(SECONDS)
         return {"longest": longest[0]}
@@ -122,7 +122,10 @@ async def detection(engine: AsyncEngine, url: str) -> Figures:
         f"UPDATE {Order.__tablename__} SET status = 'new' WHERE status <> 'new'"
     )
     changes = []
-    async with RowWatcher(engine, interval=INTERVAL) as watcher, waiting(watcher, WAITERS) as tasks:
+    async with (
+        RowWatcher(engine, interval=INTERVAL) as watcher,
+        waiting(engine, watcher, WAITERS) as tasks,
+    ):
         for key in random.Random(0).sample(range(1, WAITERS + 1), CHANGES):
             await asyncio.sleep(random.random() * 0.1)
             await connection.execute(CHANGE, key)
@@ -208,10 +211,20 @@ async def listeners(url: str) -> AsyncIterator[Mapping[str, Turn]]:
         yield {"watcher": ours, "listen": theirs}
 
 
-async def throughput(connections: list[asyncpg.Connection], action: str) -> Figures:
+#: A trigger that does nothing but notify.
+BARE = f"""
+CREATE OR REPLACE FUNCTION pgtoolset_benchmark_notify() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_notify('pgtoolset_benchmark', ''); RETURN NULL; END $$;
+CREATE TRIGGER bare AFTER UPDATE ON {Order.__tablename__}
+FOR EACH STATEMENT EXECUTE FUNCTION pgtoolset_benchmark_notify()
+"""
+
+
+async def throughput(connections: list[asyncpg.Connection], trigger: str) -> Figures:
     """Transactions a second of one UPDATE each; each connection has a row of its own."""
     table = Order.__tablename__
-    await connections[0].execute(f"ALTER TABLE {table} {action} TRIGGER USER")
+    enabled = f", ENABLE TRIGGER {trigger}" if trigger else ""
+    await connections[0].execute(f"ALTER TABLE {table} DISABLE TRIGGER USER{enabled}")
     done, start = 0, time.perf_counter()
 
     async def write(connection: asyncpg.Connection, key: int) -> None:
@@ -228,6 +241,9 @@ async def throughput(connections: list[asyncpg.Connection], action: str) -> Figu
 async def writers(url: str) -> AsyncIterator[Mapping[str, Turn]]:
     async with orders(url) as engine, AsyncExitStack() as stack:
         await triggers(engine)
+        owner = await asyncpg.connect(plain(url))
+        await owner.execute(BARE)
+        await owner.close()
         turns: dict[str, Turn] = {}
         for count, flush in WRITERS:
             connections = []
@@ -235,8 +251,8 @@ async def writers(url: str) -> AsyncIterator[Mapping[str, Turn]]:
                 settings = {"synchronous_commit": flush}
                 connections.append(await asyncpg.connect(plain(url), server_settings=settings))
                 stack.push_async_callback(connections[-1].close)
-            turns[f"{count} {flush}, with"] = partial(throughput, connections, "ENABLE")
-            turns[f"{count} {flush}, without"] = partial(throughput, connections, "DISABLE")
+            for name, trigger in (("with", "pgtoolset_update"), ("bare", "bare"), ("without", "")):
+                turns[f"{count} {flush}, {name}"] = partial(throughput, connections, trigger)
         yield turns
 
 
@@ -353,6 +369,7 @@ BENCHMARK = Benchmark(
                 ),
             ),
             seconds=6,
+            rounds=1_000,
             warm_up=5,
         ),
         Experiment(
@@ -369,8 +386,18 @@ BENCHMARK = Benchmark(
                     of="rate",
                 )
                 for count, flush in WRITERS
+            )
+            + (
+                Measure(
+                    "writers-16-on-bare",
+                    "transactions a second, 16 connections, commits wait for the disk",
+                    "16 on, with",
+                    "a trigger that does nothing but `pg_notify`",
+                    "16 on, bare",
+                    of="rate",
+                ),
             ),
-            seconds=10,
+            seconds=15,
             warm_up=1,
             quick=False,
         ),

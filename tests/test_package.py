@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 import pgtoolset
 import pgtoolset.fastapi
+import pgtoolset.testing
 import pytest_pgtoolset
 from pgtoolset import errors, events, protocols, types, values
 
@@ -152,11 +153,12 @@ print(*sorted(set(pgtoolset.__all__) - set(globals())))
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
-def test_names_for_checkers_and_for_programs() -> None:
+@pytest.mark.parametrize("package", [pgtoolset, pgtoolset.testing])
+def test_names_for_checkers_and_for_programs(package: Any) -> None:
     """Type checkers and programs find each public name in the same module."""
     block = next(
         node
-        for node in ast.parse(inspect.getsource(pgtoolset)).body
+        for node in ast.parse(inspect.getsource(package)).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     for_checkers = {
@@ -166,13 +168,14 @@ def test_names_for_checkers_and_for_programs() -> None:
         for alias in node.names
     }
     for_programs = {
-        (f"pgtoolset.{module}", name)
-        for module, names in vars(pgtoolset)["_NAMES"].items()
+        (f"{package.__name__}.{module}", name)
+        for module, names in vars(package)["_NAMES"].items()
         for name in names
     }
     assert for_programs
     assert for_programs == for_checkers
-    assert {name for _, name in for_programs} <= set(pgtoolset.__all__)
+    assert {name for _, name in for_programs} <= set(package.__all__)
+    assert {name for _, name in for_programs} <= set(dir(package))
 
 
 @pytest.mark.parametrize(

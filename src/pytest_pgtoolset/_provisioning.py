@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -16,7 +16,6 @@ import pytest
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from pgtoolset.cleanup import cleanup_tables
 from pgtoolset.errors import EmbeddedServerError, OutsideReferenceError, PgToolsetError
 from pgtoolset.testing.server import EmbeddedServer, load_embedded, parse_server_url
 from pgtoolset.testing.templates import TemplateDatabase, template_database
@@ -234,13 +233,17 @@ class _Database:
 
     def restore(self) -> None:
         """Empty the tables, or copy the template again where that is not enough."""
+        # Imported here, because few runs have a test that commits, and all wait for the imports.
+        # Not in the thread of the loop, where a tool may forbid to read files.
+        from pgtoolset.cleanup import cleanup_tables
+
         url = self.url()
         metadata = None if self._recipe is None else self._recipe.metadata
         if metadata is None or self._template is None or self._template.has_rows:
             self._renew()
             return
         try:
-            self._thread.run(self._clean(url, metadata)).result()
+            self._thread.run(self._clean(url, metadata, cleanup_tables)).result()
         except OutsideReferenceError:
             self._renew()  # the test has made tables of its own
         except PgToolsetError:
@@ -257,11 +260,16 @@ class _Database:
         self._thread.call(self._requests.put_nowait, renewed)
         renewed.result()
 
-    async def _clean(self, url: str, metadata: MetaData) -> None:
+    async def _clean(
+        self,
+        url: str,
+        metadata: MetaData,
+        empty: Callable[[AsyncSession, MetaData], Awaitable[object]],
+    ) -> None:
         if self._engine is None:
             self._engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
         async with AsyncSession(self._engine) as session:
-            await cleanup_tables(session, metadata)
+            await empty(session, metadata)
 
     async def _keep(self, made: Future[str]) -> None:
         """Make the database, and again for each request, until a request ends it."""

@@ -28,10 +28,10 @@ class KeyParser:
         attributes: the names of the attributes of the primary key, in the mapper's order.
     """
 
-    __slots__ = ("_model", "_parts", "attributes")
+    __slots__ = ("_class", "_parts", "attributes")
 
     def __init__(self, mapper: Mapper[Any]) -> None:
-        self._model = shown(mapper.class_)
+        self._class: type[Any] = mapper.class_
         self._parts: tuple[Part, ...] = tuple(part_of(column.type) for column in mapper.primary_key)
         self.attributes: tuple[str, ...] = tuple(
             mapper.get_property_by_column(column).key for column in mapper.primary_key
@@ -53,7 +53,7 @@ class KeyParser:
 
     def parse_all(self, name: str, values: Iterable[Any]) -> list[PrimaryKey]:
         """Return the values of each key of an iterable."""
-        given = check_iterable(name, f"primary keys of {self._model}", values)
+        given = check_iterable(name, f"primary keys of {shown(self._class)}", values)
         columns = self._columns(given)
         if columns is not None and self.are_exact(columns):
             return list(zip(*columns, strict=True))
@@ -100,13 +100,14 @@ class KeyParser:
     def _is_of_columns(self) -> str:
         count = len(self.attributes)
         columns = f"{count} column{'s' * (count > 1)} ({printable(', '.join(self.attributes))})"
-        return f"a primary key of {self._model} has {columns}"
+        return f"a primary key of {shown(self._class)} has {columns}"
 
     def _parsed(self, name: str, attribute: str, part: Part, value: Any) -> Any:
-        what = f"{name}: {self._model}.{printable(attribute)}"
         if value is None:
+            what = self._part(name, attribute)
             raise ValueError(f"{what} is part of the primary key, so it is never None")
         if hasattr(value, "_sa_instance_state"):
+            what = self._part(name, attribute)
             raise TypeError(f"{what}: expected a value of the primary key, not an instance")
         try:
             return part.parse(value)
@@ -114,7 +115,11 @@ class KeyParser:
             expected, cause = str(error), cause_to_show(error.__cause__, value)
             refusal = TypeError if isinstance(error, TypeError) else ValueError
         # Raised here, where nothing is chained that shows the value.
+        what = self._part(name, attribute)
         raise refusal(f"{what} is {expected}, not {shown(value)}") from cause
+
+    def _part(self, name: str, attribute: str) -> str:
+        return f"{name}: {shown(self._class)}.{printable(attribute)}"
 
 
 def parse_key(name: str, mapper: Mapper[Any], value: Any) -> PrimaryKey:

@@ -118,19 +118,22 @@ def check_columns(mapper: Mapper[Any], columns: Iterable[Any] | None) -> tuple[s
 
 
 def _column_name(mapper: Mapper[Any], column: object) -> str:
-    model = shown(mapper.class_)
     if isinstance(column, QueryableAttribute):
         owner: Any = column.parent
         if not isinstance(owner, Mapper) or not mapper.isa(owner):
-            raise ValueError(f"columns: {printable(str(column))} is not an attribute of {model}")
+            raise ValueError(
+                f"columns: {printable(str(column))} is not an attribute of {shown(mapper.class_)}"
+            )
         key = column.key
     elif isinstance(column, str):
         key = column
     else:
-        example = f"{model}.{printable(mapper.get_property_by_column(mapper.primary_key[0]).key)}"
+        key = printable(mapper.get_property_by_column(mapper.primary_key[0]).key)
+        example = f"{shown(mapper.class_)}.{key}"
         raise TypeError(f"columns must hold attributes ({example}) or names, not {shown(column)}")
     if not isinstance(mapper.attrs.get(key), ColumnProperty):
         known = printable(", ".join(sorted(mapper.column_attrs.keys())))
+        model = shown(mapper.class_)
         raise ValueError(f"columns: {model} has no mapped column {shown(key)}; it has {known}")
     return key
 
