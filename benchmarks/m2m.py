@@ -341,10 +341,10 @@ def curve(word: str, function: str) -> Curve:
 
 
 OF_INSTANCES = (
-    "Beside the statement of raw asyncpg a set locks the owner's row, which is a second round trip "
-    "through SQLAlchemy: a tenth of the time of the statement. With instances comes the reading of "
-    "their keys, about as much again (see [compiled modules](#compiled-modules)), and the call with "
-    "10,000 arguments."
+    "Beside the statement of raw asyncpg, a set locks the owner's row: a second round trip through "
+    "SQLAlchemy, a tenth of the time of the statement. With instances it also reads their keys, "
+    "which takes about as long again (see [compiled modules](#compiled-modules)), and is called "
+    "with 10,000 arguments."
 )
 
 BENCHMARK = Benchmark(
