@@ -26,6 +26,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Generator,
     Iterable,
     Mapping,
@@ -446,5 +447,15 @@ class AssociationRows(Protocol):
             links: the pairs, each of the two an instance or a key.
             widths: the number of columns of either key.
             positions: the columns of either key that are wanted: one list for each.
+        """
+        ...
+
+    def are_integers(self, values: Collection[Any], lowest: int, highest: int) -> bool:
+        """Return whether each value is an `int`, of no subclass, within the bounds.
+
+        Args:
+            values: values of any types.
+            lowest: a number of 64 bits.
+            highest: another one.
         """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -202,3 +203,27 @@ async def test_wrong_options(session: AsyncSession, engine: AsyncEngine) -> None
             await refused(
                 statements, TypeError, "^session must be", add_many(other, things, [(1, 1)])
             )
+
+
+async def test_no_text_is_made_for_messages(
+    session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call in which nothing is wrong makes no text that only an error would show."""
+    post, tag = Post(id=1), Tag(key=1)
+    session.add_all([post, tag])
+    await session.commit()
+
+    async def calls() -> None:
+        await m2m_add(session, post, Post.tags, tag)
+        await m2m_set(session, post, Post.tags, pks=[1])
+        await m2m_remove(session, post, Post.tags, tag)
+        await m2m_add_many(session, Post.tags, [(post, tag)])
+        await session.rollback()
+
+    await calls()
+    made: list[str] = []
+    # The package has a function of the same name as the module.
+    module = sys.modules["pgtoolset._arguments.shown"]
+    monkeypatch.setattr(module, "may_hold_password", made.append)
+    await calls()
+    assert made == []

@@ -234,6 +234,96 @@ def test_pair_columns_alike(
     assert outcome(lambda: associations.pair_columns(*arguments)) == theirs
 
 
+EDGES = [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64, 2**64 + 1, 10**30]
+
+
+class Hidden(Instance):
+    """Its attribute is not what its dictionary has."""
+
+    _sa_instance_state = property(lambda self: State((Hidden, (7,)), False), lambda self, _: None)
+
+
+class Computed(Instance):
+    """Likewise, by a method that reads every attribute."""
+
+    def __getattribute__(self, name: str) -> Any:
+        is_state = name == "_sa_instance_state"
+        return State((Computed, (8,)), False) if is_state else super().__getattribute__(name)
+
+
+class Late(Instance):
+    """Its attribute is computed where its dictionary lacks it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_sa_instance_state":
+            raise AttributeError(name)
+        return State((Late, (9,)), False)
+
+
+class Slotted:
+    """Without a dictionary."""
+
+    __slots__ = ("_sa_instance_state",)
+
+    def __init__(self, state: State | None) -> None:
+        if state is not None:
+            self._sa_instance_state = state
+
+
+class Attributes(dict[str, Any]):
+    """A dictionary of an instance that is none of Python's own."""
+
+
+def with_attributes(instance: Instance) -> Instance:
+    instance.__dict__ = Attributes(instance.__dict__)
+    return instance
+
+
+kinds = st.sampled_from([Instance, Hidden, Computed, Late, Slotted])
+states = st.none() | st.builds(
+    State, st.none() | st.tuples(st.just(0), tuples.filter(len)), st.booleans()
+)
+
+
+@given(kinds, st.lists(st.tuples(kinds, states, st.booleans()), max_size=3), st.integers(0, 70))
+def test_many_instances_alike(
+    associations: AssociationRows,
+    class_: Any,
+    some: list[tuple[Any, State | None, bool]],
+    before: int,
+) -> None:
+    """However a class gives the state of its instances, and however many there are, it is read as
+    an attribute."""
+    given_: list[Any] = [class_(State((class_, (number,)), False)) for number in range(before)]
+    for kind, state, is_odd in some:
+        instance = kind(state)
+        given_.append(with_attributes(instance) if is_odd and kind is not Slotted else instance)
+    given_ += [class_(State((class_, (number,)), False)) for number in range(60)]
+    theirs = outcome(lambda: interpreted.key_columns(class_, given_, (), 1, (0,)))
+    ours = outcome(lambda: associations.key_columns(class_, given_, (), 1, (0,)))
+    assert ours[0] == theirs[0]
+    links = [(number, each) for number, each in enumerate(given_)]
+    arguments = ((Instance, class_), links, (1, 1), ((0,), (0,)))
+    theirs = outcome(lambda: interpreted.pair_columns(*arguments))
+    assert outcome(lambda: associations.pair_columns(*arguments))[0] == theirs[0]
+
+
+@given(
+    st.lists(
+        st.sampled_from(EDGES) | st.integers(-3, 3) | st.sampled_from([True, 1.0, "1", Color.RED])
+    ),
+    st.sampled_from([-(2**63), -(2**31), -3, 0]),
+    st.sampled_from([2**63 - 1, 2**31 - 1, 3, 0]),
+)
+def test_are_integers(
+    associations: AssociationRows, values: list[Any], lowest: int, highest: int
+) -> None:
+    """Only integers within the bounds are, and neither a boolean nor a member of an enum."""
+    wanted = all(type(each) is int and lowest <= each <= highest for each in values)
+    assert associations.are_integers(values, lowest, highest) is wanted
+    assert associations.are_integers(tuple(values), lowest, highest) is wanted
+
+
 @given(st.lists(st.integers(0, 9) | st.text("ab", max_size=2), max_size=9))
 def test_each_once(associations: AssociationRows, keys: list[Any]) -> None:
     """Each key comes out once, in the order of first occurrence, as from a dictionary."""
@@ -244,9 +334,6 @@ def test_each_once(associations: AssociationRows, keys: list[Any]) -> None:
         found,
         [0] * len(found),
     ]
-
-
-EDGES = [0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64, 2**64 + 1, 10**30]
 
 
 @given(st.lists(st.sampled_from(EDGES) | st.integers(-(2**65), 2**65), max_size=20))

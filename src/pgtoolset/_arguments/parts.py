@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from pgtoolset._arguments.shown import shown
+from pgtoolset._native import association_rows
 from pgtoolset._postgres.arrays import DIALECT
 from pgtoolset._text import printable
 
@@ -80,10 +81,7 @@ class _Integer(Part):
         return number
 
     def are_exact(self, values: Collection[Any]) -> bool:
-        if not values:
-            return True
-        exact = set(map(type, values)) == {int}
-        return exact and self._lowest <= min(values) and max(values) <= self._highest
+        return association_rows.are_integers(values, self._lowest, self._highest)
 
 
 class _String(Part):

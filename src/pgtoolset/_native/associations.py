@@ -9,19 +9,23 @@ attribute of the mapping is never read, because reading an expired one would loa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pgtoolset._native import _pure as cython
 
 if TYPE_CHECKING:
-    from pgtoolset._native._pure import calloc, free
+    from pgtoolset._native._pure import PyObject_GenericGetDict, calloc, free
 elif cython.compiled:  # never in Python; Cython reads it when it compiles, and then knows the name
     import cython
+    from cython.cimports.cpython.object import PyObject_GenericGetDict
     from cython.cimports.libc.stdlib import calloc, free
 
-__all__ = ["key_columns", "pair_columns"]
+__all__ = ["are_integers", "key_columns", "pair_columns"]
+
+#: From so many instances on it is worth a look at their class.
+_MANY = 50
 
 
 def key_columns(
@@ -50,10 +54,12 @@ def key_columns(
     is_single: cython.bint = len(positions) == 1
     kind: Any = None
     rows: list[Any] = []
+    is_plain: cython.bint = cython.compiled and len(instances) >= _MANY and _is_plain(class_)
     for instance in instances:
-        if type(instance) is not class_ and not isinstance(instance, class_):
+        is_exact = type(instance) is class_
+        if not is_exact and not isinstance(instance, class_):
             return len(rows)
-        state = instance._sa_instance_state
+        state = _state_of(instance) if is_plain and is_exact else instance._sa_instance_state
         key = state.key
         if key is None or state._deleted:
             return len(rows)
@@ -101,6 +107,9 @@ def pair_columns(
         The lists; or the number of links before the first that is not such a tuple.
     """
     owner_class, related_class = classes
+    is_long: cython.bint = cython.compiled and len(links) >= _MANY
+    owner_is_plain: cython.bint = is_long and _is_plain(owner_class)
+    related_is_plain: cython.bint = is_long and _is_plain(related_class)
     owner_width: cython.Py_ssize_t = widths[0]
     related_width: cython.Py_ssize_t = widths[1]
     ones: list[Any] = []
@@ -108,8 +117,8 @@ def pair_columns(
     for link in links:
         if type(link) is not tuple or len(link) != 2:
             return len(others)
-        one = _key_of(link[0], owner_class, owner_width)
-        other = _key_of(link[1], related_class, related_width)
+        one = _key_of(link[0], owner_class, owner_width, owner_is_plain)
+        other = _key_of(link[1], related_class, related_width, related_is_plain)
         if one is None or other is None:
             return len(others)
         ones.append(one)
@@ -128,13 +137,40 @@ def pair_columns(
     )
 
 
+def are_integers(values: Collection[Any], lowest: int, highest: int) -> bool:
+    """Whether each value is an `int`, of no subclass, from `lowest` to `highest`.
+
+    Args:
+        values: values of any types.
+        lowest: a number of 64 bits.
+        highest: another one.
+    """
+    if not cython.compiled:
+        if not set(map(type, values)) <= {int}:
+            return False
+        return not values or (lowest <= min(values) and max(values) <= highest)
+    low: cython.longlong = lowest
+    high: cython.longlong = highest
+    number: cython.longlong
+    try:
+        for value in values:
+            if type(value) is not int:
+                return False
+            number = value
+            if number < low or number > high:
+                return False
+    except OverflowError:
+        return False
+    return True
+
+
 @cython.cfunc
 def _column(keys: list[Any], position: cython.Py_ssize_t) -> list[Any]:
     return [key[position] if type(key) is tuple else key for key in keys]
 
 
 @cython.cfunc
-def _key_of(item: Any, class_: Any, width: cython.Py_ssize_t) -> Any:
+def _key_of(item: Any, class_: Any, width: cython.Py_ssize_t, is_plain: cython.bint) -> Any:
     """Return the key of an instance, or `item` where it is a key; `None` where it is neither."""
     kind = type(item)
     if kind is not class_:
@@ -145,9 +181,34 @@ def _key_of(item: Any, class_: Any, width: cython.Py_ssize_t) -> Any:
             return item if _is_key(item, width) else None
         if not isinstance(item, class_):
             return item if width == 1 and _is_scalar(kind) else None
-    state = item._sa_instance_state
+    state = _state_of(item) if is_plain and kind is class_ else item._sa_instance_state
     key = state.key
     return None if key is None or state._deleted else key[1]
+
+
+@cython.cfunc
+def _is_plain(class_: Any) -> cython.bint:
+    """Whether an attribute of an instance of exactly this class is what its dictionary has."""
+    if class_.__getattribute__ is not object.__getattribute__ or not class_.__dictoffset__:
+        return False
+    for base in class_.__mro__:
+        if "_sa_instance_state" in base.__dict__:
+            return False
+    return True
+
+
+@cython.cfunc
+def _state_of(instance: Any) -> Any:
+    """Return the attribute out of the dictionary, compiled: it takes half as long.
+
+    Interpreted, Python has adapted the access of an attribute to the class.
+    """
+    attributes = PyObject_GenericGetDict(instance, cython.NULL)
+    if type(attributes) is dict:
+        state = cython.cast(dict, attributes).get("_sa_instance_state")
+        if state is not None:
+            return state
+    return instance._sa_instance_state
 
 
 @cython.cfunc

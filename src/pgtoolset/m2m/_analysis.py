@@ -100,6 +100,7 @@ def _end(mapper: Mapper[Any], pairs: Any, table: Table, others: tuple[Column[Any
     is_key, is_whole_key = len(positions) == len(attributes), set(positions) == set(range(width))
     keys: list[Any] = [*mapper.primary_key, *columns]
     return End(
+        name=shown(mapper.class_),
         mapper=mapper,
         parser=KeyParser(mapper),
         columns=columns,

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Column, Table, Update, update
 from sqlalchemy.orm import Mapper
 
-from pgtoolset._arguments import KeyParser, shown
+from pgtoolset._arguments import KeyParser
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,6 +20,7 @@ class End:
     """One end of a relationship: a mapped class, and how the association table refers to it.
 
     Attributes:
+        name: of the class, as messages show it. To make it takes as long as the rest of a call.
         mapper: of the class.
         parser: of its primary keys.
         width: the number of columns of a primary key.
@@ -34,6 +35,7 @@ class End:
         has_one_spelling: whether two keys that differ in Python are two keys in PostgreSQL.
     """
 
+    name: str
     mapper: Mapper[Any]
     parser: KeyParser
     columns: tuple[Column[Any], ...]
@@ -44,10 +46,6 @@ class End:
     width: int
     collections: tuple[str, ...]
     has_one_spelling: bool
-
-    @property
-    def name(self) -> str:
-        return shown(self.mapper.class_)
 
     def are_exact(self, columns: Sequence[list[Any]]) -> bool:
         """Whether keys need not be parsed one by one, given their values at `positions`."""

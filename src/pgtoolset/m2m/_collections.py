@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.attributes import instance_dict, instance_state
 
 from pgtoolset._arguments import PrimaryKey
 from pgtoolset._record import innermost
@@ -70,7 +70,13 @@ def expire(
     """
     if not end.collections:
         return
-    absent = [each for each in instances if not _expire_instance(session, end, each)]
+    # Most of many instances show nothing, so only the others are looked at closely.
+    here, absent = session.hash_key, []
+    for instance in instances:
+        if not instance_dict(instance).keys().isdisjoint(end.collections):
+            _expire_instance(session, end, instance)
+        if instance_state(instance).session_id != here:
+            absent.append(instance)
     if keys is None or not end.has_one_spelling:
         # Where two spellings are one key, another instance may be the same row.
         _expire_by_key(session, end, None)
@@ -78,20 +84,17 @@ def expire(
         _expire_by_key(session, end, [*keys, *absent])
 
 
-def _expire_instance(session: Session, end: End, instance: Any) -> bool:
-    """Expire the loaded collections of one instance; whether it is in the session."""
+def _expire_instance(session: Session, end: End, instance: Any) -> None:
+    """Expire the loaded collections of one instance, unless they belong to another session."""
     state: Any = instance_state(instance)
     loaded = _loaded_collections(end.collections, state)
     if state.session is session:
-        if loaded:
-            _expire_collections(session, state, loaded)
-        return True
-    if state.session is None:
+        _expire_collections(session, state, loaded)
+    elif state.session is None:
         # It cannot be loaded again: an access now raises `DetachedInstanceError`.
         for name in loaded:
             state.dict.pop(name)
             state.committed_state.pop(name, None)
-    return False
 
 
 def _expire_by_key(session: Session, end: End, items: Sequence[Any] | None) -> None:

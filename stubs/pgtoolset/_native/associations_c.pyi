@@ -1,8 +1,9 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-__all__ = ["key_columns", "pair_columns"]
+__all__ = ["are_integers", "key_columns", "pair_columns"]
 
+def are_integers(values: Collection[Any], lowest: int, highest: int) -> bool: ...
 def key_columns(
     class_: type[Any],
     instances: Sequence[Any],
