@@ -343,8 +343,8 @@ def curve(word: str, function: str) -> Curve:
 OF_INSTANCES = (
     "Beside the statement of raw asyncpg, a set locks the owner's row: a second round trip through "
     "SQLAlchemy, a tenth of the time of the statement. With instances it also reads their keys, "
-    "which takes about as long again (see [compiled modules](#compiled-modules)), and is called "
-    "with 10,000 arguments."
+    "which takes nearly twice as long as that (see [compiled modules](#compiled-modules)), and is "
+    "called with 10,000 arguments."
 )
 
 BENCHMARK = Benchmark(
