@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import pgtoolset
-from pgtoolset._commands import COMMANDS, CommandError
+from pgtoolset._commands import COMMANDS, CommandError, OutputError
 from pgtoolset._text import may_hold_password, one_line
 
 __all__ = ["main"]
@@ -58,13 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_code: int = options.run(options)
     except CommandError as error:
         print(f"pgtoolset: {error}", file=sys.stderr)
+        if isinstance(error, OutputError):
+            _discard_output()
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     return exit_code
+
+
+def _discard_output() -> None:
+    """Let go of what is still to be written: Python tries once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import make_url
 
 from pgtoolset._commands._libpq import ServiceError, completed
-from tests.commands.running import line, run, run_here, running, start
+from tests.commands.running import environment, line, run, run_here, running, start
 from tests.support import plain_url
 
 PASSWORD = "hunter2 %'\\"
@@ -321,3 +322,29 @@ async def test_a_process_of_its_own() -> None:
     assert (process.returncode, output) == (2, b"")
     assert b"URL" in errors
     assert errors.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["locks"], ["watch"]])
+async def test_an_output_that_cannot_be_written(server: Server, arguments: list[str]) -> None:
+    """A full disk is said in one line, and not blamed on the database."""
+    key = ["item", "1"] if arguments == ["watch"] else []
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", 'exec "$0" -m pgtoolset.cli "$@" >/dev/full', sys.executable),
+        *(*arguments, *key),
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(server.variables()),
+    )
+    _, errors = await process.communicate()
+    assert errors.decode() == "pgtoolset: the output cannot be written: No space left on device\n"
+    assert process.returncode == 1
+
+
+async def test_no_output(server: Server) -> None:
+    """A command whose output is closed ends as any other."""
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", 'exec "$0" -m pgtoolset.cli locks >&-', sys.executable),
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(server.variables()),
+    )
+    _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")

@@ -24,6 +24,7 @@ from pgtoolset._text import one_line
 __all__ = [
     "Command",
     "CommandError",
+    "OutputError",
     "UsageError",
     "add_url",
     "connected",
@@ -81,6 +82,10 @@ class UsageError(CommandError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 2)
+
+
+class OutputError(CommandError):
+    """The output cannot be written, and the database is not the reason."""
 
 
 class Command(Protocol):

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["STYLES", "clear", "is_coloured", "is_terminal", "show"]
+from pgtoolset._commands._command import OutputError
+
+__all__ = ["STYLES", "clear", "is_coloured", "is_terminal", "put", "show"]
 
 #: The styles of words that have one meaning everywhere.
 STYLES: Mapping[str, str] = {
@@ -30,7 +33,7 @@ _DUMB = frozenset({"dumb", "unknown"})
 
 def is_terminal() -> bool:
     """Return whether a person reads the output."""
-    return sys.stdout.isatty()
+    return bool(sys.stdout) and sys.stdout.isatty()  # `None` where it is closed
 
 
 def is_coloured() -> bool:
@@ -41,7 +44,28 @@ def is_coloured() -> bool:
 def clear() -> None:
     """Clear a terminal before the next report."""
     if is_terminal() and os.environ.get("TERM") not in _DUMB:
-        sys.stdout.write(_CLEAR)
+        put(_CLEAR, end="")
+
+
+def put(text: str, *, end: str = "\n") -> None:
+    """Print a text as it is, at once.
+
+    Raises:
+        BrokenPipeError: the reader has seen enough.
+        OutputError: it cannot be written, as where a disk is full.
+    """
+    with _writing():
+        print(text, end=end, flush=True)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror or error}") from None
 
 
 def show(
@@ -57,7 +81,7 @@ def show(
     """
     rich = _rich() if is_coloured() else None
     if rich is None:
-        print(f"{'':{indent}}{line}", flush=True)
+        put(f"{'':{indent}}{line}")
         return
     console_of, text_of, padded = rich
     text = text_of(line)
@@ -65,7 +89,8 @@ def show(
         text.highlight_regex(pattern, STYLES.get(style, style))
     # `file` and the colours are given: Rich would take more from the environment.
     console = console_of(file=sys.stdout, force_terminal=True, color_system="standard")
-    console.print(padded(text, (0, 0, 0, indent)) if wraps else text, soft_wrap=not wraps)
+    with _writing():
+        console.print(padded(text, (0, 0, 0, indent)) if wraps else text, soft_wrap=not wraps)
 
 
 def _rich() -> Any:

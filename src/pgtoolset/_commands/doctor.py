@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import pgtoolset
 from pgtoolset._commands._command import add_url, connected, described, explained, parse_url
-from pgtoolset._commands._console import show
+from pgtoolset._commands._console import put, show
 from pgtoolset._commands._findings import Finding, Report, plural
 from pgtoolset._commands._json import as_json
 from pgtoolset._commands._objects import (
@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     report = asyncio.run(_examine(parse_url(options.url, keeps_driver=True), _pools(options)))
     if options.json:
-        print(as_json(asdict(report), indent=2), flush=True)
+        put(as_json(asdict(report), indent=2))
     else:
         _print(report)
     return 1 if report.findings else 0

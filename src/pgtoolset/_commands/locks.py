@@ -21,7 +21,7 @@ from pgtoolset._commands._command import (
     interval_of,
     parse_url,
 )
-from pgtoolset._commands._console import clear, show
+from pgtoolset._commands._console import clear, put, show
 from pgtoolset._commands._json import as_json
 from pgtoolset._postgres.catalog import EQ
 from pgtoolset._postgres.locks import sessions_of
@@ -114,7 +114,7 @@ async def _report(connection: AsyncConnection, options: argparse.Namespace) -> N
         waits = await list_lock_waits(connection)
         sessions = {each.pid: each for each in await sessions_of(connection, _pids(waits))}
     if options.json:
-        print(as_json(_plain(waits, sessions), indent=None if options.watch else 2), flush=True)
+        put(as_json(_plain(waits, sessions), indent=None if options.watch else 2))
         return
     if options.watch:
         clear()
@@ -128,18 +128,18 @@ async def _terminate(connection: AsyncConnection, pid: int, *, ask: bool) -> int
         known = await connection.scalar(_KNOWN, {"pid": pid})
     if not known:
         raise CommandError(f"there is no session with pid {pid}")
-    print(_session(session))
+    put(_session(session))
     if ask:
-        print("Terminate it, and roll its transaction back? [y/N] ", end="", flush=True)
+        put("Terminate it, and roll its transaction back? [y/N] ", end="")
         answer = await asyncio.to_thread(sys.stdin.readline)
         if answer.strip().lower() not in ("y", "yes"):
-            print("Nothing was done.")
+            put("Nothing was done.")
             return 1
     async with connection.begin():
         is_sent = await connection.scalar(_TERMINATE, {"pid": pid})
     if not is_sent:
         raise CommandError(f"pid {pid} cannot be terminated: it has ended")
-    print(f"Terminated pid {pid}.")
+    put(f"Terminated pid {pid}.")
     return 0
 
 

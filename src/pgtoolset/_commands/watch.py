@@ -25,7 +25,7 @@ from pgtoolset._commands._command import (
     interval_of,
     parse_url,
 )
-from pgtoolset._commands._console import show
+from pgtoolset._commands._console import put, show
 from pgtoolset._commands._json import as_json
 from pgtoolset._postgres.catalog import EQ
 from pgtoolset._postgres.pooling import is_pooled
@@ -179,7 +179,7 @@ class _JsonLines:
     ) -> None:
         at = datetime.now().astimezone()
         line = {"at": at, "kind": kind, **self._about, "before": before, "after": after}
-        print(as_json(line), flush=True)
+        put(as_json(line))
 
 
 async def _mapped(connection: AsyncConnection, name: str) -> type[Any]:
