@@ -375,19 +375,19 @@ BENCHMARK = Benchmark(
         Experiment(
             "Writers with the triggers of notifications",
             writers,
-            tuple(
-                Measure(
-                    f"writers-{count}-{flush}",
-                    f"transactions a second, {count} connection{'s' * (count > 1)}, commits "
-                    f"{'wait' if flush == 'on' else 'do not wait'} for the disk",
-                    f"{count} {flush}, with",
-                    "without the triggers",
-                    f"{count} {flush}, without",
-                    of="rate",
-                )
-                for count, flush in WRITERS
-            )
-            + (
+            (
+                *tuple(
+                    Measure(
+                        f"writers-{count}-{flush}",
+                        f"transactions a second, {count} connection{'s' * (count > 1)}, commits "
+                        f"{'wait' if flush == 'on' else 'do not wait'} for the disk",
+                        f"{count} {flush}, with",
+                        "without the triggers",
+                        f"{count} {flush}, without",
+                        of="rate",
+                    )
+                    for count, flush in WRITERS
+                ),
                 Measure(
                     "writers-16-on-bare",
                     "transactions a second, 16 connections, commits wait for the disk",
