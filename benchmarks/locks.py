@@ -27,9 +27,9 @@ from benchmarks._run import alone
 from benchmarks._worker import workers
 from pgtoolset import advisory_lock, lock_rows, lock_tables
 
-#: Calls in one turn. A turn of some milliseconds is seldom hit by what else the machine does, and
-#: there is time for hundreds.
-TURNS = 3
+#: Calls in one turn: some ten milliseconds, so that there are many turns, and few that something
+#: else on the machine has hit. In a shorter turn the caches are still those of the one before.
+TURNS = 8
 SIZES = (1, 10, 100, 1_000, 10_000, 100_000)
 
 Step: TypeAlias = Callable[[AsyncSession], Awaitable[None]]

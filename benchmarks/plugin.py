@@ -3,9 +3,9 @@ benchmarks.plugin`.
 
 A project with a hundred tests is written to a folder and tested by pytest itself, in fresh
 processes, with no other plugins than pytest-asyncio and this one: those that happen to be installed
-here would be timed as well. Each test inserts a row and commits. What is counted is what pytest reports for the setup
-and the teardown of a test, the first test left out; the same loop scopes with fixtures written by
-hand, as SQLAlchemy's documentation has them, stand beside it.
+here would be timed as well. Each test inserts a row and commits. What is counted is what pytest
+reports for the setup and the teardown of a test, the first test left out; the same loop scopes with
+fixtures written by hand, as SQLAlchemy's documentation has them, stand beside it.
 """
 
 from __future__ import annotations
