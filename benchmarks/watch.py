@@ -376,7 +376,7 @@ BENCHMARK = Benchmark(
             "Writers with the triggers of notifications",
             writers,
             (
-                *tuple(
+                *(
                     Measure(
                         f"writers-{count}-{flush}",
                         f"transactions a second, {count} connection{'s' * (count > 1)}, commits "
