@@ -111,8 +111,8 @@ FILES = {
     """,
 }
 
-#: All plugins that the project has.
-PLUGINS = ["-p", "pytest_asyncio.plugin", "-p", "pytest_pgtoolset"]
+#: All plugins that the project has, by the names of their entry points.
+PLUGINS = ["-p", "asyncio", "-p", "pgtoolset"]
 
 ASYNCIO = ["-o", "asyncio_mode=auto", "-o"]
 SESSION = [
