@@ -368,7 +368,7 @@ def parse_server_url(name: str, url: DatabaseUrl, driver: str | None = None) -> 
     Args:
         name: where the URL comes from, for the error.
         url: a URL for SQLAlchemy or libpq.
-        driver: `"asyncpg"` or `"psycopg"`, whatever the URL names; `None` for that one.
+        driver: `"asyncpg"` or `"psycopg"`, whatever the URL names; `None` keeps it.
 
     Raises:
         ValueError, TypeError: it is not the URL of a PostgreSQL server; the URL is not shown.
