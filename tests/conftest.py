@@ -18,7 +18,6 @@ import fastapi  # noqa: F401 - imported here, and not by a test while blocking c
 import psycopg  # noqa: F401 - likewise
 import pytest
 import pytest_asyncio
-from _pytest.assertion import rewrite
 from blockbuster import BlockBuster
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -63,29 +62,6 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
     if has_room_in_memory():
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Share the work of making bytecode of the tests with the other workers, where there is none.
-
-    Every worker imports every test, in the same order, and so each would rewrite the assertions of
-    all of them, which takes as long as the rest of the collection.
-    """
-    number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-    if number:
-        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        files = sorted(Path(__file__).parent.rglob("test_*.py"))
-        for file in files[int(number) :: count]:
-            rewrite_ahead(file, session.config)
-
-
-def rewrite_ahead(file: Path, config: pytest.Config) -> None:
-    """Write the bytecode of a test's module as the import of it does."""
-    folder = rewrite.get_cache_dir(file)
-    bytecode = folder / (file.stem + rewrite.PYC_TAIL)
-    if rewrite._read_pyc(file, bytecode) is None and rewrite.try_makedirs(folder):
-        state, code = rewrite._rewrite_test(file, config)
-        rewrite._write_pyc(config.stash[rewrite.assertstate_key], code, state, bytecode)
 
 
 def pytest_collection_finish() -> None:
