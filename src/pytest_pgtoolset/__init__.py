@@ -7,6 +7,7 @@ for a fixture. The plugin is not a part of `pgtoolset` because importing that im
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,14 @@ def pytest_configure(config: pytest.Config) -> None:
             "the ini options pg_metadata and pg_migrate are both set; "
             "one of them makes the template database, so remove the other"
         )
-    if config.pluginmanager.has_plugin("asyncio"):
+    if _has_pytest_asyncio(config):
         config.pluginmanager.import_plugin("pytest_pgtoolset._asyncio")
+
+
+def _has_pytest_asyncio(config: pytest.Config) -> bool:
+    """Return whether pytest-asyncio runs, under whatever name it was loaded."""
+    plugin = sys.modules.get("pytest_asyncio.plugin")
+    return plugin is not None and config.pluginmanager.is_registered(plugin)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -322,7 +329,7 @@ def _for_the_loop(request: pytest.FixtureRequest, kind: str) -> str:
 
 def _asyncio_scope(request: pytest.FixtureRequest) -> str | None:
     """Return the scope of the test's loop in pytest-asyncio, `None` for a test of another kind."""
-    if not request.config.pluginmanager.has_plugin("asyncio"):
+    if not _has_pytest_asyncio(request.config):
         return None
     import pytest_asyncio
 

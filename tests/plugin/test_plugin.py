@@ -40,6 +40,22 @@ async def test_user_project(
     assert await databases(server_url) == before
 
 
+def test_plugins_that_are_named(project: Project) -> None:
+    """Where pytest loads no plugin by itself, pytest-asyncio may be named by its module."""
+    project.write(
+        test_it="""
+            from models import Item
+
+            async def test(pg_session):
+                pg_session.add(Item())
+                await pg_session.commit()
+        """
+    )
+    named = ("-p", "pytest_asyncio.plugin", "-p", "pytest_pgtoolset")
+    outcome = project.run(*named, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert outcome.counts == {"passed": 1}, outcome.output
+
+
 def test_strict_mode_and_every_scope_in_one_module(project: Project) -> None:
     """In strict mode no fixture needs a decorator, and the tests of one module run in loops of
     every scope in turn."""
