@@ -46,7 +46,8 @@ Still serving. Open the page of the shop, in two windows beside each other:
 
   {address}
 
-or talk to it, with all that it understands at {address}/docs
+or talk to it; {address}/docs lists its requests (FastAPI loads the scripts of that page
+from a CDN)
 
   curl {address}/products
   curl {address}/orders --json '{{"customer_id": 1, "lines": [{{"sku": "beans", "quantity": 2}}]}}'
