@@ -448,6 +448,17 @@ async def test_has_one_backend(engine: AsyncEngine) -> None:
     assert not has_one_backend(unknown)
 
 
+@pytest.mark.asyncpg(reason="a method of asyncpg")
+async def test_asyncpg_without_cancel(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection closes without a method that asks once more to cancel what runs on it."""
+    async with engine.connect() as connection:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        monkeypatch.delattr(asyncpg.Connection, "_cancel")
+        assert not hasattr(raw, "_cancel")
+        await connection.invalidate()
+        assert raw.is_closed()
+
+
 async def test_severity(engine: AsyncEngine) -> None:
     """An error of PostgreSQL has a severity, and an error of the driver's own checks has none."""
     async with engine.connect() as connection:

@@ -8,8 +8,9 @@ https://www.postgresql.org/docs/current/protocol-message-formats.html (CommandCo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import URL, Dialect, PoolProxiedConnection
@@ -25,6 +26,9 @@ from pgtoolset._postgres.sqlstates import sqlstate_of
 #: SQLSTATEs of a refused connection where another database may be open: the database is missing,
 #: sealed or full, or the role has no CONNECT privilege or no line in pg_hba.conf.
 _REFUSED = frozenset({"3D000", "42501", "28000", "55000", "53300"})
+
+#: Seconds until PostgreSQL is asked once more to cancel a statement; twice as many after that.
+_FIRST_PAUSE = 0.1
 
 _CONSEQUENCE = "The answer to a COMMIT cannot be checked, so nothing is sent"
 
@@ -58,7 +62,8 @@ class AsyncpgDriver:
 
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it."""
-        await raw.close()
+        with _cancelling_again(raw):
+            await raw.close()
 
     def close_pooled(
         self, adapter: Any, dialect_terminate: Callable[[DBAPIConnection], None]
@@ -69,8 +74,10 @@ class AsyncpgDriver:
         waited for the answer to the COMMIT would arrive there, in place of the error about the
         COMMIT.
         """
-        if not self.is_closed(adapter.driver_connection):
-            dialect_terminate(adapter)
+        raw: Any = adapter.driver_connection
+        if not self.is_closed(raw):
+            with _cancelling_again(raw):
+                dialect_terminate(adapter)
 
     def roll_back(
         self,
@@ -308,6 +315,38 @@ def _owner_of(transaction: Any, raw: Any) -> Any:
     if not hasattr(owner, "_top_xact"):
         raise _not_verifiable(raw)
     return owner
+
+
+@contextmanager
+def _cancelling_again(raw: Any) -> Iterator[None]:
+    """Repeat asyncpg's request to cancel what runs on a connection, while the block closes it.
+
+    PostgreSQL ignores a request that reaches it before the statement does, and asyncpg sends one
+    and waits for the end of the statement. Each request has a connection of its own.
+    https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-CANCELING-REQUESTS
+    """
+    request = getattr(raw, "_cancel", None)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        request = None  # nor does SQLAlchemy ask then
+    if request is None:
+        yield
+        return
+    repeating = loop.create_task(_repeat(request))
+    try:
+        yield
+    finally:
+        repeating.cancel()
+
+
+async def _repeat(request: Callable[[asyncio.Future[None]], Awaitable[None]]) -> None:
+    pause = _FIRST_PAUSE
+    while True:
+        await asyncio.sleep(pause)
+        with suppress(Exception):
+            await request(asyncio.get_running_loop().create_future())
+        pause *= 2
 
 
 def _forget_transaction(owner: Any, transaction: Any) -> None:

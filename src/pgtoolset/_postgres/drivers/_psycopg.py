@@ -11,6 +11,7 @@ that is cancelled like that may be stored, so it runs in a task of its own.
 
 from __future__ import annotations
 
+import asyncio
 import select
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
@@ -50,6 +51,13 @@ _HAS_LEFT = (
 
 #: Seconds that the server may take to cancel a statement on a connection that is closed.
 _CANCEL_TIMEOUT = 2.0
+
+#: Seconds until the server is asked once more to cancel a statement, because it ignores a request
+#: that reaches it before the statement does; twice as many after that.
+_FIRST_PAUSE = 0.1
+
+#: Seconds between two looks whether the statement has ended.
+_POLL = 0.01
 
 #: What sends a COMMIT, and says whether it can succeed.
 _NEEDED = ("_commit_gen", "lock", "wait", "pgconn")
@@ -106,8 +114,13 @@ class PsycopgDriver:
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
         try:
-            if _is_busy(raw):
+            pause = _FIRST_PAUSE
+            while _is_busy(raw):
                 await cancel_psycopg(raw, _CANCEL_TIMEOUT)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await _until_free(raw)
+                pause *= 2
         finally:
             self.terminate(raw)
 
@@ -368,6 +381,12 @@ def _is_busy(raw: Any) -> bool:
     if raw.lock.locked():
         return True
     return raw.pgconn.transaction_status == _ACTIVE and not _has_pipeline(raw)
+
+
+async def _until_free(raw: Any) -> None:
+    """Wait until the task that waits for an answer has it; psycopg has no event for that."""
+    while _is_busy(raw):  # noqa: ASYNC110
+        await asyncio.sleep(_POLL)
 
 
 def _has_pipeline(raw: Any) -> bool:
