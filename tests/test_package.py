@@ -231,7 +231,13 @@ def test_advice_of_errors(name: str) -> None:
 
 #: What the modules of the contracts may import: one another, how texts are shown, and SQLAlchemy's
 #: types.
-CONTRACTS = {"pgtoolset._text", "pgtoolset.events", "pgtoolset.types", "pgtoolset.values"}
+CONTRACTS = {
+    "pgtoolset._row_protocols",
+    "pgtoolset._text",
+    "pgtoolset.events",
+    "pgtoolset.types",
+    "pgtoolset.values",
+}
 TYPES = {"sqlalchemy", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"}
 
 

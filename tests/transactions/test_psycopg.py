@@ -397,7 +397,7 @@ async def test_closed_where_a_cancel_would_block(
         async with asyncio.timeout(60):
             with pytest.raises(psycopg.OperationalError):
                 await waiting
-        assert cancelled == [raw] * is_safe
+        assert set(cancelled) == ({raw} if is_safe else set())
         await until(lambda raw=raw: raw.closed)
 
 

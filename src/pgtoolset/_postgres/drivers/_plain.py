@@ -71,15 +71,19 @@ def _arguments(url: URL) -> dict[str, Any]:
 _ending: set[asyncio.Task[None]] = set()
 
 
-async def cancel_psycopg(raw: Any, timeout: float) -> None:
-    """Cancel what runs on a connection of psycopg, where that does not block the process.
+async def cancel_psycopg(raw: Any, timeout: float) -> bool:
+    """Cancel what runs on a connection of psycopg; return whether the server was asked to.
+
+    It is not where that would block the process.
 
     Before libpq 17 psycopg waits for the server and lets no other task or thread run meanwhile; a
     network that does not answer would stop the program. PostgreSQL finishes the statement then.
     https://www.psycopg.org/psycopg3/docs/api/connections.html#psycopg.Connection.cancel_safe
     """
-    if import_module("psycopg").capabilities.has_cancel_safe():
-        await raw.cancel_safe(timeout=timeout)
+    if not import_module("psycopg").capabilities.has_cancel_safe():
+        return False
+    await raw.cancel_safe(timeout=timeout)
+    return True
 
 
 def terminate_psycopg(raw: Any) -> None:

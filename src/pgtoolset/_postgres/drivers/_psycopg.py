@@ -56,9 +56,6 @@ _CANCEL_TIMEOUT = 2.0
 #: that reaches it before the statement does; twice as many after that.
 _FIRST_PAUSE = 0.1
 
-#: Seconds between two looks whether the statement has ended.
-_POLL = 0.01
-
 #: What sends a COMMIT, and says whether it can succeed.
 _NEEDED = ("_commit_gen", "lock", "wait", "pgconn")
 
@@ -114,13 +111,10 @@ class PsycopgDriver:
     async def close(self, raw: Any) -> None:
         """Close the connection, and cancel what runs on it: PostgreSQL would finish that first."""
         try:
-            pause = _FIRST_PAUSE
-            while _is_busy(raw):
-                await cancel_psycopg(raw, _CANCEL_TIMEOUT)
+            if _is_busy(raw):
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await _until_free(raw)
-                pause *= 2
+                    async with asyncio.timeout(_CANCEL_TIMEOUT):
+                        await _cancel(raw)
         finally:
             self.terminate(raw)
 
@@ -383,10 +377,18 @@ def _is_busy(raw: Any) -> bool:
     return raw.pgconn.transaction_status == _ACTIVE and not _has_pipeline(raw)
 
 
-async def _until_free(raw: Any) -> None:
-    """Wait until the task that waits for an answer has it; psycopg has no event for that."""
-    while _is_busy(raw):  # noqa: ASYNC110
-        await asyncio.sleep(_POLL)
+async def _cancel(raw: Any) -> None:
+    """Ask the server to cancel what runs, until each task that waits for an answer has it.
+
+    psycopg 3.2 reads a COPY without the lock, and then there is nothing to wait for.
+    """
+    pause = _FIRST_PAUSE
+    while await cancel_psycopg(raw, _CANCEL_TIMEOUT):
+        try:
+            async with asyncio.timeout(pause), raw.lock:
+                return
+        except TimeoutError:
+            pause *= 2
 
 
 def _has_pipeline(raw: Any) -> bool:
