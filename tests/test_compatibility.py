@@ -78,6 +78,9 @@ LAZY_LOADER = next(
     getattr(strategies, name) for name in ("LazyLoader", "_LazyLoader") if hasattr(strategies, name)
 )
 
+#: Of pools that connect to nothing.
+NO_CREATOR: Any = None
+
 ATTRIBUTES = [
     (Session, "_trans_context_manager"),
     (SessionTransaction, "_rollback_exception"),
@@ -88,8 +91,8 @@ ATTRIBUTES = [
     (AsyncAdapt_asyncpg_ss_cursor, "server_side"),
     (AsyncAdapt_asyncpg_ss_cursor, "_cursor"),
     (sqlalchemy.Pool, "_invalidate"),
-    (sqlalchemy.QueuePool(lambda: None), "_max_overflow"),  # type: ignore[arg-type]
-    (sqlalchemy.NullPool(lambda: None), "_invalidate_time"),  # type: ignore[arg-type]
+    (sqlalchemy.QueuePool(NO_CREATOR), "_max_overflow"),
+    (sqlalchemy.NullPool(NO_CREATOR), "_invalidate_time"),
     (sqlalchemy.Pool, "_dialect"),
     (sqlalchemy.Pool, "_do_get"),
     (sqlalchemy.Pool, "_do_return_conn"),

@@ -13,7 +13,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import pytest_asyncio
-from sqlalchemy import Column, ForeignKey, Table, make_url, select, text
+from sqlalchemy import make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -21,7 +21,6 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from pgtoolset import (
     M2MChange,
@@ -43,6 +42,7 @@ from pgtoolset.errors import PoolerError
 from tests.nodes import Nodes
 from tests.pgbouncer import BACKENDS, needs_pgbouncer, pgbouncer
 from tests.support import Account, Base, insert, stored
+from tests.tagged import Post, Tagged
 
 pytestmark = needs_pgbouncer
 
@@ -60,31 +60,6 @@ WITHOUT_CACHES: dict[str, dict[str, Any]] = {
 CLIENTS = 3 * BACKENDS
 
 Maker = async_sessionmaker[AsyncSession]
-
-
-class Library(DeclarativeBase):
-    pass
-
-
-book_shelf = Table(
-    "book_shelf",
-    Library.metadata,
-    Column("book_id", ForeignKey("book.id"), primary_key=True),
-    Column("shelf_id", ForeignKey("shelf.id"), primary_key=True),
-)
-
-
-class Shelf(Library):
-    __tablename__ = "shelf"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Book(Library):
-    __tablename__ = "book"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    shelves: Mapped[list[Shelf]] = relationship(secondary=book_shelf)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -213,29 +188,29 @@ async def test_run_transaction(maker: Maker, other: asyncpg.Connection) -> None:
 async def test_many_to_many(maker: Maker, bouncing: AsyncEngine, other: asyncpg.Connection) -> None:
     """Associations are written by many clients at once, also after DDL on another backend."""
     async with bouncing.begin() as connection:
-        await connection.run_sync(Library.metadata.create_all)
+        await connection.run_sync(Tagged.metadata.create_all)
     try:
-        await other.execute("INSERT INTO book SELECT generate_series(1, 20)")
-        await other.execute("INSERT INTO shelf SELECT generate_series(1, 20)")
+        await other.execute("INSERT INTO tagged_post SELECT generate_series(1, 20)")
+        await other.execute("INSERT INTO tagged_tag SELECT generate_series(1, 20)")
 
         async def write(number: int) -> None:
             async with maker() as session, get_transaction(session):
-                book = await session.get_one(Book, number)
-                assert await m2m_add(session, book, Book.shelves, pks=[1, 2, 3]) == 3
-                change = await m2m_set(session, book, Book.shelves, pks=[3, 4])
+                post = await session.get_one(Post, number)
+                assert await m2m_add(session, post, Post.tags, pks=[1, 2, 3]) == 3
+                change = await m2m_set(session, post, Post.tags, pks=[3, 4])
                 assert change == M2MChange(added=1, removed=2)
-                assert await m2m_remove(session, book, Book.shelves, pks=[4]) == 1
+                assert await m2m_remove(session, post, Post.tags, pks=[4]) == 1
                 links = [(number, 5), (number, 6)]
-                assert await m2m_add_many(session, Book.shelves, links) == 2
+                assert await m2m_add_many(session, Post.tags, links) == 2
 
         await asyncio.gather(*(write(number) for number in range(1, 11)))
-        await other.execute("ALTER TABLE book_shelf ADD COLUMN note text")
+        await other.execute("ALTER TABLE tagged_post_tag ADD COLUMN note text")
         await asyncio.gather(*(write(number) for number in range(11, 21)))
-        rows = await other.fetch("SELECT book_id, shelf_id FROM book_shelf")
-        expected = {(book, shelf) for book in range(1, 21) for shelf in (3, 5, 6)}
+        rows = await other.fetch("SELECT post_id, tag_id FROM tagged_post_tag")
+        expected = {(post, tag) for post in range(1, 21) for tag in (3, 5, 6)}
         assert {tuple(row)[:2] for row in rows} == expected
     finally:
-        await other.execute("DROP TABLE book_shelf, book, shelf")
+        await other.execute("DROP TABLE tagged_post_tag, tagged_post, tagged_tag")
 
 
 async def test_cleanup(maker: Maker, other: asyncpg.Connection) -> None:

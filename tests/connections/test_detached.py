@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Table, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 import pgtoolset
 from pgtoolset import (
@@ -32,35 +31,11 @@ from pgtoolset import (
     release_connection,
     wait_for_row_change,
 )
+from tests.tagged import Post, Tagged
 
 Function = Callable[[AsyncSession], Awaitable[object]]
 
 SOURCES = Path(pgtoolset.__file__).parent
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-post_tag = Table(
-    "detached_post_tag",
-    Base.metadata,
-    Column("post_id", ForeignKey("detached_post.id"), primary_key=True),
-    Column("tag_id", ForeignKey("detached_tag.id"), primary_key=True),
-)
-
-
-class Tag(Base):
-    __tablename__ = "detached_tag"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Post(Base):
-    __tablename__ = "detached_post"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    tags: Mapped[list[Tag]] = relationship(secondary=post_tag)
 
 
 async def blocks(session: AsyncSession) -> None:
@@ -124,7 +99,7 @@ async def callbacks(session: AsyncSession) -> None:
 #: By name, each function of the package that takes a session.
 FUNCTIONS: dict[str, Function] = {
     "advisory_lock": advisory_locks,
-    "cleanup_tables": lambda session: cleanup_tables(session, Base),
+    "cleanup_tables": lambda session: cleanup_tables(session, Tagged),
     "driver_connection": lent,
     "get_transaction": blocks,
     "list_lock_waits": list_lock_waits,
@@ -141,9 +116,9 @@ FUNCTIONS: dict[str, Function] = {
 
 #: One row for each function to work with.
 FILL = """
-WITH links AS (DELETE FROM detached_post_tag),
-     tags AS (INSERT INTO detached_tag VALUES (1) ON CONFLICT DO NOTHING)
-INSERT INTO detached_post VALUES (1) ON CONFLICT DO NOTHING
+WITH links AS (DELETE FROM tagged_post_tag),
+     tags AS (INSERT INTO tagged_tag VALUES (1) ON CONFLICT DO NOTHING)
+INSERT INTO tagged_post VALUES (1) ON CONFLICT DO NOTHING
 """
 
 OPTIONS: list[dict[str, Any]] = [
@@ -196,11 +171,11 @@ async def test_each_function(engine: AsyncEngine, options: dict[str, Any]) -> No
     """A function does on a detached connection what it does on one of the pool, whatever the
     options of the engine, and raises the same errors."""
     async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
+        await connection.run_sync(Tagged.metadata.create_all)
     attached = await outcomes(engine, options, is_detached=False)
     assert await outcomes(engine, options, is_detached=True) == attached
     async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Tagged.metadata.drop_all)
 
 
 def test_every_function_is_here() -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from pgtoolset import create_db_context, holders
-from tests.support import DRIVER, until
+from tests.support import until
 
 pytestmark = pytest.mark.skipif(
     "DATABASE_URL" in os.environ, reason="stops a process of the embedded server"
@@ -49,14 +49,21 @@ async def is_over(other: asyncpg.Connection, pid: int) -> bool:
     return not await other.fetchval(query, pid)
 
 
-@pytest.mark.parametrize("of", ["the block", "another task"])
+@pytest.mark.parametrize(
+    "of",
+    [
+        pytest.param(
+            "the block",
+            marks=pytest.mark.asyncpg(reason="psycopg waits for the end of the statement"),
+        ),
+        "another task",
+    ],
+)
 async def test_cancelled_before_it_arrives(
     single: AsyncEngine, other: asyncpg.Connection, of: str
 ) -> None:
     """released: a statement that PostgreSQL begins after it was asked to cancel it is cancelled all
     the same, and does not run to its end with the locks of its transaction."""
-    if DRIVER == "psycopg" and of == "the block":
-        pytest.skip("psycopg asks once, and waits for the end of the statement")
     started = asyncio.Event()
     pid = 0
 

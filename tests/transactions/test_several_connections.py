@@ -22,6 +22,7 @@ from sqlalchemy.util import await_only
 from pgtoolset import (
     CommitUnknownError,
     TransactionAbortedError,
+    TransactionStateError,
     create_db_context,
     deadline,
     get_transaction,
@@ -212,3 +213,23 @@ async def test_rollback_of_what_is_prepared_after_a_deadline(two_phase_url: str)
         assert await connection.scalar(text("SELECT count(*) FROM pg_prepared_xacts")) == 0
     await engine.dispose()
     await second.dispose()
+
+
+async def test_a_connection_that_comes_later(engine: AsyncEngine, second: AsyncEngine) -> None:
+    """A savepoint is refused where a connection in AUTOCOMMIT has come to the transaction, also
+    after one before it was not."""
+    autocommit = second.execution_options(isolation_level="AUTOCOMMIT").sync_engine
+
+    class Routed(Session):
+        def get_bind(self, mapper: Any = None, *, clause: Any = None, **kw: Any) -> Any:
+            return autocommit if "account" in str(clause) else engine.sync_engine
+
+    async with AsyncSession(sync_session_class=Routed) as session:
+        await session.begin()
+        await session.execute(text("SELECT 1"))
+        async with get_transaction(session):
+            await session.execute(text("SELECT 1"))
+        await session.execute(text("SELECT count(*) FROM account"))
+        with pytest.raises(TransactionStateError, match="AUTOCOMMIT"):
+            async with get_transaction(session):
+                pass

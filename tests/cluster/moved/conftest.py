@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import (
@@ -25,9 +26,10 @@ def driver(request: pytest.FixtureRequest) -> str:
 async def engine(nodes: Nodes, driver: str) -> AsyncIterator[AsyncEngine]:
     """An engine at the address of the pair."""
     engine = create_async_engine(nodes.address(driver=driver), pool_size=POOL, max_overflow=0)
+    pool: Any = engine.pool
     try:
         yield engine
-        assert engine.pool.checkedout() == 0, "the test left a connection checked out"  # type: ignore[attr-defined]
+        assert pool.checkedout() == 0, "the test left a connection checked out"
     finally:
         await engine.dispose()
 

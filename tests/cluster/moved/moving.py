@@ -44,7 +44,8 @@ def refused(error: BaseException) -> bool:
 
 
 async def stored(nodes: Nodes) -> int:
-    return int(await execute(nodes.primary, "SELECT count(*) FROM item"))  # type: ignore[call-overload]
+    count: Any = await execute(nodes.primary, "SELECT count(*) FROM item")
+    return int(count)
 
 
 async def see(engine: AsyncEngine) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Table, text
+import sqlalchemy
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from pgtoolset import (
     LockTimeoutError,
@@ -33,31 +33,7 @@ from tests.cluster.moved.moving import (
 )
 from tests.nodes import Nodes, execute
 from tests.support import Base, Item, insert
-
-
-class Catalog(DeclarativeBase):
-    pass
-
-
-post_tag = Table(
-    "post_tag",
-    Catalog.metadata,
-    Column("post_id", ForeignKey("post.id"), primary_key=True),
-    Column("tag_id", ForeignKey("tag.id"), primary_key=True),
-)
-
-
-class Tag(Catalog):
-    __tablename__ = "tag"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Post(Catalog):
-    __tablename__ = "post"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    tags: Mapped[list[Tag]] = relationship(secondary=post_tag)
+from tests.tagged import Post, Tagged
 
 
 async def test_blocks(
@@ -140,8 +116,8 @@ async def by_cleanup(session: AsyncSession) -> None:
 async def by_driver_connection(session: AsyncSession) -> None:
     async with get_transaction(session):
         await session.execute(text("SELECT 1"))
-        raw = await (await session.connection()).get_raw_connection()
-        await raw.driver_connection.execute("INSERT INTO item VALUES (1, '')")  # type: ignore[union-attr]
+        raw: Any = await (await session.connection()).get_raw_connection()
+        await raw.driver_connection.execute("INSERT INTO item VALUES (1, '')")
 
 
 WRITES = [
@@ -180,10 +156,10 @@ async def test_every_function(
 async def test_many_to_many(nodes: Nodes, engine: AsyncEngine, maker: Any, driver: str) -> None:
     """A write of an association in a session that is in no block of ours counts as well."""
     async with engine.begin() as connection:
-        await connection.run_sync(Catalog.metadata.create_all)
-        await connection.execute(text("TRUNCATE post, tag, post_tag"))
-        await connection.execute(text("INSERT INTO post VALUES (1)"))
-        await connection.execute(text("INSERT INTO tag VALUES (1)"))
+        await connection.run_sync(Tagged.metadata.create_all)
+        await connection.execute(text("TRUNCATE tagged_post, tagged_tag, tagged_post_tag"))
+        await connection.execute(text("INSERT INTO tagged_post VALUES (1)"))
+        await connection.execute(text("INSERT INTO tagged_tag VALUES (1)"))
     await nodes.caught_up()
     await settle_on_the_standby(nodes, engine)
     async with maker() as session:
@@ -193,7 +169,7 @@ async def test_many_to_many(nodes: Nodes, engine: AsyncEngine, maker: Any, drive
     assert refused(caught.value)
     async with maker() as session, session.begin():
         await m2m_add(session, await session.get_one(Post, 1), Post.tags, pks=[1])
-    assert await execute(nodes.primary, "SELECT count(*) FROM post_tag") == 1
+    assert await execute(nodes.primary, "SELECT count(*) FROM tagged_post_tag") == 1
 
 
 async def test_plain_engine(nodes: Nodes, engine: AsyncEngine, maker: Any) -> None:
@@ -202,10 +178,10 @@ async def test_plain_engine(nodes: Nodes, engine: AsyncEngine, maker: Any) -> No
     await settle_on_the_standby(nodes, engine)
     with pytest.raises(Exception) as caught:
         async with engine.begin() as connection:
-            await connection.execute(Item.__table__.insert(), {"id": 1, "name": ""})  # type: ignore[attr-defined]
+            await connection.execute(sqlalchemy.insert(Item), {"id": 1, "name": ""})
     assert refused(caught.value)
     async with engine.begin() as connection:
-        await connection.execute(Item.__table__.insert(), {"id": 1, "name": ""})  # type: ignore[attr-defined]
+        await connection.execute(sqlalchemy.insert(Item), {"id": 1, "name": ""})
     assert await stored(nodes) == 1
 
 

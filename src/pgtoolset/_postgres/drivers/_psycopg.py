@@ -114,7 +114,7 @@ class PsycopgDriver:
             if _is_busy(raw):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_CANCEL_TIMEOUT):
-                        await _cancel(raw)
+                        await _cancel_running(raw)
         finally:
             self.terminate(raw)
 
@@ -377,7 +377,7 @@ def _is_busy(raw: Any) -> bool:
     return raw.pgconn.transaction_status == _ACTIVE and not _has_pipeline(raw)
 
 
-async def _cancel(raw: Any) -> None:
+async def _cancel_running(raw: Any) -> None:
     """Ask the server to cancel what runs, until each task that waits for an answer has it.
 
     psycopg 3.2 reads a COPY without the lock, and then there is nothing to wait for.
