@@ -329,8 +329,8 @@ def _cancelling_again(raw: Any) -> Iterator[None]:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        request = None  # nor does SQLAlchemy ask then
-    if request is None:
+        loop = None  # nor does SQLAlchemy ask then
+    if request is None or loop is None:
         yield
         return
     repeating = loop.create_task(_repeat(request))
