@@ -35,7 +35,10 @@ _STALE_SHARE = 0.1
 _STALE_LEAST = 5
 
 #: Milliseconds: a shorter limit could cut the statement that takes it off.
-_SHORTEST = 10
+_SHORTEST = 11
+
+#: Milliseconds: people set multiples of this, so a deadline does not.
+_ROUND = 10
 
 #: Milliseconds: the longest limit that PostgreSQL takes, 24 days.
 _LONGEST = 2**31 - 1
@@ -66,7 +69,8 @@ class StatementLimit:
         self._base: int | None = None
         #: On the server; `None` where it must be asked for.
         self._set: int | None = None
-        #: Each value that was set here, with the limit below it.
+        #: Each value that was set here, with the limit below it. A savepoint or a block may put a
+        #: value back, and it alone tells the limit then: a value never has two.
         self._ours: dict[int, int] = {}
 
     def opening(
@@ -129,22 +133,27 @@ class StatementLimit:
 
     def _ask(self, connection: PoolProxiedConnection) -> None:
         self._set = shown = _asked(connection)
-        # What a savepoint or a block has put back may be ours.
         self._base = self._ours.get(shown, shown)
 
     def _statement(self, deadline: Deadline) -> str:
         """Return the statement that sets the limit to the time left; empty where it is set."""
-        assert self._base is not None
+        base = self._base
+        assert base is not None
         self.deadline = deadline
         left = max(_SHORTEST, min(_LONGEST, ceil(deadline.left() * 1000)))
-        wanted = min(left, self._base) if self._base else left
+        wanted = min(left, base) if base else left
+        ours = self._ours
+        while wanted > 1 and (
+            ours.get(wanted, base) != base or (wanted != base and wanted % _ROUND == 0)
+        ):
+            wanted -= 1
         present = self._set
         if present is not None and 0 < present and wanted <= present:
-            stale = 0 if wanted == self._base else max(_STALE_LEAST, wanted * _STALE_SHARE)
+            stale = 0 if wanted == base else max(_STALE_LEAST, wanted * _STALE_SHARE)
             if present - wanted <= stale:
                 return ""
         self._set = wanted
-        self._ours[wanted] = self._base
+        ours[wanted] = base
         return _set_local(wanted)
 
 

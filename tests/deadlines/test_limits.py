@@ -182,16 +182,45 @@ async def test_statements_of_their_own(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(data=st.data())
-async def test_model(session_maker: Maker, data: st.DataObject) -> None:
+@given(data=st.data(), does_time_pass=st.booleans())
+async def test_model(session_maker: Maker, data: st.DataObject, does_time_pass: bool) -> None:
     """Whatever is nested in a transaction, a deadline shortens the limit while it is open, and
-    afterwards the limit is what it would have been without."""
+    afterwards the limit is what it would have been without, however little time passes."""
     db_context = create_db_context(session_maker)
-    async with db_context() as session:
-        base = await _follow(session, data, 0.0, depth=0)
-        assert await limit(session) == base
+    now = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        if not does_time_pass:
+            patch.setattr("pgtoolset._deadlines.monotonic", lambda: now)
+        async with db_context() as session:
+            base = await _follow(session, data, 0.0, depth=0)
+            assert await limit(session) == base
     async with db_context() as session:
         assert await limit(session) == 0
+
+
+@pytest.mark.parametrize("value", [1000, 999_990, 1_000_000, 700_000])
+async def test_a_limit_that_is_as_long_as_a_deadline(
+    db_context: Context, monkeypatch: pytest.MonkeyPatch, value: int
+) -> None:
+    """A limit of the caller that is as long as one that a deadline has set stays the caller's,
+    whatever a savepoint puts back."""
+    now = time.monotonic()
+    monkeypatch.setattr("pgtoolset._deadlines.monotonic", lambda: now)
+    set_local = text(f"SET LOCAL statement_timeout = {value}")
+    async with db_context() as session:
+        with deadline(1000):
+            await session.execute(text("SELECT 1"))
+            with pytest.raises(KeyError):
+                async with get_transaction(session):
+                    await session.execute(text("SET LOCAL statement_timeout = '2000s'"))
+                    await session.execute(text("SELECT 1"))
+                    raise KeyError
+            await session.execute(text("SELECT 1"))
+        assert await limit(session) == 0
+        with deadline(1000):
+            await session.execute(set_local)
+            assert await limit(session) == pytest.approx(value / 1000, abs=0.01)
+        assert await limit(session) == value / 1000
 
 
 async def _follow(
@@ -207,7 +236,7 @@ async def _follow(
         if not end or (base and base <= end * 0.9):
             assert seen == base
         elif not base or base > end:
-            assert end * 0.9 < seen <= end
+            assert end * 0.9 < seen <= end + 0.001  # milliseconds are rounded up
 
     for _ in range(data.draw(st.integers(1, 3))):
         kinds = ["statement", "set", "lock"]
