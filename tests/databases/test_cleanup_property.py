@@ -170,8 +170,12 @@ class Schema:
             for key in self.keys
         )
 
-    def is_impossible(self) -> bool:
-        """Whether PostgreSQL refuses both, DELETE and TRUNCATE, for a table with rows."""
+    def may_be_impossible(self) -> bool:
+        """Whether PostgreSQL refuses both, DELETE and TRUNCATE, for a table with rows.
+
+        It refuses a DELETE for what a foreign key may have to write. So that many rows are not
+        looked for one by one, `cleanup_tables` may delete them without their foreign keys.
+        """
         return any(
             self._rows(number) and self._refuses_delete(number) and self._refuses_truncate(number)
             for number in self.ours()
@@ -262,13 +266,17 @@ async def test_any_schema(
     )
     await sql.execute(";\n".join(schema.statements()))
     before = await snapshot(sql)
-    if schema.is_refused() or schema.is_impossible():
-        error = OutsideReferenceError if schema.is_refused() else DBAPIError
-        with pytest.raises(error):
+    if schema.is_refused():
+        with pytest.raises(OutsideReferenceError):
             await cleanup_tables(session, schema.metadata())
         assert await snapshot(sql) == before
         return
-    await cleanup_tables(session, schema.metadata())
+    try:
+        await cleanup_tables(session, schema.metadata())
+    except DBAPIError:
+        assert schema.may_be_impossible()
+        assert await snapshot(sql) == before
+        return
     after = await snapshot(sql)
     ours = {f"t{number}{part}" for number in schema.ours() for part in ("", "a", "b")}
     restarted = schema.restarted()
