@@ -34,10 +34,10 @@ from tests.support import (
     DRIVER,
     DRIVERNAME,
     Cleaner,
+    Renewer,
     connect_args,
-    make_anew,
     plain_url,
-    until_nothing_is_open,
+    set_aside_what_lives,
 )
 
 MEMORY = Path("/dev/shm")
@@ -64,13 +64,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
-def pytest_collection_finish() -> None:
-    """Take what lives as long as the run away from the garbage collector.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leave garbage alone while tests are collected: nearly all that is made then stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
-    It would visit this half a million of objects each time that a test calls it.
-    """
-    gc.collect()
-    gc.freeze()
+
+def pytest_collection_finish() -> None:
+    set_aside_what_lives()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -126,15 +131,22 @@ async def _second_database(server_url: str) -> AsyncIterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def renewer(server_url: str) -> Iterator[Renewer]:
+    """Makes databases anew."""
+    with closing(Renewer(server_url)) as renewer:
+        yield renewer
+
+
 @pytest.fixture
-async def empty_database(_second_database: str, server_url: str) -> AsyncIterator[str]:
+async def empty_database(_second_database: str, renewer: Renewer) -> AsyncIterator[str]:
     """The URL of a database that is made for the test: it has nothing of any other test.
 
     No session of the test may stay in a transaction.
     """
-    await make_anew(_second_database, server_url)
+    renewer.make_anew(_second_database)
     yield _second_database
-    await until_nothing_is_open(_second_database, server_url)
+    await renewer.until_nothing_is_open(_second_database)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -12,6 +13,7 @@ from typing import Any, LiteralString
 import asyncpg
 import psycopg
 import uvicorn
+from psycopg import sql
 from sqlalchemy import ForeignKey, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -118,6 +120,16 @@ async def stored(connection: asyncpg.Connection) -> set[int]:
     return {row["id"] for row in await connection.fetch("SELECT id FROM item")}
 
 
+def set_aside_what_lives() -> None:
+    """Take what lives now away from the garbage collector, for as long as it lives.
+
+    Modules and tests are half a million of objects, which it would visit each time that it is
+    called. A test that calls it often sets aside what the tests before it have added.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 60.0) -> None:
     """Wait until `condition()` holds; fail where it does not in time on a busy machine."""
     deadline = time.monotonic() + seconds
@@ -127,29 +139,6 @@ async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float 
             return
         assert time.monotonic() < deadline, f"{condition} did not hold within {seconds} s"
         await asyncio.sleep(0.01)
-
-
-async def make_anew(url: str, server_url: str) -> None:
-    """Replace a database by an empty one of the same name, owner's mark and all.
-
-    A publication, an extension or a default privilege outlives each schema, and what an
-    interrupted test leaves has no list; nothing outlives its database.
-    """
-    name = make_url(url).database
-    connection = await asyncpg.connect(plain_url(server_url))
-    try:
-        mark = await connection.fetchval(
-            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1", name
-        )
-        # A copy of the files costs half of what the pages in the WAL do.
-        copies = connection.get_server_version().major >= 15
-        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-        await connection.execute(
-            f'CREATE DATABASE "{name}" TEMPLATE template0{" STRATEGY file_copy" * copies}'
-        )
-        await connection.execute(f"""COMMENT ON DATABASE "{name}" IS '{mark}'""")
-    finally:
-        await connection.close()
 
 
 async def at_best(attempt: Callable[[], Awaitable[bool]], tries: int = 10) -> None:
@@ -191,26 +180,72 @@ async def _drop_roles(url: str, names: tuple[str, ...]) -> None:
         await connection.close()
 
 
-async def until_nothing_is_open(url: str, server_url: str) -> None:
-    """Wait until no session of a database is in a transaction; one that stays is a leak."""
-    connection = await asyncpg.connect(plain_url(server_url))
-
-    async def nothing() -> bool:
-        look = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND xact_start IS NOT NULL"
-        return not await connection.fetchval(look, make_url(url).database)
-
-    try:
-        await until(nothing)
-    finally:
-        await connection.close()
-
-
-class Cleaner:
-    """Empties the tables of `Base`, by a connection that stays from test to test.
+class Standing:
+    """A connection that stays from test to test; it is made again where a test has ended it.
 
     It belongs to no event loop: one that each test made in its own would cost more than many a
     test does.
     """
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = plain_url(url)
+        self._name = name
+        self._connection: psycopg.Connection | None = None
+
+    def execute(self, statement: LiteralString | sql.Composed, *values: Any) -> psycopg.Cursor:
+        """Execute statements in the place of a test."""
+        if self._connection is not None:
+            try:
+                return self._connection.execute(statement, values or None)
+            except psycopg.OperationalError:
+                self._connection.close()  # a test has ended every session
+        self._connection = psycopg.connect(self._url, autocommit=True, application_name=self._name)
+        return self._connection.execute(statement, values or None)
+
+    def value(self, statement: LiteralString, *values: Any) -> Any:
+        """Return the value that a query finds."""
+        (value,) = self.execute(statement, *values).fetchone() or (None,)
+        return value
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class Renewer(Standing):
+    """Makes a database anew, by a connection to another one of its server."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "renewer")
+
+    def make_anew(self, url: str) -> None:
+        """Replace a database by an empty one of the same name, owner's mark and all.
+
+        A publication, an extension or a default privilege outlives each schema, and what an
+        interrupted test leaves has no list; nothing outlives its database.
+        """
+        name = make_url(url).database
+        assert name is not None
+        mark = self.value(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", name
+        )
+        # A copy of the files costs half of what the pages in the WAL do.
+        copies = self.value("SELECT current_setting('server_version_num')::int >= 150000")
+        strategy = sql.SQL("STRATEGY file_copy" if copies else "")
+        named = sql.Identifier(name)
+        self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(named))
+        self.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(named, strategy))
+        self.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(named, mark))
+
+    async def until_nothing_is_open(self, url: str) -> None:
+        """Wait until no session of a database is in a transaction; one that stays is a leak."""
+        look = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND xact_start IS NOT NULL"
+        name = make_url(url).database
+        await until(lambda: self.value(look, name) == 0)
+
+
+class Cleaner(Standing):
+    """Empties the tables of `Base`."""
 
     _IDLE = """
         SELECT NOT EXISTS (
@@ -220,31 +255,13 @@ class Cleaner:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = plain_url(url)
-        self._connection: psycopg.Connection | None = None
+        super().__init__(url, "cleaner")
 
     async def empty(self) -> None:
         """Empty the tables as soon as no session is in a transaction; one that stays is a leak."""
-        await until(self._is_idle)
+        await until(lambda: bool(self.value(self._IDLE)))
         tables = reversed(Base.metadata.sorted_tables)
-        self._execute("; ".join(f'DELETE FROM "{table.name}"' for table in tables))
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
-    def _is_idle(self) -> bool:
-        (idle,) = self._execute(self._IDLE).fetchone() or (False,)
-        return bool(idle)
-
-    def _execute(self, statement: LiteralString) -> psycopg.Cursor:
-        if self._connection is not None:
-            try:
-                return self._connection.execute(statement)
-            except psycopg.OperationalError:
-                self._connection.close()  # a test has ended every session
-        self._connection = psycopg.connect(self._url, autocommit=True, application_name="cleaner")
-        return self._connection.execute(statement)
+        self.execute("; ".join(f'DELETE FROM "{table.name}"' for table in tables))
 
 
 class Interrupted:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
 from pgtoolset.cli import main
+from tests.commands.forked import Forked
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -77,19 +78,12 @@ def run_here(
 
 
 @asynccontextmanager
-async def running(*arguments: str, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A command that runs until the end of the block."""
-    process = await start(*arguments, **variables)
-    try:
-        async with asyncio.timeout(180):
-            yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+async def running(*arguments: str, **variables: str) -> AsyncIterator[Forked]:
+    """A command that runs, in a process of its own, until the end of the block."""
+    async with asyncio.timeout(180), Forked(arguments, environment(variables)) as process:
+        yield process
 
 
-async def line(process: asyncio.subprocess.Process) -> str:
+async def line(process: Forked) -> str:
     """Return the next line that a command prints."""
-    assert process.stdout is not None
     return (await process.stdout.readline()).decode()

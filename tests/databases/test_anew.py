@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from pgtoolset.testing import create_worker_database
-from tests.support import make_anew, plain_url, until
+from tests.support import Renewer, plain_url, until
 
 #: What no schema holds, so that no DROP SCHEMA ... CASCADE takes it away.
 LEFT = {
@@ -58,18 +58,18 @@ async def contents(url: str) -> list[object]:
 
 
 @pytest.mark.once
-async def test_nothing_is_left(server_url: str) -> None:
+async def test_nothing_is_left(server_url: str, renewer: Renewer) -> None:
     """What outlives each schema of a database does not outlive the test, and the database is
     dropped with the others of its run."""
     async with create_worker_database(server_url, "main", prefix="pgtoolset anew") as url:
-        await make_anew(url, server_url)
+        renewer.make_anew(url)
         empty = await contents(url)
         connection = await asyncpg.connect(plain_url(url))
         name = await connection.fetchval("SELECT quote_ident(current_database())")
         for statement in LEFT.values():
             await connection.execute(statement.replace("{name}", name))
         assert await contents(url) != empty
-        await make_anew(url, server_url)
+        renewer.make_anew(url)
         assert await contents(url) == empty
         await until(connection.is_closed)
     with pytest.raises(asyncpg.InvalidCatalogNameError):

@@ -97,6 +97,7 @@ def no_reference_lost(objects: Sequence[Any]) -> Iterator[None]:
     """Each object has as many references at the end as at the start; with fewer it is freed too
     early."""
     gc.collect()
+    gc.freeze()  # what has lived until now is not to be visited again
     counts = [sys.getrefcount(each) for each in objects]
     yield
     gc.collect()

@@ -33,7 +33,7 @@ from pgtoolset import (
     on_commit,
     run_transaction,
 )
-from tests.support import Part, insert, stored, until
+from tests.support import Part, insert, set_aside_what_lives, stored, until
 
 Maker = async_sessionmaker[AsyncSession]
 Open = Callable[[Maker], AbstractAsyncContextManager[AsyncSession]]
@@ -509,7 +509,7 @@ async def test_no_growth(
     pool: Any = engine.pool
     maker = async_sessionmaker(engine)
     caplog.set_level(logging.CRITICAL, logger="pgtoolset")  # pytest would keep the tracebacks
-    gc.collect()
+    set_aside_what_lives()
     before = alive()
 
     def is_as_before() -> bool:
