@@ -40,11 +40,9 @@ from pgtoolset import (
 )
 from pgtoolset.errors import PoolerError
 from tests.nodes import Nodes
-from tests.pgbouncer import BACKENDS, needs_pgbouncer, pgbouncer
+from tests.pgbouncer import BACKENDS, pgbouncer
 from tests.support import Account, Base, insert, stored
 from tests.tagged import Post, Tagged
-
-pytestmark = needs_pgbouncer
 
 #: The drivers, each with what it needs behind a pooler.
 WITHOUT_CACHES: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from pgtoolset._postgres.checkup import Connections, ServerState
 from pgtoolset._postgres.pooling import Pooler
 from tests.commands.running import run
 from tests.nodes import Nodes, execute
-from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.pgbouncer import pgbouncer
 from tests.support import DRIVER, plain_url, until
 
 
@@ -71,7 +71,6 @@ async def test_healthy(owner: asyncpg.Connection, empty_database: str) -> None:
         assert f"note {note['name']}\n  {note['message']}\n  -> {note['advice']}\n" in output
 
 
-@needs_pgbouncer
 async def test_pgbouncer(empty_database: str) -> None:
     """Behind a pooler that loses prepared statements the option of the driver is named."""
     async with pgbouncer(empty_database) as url:
@@ -85,7 +84,6 @@ async def test_pgbouncer(empty_database: str) -> None:
     )
 
 
-@needs_pgbouncer
 async def test_session_mode(empty_database: str) -> None:
     """A pooler in session mode keeps prepared statements, so that it is only noted."""
     async with pgbouncer(empty_database, pool_mode="session") as url:
@@ -95,7 +93,6 @@ async def test_session_mode(empty_database: str) -> None:
     assert "pooler" in names(report["notes"])
 
 
-@needs_pgbouncer
 @pytest.mark.skipif(
     DRIVER == "psycopg" and tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3),
     reason="psycopg 3.2 goes on connecting after a cancellation: no answer in time is all it says",
@@ -115,7 +112,6 @@ async def test_one_backend(empty_database: str, monkeypatch: pytest.MonkeyPatch)
     assert "may lose prepared statements" in report["findings"][0]["message"]
 
 
-@needs_pgbouncer
 async def test_statement_mode(empty_database: str) -> None:
     """A pooler that has no transactions is refused, with its own words, in one line."""
     async with pgbouncer(empty_database, pool_mode="statement") as url:

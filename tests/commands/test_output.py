@@ -22,7 +22,7 @@ from pgtoolset._commands._findings import Finding
 from pgtoolset._commands._json import as_json
 from tests.commands.running import environment, line, run, run_here, running, start
 from tests.locks.locking import waiting
-from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.pgbouncer import pgbouncer
 from tests.support import plain_url
 
 ESCAPE = "\x1b"
@@ -253,7 +253,6 @@ async def test_completion_of_a_process(tmp_path: Path) -> None:
     assert answer.read_text().strip() == "watch"
 
 
-@needs_pgbouncer
 async def test_behind_pgbouncer(database_url: str, other: asyncpg.Connection) -> None:
     """`locks` and `watch` work in transaction mode, and leave no setting on a backend."""
     await other.execute("INSERT INTO item VALUES (1, 'new')")

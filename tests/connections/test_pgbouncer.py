@@ -21,10 +21,8 @@ from pgtoolset import (
     get_transaction,
     release_connection,
 )
-from tests.pgbouncer import WITHOUT_CACHES, needs_pgbouncer, pgbouncer
+from tests.pgbouncer import WITHOUT_CACHES, pgbouncer
 from tests.support import insert, stored
-
-pytestmark = needs_pgbouncer
 
 
 async def test_behind_pgbouncer(engine: AsyncEngine, database_url: str, other: Any) -> None:

@@ -33,7 +33,7 @@ from pgtoolset._arguments import seconds
 from pgtoolset._postgres.sqlstates import sqlstate_of
 from pgtoolset.protocols import DatabaseContext
 from tests.deadlines.lengths import growing
-from tests.pgbouncer import WITHOUT_CACHES, needs_pgbouncer, pgbouncer
+from tests.pgbouncer import WITHOUT_CACHES, pgbouncer
 from tests.support import (
     Item,
     connect_args,
@@ -307,7 +307,6 @@ async def test_nothing_outlives_the_transaction(engine: AsyncEngine, end: str) -
         await one.dispose()
 
 
-@needs_pgbouncer
 @growing
 async def test_pgbouncer(seconds: float, database_url: str) -> None:
     """Behind PgBouncer each transaction has its own limit, and no backend keeps one."""

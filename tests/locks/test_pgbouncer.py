@@ -12,13 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from pgtoolset import LockTimeoutError, advisory_lock, get_transaction, lock_rows, lock_tables
 from tests.locks.locking import holding, nothing_left, pid_of
-from tests.pgbouncer import WITHOUT_CACHES, needs_pgbouncer, pgbouncer
+from tests.pgbouncer import WITHOUT_CACHES, pgbouncer
 from tests.support import Account, Item
 
-pytestmark = [
-    needs_pgbouncer,
-    pytest.mark.usefixtures("unhurried"),
-]
+pytestmark = pytest.mark.usefixtures("unhurried")
 
 
 @pytest.fixture(params=["without caches", "with caches"])

@@ -226,7 +226,6 @@ async def test_no_lock_is_left(server: Server) -> None:
     assert await server.connection.fetchval(query) == 0
 
 
-@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason="needs pgbouncer")
 async def test_behind_a_pooler(server: Server) -> None:
     """Behind PgBouncer in transaction mode, with fewer backends than callers, one makes the
     template, each gets it, and no lock stays on a backend."""

@@ -532,7 +532,6 @@ async def test_replaced_after_the_look(server_url: str, other: asyncpg.Connectio
     assert await names(other) == {f"{PREFIX} doomed"}
 
 
-@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason="needs pgbouncer")
 async def test_behind_a_pooler(server_url: str, other: asyncpg.Connection) -> None:
     """Behind PgBouncer in transaction mode, with fewer backends than workers, each gets its own
     database, what is left over is swept, and no lock stays on a backend."""

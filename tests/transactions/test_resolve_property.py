@@ -33,7 +33,7 @@ from pgtoolset import (
 )
 from pgtoolset.testing import EmbeddedServer
 from tests.nodes import Nodes
-from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.pgbouncer import pgbouncer
 from tests.proxy import Direction, How, Proxy
 from tests.support import Base, plain_url, sqlalchemy_url
 
@@ -232,7 +232,6 @@ async def test_backend_killed(database_url: str, other: asyncpg.Connection) -> N
     assert set(lab.told) == {"stored", "lost"}
 
 
-@needs_pgbouncer
 @pytest.mark.parametrize("is_killed", [False, True])
 async def test_pgbouncer(database_url: str, other: asyncpg.Connection, is_killed: bool) -> None:
     """110 cuts before PgBouncer, with and without killed backends: each is resolved."""

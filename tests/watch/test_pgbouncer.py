@@ -13,10 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from pgtoolset import RowWatcher, row_change_trigger, wait_for_row_change
-from tests.pgbouncer import BACKENDS, WITHOUT_CACHES, needs_pgbouncer, pgbouncer
+from tests.pgbouncer import BACKENDS, WITHOUT_CACHES, pgbouncer
 from tests.support import Item
-
-pytestmark = needs_pgbouncer
 
 WAITERS = 10
 
