@@ -229,6 +229,8 @@ BENCHMARK = Benchmark(
                     unit="s",
                 ),
             ),
+            note="A connection of asyncpg belongs to one loop. With a loop for each function, each "
+            "test connects again, in 5 to 7 ms on this machine.",
             seconds=25,
             warm_up=0,
         ),

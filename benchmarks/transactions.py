@@ -173,6 +173,8 @@ BENCHMARK = Benchmark(
                     )
                 ),
             ),
+            note="Both send the same two statements. A nested block executes 8 % more bytecode, "
+            "for swallowed errors, callbacks after the commit, and cancellation.",
             seconds=30,
             warm_up=5,
         ),

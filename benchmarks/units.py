@@ -233,6 +233,8 @@ BENCHMARK = Benchmark(
                     Measure("control", f"control: {CONTEXT}", "plain again", "itself", "plain")
                 ),
             ),
+            note="`deadline=` sends its limit with the BEGIN, like `settings=`, and runs a timer "
+            "for each statement.",
             seconds=20,
         ),
         unused(1),
