@@ -236,13 +236,16 @@ def test_packages_are_typed(pure: Path, built: Built, package: str) -> None:
 
 
 def test_metadata(built: Built) -> None:
-    """The wheel has the addresses, the licence and a description that an index can render."""
+    """The wheel has the addresses, also of its authors, the licence and a description that an index
+    can render."""
     with zipfile.ZipFile(built.wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     urls = dict(each.split(", ") for each in metadata.get_all("Project-URL", []))
     assert urls == project["urls"]
+    (author,) = project["authors"]
+    assert metadata["Author-email"] == f"{author['name']} <{author['email']}>"
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert set(metadata.get_all("Classifier", [])) == set(project["classifiers"])
