@@ -195,12 +195,12 @@ async def test_waits_and_their_command(url: str, own: AsyncEngine) -> None:
 
 async def test_the_command_watch(url: str) -> None:
     """The names of columns and their values are printed escaped, and mistakes too."""
-    async with running("watch", url, TABLE, "1", "--interval", "0.05") as process:
-        assert (await line(process)).rstrip("\n").isprintable()
+    async with running("watch", url, TABLE, "1", "--interval", "0.05") as lines:
+        assert (await line(lines)).rstrip("\n").isprintable()
         connection = await asyncpg.connect(plain_url(url))
         note = f"n{EVIL}"
         await connection.execute(f'UPDATE "{TABLE}" SET "{note}" = \'b{EVIL}\'')
-        assert "update" in (changed := await line(process))
+        assert "update" in (changed := await line(lines))
         assert changed.rstrip("\n").isprintable()
         await connection.execute(f'CREATE TABLE "k{EVIL}" (a bool, b "char")')
         await connection.close()

@@ -9,9 +9,10 @@ import asyncio
 import os
 import runpy
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
 
 _SERVER = get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -36,31 +37,26 @@ def _command(arguments: tuple[str, ...], variables: dict[str, str], output: Conn
     runpy.run_module("pgtoolset.cli", run_name="__main__", alter_sys=True)
 
 
-class Forked:
-    """A command that runs, and what it prints.
-
-    Attributes:
-        stdout: what it prints.
-    """
-
-    def __init__(self, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
-        self.stdout = asyncio.StreamReader()
-        self._printed, output = _SERVER.Pipe(duplex=False)
-        with output:
-            self._process = _SERVER.Process(target=_command, args=(arguments, variables, output))
-            self._process.start()
-
-    async def __aenter__(self) -> Forked:
-        loop = asyncio.get_running_loop()
-        pipe = os.fdopen(os.dup(self._printed.fileno()), "rb", 0)
-        self._transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(self.stdout), pipe
-        )
-        return self
-
-    async def __aexit__(self, *_: Any) -> None:
-        self._transport.close()
-        self._printed.close()
-        self._process.kill()
-        await asyncio.to_thread(self._process.join)
-        self._process.close()
+@asynccontextmanager
+async def forked(
+    arguments: tuple[str, ...], variables: dict[str, str]
+) -> AsyncIterator[asyncio.StreamReader]:
+    """What a command prints, which runs until the end of the block."""
+    printed, output = _SERVER.Pipe(duplex=False)
+    with printed, output:
+        process = _SERVER.Process(target=_command, args=(arguments, variables, output))
+        process.start()
+        output.close()
+        lines = asyncio.StreamReader()
+        pipe = os.fdopen(os.dup(printed.fileno()), "rb", 0)
+        try:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(lines), pipe
+            )
+            with closing(transport):
+                yield lines
+        finally:
+            pipe.close()
+            process.kill()
+            await asyncio.to_thread(process.join)
+            process.close()

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
 from pgtoolset.cli import main
-from tests.commands.forked import Forked
+from tests.commands.forked import forked
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -78,12 +78,12 @@ def run_here(
 
 
 @asynccontextmanager
-async def running(*arguments: str, **variables: str) -> AsyncIterator[Forked]:
-    """A command that runs, in a process of its own, until the end of the block."""
-    async with asyncio.timeout(180), Forked(arguments, environment(variables)) as process:
-        yield process
+async def running(*arguments: str, **variables: str) -> AsyncIterator[asyncio.StreamReader]:
+    """What a command prints that runs, in a process of its own, until the end of the block."""
+    async with asyncio.timeout(180), forked(arguments, environment(variables)) as lines:
+        yield lines
 
 
-async def line(process: Forked) -> str:
+async def line(lines: asyncio.StreamReader) -> str:
     """Return the next line that a command prints."""
-    return (await process.stdout.readline()).decode()
+    return (await lines.readline()).decode()

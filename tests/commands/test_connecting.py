@@ -74,8 +74,8 @@ async def test_every_way_to_connect(server: Server, through: str, tmp_path: Path
     code, output, errors = await run("doctor", *arguments, **variables)
     assert (code, errors) == (0, "")
     assert f"database {server.database} as postgres" in output
-    async with running("watch", *arguments, "item", "1", **variables) as process:
-        assert "now: no row" in await line(process)
+    async with running("watch", *arguments, "item", "1", **variables) as lines:
+        assert "now: no row" in await line(lines)
 
 
 @pytest.mark.usefixtures("engine")
@@ -94,8 +94,8 @@ async def test_parameters_of_libpq(server: Server, other: asyncpg.Connection) ->
         ("fall", [f"{url}&fallback_application_name=fall&work_mem=77MB"], {}),
         ("pgtoolset", [url], {}),
     ):
-        async with running("watch", *arguments, "item", "1", **variables) as process:
-            assert "now: no row" in await line(process)
+        async with running("watch", *arguments, "item", "1", **variables) as lines:
+            assert "now: no row" in await line(lines)
             sessions = await other.fetch(
                 "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
             )
@@ -280,10 +280,10 @@ async def test_a_table_is_told_from_a_url(server: Server, other: asyncpg.Connect
                 (["--", "-a", "-5"], "name='-a', number=-5"),
                 (["postgresql://x", "1"], "name='postgresql://x', number=1"),
             ):
-                async with running("watch", *prefix, "odd", *key, **first) as process:
-                    assert expected in await line(process)
-        async with running("watch", "item", "-5", **variables) as process:
-            assert "no row" in await line(process)
+                async with running("watch", *prefix, "odd", *key, **first) as lines:
+                    assert expected in await line(lines)
+        async with running("watch", "item", "-5", **variables) as lines:
+            assert "no row" in await line(lines)
     finally:
         await other.execute("DROP TABLE odd")
 

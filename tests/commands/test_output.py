@@ -132,9 +132,9 @@ async def test_json_of_locks(database_url: str, other: asyncpg.Connection) -> No
     task = asyncio.create_task(waiter.execute("SELECT FROM item"))
     try:
         await waiting(other)
-        async with running("locks", database_url, "--json", "--watch", "50ms") as process:
+        async with running("locks", database_url, "--json", "--watch", "50ms") as lines:
             for _ in range(2):
-                report = json.loads(await line(process), parse_constant=pytest.fail)
+                report = json.loads(await line(lines), parse_constant=pytest.fail)
                 assert [set(each) for each in report["waits"]] == [FIELDS["wait"]]
                 assert [set(each) for each in report["blockers"]] == [FIELDS["blocker"]]
                 assert isinstance(report["waits"][0]["waiting_for"], float)
@@ -260,10 +260,10 @@ async def test_behind_pgbouncer(database_url: str, other: asyncpg.Connection) ->
         async with pgbouncer(database_url) as url:
             for _ in range(3):
                 assert await run("locks", url) == (0, "No session waits for a lock.\n", "")
-            async with running("watch", url, "item", "1", "--interval", "50ms") as process:
-                assert "now: id=1" in await line(process)
+            async with running("watch", url, "item", "1", "--interval", "50ms") as lines:
+                assert "now: id=1" in await line(lines)
                 await other.execute("UPDATE item SET name = 'paid'")
-                assert "update: name='paid'" in await line(process)
+                assert "update: name='paid'" in await line(lines)
             paths = set()
             clients = [
                 await asyncpg.connect(plain_url(url), statement_cache_size=0) for _ in range(2)

@@ -90,13 +90,13 @@ async def beginning(
     connection: asyncpg.Connection, arguments: list[str], count: int, url: str
 ) -> list[str]:
     """Return the first lines of a command that has no end, while the order is paid."""
-    async with running(*arguments, DATABASE_URL=url) as process:
-        printed = await line(process)
+    async with running(*arguments, DATABASE_URL=url) as lines:
+        printed = await line(lines)
         assert printed
         if count > 1:
             await connection.execute("UPDATE orders SET status = 'paid'")
         for _ in range(count - 1):
-            printed += await line(process)
+            printed += await line(lines)
     return printed.splitlines()
 
 
